@@ -1,0 +1,151 @@
+//! One decoder block: attention and SwiGLU feed-forward, each behind a norm and around a residual connection.
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor};
+
+use crate::cache::KvCache;
+use crate::config::LlamaConfig;
+use crate::error::ModelError;
+use crate::linear::Linear;
+use crate::norm::RmsNorm;
+use crate::ops::{self, Rotary};
+use crate::weights::Builder;
+
+/// What every block of one forward pass shares.
+#[derive(Clone, Debug)]
+pub struct BlockContext {
+    /// Rotary angles of the positions.
+    pub rotary: Rotary,
+    /// First position of each position's document `[batch, positions]`; none when every row is one document.
+    pub starts: Option<Tensor<2, Int>>,
+}
+
+/// A decoder block.
+#[derive(Module, Debug)]
+pub struct DecoderBlock {
+    /// Attention.
+    pub self_attn: Attention,
+    /// Feed-forward part.
+    pub mlp: Mlp,
+    /// Norm before the attention.
+    pub input_layernorm: RmsNorm,
+    /// Norm before the feed-forward part.
+    pub post_attention_layernorm: RmsNorm,
+}
+
+impl DecoderBlock {
+    pub(crate) fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
+        Ok(Self {
+            self_attn: Attention::build(builder, &format!("{path}.self_attn"), config)?,
+            mlp: Mlp::build(builder, &format!("{path}.mlp"), config)?,
+            input_layernorm: RmsNorm::build(builder, &format!("{path}.input_layernorm"), config)?,
+            post_attention_layernorm: RmsNorm::build(builder, &format!("{path}.post_attention_layernorm"), config)?,
+        })
+    }
+
+    /// `x [batch, positions, hidden_size]` to the same shape.
+    pub fn forward(&self, x: Tensor<3>, context: &BlockContext) -> Tensor<3> {
+        self.around(x, |attention, normed| {
+            let [q, k, v] = attention.project(normed, &context.rotary, 0);
+            ops::causal_attention(q, k, v, context.starts.clone())
+        })
+    }
+
+    /// As [`DecoderBlock::forward`], for positions that follow those in the cache.
+    pub fn forward_cached(&self, x: Tensor<3>, rotary: &Rotary, cache: &mut KvCache, layer: usize) -> Tensor<3> {
+        self.around(x, |attention, normed| {
+            let [q, k, v] = attention.project(normed, rotary, cache.len());
+            let (k, v) = cache.append(layer, k, v);
+            ops::causal_attention(q, k, v, None)
+        })
+    }
+
+    fn around(&self, x: Tensor<3>, attend: impl FnOnce(&Attention, Tensor<3>) -> Tensor<4>) -> Tensor<3> {
+        let heads = attend(&self.self_attn, self.input_layernorm.forward(x.clone()));
+        let x = x + self.self_attn.merge(heads);
+        let feed = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()));
+        x + feed
+    }
+}
+
+/// Causal self-attention with rotary positions and grouped queries.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries.
+    pub q_proj: Linear,
+    /// Keys.
+    pub k_proj: Linear,
+    /// Values.
+    pub v_proj: Linear,
+    /// Output.
+    pub o_proj: Linear,
+    #[module(skip)]
+    head_dim: usize,
+}
+
+impl Attention {
+    fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
+        let hidden = config.hidden_size;
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        Ok(Self {
+            q_proj: Linear::build(builder, &format!("{path}.q_proj"), hidden, queries)?,
+            k_proj: Linear::build(builder, &format!("{path}.k_proj"), hidden, keys)?,
+            v_proj: Linear::build(builder, &format!("{path}.v_proj"), hidden, keys)?,
+            o_proj: Linear::build(builder, &format!("{path}.o_proj"), queries, hidden)?,
+            head_dim: config.head_dim,
+        })
+    }
+
+    /// Rotated queries and keys, and values, each `[batch, positions, heads, head_dim]`; the first position has index `offset`.
+    fn project(&self, x: Tensor<3>, rotary: &Rotary, offset: usize) -> [Tensor<4>; 3] {
+        let [batch, positions, hidden] = x.dims();
+        let rows = x.reshape([batch * positions, hidden]);
+        let split = |y: Tensor<2>| {
+            let heads = y.dims()[1] / self.head_dim;
+            y.reshape([batch, positions, heads, self.head_dim])
+        };
+        [
+            ops::rotary(split(self.q_proj.forward(rows.clone())), rotary, offset),
+            ops::rotary(split(self.k_proj.forward(rows.clone())), rotary, offset),
+            split(self.v_proj.forward(rows)),
+        ]
+    }
+
+    /// `[batch, positions, heads, head_dim]` to `[batch, positions, hidden_size]`.
+    fn merge(&self, heads: Tensor<4>) -> Tensor<3> {
+        let [batch, positions, count, dim] = heads.dims();
+        let out = self.o_proj.forward(heads.reshape([batch * positions, count * dim]));
+        let hidden = out.dims()[1];
+        out.reshape([batch, positions, hidden])
+    }
+}
+
+/// SwiGLU feed-forward part ("GLU Variants Improve Transformer", arXiv 2002.05202).
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// Gate.
+    pub gate_proj: Linear,
+    /// What the gate multiplies.
+    pub up_proj: Linear,
+    /// Output.
+    pub down_proj: Linear,
+}
+
+impl Mlp {
+    fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            gate_proj: Linear::build(builder, &format!("{path}.gate_proj"), hidden, inner)?,
+            up_proj: Linear::build(builder, &format!("{path}.up_proj"), hidden, inner)?,
+            down_proj: Linear::build(builder, &format!("{path}.down_proj"), inner, hidden)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, positions, hidden] = x.dims();
+        let rows = x.reshape([batch * positions, hidden]);
+        let inner = ops::swiglu(self.gate_proj.forward(rows.clone()), self.up_proj.forward(rows));
+        self.down_proj.forward(inner).reshape([batch, positions, hidden])
+    }
+}

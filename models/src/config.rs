@@ -1,0 +1,201 @@
+//! Configuration of a LLaMA model, with the field names of Hugging Face's `config.json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
+
+/// Shape and constants of a LLaMA model.
+///
+/// The fields have the names and meanings of Hugging Face's `LlamaConfig`; biases do not exist here (`attention_bias` and
+/// `mlp_bias` are always false).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LlamaConfig {
+    /// Number of token ids, rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the SwiGLU feed-forward part.
+    pub intermediate_size: usize,
+    /// Number of decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; fewer than query heads means grouped-query attention.
+    pub num_key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Longest sequence the model is meant for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Base of the rotary angles.
+    pub rope_theta: f64,
+    /// Constant added to the mean square in RMS norm.
+    pub rms_norm_eps: f64,
+    /// Whether the output head is the transposed embedding.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of the normal distribution that weights start from.
+    pub initializer_range: f64,
+}
+
+/// Shapes used by the papers on memory-efficient pretraining: name, hidden, intermediate, heads, layers, positions.
+const SHAPES: &[(&str, [usize; 5])] = &[
+    ("llama-9m", [128, 352, 4, 4, 1024]),
+    ("llama-20m", [256, 688, 4, 4, 1024]),
+    ("llama-35m", [384, 1024, 8, 6, 1024]),
+    ("llama-40m", [416, 1024, 8, 8, 1024]),
+    ("llama-60m", [512, 1376, 8, 8, 1024]),
+    ("llama-71m", [512, 1368, 8, 12, 1024]),
+    ("llama-100m", [640, 1708, 10, 12, 1024]),
+    ("llama-130m", [768, 2048, 12, 12, 1024]),
+    ("llama-250m", [768, 2560, 16, 24, 1024]),
+    ("llama-350m", [1024, 2736, 16, 24, 1024]),
+    ("llama-1b", [2048, 5461, 32, 24, 1024]),
+    ("llama-3b", [2560, 6848, 32, 32, 1024]),
+    ("llama-7b", [4096, 11008, 32, 32, 2048]),
+];
+
+impl LlamaConfig {
+    /// The names that [`LlamaConfig::named`] knows, smallest model first.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SHAPES.iter().map(|(name, _)| *name)
+    }
+
+    /// A named shape from the pretraining papers, with untied embeddings and the given vocabulary (the papers use 32,000).
+    ///
+    /// The number in a name counts parameters at the papers' vocabulary.
+    pub fn named(name: &str, vocab_size: usize) -> Result<Self, ModelError> {
+        let (_, [hidden, intermediate, heads, layers, positions]) = *SHAPES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .ok_or_else(|| ModelError::UnknownShape {
+                name: name.to_string(),
+                known: Self::names().collect::<Vec<_>>().join(", "),
+            })?;
+        Ok(Self {
+            vocab_size,
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: heads,
+            head_dim: hidden / heads,
+            max_position_embeddings: positions,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: false,
+            initializer_range: 0.02,
+        })
+    }
+
+    /// Refuses a configuration that no model can have, naming the fields.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let refuse = |reason: String| Err(ModelError::Config(reason));
+        for (field, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            if value == 0 {
+                return refuse(format!("{field} is 0; it must be at least 1"));
+            }
+        }
+        if self.head_dim % 2 != 0 {
+            return refuse(format!(
+                "head_dim is {}; rotary positions need an even number",
+                self.head_dim
+            ));
+        }
+        if self.num_attention_heads % self.num_key_value_heads != 0 {
+            return refuse(format!(
+                "num_attention_heads is {} and num_key_value_heads is {}; the first must be a multiple of the second",
+                self.num_attention_heads, self.num_key_value_heads
+            ));
+        }
+        for (field, value) in [
+            ("rope_theta", self.rope_theta),
+            ("rms_norm_eps", self.rms_norm_eps),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                return refuse(format!("{field} is {value}; it must be greater than 0"));
+            }
+        }
+        if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
+            return refuse(format!(
+                "initializer_range is {}; it must be 0 or greater",
+                self.initializer_range
+            ));
+        }
+        Ok(())
+    }
+
+    /// `hidden_size / num_attention_heads`, refused when it leaves a remainder.
+    pub fn default_head_dim(hidden_size: usize, heads: usize) -> Result<usize, ModelError> {
+        if heads == 0 || hidden_size % heads != 0 {
+            return Err(ModelError::Config(format!(
+                "hidden_size {hidden_size} is not divisible by num_attention_heads {heads}; change one of them or set head_dim"
+            )));
+        }
+        Ok(hidden_size / heads)
+    }
+
+    /// Number of trainable values.
+    pub fn parameters(&self) -> usize {
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        tables * self.vocab_size * self.hidden_size
+            + self.num_hidden_layers * (self.block_matrices() + 2 * self.hidden_size)
+            + self.hidden_size
+    }
+
+    /// Values in the seven matrices of one block.
+    pub fn block_matrices(&self) -> usize {
+        let queries = self.num_attention_heads * self.head_dim;
+        let keys = self.num_key_value_heads * self.head_dim;
+        self.hidden_size * (2 * queries + 2 * keys + 3 * self.intermediate_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn named_shapes_have_the_published_parameter_counts() {
+        for (name, published) in [
+            ("llama-9m", 8_995_968),
+            ("llama-20m", 19_548_416),
+            ("llama-35m", 35_197_824),
+            ("llama-60m", 58_073_600),
+            ("llama-71m", 70_578_688),
+            ("llama-130m", 134_105_856),
+            ("llama-350m", 367_969_280),
+            ("llama-1b", 1_339_082_752),
+            ("llama-7b", 6_738_415_616),
+        ] {
+            let config = LlamaConfig::named(name, 32_000).unwrap();
+            assert_eq!(config.parameters(), published, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_named_shape_is_valid() {
+        for name in LlamaConfig::names() {
+            LlamaConfig::named(name, 32_000).unwrap().validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let good = LlamaConfig::named("llama-9m", 100).unwrap();
+        let message = |config: LlamaConfig| config.validate().unwrap_err().to_string();
+        assert!(message(LlamaConfig { vocab_size: 0, ..good.clone() }).contains("vocab_size"));
+        assert!(message(LlamaConfig { head_dim: 3, ..good.clone() }).contains("head_dim"));
+        assert!(message(LlamaConfig { num_key_value_heads: 3, ..good.clone() }).contains("num_key_value_heads"));
+        assert!(message(LlamaConfig { rope_theta: f64::NAN, ..good.clone() }).contains("rope_theta"));
+        assert!(LlamaConfig::default_head_dim(100, 3).unwrap_err().to_string().contains("100"));
+        assert!(LlamaConfig::named("llama-8m", 100).unwrap_err().to_string().contains("llama-9m"));
+    }
+}

@@ -1,0 +1,80 @@
+//! What can go wrong with models and their files.
+
+use std::path::PathBuf;
+
+/// An error of a model, its configuration or its files.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A shape name that is not in the list.
+    #[error("no model shape is named \"{name}\"; known names: {known}")]
+    UnknownShape {
+        /// The name asked for.
+        name: String,
+        /// All known names.
+        known: String,
+    },
+    /// A configuration that no model can have.
+    #[error("model configuration: {0}")]
+    Config(String),
+    /// A file or folder that could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file whose content is not what it must be.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A tensor that is missing, left over, of another shape or of a type that cannot be read.
+    #[error("{path}: tensor {tensor}: {reason}")]
+    Tensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A sampling setting outside its range.
+    #[error("generation: {0}")]
+    Sampling(String),
+    /// Token ids the model has no embedding for.
+    #[error("token id {id} at position {position} is outside the model's vocabulary of {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: i64,
+        /// Where in the sequence.
+        position: usize,
+        /// The number of ids the model knows.
+        vocab_size: usize,
+    },
+}
+
+impl ModelError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// Whether the cause is what was given (a file, a setting) rather than the machine while working.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                std::io::ErrorKind::NotFound
+                    | std::io::ErrorKind::NotADirectory
+                    | std::io::ErrorKind::IsADirectory
+                    | std::io::ErrorKind::InvalidData
+                    | std::io::ErrorKind::UnexpectedEof
+            ),
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Continuing a text, token by token.
+
+use burn::tensor::Tensor;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::cache::KvCache;
+use crate::error::ModelError;
+use crate::llama::{Llama, ids_tensor};
+
+/// How the next token is chosen from the logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 always takes the most likely token.
+    pub temperature: f64,
+    /// Keeps the k most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the smallest set of most likely tokens whose probabilities reach this sum; 1 keeps all.
+    pub top_p: f64,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.8, top_k: 50, top_p: 0.95, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// Always the most likely token; of equal ones the lowest id.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+    }
+
+    /// Refuses settings outside their range.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            let message = format!("temperature is {}; it must be 0 (greedy) or greater", self.temperature);
+            return Err(ModelError::Sampling(message));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            let message = format!("top_p is {}; it must be greater than 0 and at most 1", self.top_p);
+            return Err(ModelError::Sampling(message));
+        }
+        Ok(())
+    }
+
+    fn pick(&self, logits: &[f32], random: &mut StdRng) -> usize {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        let by_logit = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+        if self.temperature == 0.0 {
+            return order.into_iter().min_by(by_logit).unwrap_or_default();
+        }
+        if self.top_k > 0 && self.top_k < order.len() {
+            order.select_nth_unstable_by(self.top_k - 1, by_logit);
+            order.truncate(self.top_k);
+        }
+        order.sort_unstable_by(by_logit);
+        let top = f64::from(logits[order[0]]);
+        let mut weights: Vec<f64> =
+            order.iter().map(|id| ((f64::from(logits[*id]) - top) / self.temperature).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut reached = 0.0;
+        let kept = weights.iter().position(|weight| {
+            reached += weight;
+            reached >= self.top_p * total
+        });
+        weights.truncate(kept.map_or(weights.len(), |last| last + 1));
+        let mut draw = random.random::<f64>() * weights.iter().sum::<f64>();
+        for (id, weight) in order.iter().zip(&weights) {
+            draw -= weight;
+            if draw < 0.0 {
+                return *id;
+            }
+        }
+        order[weights.len() - 1]
+    }
+}
+
+/// Continues `prompt` by at most `tokens` tokens and hands each to `each`, which returns whether to go on.
+///
+/// The model must be one for inference ([`Module::valid`](burn::module::Module::valid)): nothing is recorded for a backward pass.
+/// Refuses a prompt that is empty or has ids outside the vocabulary, and a sum of tokens beyond the model's positions.
+pub fn generate(
+    model: &Llama,
+    prompt: &[i32],
+    tokens: usize,
+    sampling: &Sampling,
+    mut each: impl FnMut(i32) -> bool,
+) -> Result<Vec<i32>, ModelError> {
+    sampling.validate()?;
+    model.check_ids(prompt)?;
+    if prompt.is_empty() {
+        return Err(ModelError::Sampling("the prompt has no token; begin with the separator".into()));
+    }
+    let positions = model.config().max_position_embeddings;
+    if prompt.len() + tokens > positions {
+        return Err(ModelError::Sampling(format!(
+            "{} tokens of prompt and {tokens} new ones are more than the model's {positions} positions; ask for fewer",
+            prompt.len()
+        )));
+    }
+    let device = model.model.embed_tokens.weight.val().device();
+    let mut random = StdRng::seed_from_u64(sampling.seed);
+    let mut cache = KvCache::new();
+    let mut input = prompt.to_vec();
+    let mut output = Vec::with_capacity(tokens);
+    for _ in 0..tokens {
+        let logits = model.next_logits(ids_tensor(&input, 1, &device), &mut cache);
+        let next = sampling.pick(&host(logits), &mut random) as i32;
+        output.push(next);
+        if !each(next) {
+            break;
+        }
+        input = vec![next];
+    }
+    Ok(output)
+}
+
+fn host(logits: Tensor<2>) -> Vec<f32> {
+    let data = logits.into_data().convert::<f32>();
+    data.try_into_vec::<f32>().unwrap_or_else(|error| unreachable!("data converted to f32 is f32: {error:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LlamaConfig;
+    use burn::tensor::Device;
+
+    fn draws(sampling: &Sampling, logits: &[f32]) -> Vec<usize> {
+        let mut random = StdRng::seed_from_u64(sampling.seed);
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..4000 {
+            counts[sampling.pick(logits, &mut random)] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id_of_equal_ones() {
+        let mut random = StdRng::seed_from_u64(0);
+        assert_eq!(Sampling::greedy().pick(&[0.0, 3.0, 1.0, 3.0], &mut random), 1);
+    }
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let sampling = Sampling { temperature: 0.5, top_k: 0, top_p: 1.0, seed: 3 };
+        let counts = draws(&sampling, &[0.0, 0.5, 1.0]);
+        let weights = [1.0, 1f64.exp(), 2f64.exp()];
+        let total: f64 = weights.iter().sum();
+        for (count, weight) in counts.iter().zip(weights) {
+            assert!((*count as f64 / 4000.0 - weight / total).abs() < 0.03, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn top_k_and_top_p_cut_the_tail() {
+        let logits = [2.0, 1.0, 0.0, -1.0];
+        let counts = draws(&Sampling { temperature: 1.0, top_k: 2, top_p: 1.0, seed: 1 }, &logits);
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0], "{counts:?}");
+        // softmax of the logits: 0.64, 0.24, 0.09, 0.03
+        let counts = draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.7, seed: 1 }, &logits);
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0], "{counts:?}");
+        let counts = draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.6, seed: 1 }, &logits);
+        assert_eq!(counts[1..], [0, 0, 0]);
+    }
+
+    #[test]
+    fn cached_generation_equals_full_passes() {
+        let device = Device::default();
+        let mut config = LlamaConfig::named("llama-9m", 40).unwrap();
+        (config.num_hidden_layers, config.num_key_value_heads, config.initializer_range) = (2, 2, 0.3);
+        let model = Llama::random(&config, 5, &device).unwrap();
+        let prompt = [3, 17, 29];
+        let output = generate(&model, &prompt, 12, &Sampling::greedy(), |_| true).unwrap();
+        let mut ids = prompt.to_vec();
+        for token in output {
+            let [_, positions, vocabulary] = model.logits(ids_tensor(&ids, 1, &device), None).dims();
+            let logits = model.logits(ids_tensor(&ids, 1, &device), None);
+            let last = logits.slice([0..1, positions - 1..positions]).reshape([1, vocabulary]);
+            let mut random = StdRng::seed_from_u64(0);
+            assert_eq!(Sampling::greedy().pick(&host(last), &mut random) as i32, token);
+            ids.push(token);
+        }
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let device = Device::default();
+        let model = Llama::random(&LlamaConfig::named("llama-9m", 40).unwrap(), 5, &device).unwrap();
+        let fail = |prompt: &[i32], tokens, sampling: Sampling| {
+            generate(&model, prompt, tokens, &sampling, |_| true).unwrap_err().to_string()
+        };
+        assert!(fail(&[], 1, Sampling::greedy()).contains("no token"));
+        assert!(fail(&[1, 40], 1, Sampling::greedy()).contains("token id 40 at position 1"));
+        assert!(fail(&[1], 1024, Sampling::greedy()).contains("1024 positions"));
+        assert!(fail(&[1], 1, Sampling { temperature: -1.0, ..Sampling::default() }).contains("temperature"));
+        assert!(fail(&[1], 1, Sampling { top_p: 0.0, ..Sampling::default() }).contains("top_p"));
+    }
+}

@@ -1,0 +1,16 @@
+//! Model folders as Hugging Face's `transformers` writes and reads them: `config.json` and `model.safetensors`, whole or in shards.
+
+mod config;
+mod read;
+mod write;
+
+pub use config::HubConfig;
+pub use read::{ModelFolder, TensorFiles};
+pub use write::{MAX_SHARD_BYTES, save};
+
+/// Name of the index that maps tensors to shards.
+const INDEX: &str = "model.safetensors.index.json";
+/// Name of the weights when they are in one file.
+const WEIGHTS: &str = "model.safetensors";
+/// Name of the configuration.
+const CONFIG: &str = "config.json";

@@ -1,0 +1,211 @@
+//! Reading model folders.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Shape, TensorData};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
+use crate::error::ModelError;
+use crate::llama::Llama;
+use crate::weights::{Layout, WeightSource};
+
+/// A model folder whose configuration has been read.
+#[derive(Clone, Debug)]
+pub struct ModelFolder {
+    dir: PathBuf,
+    /// Content of `config.json`.
+    pub config: HubConfig,
+}
+
+impl ModelFolder {
+    /// Reads the configuration; the weights wait for [`ModelFolder::load`].
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let config = HubConfig::read(&dir.join(CONFIG))?;
+        Ok(Self { dir: dir.to_path_buf(), config })
+    }
+
+    /// Loads the model in f32. A tensor that is missing, left over or of another shape is refused.
+    pub fn load(&self, device: &Device) -> Result<Llama, ModelError> {
+        let mut files = TensorFiles::open(&self.dir)?;
+        if self.config.llama.tie_word_embeddings {
+            files.drop_tied_copy("lm_head.weight", "model.embed_tokens.weight")?;
+        }
+        files.ignore(|name| name.ends_with(".rotary_emb.inv_freq"));
+        let model = Llama::build(&self.config.llama, &mut files, device)?;
+        files.finish()?;
+        Ok(model)
+    }
+}
+
+/// The tensors of a folder, each read once from the file that holds it.
+#[derive(Debug)]
+pub struct TensorFiles {
+    dir: PathBuf,
+    tensors: BTreeMap<String, (PathBuf, u64, TensorInfo)>,
+}
+
+impl TensorFiles {
+    /// Reads the headers of `model.safetensors`, or of all shards that `model.safetensors.index.json` names.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let mut tensors = BTreeMap::new();
+        for path in weight_files(dir)? {
+            let (begin, metadata) = read_header(&path)?;
+            for (name, info) in metadata.tensors() {
+                let earlier = tensors.insert(name.clone(), (path.clone(), begin, info.clone()));
+                if let Some((other, ..)) = earlier {
+                    return Err(ModelError::Tensor {
+                        path,
+                        tensor: name,
+                        reason: format!("also stands in {}", other.display()),
+                    });
+                }
+            }
+        }
+        Ok(Self { dir: dir.to_path_buf(), tensors })
+    }
+
+    /// Names and shapes of the tensors that have not been read.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, (_, _, info))| (name.as_str(), info.shape.as_slice()))
+    }
+
+    /// Reads a tensor as f32 and takes it off the list.
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let Some((path, begin, info)) = self.tensors.remove(name) else {
+            return Err(self.tensor_error(name, "is missing".into()));
+        };
+        if info.shape != shape {
+            let reason = format!("has shape {:?}; the configuration asks for {shape:?}", info.shape);
+            return Err(self.tensor_error(name, reason));
+        }
+        let dtype = match info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F64 => DType::F64,
+            other => return Err(self.tensor_error(name, format!("has type {other:?}; only floating point can be read"))),
+        };
+        let (from, to) = info.data_offsets;
+        let mut bytes = vec![0; to - from];
+        let mut file = File::open(&path).map_err(ModelError::io(&path))?;
+        file.seek(SeekFrom::Start(begin + from as u64)).map_err(ModelError::io(&path))?;
+        file.read_exact(&mut bytes).map_err(ModelError::io(&path))?;
+        let data = TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), dtype).convert::<f32>();
+        data.try_into_vec::<f32>().map_err(|error| self.tensor_error(name, format!("{error:?}")))
+    }
+
+    /// Refuses tensors that nobody asked for.
+    pub fn finish(&self) -> Result<(), ModelError> {
+        match self.tensors.len() {
+            0 => Ok(()),
+            count => Err(ModelError::Tensor {
+                path: self.dir.clone(),
+                tensor: self.tensors.keys().take(3).cloned().collect::<Vec<_>>().join(", "),
+                reason: format!("has no place in this model ({count} such)"),
+            }),
+        }
+    }
+
+    /// Takes tensors off the list that hold nothing the model needs.
+    fn ignore(&mut self, needless: impl Fn(&str) -> bool) {
+        self.tensors.retain(|name, _| !needless(name));
+    }
+
+    /// Some programs write a tied head twice; a copy that differs is no tie.
+    fn drop_tied_copy(&mut self, copy: &str, original: &str) -> Result<(), ModelError> {
+        let (Some(head), Some(table)) = (self.tensors.get(copy).cloned(), self.tensors.get(original).cloned()) else {
+            return Ok(());
+        };
+        let same = self.take(copy, &head.2.shape)? == self.take(original, &table.2.shape)?;
+        if !same {
+            let reason = format!("differs from {original}, but tie_word_embeddings is true");
+            return Err(self.tensor_error(copy, reason));
+        }
+        self.tensors.insert(original.to_string(), table);
+        Ok(())
+    }
+
+    fn tensor_error(&self, name: &str, reason: String) -> ModelError {
+        ModelError::Tensor { path: self.dir.clone(), tensor: name.to_string(), reason }
+    }
+}
+
+impl WeightSource for TensorFiles {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError> {
+        match layout {
+            Layout::AsStored => self.take(path, &shape),
+            Layout::Transposed => {
+                let values = self.take(path, &[shape[1], shape[0]])?;
+                Ok(transpose(&values, shape[1], shape[0]))
+            }
+        }
+    }
+
+    fn gain(&mut self, path: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        self.take(path, &[len])
+    }
+}
+
+/// Transposes a row-major `rows x columns` matrix in tiles that stay in the cache.
+pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const TILE: usize = 32;
+    let mut out = vec![0.0; values.len()];
+    for r0 in (0..rows).step_by(TILE) {
+        for c0 in (0..columns).step_by(TILE) {
+            for r in r0..rows.min(r0 + TILE) {
+                for c in c0..columns.min(c0 + TILE) {
+                    out[c * rows + r] = values[r * columns + c];
+                }
+            }
+        }
+    }
+    out
+}
+
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let index = dir.join(INDEX);
+    if !index.exists() {
+        return Ok(vec![dir.join(WEIGHTS)]);
+    }
+    let text = std::fs::read_to_string(&index).map_err(ModelError::io(&index))?;
+    let bad = |reason: String| ModelError::File { path: index.clone(), reason };
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| bad(format!("not JSON: {error}")))?;
+    let map = value["weight_map"].as_object().ok_or_else(|| bad("has no object weight_map".into()))?;
+    let mut names = Vec::new();
+    for (tensor, file) in map {
+        let file = file.as_str().filter(|file| !file.contains(['/', '\\']));
+        let file = file.ok_or_else(|| bad(format!("weight_map.{tensor} is not the name of a file")))?;
+        names.push(dir.join(file));
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// The header of a safetensors file, and where the data begins. Checks the size of the file against it.
+fn read_header(path: &Path) -> Result<(u64, Metadata), ModelError> {
+    let bad = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
+    let mut file = File::open(path).map_err(ModelError::io(path))?;
+    let size = file.metadata().map_err(ModelError::io(path))?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|_| bad("is too short for a safetensors file".into()))?;
+    let header_len = u64::from_le_bytes(length);
+    if header_len > size.saturating_sub(8) {
+        return Err(bad("is no safetensors file, or is truncated: the header is longer than the file".into()));
+    }
+    let mut header = vec![0; header_len as usize];
+    file.read_exact(&mut header).map_err(ModelError::io(path))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|error| bad(format!("has a broken safetensors header: {error}")))?;
+    let begin = 8 + header_len;
+    let expected = begin + metadata.data_len() as u64;
+    if expected != size {
+        return Err(bad(format!("has {size} bytes; its header says {expected}: truncated or changed, fetch it again")));
+    }
+    Ok((begin, metadata))
+}

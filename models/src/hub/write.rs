@@ -1,0 +1,146 @@
+//! Writing model folders.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use safetensors::tensor::{Dtype, View};
+use serde_json::{Map, Value, json};
+
+use super::read::transpose;
+use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
+use crate::error::ModelError;
+use crate::llama::Llama;
+
+/// Size beyond which a new shard begins, the usual one of Hugging Face's tools.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Writes `config.json` and the weights in f32 into an existing folder.
+///
+/// `extra` are further keys of `config.json`, for example `eos_token_id`. Files of the same names are replaced, one after the other: give
+/// a fresh folder and rename it when an interruption must not leave half a model.
+pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_bytes: u64) -> Result<(), ModelError> {
+    let mut collector = Collector::default();
+    model.visit(&mut collector);
+    let shards = split(collector.tensors, max_shard_bytes);
+    let count = shards.len();
+    let mut index = BTreeMap::new();
+    let mut total = 0;
+    for (number, shard) in shards.into_iter().enumerate() {
+        let file = match count {
+            1 => WEIGHTS.to_string(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        for (name, tensor) in &shard {
+            index.insert(name.clone(), file.clone());
+            total += tensor.data_len();
+        }
+        write_shard(shard, &dir.join(file))?;
+    }
+    if count > 1 {
+        let text = format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": index}));
+        write_text(&dir.join(INDEX), &text)?;
+    }
+    let config = HubConfig { llama: model.config().clone(), extra: extra.clone() };
+    write_text(&dir.join(CONFIG), &config.to_json())
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
+    std::fs::write(path, text).map_err(ModelError::io(path))
+}
+
+fn write_shard(shard: Vec<(String, Stored)>, path: &Path) -> Result<(), ModelError> {
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(shard, Some(metadata), path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => ModelError::Io { path: path.to_path_buf(), source },
+        other => ModelError::File { path: path.to_path_buf(), reason: other.to_string() },
+    })
+}
+
+/// Fills shards in order; a tensor larger than the limit gets a shard of its own.
+fn split(tensors: Vec<(String, Stored)>, limit: u64) -> Vec<Vec<(String, Stored)>> {
+    let mut shards = vec![Vec::new()];
+    let mut filled = 0;
+    for (name, tensor) in tensors {
+        let bytes = tensor.data_len() as u64;
+        if filled > 0 && filled + bytes > limit {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes;
+        if let Some(last) = shards.last_mut() {
+            last.push((name, tensor));
+        }
+    }
+    shards
+}
+
+/// A tensor that is brought into the order of the file only when its turn to be written comes.
+struct Stored {
+    /// Values in the model's order.
+    flat: Tensor<1>,
+    /// Shape in the file.
+    shape: Vec<usize>,
+    /// Whether the file's order is the transposed one.
+    transposed: bool,
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let data = self.flat.to_data().convert::<f32>();
+        let values = match data.as_slice::<f32>() {
+            Ok(values) => values,
+            Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+        };
+        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Cow::Owned(match self.transposed {
+            false => bytes(values),
+            true => bytes(&transpose(values, self.shape[1], self.shape[0])),
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.shape.iter().product::<usize>()
+    }
+}
+
+/// Collects the parameters under the names of their paths.
+#[derive(Default)]
+struct Collector {
+    path: Vec<String>,
+    containers: Vec<String>,
+    tensors: Vec<(String, Stored)>,
+}
+
+impl ModuleVisitor for Collector {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.push(name.to_string());
+        self.containers.push(container.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+        self.containers.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = param.val().inner();
+        let mut shape = tensor.dims().to_vec();
+        let transposed = self.containers.iter().rev().any(|container| container == "Struct:Linear");
+        if transposed {
+            shape.reverse();
+        }
+        let flat = tensor.reshape([shape.iter().product::<usize>()]);
+        self.tensors.push((self.path.join("."), Stored { flat, shape, transposed }));
+    }
+}

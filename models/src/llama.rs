@@ -1,0 +1,157 @@
+//! The LLaMA model: embedding, decoder blocks, final norm and output head.
+//!
+//! "LLaMA: Open and Efficient Foundation Language Models" (arXiv 2302.13971), with grouped-query attention as in "GQA: Training
+//! Generalized Multi-Query Transformer Models from Multi-Head Checkpoints" (arXiv 2305.13245). Fields carry the names of Hugging Face's
+//! implementation, so that the path of a parameter is its name in a model file.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::block::{BlockContext, DecoderBlock};
+use crate::cache::KvCache;
+use crate::config::LlamaConfig;
+use crate::error::ModelError;
+use crate::linear::Linear;
+use crate::norm::RmsNorm;
+use crate::ops::{self, Rotary};
+use crate::weights::{Builder, Layout, RandomWeights, WeightSource};
+
+/// Token embedding.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// One row a token id: `[vocab_size, hidden_size]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+/// Everything but the output head.
+#[derive(Module, Debug)]
+pub struct LlamaBody {
+    /// Token embedding.
+    pub embed_tokens: Embedding,
+    /// Decoder blocks, first to last.
+    pub layers: Vec<DecoderBlock>,
+    /// Norm before the output head.
+    pub norm: RmsNorm,
+}
+
+/// A LLaMA language model.
+#[derive(Module, Debug)]
+pub struct Llama {
+    /// Embedding, blocks and final norm.
+    pub model: LlamaBody,
+    /// Output head `[hidden_size, vocab_size]`; none when the embedding serves as head.
+    pub lm_head: Option<Linear>,
+    #[module(skip)]
+    config: LlamaConfig,
+}
+
+impl Llama {
+    /// A model with random weights that depend on the seed alone.
+    pub fn random(config: &LlamaConfig, seed: u64, device: &Device) -> Result<Self, ModelError> {
+        let std = config.initializer_range;
+        Self::build(config, &mut RandomWeights { seed, std }, device)
+    }
+
+    /// A model whose weights come from `source`. On an autodiff device every parameter is trainable.
+    pub fn build(config: &LlamaConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self, ModelError> {
+        config.validate()?;
+        let mut builder = Builder { source, device };
+        let table = [config.vocab_size, config.hidden_size];
+        let embed_tokens = Embedding {
+            weight: builder.matrix("model.embed_tokens.weight", table, Layout::AsStored)?,
+        };
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| DecoderBlock::build(&mut builder, &format!("model.layers.{layer}"), config))
+            .collect::<Result<_, _>>()?;
+        let norm = RmsNorm::build(&mut builder, "model.norm", config)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(Linear::build(&mut builder, "lm_head", config.hidden_size, config.vocab_size)?),
+        };
+        Ok(Self {
+            model: LlamaBody { embed_tokens, layers, norm },
+            lm_head,
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration the model was built from.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Final hidden states after the last norm.
+    ///
+    /// - `ids`: token ids `[batch, positions]`
+    /// - `starts`: for each position the first position of its document `[batch, positions]`; none when every row is one document
+    /// - returns `[batch, positions, hidden_size]`
+    pub fn hidden(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
+        let [_, positions] = ids.dims();
+        let context = BlockContext {
+            rotary: self.rotary(positions, &ids.device()),
+            starts,
+        };
+        let embedded = ops::embedding(self.model.embed_tokens.weight.val(), ids);
+        let hidden = self.model.layers.iter().fold(embedded, |x, block| block.forward(x, &context));
+        self.model.norm.forward(hidden)
+    }
+
+    /// Logits `[batch, positions, vocab_size]` of token ids `[batch, positions]`; `starts` as in [`Llama::hidden`].
+    pub fn logits(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
+        let [batch, positions] = ids.dims();
+        let hidden = self.hidden(ids, starts).reshape([batch * positions, self.config.hidden_size]);
+        hidden.matmul(self.head_weight()).reshape([batch, positions, self.config.vocab_size])
+    }
+
+    /// Sum of the cross-entropies in nats over the targets that are not [`ops::IGNORE`], shape `[1]`.
+    ///
+    /// Targets `[batch, positions]` are already shifted: the target at a position is the token that follows it.
+    pub fn loss_sum(&self, ids: Tensor<2, Int>, targets: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<1> {
+        let [batch, positions] = ids.dims();
+        let hidden = self.hidden(ids, starts).reshape([batch * positions, self.config.hidden_size]);
+        ops::linear_cross_entropy(hidden, self.head_weight(), targets.reshape([batch * positions]))
+    }
+
+    /// Logits `[batch, vocab_size]` of the last position of `ids [batch, positions]`, which follow the positions in the cache.
+    pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
+        let [batch, positions] = ids.dims();
+        let rotary = self.rotary(cache.len() + positions, &ids.device());
+        let mut x = ops::embedding(self.model.embed_tokens.weight.val(), ids);
+        for (layer, block) in self.model.layers.iter().enumerate() {
+            x = block.forward_cached(x, &rotary, cache, layer);
+        }
+        cache.advance(positions);
+        let last = x.slice([0..batch, positions - 1..positions]);
+        let last = self.model.norm.forward(last).reshape([batch, self.config.hidden_size]);
+        last.matmul(self.head_weight())
+    }
+
+    /// Checks that ids have an embedding, before they reach a kernel that could not say which one was wrong.
+    pub fn check_ids(&self, ids: &[i32]) -> Result<(), ModelError> {
+        match ids.iter().position(|id| usize::try_from(*id).map_or(true, |id| id >= self.config.vocab_size)) {
+            None => Ok(()),
+            Some(position) => Err(ModelError::TokenId {
+                id: i64::from(ids[position]),
+                position,
+                vocab_size: self.config.vocab_size,
+            }),
+        }
+    }
+
+    /// Output head `[hidden_size, vocab_size]`, a transposed view of the embedding when they are tied.
+    fn head_weight(&self) -> Tensor<2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.model.embed_tokens.weight.val().transpose(),
+        }
+    }
+
+    fn rotary(&self, positions: usize, device: &Device) -> Rotary {
+        Rotary::new(self.config.head_dim, positions, self.config.rope_theta, device)
+    }
+}
+
+/// Token ids as a tensor `[batch, positions]` from row-major values.
+pub fn ids_tensor(ids: &[i32], batch: usize, device: &Device) -> Tensor<2, Int> {
+    Tensor::from_data(TensorData::new(ids.to_vec(), [batch, ids.len() / batch]), device)
+}

@@ -1,0 +1,32 @@
+//! Root-mean-square norm ("Root Mean Square Layer Normalization", arXiv 1910.07467).
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use crate::config::LlamaConfig;
+use crate::error::ModelError;
+use crate::ops;
+use crate::weights::Builder;
+
+/// RMS norm over the last dimension, with a gain.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// Gain `[hidden_size]`.
+    pub weight: Param<Tensor<1>>,
+    #[module(skip)]
+    eps: f64,
+}
+
+impl RmsNorm {
+    pub(crate) fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
+        Ok(Self {
+            weight: builder.gain(&format!("{path}.weight"), config.hidden_size)?,
+            eps: config.rms_norm_eps,
+        })
+    }
+
+    /// `x [.., hidden_size]`, any number of leading dimensions.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        ops::rms_norm(x, self.weight.val(), self.eps)
+    }
+}

@@ -1,0 +1,120 @@
+//! Where the first values of a model's parameters come from: random numbers or a file.
+
+use burn::module::{Param, ParamId};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::error::ModelError;
+
+/// How a matrix lies in a Hugging Face file, relative to how it lies in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The same order (embeddings).
+    AsStored,
+    /// Files hold `[d_out, d_in]`, the model `[d_in, d_out]` (linear layers).
+    Transposed,
+}
+
+/// Gives each parameter its first value while a model is built.
+///
+/// Paths are the names of Hugging Face's files, such as `model.layers.0.self_attn.q_proj.weight`; shapes are the model's.
+pub trait WeightSource {
+    /// Values of a matrix in row-major order, `shape` as the model stores it.
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError>;
+    /// Values of the gain vector of a norm.
+    fn gain(&mut self, path: &str, len: usize) -> Result<Vec<f32>, ModelError>;
+}
+
+/// Matrices from a normal distribution with mean 0, gains of 1.
+///
+/// Every matrix has a random stream of its own, seeded by (seed, path): its values depend neither on the other parameters nor on the
+/// device.
+#[derive(Clone, Debug)]
+pub struct RandomWeights {
+    /// Seed of the whole model.
+    pub seed: u64,
+    /// Standard deviation of the matrices.
+    pub std: f64,
+}
+
+impl WeightSource for RandomWeights {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], _layout: Layout) -> Result<Vec<f32>, ModelError> {
+        let mut random = StdRng::seed_from_u64(self.seed ^ path_hash(path));
+        let count = shape[0] * shape[1];
+        let mut values = Vec::with_capacity(count + 1);
+        while values.len() < count {
+            let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * self.std;
+            let (sin, cos) = (std::f64::consts::TAU * random.random::<f64>()).sin_cos();
+            values.push((radius * cos) as f32);
+            values.push((radius * sin) as f32);
+        }
+        values.truncate(count);
+        Ok(values)
+    }
+
+    fn gain(&mut self, _path: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        Ok(vec![1.0; len])
+    }
+}
+
+/// Builds the parameters of a model at their paths.
+pub(crate) struct Builder<'a> {
+    pub source: &'a mut dyn WeightSource,
+    pub device: &'a Device,
+}
+
+impl Builder<'_> {
+    pub fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Param<Tensor<2>>, ModelError> {
+        let values = self.source.matrix(path, shape, layout)?;
+        Ok(self.param(path, TensorData::new(values, shape)))
+    }
+
+    pub fn gain(&mut self, path: &str, len: usize) -> Result<Param<Tensor<1>>, ModelError> {
+        let values = self.source.gain(path, len)?;
+        Ok(self.param(path, TensorData::new(values, [len])))
+    }
+
+    fn param<const D: usize>(&self, path: &str, data: TensorData) -> Param<Tensor<D>> {
+        let tensor = Tensor::from_data(data, self.device);
+        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        Param::initialized(parameter_id(path), tensor)
+    }
+}
+
+/// The id of the parameter at a path.
+///
+/// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
+pub fn parameter_id(path: &str) -> ParamId {
+    ParamId::from(path_hash(path))
+}
+
+/// FNV-1a, 64 bits: small, stable across versions and platforms.
+fn path_hash(path: &str) -> u64 {
+    path.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_weights_depend_on_seed_and_path_alone() {
+        let draw = |seed, path: &str| {
+            RandomWeights { seed, std: 0.02 }.matrix(path, [3, 5], Layout::AsStored).unwrap()
+        };
+        assert_eq!(draw(1, "a"), draw(1, "a"));
+        assert_ne!(draw(1, "a"), draw(2, "a"));
+        assert_ne!(draw(1, "a"), draw(1, "b"));
+    }
+
+    #[test]
+    fn random_weights_have_the_stated_deviation() {
+        let values = RandomWeights { seed: 7, std: 0.02 }.matrix("w", [200, 200], Layout::AsStored).unwrap();
+        let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 5e-4, "{mean}");
+        assert!((variance.sqrt() - 0.02).abs() < 5e-4, "{}", variance.sqrt());
+    }
+}

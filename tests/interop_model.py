@@ -1,0 +1,50 @@
+"""Opens a model folder with transformers and compares its logits with those stored beside it, or writes a sharded folder to be read.
+
+    python interop_model.py check DIR    DIR holds the folder and expected.safetensors (ids, logits)
+    python interop_model.py write DIR    writes a small sharded model and its expected.safetensors
+"""
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+def check(folder):
+    expected = load_file(folder / "expected.safetensors")
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info[kind], f"{kind}: {info[kind]}"
+    assert type(model) is LlamaForCausalLM
+    difference = (logits_of(model, expected["ids"]) - expected["logits"]).abs().max().item()
+    assert difference < 1e-4, f"logits differ by {difference}"
+    if (folder / "tokenizer.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        text = (folder / "text.txt").read_text()
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert ids == expected["text_ids"].tolist(), "the tokenizer gives other ids"
+        assert tokenizer.decode(ids) == text, "the tokenizer does not give the text back"
+    print(f"logits differ by {difference:.2e}")
+
+
+def write(folder):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, rope_theta=5e4, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        initializer_range=0.2, eos_token_id=5,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1, "the model was not sharded"
+    ids = torch.randint(0, 97, (2, 11))
+    save_file({"ids": ids, "logits": logits_of(model, ids)}, folder / "expected.safetensors")
+
+
+{"check": check, "write": write}[sys.argv[1]](Path(sys.argv[2]))

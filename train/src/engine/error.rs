@@ -1,0 +1,50 @@
+//! What can stop training.
+
+use lowrank_models::ModelError;
+use lowrank_optim::OptimError;
+
+use crate::data::DataError;
+
+/// An error of the training engine.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The loss is infinite or not a number.
+    #[error("step {step}: the loss is {loss}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps")]
+    Loss {
+        /// The step that was not taken.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// A gradient is infinite or not a number.
+    #[error("step {step}: {source}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps")]
+    Gradient {
+        /// The step that was not taken.
+        step: u64,
+        /// Names the parameter.
+        source: OptimError,
+    },
+    /// A gradient rule or the optimizer failed.
+    #[error(transparent)]
+    Optim(#[from] OptimError),
+    /// No target of a step counts.
+    #[error("step {step}: no token of the batch counts towards the loss")]
+    NoTargets {
+        /// The step.
+        step: u64,
+    },
+    /// Trainable tensors that the first update left as they were.
+    #[error("the first update did not move {count} trainable tensors, the first of them {names}: they get no gradient or belong to no optimizer")]
+    NotMoved {
+        /// How many.
+        count: usize,
+        /// The first few.
+        names: String,
+    },
+    /// The data could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model refused something.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}

@@ -1,0 +1,14 @@
+//! The training engine: steps, schedule, evaluation and samples. It knows nothing of files, the terminal or TensorBoard.
+
+mod error;
+mod evaluate;
+mod moved;
+mod sample;
+mod schedule;
+mod trainer;
+
+pub use error::TrainError;
+pub use evaluate::{Evaluation, evaluate};
+pub use sample::sample_text;
+pub use schedule::{Schedule, ScheduleKind};
+pub use trainer::{StepReport, Trainer, TrainerOptions, batch_tensors};

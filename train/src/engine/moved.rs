@@ -1,0 +1,63 @@
+//! Whether an update moved every trainable tensor.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use super::TrainError;
+
+/// Hashes of all trainable tensors, which take no memory worth speaking of.
+pub(super) struct Fingerprints(BTreeMap<String, u64>);
+
+impl Fingerprints {
+    pub fn of<M: Module>(model: &M) -> Self {
+        let mut visitor = Hasher::default();
+        model.visit(&mut visitor);
+        Self(visitor.hashes)
+    }
+
+    /// Refuses when a tensor has the same bits as at the time of `self`.
+    pub fn refuse_unmoved<M: Module>(&self, model: &M) -> Result<(), TrainError> {
+        let now = Self::of(model).0;
+        let unmoved: Vec<&str> =
+            self.0.iter().filter(|(path, hash)| now.get(*path) == Some(hash)).map(|(path, _)| path.as_str()).collect();
+        if unmoved.is_empty() {
+            return Ok(());
+        }
+        let names = unmoved.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        Err(TrainError::NotMoved { count: unmoved.len(), names })
+    }
+}
+
+#[derive(Default)]
+struct Hasher {
+    path: Vec<String>,
+    hashes: BTreeMap<String, u64>,
+}
+
+impl ModuleVisitor for Hasher {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !param.is_require_grad() {
+            return;
+        }
+        let data = param.val().inner().into_data();
+        let words = data.as_bytes().chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_le_bytes(word)
+        });
+        let hash = words.fold(0xcbf2_9ce4_8422_2325, |hash: u64, word| {
+            (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        });
+        self.hashes.insert(self.path.join("."), hash);
+    }
+}

@@ -1,0 +1,201 @@
+//! One training step after another.
+
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::Device;
+use lowrank_models::{LanguageBatch, Llama, ids_tensor};
+use lowrank_optim::OptimError;
+use lowrank_optim::rules::GlobalNormClip;
+
+use super::moved::Fingerprints;
+use super::{Schedule, TrainError};
+use crate::data::{Batch, Batches};
+
+/// Settings of a [`Trainer`] beyond model, optimizer and data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainerOptions {
+    /// Learning rate of each step.
+    pub schedule: Schedule,
+    /// Micro-batches whose gradients make one step.
+    pub accumulation: usize,
+    /// Global norm that gradients are scaled down to; none for no clipping.
+    pub clip: Option<f64>,
+    /// Steps with a non-finite loss or gradient that may be passed over in the whole run.
+    pub max_skipped_steps: u64,
+    /// Whether attention stays inside a document.
+    pub document_mask: bool,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// Mean cross-entropy in nats over the tokens of the step.
+    pub loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Bytes of all gradients.
+    pub gradient_bytes: u64,
+    /// Tokens that counted.
+    pub tokens: u64,
+    /// Wall time of the step.
+    pub seconds: f64,
+    /// Whether the update was left out because of a non-finite value.
+    pub skipped: bool,
+}
+
+/// A model in training: the model, its optimizer and how far they are.
+pub struct Trainer {
+    // Taken out while the optimizer owns it, so that the update can happen in place.
+    model: Option<Llama>,
+    optimizer: ModuleOptimizer,
+    options: TrainerOptions,
+    device: Device,
+    /// Steps taken.
+    pub step: u64,
+    /// Samples (rows of batches) seen.
+    pub samples: u64,
+    /// Tokens that counted.
+    pub tokens: u64,
+    /// Steps passed over because of a non-finite value.
+    pub skipped_steps: u64,
+}
+
+/// Below this learning rate a step may be smaller than the spacing of f32 around 1, and rightly move nothing.
+const SMALLEST_VISIBLE_RATE: f64 = 1e-6;
+
+impl Trainer {
+    /// Starts before the first step. The model must be on an autodiff device.
+    pub fn new(model: Llama, optimizer: ModuleOptimizer, options: TrainerOptions) -> Self {
+        let device = model.model.norm.weight.val().device().inner();
+        Self {
+            model: Some(model),
+            optimizer,
+            options,
+            device,
+            step: 0,
+            samples: 0,
+            tokens: 0,
+            skipped_steps: 0,
+        }
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &Llama {
+        match &self.model {
+            Some(model) => model,
+            None => unreachable!("the model is back after every step"),
+        }
+    }
+
+    /// The optimizer with its state.
+    pub fn optimizer(&self) -> &ModuleOptimizer {
+        &self.optimizer
+    }
+
+    /// Takes one step on the next samples. `observe` sees the gradients before clipping.
+    pub fn step(
+        &mut self,
+        batches: &Batches,
+        observe: &mut dyn FnMut(&Llama, &GradientsParams),
+    ) -> Result<StepReport, TrainError> {
+        let begin = Instant::now();
+        let step = self.step + 1;
+        let lr = self.options.schedule.rate(step);
+        let micro: Vec<Batch> = (0..self.options.accumulation as u64)
+            .map(|k| batches.at(self.samples + k * batches.batch() as u64))
+            .collect::<Result<_, _>>()?;
+        let counted: u64 = micro.iter().map(Batch::counted).sum();
+        if counted == 0 {
+            return Err(TrainError::NoTargets { step });
+        }
+        let (nats, grads) = self.gradients(&micro, counted);
+        let loss = nats / counted as f64;
+        observe(self.model(), &grads);
+        let clipped = match loss.is_finite() {
+            true => GlobalNormClip::new(self.options.clip).apply(self.model(), grads).map_err(|source| match source {
+                OptimError::NonFiniteGradient { .. } => TrainError::Gradient { step, source },
+                other => other.into(),
+            }),
+            false => Err(TrainError::Loss { step, loss }),
+        };
+        let mut report = StepReport {
+            step,
+            loss,
+            lr,
+            grad_norm: f64::NAN,
+            gradient_bytes: 0,
+            tokens: counted,
+            seconds: 0.0,
+            skipped: false,
+        };
+        match clipped {
+            Ok(clipped) => {
+                report.grad_norm = clipped.norm;
+                report.gradient_bytes = clipped.bytes;
+                self.update(lr, clipped.grads)?;
+            }
+            Err(TrainError::Loss { .. } | TrainError::Gradient { .. })
+                if self.skipped_steps < self.options.max_skipped_steps =>
+            {
+                self.skipped_steps += 1;
+                report.skipped = true;
+            }
+            Err(error) => return Err(error),
+        }
+        self.step = step;
+        self.samples += (micro.len() * batches.batch()) as u64;
+        self.tokens += counted;
+        report.seconds = begin.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// Sum of the losses in nats, and the gradient of their mean over all micro-batches: each weighs as many tokens as it has.
+    fn gradients(&self, micro: &[Batch], counted: u64) -> (f64, GradientsParams) {
+        let model = self.model();
+        let mut accumulator = GradientsAccumulator::new();
+        let mut nats = 0.0;
+        for batch in micro {
+            let LanguageBatch { inputs, targets, starts } =
+                batch_tensors(batch, self.options.document_mask, &self.device);
+            let loss = model.loss_sum(inputs, targets, starts);
+            nats += f64::from(loss.clone().inner().into_scalar::<f32>());
+            let grads = GradientsParams::from_grads(loss.div_scalar(counted as f64).backward(), model);
+            if micro.len() == 1 {
+                return (nats, grads);
+            }
+            accumulator.accumulate(model, grads);
+        }
+        (nats, accumulator.grads())
+    }
+
+    fn update(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
+        let first = self.step == self.skipped_steps && lr >= SMALLEST_VISIBLE_RATE;
+        let before = first.then(|| Fingerprints::of(self.model()));
+        if let Some(model) = self.model.take() {
+            self.model = Some(self.optimizer.step(lr, model, grads));
+        }
+        match before {
+            Some(before) => before.refuse_unmoved(self.model()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A batch as tensors; without `document_mask` attention sees the whole row.
+pub fn batch_tensors(batch: &Batch, document_mask: bool, device: &Device) -> LanguageBatch {
+    let tensor = |values: &[i32]| ids_tensor(values, batch.batch, device);
+    // A row that is one document needs no mask.
+    let masked = document_mask && batch.starts.iter().any(|start| *start != 0);
+    LanguageBatch {
+        inputs: tensor(&batch.inputs),
+        targets: tensor(&batch.targets),
+        starts: masked.then(|| tensor(&batch.starts)),
+    }
+}
+
