@@ -1,0 +1,8 @@
+//! Gradient rules: passes over the gradients of a whole module, between the backward pass and the optimizer.
+//!
+//! A rule takes [`GradientsParams`](burn::optim::GradientsParams) and gives [`GradientsParams`](burn::optim::GradientsParams), so that it works
+//! in a hand-written loop and, in one line, in an overridden [`TrainStep::optimize`](burn::train::TrainStep::optimize).
+
+mod global_norm;
+
+pub use global_norm::{Clipped, GlobalNormClip};
