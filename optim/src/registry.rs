@@ -6,7 +6,7 @@ use std::fmt;
 use burn::module::ParamGroup;
 use burn::optim::{AdamWConfig, ModuleOptimizer};
 
-use crate::OptimError;
+use crate::{OptimError, StateMeter};
 
 /// Where a method was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub struct Method {
     pub options: fn() -> Vec<OptionSpec>,
     /// Bytes of state for a matrix of this shape.
     pub state_bytes: fn(&Options, [usize; 2]) -> usize,
-    build: fn(&Options, &Groups) -> Result<ModuleOptimizer, OptimError>,
+    build: fn(&Options, &Groups, &StateMeter) -> Result<ModuleOptimizer, OptimError>,
 }
 
 /// All optimizers.
@@ -93,14 +93,17 @@ pub static METHODS: &[Method] = &[Method {
     state: "2 RC",
     options: || vec![],
     state_bytes: |_, [rows, columns]| 8 * rows * columns,
-    build: |options, groups| {
+    build: |options, groups, meter| {
         let config = AdamWConfig::new()
             .with_beta_1(number(options, "beta_1")? as f32)
             .with_beta_2(number(options, "beta_2")? as f32)
             .with_epsilon(number(options, "epsilon")? as f32)
             .with_weight_decay(0.0);
-        let decaying = config.clone().with_weight_decay(number(options, "weight_decay")? as f32).build();
-        Ok(config.init().with_group(groups.matrices.clone(), decaying, None))
+        let decaying = config.clone().with_weight_decay(number(options, "weight_decay")? as f32);
+        Ok(config
+            .init()
+            .with_group(ParamGroup::all(), meter.watch(config.build()), None)
+            .with_group(groups.matrices.clone(), meter.watch(decaying.build()), None))
     },
 }];
 
@@ -167,9 +170,9 @@ impl Method {
         Ok(options)
     }
 
-    /// The optimizer for a module whose parameters fall into these groups.
-    pub fn init(&self, given: &Options, groups: &Groups) -> Result<ModuleOptimizer, OptimError> {
-        (self.build)(&self.complete(given)?, groups)
+    /// The optimizer for a module whose parameters fall into these groups; its states report to the meter.
+    pub fn init(&self, given: &Options, groups: &Groups, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
+        (self.build)(&self.complete(given)?, groups, meter)
     }
 }
 

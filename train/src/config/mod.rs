@@ -1,0 +1,12 @@
+//! The configuration of a run: one section for each part, defaults in one place.
+
+mod keys;
+mod layers;
+mod sections;
+
+pub use keys::{KEYS, Key, Kind, documentation};
+pub use layers::{Assignment, ConfigError, Layers, Origin};
+pub use sections::{
+    CheckpointSection, Config, DataSection, EvalSection, LogSection, ModelSection, OptimizerSection, RunSection, ScheduleSection,
+    TokenizerSection, TrainSection,
+};
