@@ -19,7 +19,7 @@ PAIRS = {
     "memory/peak_rss_bytes": "peak_rss_bytes",
     "memory/weight_bytes": "weight_bytes",
     "memory/gradient_bytes": "gradient_bytes",
-    "memory/optimizer_state_bytes": "optimizer_state_bytes",
+    "memory/optimizer_state_bytes": "state_bytes",
     "validation/loss": "validation_loss",
 }
 

@@ -1,2 +1,7 @@
-//! x
-fn main(){}
+//! The program `lowrank`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lowrank_train::cli::main()
+}

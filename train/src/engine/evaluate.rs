@@ -4,7 +4,7 @@ use burn::module::Module;
 use lowrank_models::Llama;
 
 use super::{TrainError, batch_tensors};
-use crate::data::Batch;
+use crate::data::{Batch, DataError};
 
 /// What an evaluation found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,10 +32,11 @@ impl Evaluation {
     }
 }
 
-/// Token-weighted loss over batches. Goes on until `each`, which is called after every batch, returns false.
+/// Token-weighted loss over batches; with `document_mask` attention stays inside a document. Goes on until `each`, which is called after every batch, returns false.
 pub fn evaluate(
     model: &Llama,
-    batches: impl Iterator<Item = Result<Batch, crate::data::DataError>>,
+    batches: impl Iterator<Item = Result<Batch, DataError>>,
+    document_mask: bool,
     mut each: impl FnMut(&Evaluation) -> bool,
 ) -> Result<Evaluation, TrainError> {
     let model = model.valid();
@@ -43,7 +44,7 @@ pub fn evaluate(
     let mut total = Evaluation { nats: 0.0, tokens: 0 };
     for batch in batches {
         let batch = batch?;
-        let tensors = batch_tensors(&batch, true, &device);
+        let tensors = batch_tensors(&batch, document_mask, &device);
         total.nats += f64::from(model.loss_sum(tensors.inputs, tensors.targets, tensors.starts).into_scalar::<f32>());
         total.tokens += batch.counted();
         if !each(&total) {

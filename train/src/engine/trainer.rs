@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
 use lowrank_models::{LanguageBatch, Llama, ids_tensor};

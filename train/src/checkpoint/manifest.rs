@@ -1,0 +1,102 @@
+//! Sizes and hashes of the files of a checkpoint.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::CheckpointError;
+
+/// Name of the manifest's file.
+const NAME: &str = "manifest.json";
+/// Version of the format.
+const VERSION: u32 = 1;
+
+/// What files a checkpoint has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the format.
+    pub version: u32,
+    /// Version of the program that wrote it.
+    pub program: String,
+    /// Every file but the manifest itself.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// Size and hash of one file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// Writes the manifest of a folder and brings all its files to the disk.
+pub(super) fn seal(dir: &Path) -> Result<(), CheckpointError> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
+        let path = entry.map_err(CheckpointError::io(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.insert(name, hash(&path)?);
+        sync(&path)?;
+    }
+    let manifest = Manifest { version: VERSION, program: env!("CARGO_PKG_VERSION").into(), files };
+    let path = dir.join(NAME);
+    let text = match serde_json::to_string_pretty(&manifest) {
+        Ok(text) => text,
+        Err(error) => unreachable!("a map of texts and numbers is JSON: {error}"),
+    };
+    std::fs::write(&path, text).map_err(CheckpointError::io(&path))?;
+    sync(&path)?;
+    sync(dir)
+}
+
+/// Brings a file or folder to the disk.
+pub(super) fn sync(path: &Path) -> Result<(), CheckpointError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(CheckpointError::io(path))
+}
+
+/// Checks size and hash of every file of a checkpoint. Further files do not matter.
+pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
+    let path = dir.join(NAME);
+    let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+    if manifest.version != VERSION {
+        let reason = format!("has format version {}; this program reads {VERSION}", manifest.version);
+        return Err(CheckpointError::damaged(&path, reason));
+    }
+    for (name, entry) in &manifest.files {
+        let path = dir.join(name);
+        let size = std::fs::metadata(&path).map_err(CheckpointError::io(&path))?.len();
+        if size != entry.size {
+            let reason = format!("has {size} bytes instead of {}", entry.size);
+            return Err(CheckpointError::damaged(&path, reason));
+        }
+        if hash(&path)? != *entry {
+            return Err(CheckpointError::damaged(&path, "has another content than was saved (SHA-256 differs)"));
+        }
+    }
+    Ok(manifest)
+}
+
+fn hash(path: &Path) -> Result<FileEntry, CheckpointError> {
+    let mut file = File::open(path).map_err(CheckpointError::io(path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut size = 0;
+    loop {
+        match file.read(&mut buffer).map_err(CheckpointError::io(path))? {
+            0 => break,
+            count => {
+                hasher.update(&buffer[..count]);
+                size += count as u64;
+            }
+        }
+    }
+    Ok(FileEntry { size, sha256: format!("{:x}", hasher.finalize()) })
+}

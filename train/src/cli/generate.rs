@@ -1,0 +1,95 @@
+//! `lowrank generate`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use lowrank_models::hub::ModelFolder;
+use lowrank_models::{Sampling, generate};
+
+use crate::data::Tokenizer;
+use crate::job::{JobError, device};
+
+/// Let a model continue a text.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lowrank generate --model runs/pretrain-001/checkpoints/step-001500 --prompt \"fn main() {\"
+  lowrank generate --model SmolLM2-135M --prompt \"The capital of France is\" --greedy --tokens 32")]
+pub struct Args {
+    /// Checkpoint or Hugging Face model folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Text to continue
+    #[arg(long, default_value = "")]
+    prompt: String,
+    /// New tokens at most
+    #[arg(long, default_value_t = 128)]
+    tokens: usize,
+    /// Divides the logits; 0 is greedy
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+    /// Keep the k most likely tokens; 0 keeps all
+    #[arg(long, default_value_t = 50)]
+    top_k: usize,
+    /// Keep the most likely tokens whose probabilities reach this sum
+    #[arg(long, default_value_t = 0.95)]
+    top_p: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Always take the most likely token
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
+    greedy: bool,
+    /// cpu, or a GPU of a build with that feature
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let sampling = match args.greedy {
+        true => Sampling::greedy(),
+        false => Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed },
+    };
+    sampling.validate().map_err(JobError::from)?;
+    let device = device(&args.device)?;
+    let folder = ModelFolder::open(&args.model).map_err(JobError::from)?;
+    let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json")).map_err(JobError::from)?;
+    let model = folder.load(&device).map_err(JobError::from)?;
+
+    let mut ids: Vec<u32> = tokenizer.encode(&args.prompt).map_err(JobError::from)?;
+    // Models of this program learned that a document begins with the separator; others say so in their configuration.
+    let begins = folder.config.extra.get("bos_token_id").and_then(serde_json::Value::as_u64) == Some(u64::from(tokenizer.separator()));
+    if begins || ids.is_empty() {
+        ids.insert(0, tokenizer.separator());
+    }
+    let end = folder.config.extra.get("eos_token_id").and_then(serde_json::Value::as_i64);
+    let prompt: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let mut out = std::io::stdout().lock();
+    let mut shown = 0;
+    let mut failed = None;
+    generate(&model, &prompt, args.tokens, &sampling, |id| {
+        if end == Some(i64::from(id)) {
+            return false;
+        }
+        ids.push(id as u32);
+        // A character may need several tokens: what may still change is held back.
+        let written = tokenizer.decode(&ids).map_err(|error| anyhow::Error::from(JobError::from(error))).and_then(|text| {
+            let ready = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
+            out.write_all(&text.as_bytes()[shown.min(ready)..ready])?;
+            shown = ready.max(shown);
+            Ok(out.flush()?)
+        });
+        failed = written.err();
+        failed.is_none()
+    })
+    .map_err(JobError::from)?;
+    match failed {
+        Some(error) => Err(error),
+        None => {
+            writeln!(out).context("writing the text")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

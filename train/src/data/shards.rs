@@ -1,0 +1,570 @@
+use super::{DataError, Progress, Stage};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Tokens in one file at most, unless a [`ShardWriter`] is told otherwise.
+pub const TOKENS_PER_FILE: u64 = 64 << 20;
+
+const MANIFEST: &str = "manifest.json";
+const VERSION: u32 = 1;
+
+/// What a folder of token files holds; stored beside them as `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of the format.
+    pub version: u32,
+    /// Ids there are; a token is stored in two bytes up to 65,536 of them and in four above, little endian.
+    pub vocab_size: u32,
+    /// The id that begins every document.
+    pub separator: u32,
+    /// Fingerprint of the tokenizer that made the tokens.
+    pub tokenizer: String,
+    /// The token files, in order.
+    pub files: Vec<ShardFile>,
+    /// SHA-256 of this manifest with this field empty.
+    pub sha256: String,
+}
+
+/// One token file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardFile {
+    /// File name inside the folder.
+    pub name: String,
+    /// Tokens in the file, separators included.
+    pub tokens: u64,
+    /// Documents that begin in the file.
+    pub documents: u64,
+    /// Bytes of text of the documents that begin in the file.
+    pub text_bytes: u64,
+    /// SHA-256 of the file.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Tokens in all files, separators included.
+    pub fn tokens(&self) -> u64 {
+        self.files.iter().map(|f| f.tokens).sum()
+    }
+
+    fn token_bytes(&self) -> usize {
+        if self.vocab_size <= 1 << 16 { 2 } else { 4 }
+    }
+
+    fn digest(&self) -> Result<String, serde_json::Error> {
+        let bare = Self {
+            sha256: String::new(),
+            ..self.clone()
+        };
+        Ok(hex(&Sha256::digest(serde_json::to_vec(&bare)?)))
+    }
+}
+
+/// Writes token files into a folder beside the final one, which appears only when everything is complete.
+pub struct ShardWriter {
+    folder: PathBuf,
+    partial: PathBuf,
+    tokens_per_file: u64,
+    manifest: Manifest,
+    open: Option<(BufWriter<File>, Sha256)>,
+    buffer: Vec<u8>,
+    finished: bool,
+}
+
+impl ShardWriter {
+    /// Begins token files that will be in `folder`, which must not exist. What an interrupted writer left is removed.
+    pub fn create(
+        folder: &Path,
+        vocab_size: u32,
+        separator: u32,
+        tokenizer: String,
+        tokens_per_file: u64,
+    ) -> Result<Self, DataError> {
+        if folder.exists() {
+            return Err(DataError::Exists {
+                path: folder.to_path_buf(),
+            });
+        }
+        let partial = partial_of(folder);
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(DataError::write(&partial))?;
+        }
+        fs::create_dir_all(&partial).map_err(DataError::write(&partial))?;
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            partial,
+            tokens_per_file: tokens_per_file.max(1),
+            manifest: Manifest {
+                version: VERSION,
+                vocab_size,
+                separator,
+                tokenizer,
+                files: Vec::new(),
+                sha256: String::new(),
+            },
+            open: None,
+            buffer: Vec::new(),
+            finished: false,
+        })
+    }
+
+    /// Appends one document: its tokens, the separator first, and the bytes its text has.
+    pub fn push(&mut self, tokens: &[u32], text_bytes: u64) -> Result<(), DataError> {
+        let mut rest = tokens;
+        let mut first = true;
+        while !rest.is_empty() {
+            if self.open.is_none() {
+                self.begin_file()?;
+            }
+            let Some(entry) = self.manifest.files.last_mut() else {
+                break;
+            };
+            if first {
+                entry.documents += 1;
+                entry.text_bytes += text_bytes;
+                first = false;
+            }
+            let room = self.tokens_per_file - entry.tokens;
+            let (now, later) = rest.split_at(rest.len().min(room.try_into().unwrap_or(usize::MAX)));
+            let path = self.partial.join(&entry.name);
+            self.buffer.clear();
+            for (i, &token) in now.iter().enumerate() {
+                if token >= self.manifest.vocab_size {
+                    return Err(DataError::OutOfVocabulary {
+                        path,
+                        position: entry.tokens + i as u64,
+                        token,
+                        vocab_size: self.manifest.vocab_size,
+                    });
+                }
+                if self.manifest.vocab_size <= 1 << 16 {
+                    self.buffer.extend_from_slice(&(token as u16).to_le_bytes());
+                } else {
+                    self.buffer.extend_from_slice(&token.to_le_bytes());
+                }
+            }
+            entry.tokens += now.len() as u64;
+            let full = entry.tokens == self.tokens_per_file;
+            if let Some((file, hash)) = &mut self.open {
+                file.write_all(&self.buffer).map_err(DataError::write(&path))?;
+                hash.update(&self.buffer);
+            }
+            if full {
+                self.end_file()?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Completes the files and moves the folder into place.
+    pub fn finish(mut self) -> Result<Manifest, DataError> {
+        self.end_file()?;
+        let path = self.partial.join(MANIFEST);
+        self.manifest.sha256 = self.manifest.digest().map_err(|e| DataError::write(&path)(e.into()))?;
+        let text = serde_json::to_vec_pretty(&self.manifest)
+            .map_err(|e| DataError::write(&path)(e.into()))?;
+        write_synced(&path, &text)?;
+        fs::rename(&self.partial, &self.folder).map_err(DataError::write(&self.folder))?;
+        self.finished = true;
+        sync_parent(&self.folder)?;
+        Ok(self.manifest.clone())
+    }
+
+    fn begin_file(&mut self) -> Result<(), DataError> {
+        let name = format!("tokens-{:05}.bin", self.manifest.files.len());
+        let path = self.partial.join(&name);
+        let file = File::create(&path).map_err(DataError::write(&path))?;
+        self.open = Some((BufWriter::new(file), Sha256::new()));
+        self.manifest.files.push(ShardFile {
+            name,
+            tokens: 0,
+            documents: 0,
+            text_bytes: 0,
+            sha256: String::new(),
+        });
+        Ok(())
+    }
+
+    fn end_file(&mut self) -> Result<(), DataError> {
+        let Some((file, hash)) = self.open.take() else {
+            return Ok(());
+        };
+        let Some(entry) = self.manifest.files.last_mut() else {
+            return Ok(());
+        };
+        let path = self.partial.join(&entry.name);
+        entry.sha256 = hex(&hash.finalize());
+        file.into_inner()
+            .map_err(|e| e.into_error())
+            .and_then(|file| file.sync_all())
+            .map_err(DataError::write(&path))
+    }
+}
+
+impl Drop for ShardWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // The next writer removes what this attempt cannot.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
+    }
+}
+
+/// Token files, memory-mapped: the operating system reads what is used and drops what is not, so they may be larger than memory.
+///
+/// Cloning shares the mapping.
+#[derive(Clone)]
+pub struct Shards {
+    folder: PathBuf,
+    manifest: Arc<Manifest>,
+    maps: Arc<[Mmap]>,
+    /// Position of the first token of each file, and of the end.
+    begins: Arc<[u64]>,
+}
+
+impl std::fmt::Debug for Shards {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shards")
+            .field("folder", &self.folder)
+            .field("tokens", &self.len())
+            .finish()
+    }
+}
+
+impl Shards {
+    /// Whether `folder` looks like one made by [`ShardWriter`].
+    pub fn is_at(folder: &Path) -> bool {
+        folder.join(MANIFEST).is_file()
+    }
+
+    /// Opens a folder made by [`ShardWriter`]; checks the manifest and the size of every file.
+    pub fn open(folder: &Path) -> Result<Self, DataError> {
+        let path = folder.join(MANIFEST);
+        let text = fs::read(&path).map_err(DataError::read(&path))?;
+        let manifest: Manifest = serde_json::from_slice(&text)
+            .map_err(|e| DataError::shard(&path, format!("not a manifest of token files ({e})")))?;
+        let digest = manifest
+            .digest()
+            .map_err(|e| DataError::shard(&path, e.to_string()))?;
+        if manifest.version != VERSION {
+            let problem = format!("version {} is not the known {VERSION}", manifest.version);
+            return Err(DataError::shard(&path, problem));
+        }
+        if manifest.sha256 != digest {
+            return Err(DataError::shard(&path, "its own hash does not fit: the file was changed"));
+        }
+        if manifest.vocab_size > i32::MAX as u32 || manifest.separator >= manifest.vocab_size {
+            return Err(DataError::shard(&path, "the vocabulary or the separator is out of range"));
+        }
+        let mut maps = Vec::with_capacity(manifest.files.len());
+        let mut begins = vec![0];
+        let mut end = 0u64;
+        for entry in &manifest.files {
+            let path = folder.join(&entry.name);
+            let file = File::open(&path).map_err(DataError::read(&path))?;
+            let bytes = file.metadata().map_err(DataError::read(&path))?.len();
+            let expected = entry.tokens.saturating_mul(manifest.token_bytes() as u64);
+            if bytes != expected {
+                let problem = format!("{bytes} bytes instead of {expected}: truncated or changed");
+                return Err(DataError::shard(&path, problem));
+            }
+            // SAFETY: the mapping is read-only, and token files are renamed into place complete and never written again by
+            // this program. Another program that truncates one while it is in use would end the process with SIGBUS.
+            let map = unsafe { Mmap::map(&file) }.map_err(DataError::read(&path))?;
+            maps.push(map);
+            end += entry.tokens;
+            begins.push(end);
+        }
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            manifest: Arc::new(manifest),
+            maps: maps.into(),
+            begins: begins.into(),
+        })
+    }
+
+    /// Reads everything: checks the SHA-256 of every file and that every token is in the vocabulary.
+    pub fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), DataError> {
+        let total: u64 = self.maps.iter().map(|m| m.len() as u64).sum();
+        let mut done = 0;
+        let group = rayon::current_num_threads().max(1);
+        for first in (0..self.maps.len()).step_by(group) {
+            let group = first..self.maps.len().min(first + group);
+            // Collected before looking, so that the first damaged file in order is the one reported.
+            let results: Vec<_> = group.clone().into_par_iter().map(|f| self.verify_file(f)).collect();
+            results.into_iter().collect::<Result<(), _>>()?;
+            done += group.map(|f| self.maps[f].len() as u64).sum::<u64>();
+            progress(Progress {
+                stage: Stage::Verify,
+                done,
+                total,
+            });
+        }
+        Ok(())
+    }
+
+    fn verify_file(&self, file: usize) -> Result<(), DataError> {
+        let (entry, map) = (&self.manifest.files[file], &self.maps[file]);
+        if hex(&Sha256::digest(map)) != entry.sha256 {
+            let path = self.folder.join(&entry.name);
+            return Err(DataError::shard(&path, "SHA-256 does not fit: the content was changed"));
+        }
+        self.copy(self.begins[file], entry.tokens, |_| ())
+    }
+
+    /// Folder of the files.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the folder holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Tokens, separators included.
+    pub fn len(&self) -> u64 {
+        self.begins.last().copied().unwrap_or(0)
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Documents.
+    pub fn documents(&self) -> u64 {
+        self.manifest.files.iter().map(|f| f.documents).sum()
+    }
+
+    /// Bytes of the text (UTF-8) that the tokens came from.
+    pub fn text_bytes(&self) -> u64 {
+        self.manifest.files.iter().map(|f| f.text_bytes).sum()
+    }
+
+    /// Ids there are.
+    pub fn vocab_size(&self) -> u32 {
+        self.manifest.vocab_size
+    }
+
+    /// The id that begins every document.
+    pub fn separator(&self) -> u32 {
+        self.manifest.separator
+    }
+
+    /// Fingerprint of the tokenizer that made the tokens.
+    pub fn tokenizer_fingerprint(&self) -> &str {
+        &self.manifest.tokenizer
+    }
+
+    /// Copies the tokens from `start` on into `out`.
+    ///
+    /// # Errors
+    /// The range reaches beyond the end, or a token is outside the vocabulary (the file is damaged).
+    pub fn read(&self, start: u64, out: &mut [u32]) -> Result<(), DataError> {
+        let mut slots = out.iter_mut();
+        let len = slots.len() as u64;
+        self.copy(start, len, |token| {
+            if let Some(slot) = slots.next() {
+                *slot = token;
+            }
+        })
+    }
+
+    /// Gives the tokens `start..start + len` to `sink`, in order and without allocating.
+    pub(super) fn copy(
+        &self,
+        start: u64,
+        len: u64,
+        mut sink: impl FnMut(u32),
+    ) -> Result<(), DataError> {
+        let end = match start.checked_add(len) {
+            Some(end) if end <= self.len() => end,
+            _ => {
+                let problem =
+                    format!("{len} tokens from position {start} were asked for, there are {}", self.len());
+                return Err(DataError::shard(&self.folder, problem));
+            }
+        };
+        let width = self.manifest.token_bytes();
+        let mut position = start;
+        let mut file = self.begins.partition_point(|&b| b <= start).saturating_sub(1);
+        while position < end {
+            let until = end.min(self.begins[file + 1]);
+            let from = (position - self.begins[file]) as usize;
+            let count = (until - position) as usize;
+            let bytes = &self.maps[file][from * width..(from + count) * width];
+            let outside = if width == 2 {
+                self.emit(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b).into()), &mut sink)
+            } else {
+                self.emit(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)), &mut sink)
+            };
+            if let Some((offset, token)) = outside {
+                return Err(DataError::OutOfVocabulary {
+                    path: self.folder.join(&self.manifest.files[file].name),
+                    position: (from + offset) as u64,
+                    token,
+                    vocab_size: self.manifest.vocab_size,
+                });
+            }
+            position = until;
+            file += 1;
+        }
+        Ok(())
+    }
+
+    /// The first token outside the vocabulary with its offset; all tokens before it were given to `sink`.
+    fn emit(
+        &self,
+        tokens: impl Iterator<Item = u32>,
+        sink: &mut impl FnMut(u32),
+    ) -> Option<(usize, u32)> {
+        for (offset, token) in tokens.enumerate() {
+            if token >= self.manifest.vocab_size {
+                return Some((offset, token));
+            }
+            sink(token);
+        }
+        None
+    }
+}
+
+/// The folder in which `folder` is prepared.
+pub(super) fn partial_of(folder: &Path) -> PathBuf {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    folder.with_file_name(format!(".{name}.partial"))
+}
+
+pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+    let mut file = File::create(path).map_err(DataError::write(path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(DataError::write(path))
+}
+
+/// Makes a rename into the parent folder of `path` survive a power cut.
+pub(super) fn sync_parent(path: &Path) -> Result<(), DataError> {
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    // Only Unix lets a folder be opened and synced.
+    if cfg!(unix) {
+        File::open(parent)
+            .and_then(|folder| folder.sync_all())
+            .map_err(DataError::write(parent))?;
+    }
+    Ok(())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, vocab_size: u32, limit: u64, documents: &[Vec<u32>]) -> Manifest {
+        let mut writer = ShardWriter::create(folder, vocab_size, 0, "t".into(), limit).unwrap();
+        for d in documents {
+            writer.push(d, 3 * d.len() as u64).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    fn documents(vocab_size: u32) -> Vec<Vec<u32>> {
+        (1..60u32)
+            .map(|d| (0..d).map(|i| if i == 0 { 0 } else { (d * 7919 + i * 31) % vocab_size }).collect())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_written_is_read_across_files() {
+        for vocab_size in [300, 1 << 16, (1 << 16) + 1, 200_000] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("tokens");
+            let documents = documents(vocab_size);
+            let all: Vec<u32> = documents.concat();
+            let manifest = write(&folder, vocab_size, 100, &documents);
+            assert!(manifest.files.len() > 10);
+            assert!(manifest.files.iter().all(|f| f.tokens <= 100));
+            let shards = Shards::open(&folder).unwrap();
+            shards.verify(&mut |_| ()).unwrap();
+            assert_eq!(shards.len(), all.len() as u64);
+            assert_eq!(shards.documents(), documents.len() as u64);
+            assert_eq!(shards.text_bytes(), 3 * all.len() as u64);
+            for (start, len) in [(0, all.len()), (99, 2), (100, 100), (50, 700), (all.len(), 0)] {
+                let mut out = vec![0; len];
+                shards.read(start as u64, &mut out).unwrap();
+                assert_eq!(out, all[start..start + len]);
+            }
+            assert!(shards.read(all.len() as u64, &mut [0]).is_err());
+            assert!(shards.read(u64::MAX, &mut [0, 0]).is_err());
+        }
+    }
+
+    #[test]
+    fn damage_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("tokens");
+        write(&folder, 300, 100, &documents(300));
+        let file = folder.join("tokens-00002.bin");
+        let good = fs::read(&file).unwrap();
+
+        fs::write(&file, &good[..good.len() - 1]).unwrap();
+        let message = Shards::open(&folder).unwrap_err().to_string();
+        assert!(message.contains("tokens-00002.bin") && message.contains("truncated"), "{message}");
+
+        let mut flipped = good.clone();
+        flipped[10] ^= 1;
+        fs::write(&file, &flipped).unwrap();
+        let message = Shards::open(&folder).unwrap().verify(&mut |_| ()).unwrap_err().to_string();
+        assert!(message.contains("tokens-00002.bin") && message.contains("SHA-256"), "{message}");
+
+        let mut outside = good.clone();
+        outside[21] = 0xff;
+        fs::write(&file, &outside).unwrap();
+        let error = Shards::open(&folder).unwrap().read(200, &mut [0; 50]).unwrap_err();
+        assert!(matches!(error, DataError::OutOfVocabulary { position: 10, .. }), "{error}");
+
+        fs::write(&file, &good).unwrap();
+        let manifest = folder.join(MANIFEST);
+        let text = fs::read_to_string(&manifest).unwrap();
+        fs::write(&manifest, text.replace("\"separator\": 0", "\"separator\": 1")).unwrap();
+        assert!(Shards::open(&folder).unwrap_err().is_input());
+        fs::write(&manifest, &text[..text.len() / 2]).unwrap();
+        assert!(Shards::open(&folder).is_err());
+        fs::remove_file(&manifest).unwrap();
+        assert!(Shards::open(&folder).is_err());
+    }
+
+    #[test]
+    fn an_interrupted_writer_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("tokens");
+        let mut writer = ShardWriter::create(&folder, 300, 0, "t".into(), 10).unwrap();
+        writer.push(&[0; 25], 1).unwrap();
+        // As after a kill: no destructor runs.
+        std::mem::forget(writer);
+        assert!(!folder.exists());
+        write(&folder, 300, 10, &[vec![0, 1, 2]]);
+        assert_eq!(Shards::open(&folder).unwrap().len(), 3);
+        let mut writer = ShardWriter::create(&dir.path().join("other"), 300, 0, "t".into(), 10).unwrap();
+        assert!(writer.push(&[0, 300], 1).is_err());
+        drop(writer);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(matches!(
+            ShardWriter::create(&folder, 300, 0, "t".into(), 10),
+            Err(DataError::Exists { .. })
+        ));
+    }
+}

@@ -1,0 +1,302 @@
+//! Documents from files and folders.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::DataError;
+
+/// What the files of the data are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// By the end of the name: `.jsonl` and `.ndjson` are JSON lines, `.parquet` is Parquet, a folder of token files is that, all else text.
+    #[default]
+    Auto,
+    /// One document a file.
+    Text,
+    /// One document a line, in a field of a JSON object.
+    Jsonl,
+    /// One document a row, in a column of text.
+    Parquet,
+    /// Token files made before.
+    Shards,
+}
+
+/// One text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// File, and line where there are several in it.
+    pub name: String,
+    /// The text.
+    pub text: String,
+}
+
+/// Documents that were passed over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Files of a folder that are not UTF-8 text.
+    pub binary: u64,
+    /// Documents without a character.
+    pub empty: u64,
+}
+
+/// Where documents come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Files and folders.
+    pub paths: Vec<PathBuf>,
+    /// What the files are.
+    pub format: Format,
+    /// Field of JSON lines, or column of Parquet, with the text.
+    pub field: String,
+}
+
+impl Source {
+    /// Every file, in the order of the documents, and whether it was named itself rather than found in a folder.
+    pub fn files(&self) -> Result<Vec<(PathBuf, bool)>, DataError> {
+        if self.paths.is_empty() {
+            return Err(DataError::NoPath);
+        }
+        let mut files = Vec::new();
+        for path in &self.paths {
+            let metadata = std::fs::metadata(path).map_err(DataError::read(path))?;
+            match metadata.is_dir() {
+                true => files.extend(files_below(path)?.into_iter().map(|file| (file, false))),
+                false => files.push((path.clone(), true)),
+            }
+        }
+        Ok(files)
+    }
+
+    /// All documents, one file or line in memory at a time.
+    pub fn documents(&self) -> Result<Documents, DataError> {
+        Ok(Documents {
+            files: self.files()?.into(),
+            format: self.format,
+            field: self.field.clone(),
+            open: None,
+            skipped: Skipped::default(),
+        })
+    }
+}
+
+/// Files of a folder and the folders in it, sorted by path; hidden ones are left out.
+pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let visible = |entry: &walkdir::DirEntry| {
+        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
+    };
+    let mut files = Vec::new();
+    for entry in walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().filter_entry(visible) {
+        let entry = entry.map_err(|error| DataError::Read {
+            path: error.path().unwrap_or(folder).to_path_buf(),
+            source: error.into(),
+        })?;
+        if entry.file_type().is_file() {
+            files.push(entry.into_path());
+        }
+    }
+    Ok(files)
+}
+
+/// Documents one after another; ends after the first error.
+pub struct Documents {
+    files: VecDeque<(PathBuf, bool)>,
+    format: Format,
+    field: String,
+    open: Option<Rows>,
+    /// What was passed over so far.
+    pub skipped: Skipped,
+}
+
+/// A file with several documents.
+enum Rows {
+    Lines { path: PathBuf, reader: BufReader<File>, line: u64 },
+    #[cfg(feature = "parquet")]
+    Table { path: PathBuf, rows: parquet::record::reader::RowIter<'static>, row: u64 },
+}
+
+impl Documents {
+    fn next_document(&mut self) -> Result<Option<Document>, DataError> {
+        loop {
+            if let Some(rows) = &mut self.open {
+                match rows.next(&self.field)? {
+                    Some(document) => return Ok(Some(document)),
+                    None => self.open = None,
+                }
+            }
+            let Some((path, named)) = self.files.pop_front() else { return Ok(None) };
+            let end = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+            match (self.format, end.as_str()) {
+                (Format::Jsonl, _) | (Format::Auto, "jsonl" | "ndjson") => {
+                    let file = File::open(&path).map_err(DataError::read(&path))?;
+                    self.open = Some(Rows::Lines { path, reader: BufReader::new(file), line: 0 });
+                }
+                (Format::Parquet, _) | (Format::Auto, "parquet") => self.open = Some(open_parquet(path, &self.field)?),
+                _ => match read_text(&path)? {
+                    Ok(text) => return Ok(Some(Document { name: path.display().to_string(), text })),
+                    Err(offset) if named => return Err(DataError::NotUtf8 { path, offset }),
+                    Err(_) => self.skipped.binary += 1,
+                },
+            }
+        }
+    }
+}
+
+impl Iterator for Documents {
+    type Item = Result<Document, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_document() {
+                Ok(Some(document)) if document.text.is_empty() => self.skipped.empty += 1,
+                Ok(document) => return document.map(Ok),
+                Err(error) => {
+                    self.files.clear();
+                    self.open = None;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}
+
+/// The text of a file, or the place of the first byte that is none. A zero byte marks a binary file.
+fn read_text(path: &Path) -> Result<Result<String, u64>, DataError> {
+    let bytes = std::fs::read(path).map_err(DataError::read(path))?;
+    if let Some(zero) = bytes.iter().position(|byte| *byte == 0) {
+        return Ok(Err(zero as u64));
+    }
+    Ok(String::from_utf8(bytes).map_err(|error| error.utf8_error().valid_up_to() as u64))
+}
+
+impl Rows {
+    fn next(&mut self, field: &str) -> Result<Option<Document>, DataError> {
+        match self {
+            Self::Lines { path, reader, line } => {
+                let mut bytes = Vec::new();
+                loop {
+                    bytes.clear();
+                    *line += 1;
+                    if reader.read_until(b'\n', &mut bytes).map_err(DataError::read(path))? == 0 {
+                        return Ok(None);
+                    }
+                    if !bytes.trim_ascii().is_empty() {
+                        break;
+                    }
+                }
+                let (path, line) = (path.clone(), *line);
+                let value: serde_json::Value = serde_json::from_slice(&bytes)
+                    .map_err(|error| DataError::Json { path: path.clone(), line, message: error.to_string() })?;
+                let problem = match value.get(field) {
+                    Some(serde_json::Value::String(text)) => {
+                        return Ok(Some(Document { name: format!("{} line {line}", path.display()), text: text.clone() }));
+                    }
+                    Some(other) => format!("field \"{field}\" is {other} instead of a text"),
+                    None => format!("there is no field \"{field}\""),
+                };
+                Err(DataError::Field { path, line, problem })
+            }
+            #[cfg(feature = "parquet")]
+            Self::Table { path, rows, row } => {
+                use parquet::record::Field;
+                *row += 1;
+                let problem = |problem: String| DataError::Parquet { path: path.clone(), problem };
+                let Some(record) = rows.next() else { return Ok(None) };
+                let record = record.map_err(|error| problem(format!("row {row}: {error}")))?;
+                let value = record.get_column_iter().next().map(|(_, value)| value.clone());
+                let text = match value {
+                    Some(Field::Str(text)) => text,
+                    Some(Field::Bytes(bytes)) => String::from_utf8(bytes.data().to_vec())
+                        .map_err(|_| problem(format!("row {row}: column \"{field}\" is not UTF-8")))?,
+                    Some(Field::Null) => String::new(),
+                    _ => return Err(problem(format!("row {row}: column \"{field}\" is not text"))),
+                };
+                Ok(Some(Document { name: format!("{} row {row}", path.display()), text }))
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_parquet(path: PathBuf, _field: &str) -> Result<Rows, DataError> {
+    let problem = "this build reads no Parquet files; build with `--features parquet`, or give other files".to_string();
+    Err(DataError::Parquet { path, problem })
+}
+
+#[cfg(feature = "parquet")]
+fn open_parquet(path: PathBuf, field: &str) -> Result<Rows, DataError> {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::reader::RowIter;
+    use parquet::schema::types::Type;
+    use std::sync::Arc;
+
+    let file = File::open(&path).map_err(DataError::read(&path))?;
+    let problem = |problem: String| DataError::Parquet { path: path.clone(), problem };
+    let reader = SerializedFileReader::new(file).map_err(|error| problem(error.to_string()))?;
+    let schema = reader.metadata().file_metadata().schema();
+    let column = schema.get_fields().iter().find(|column| column.name() == field).cloned();
+    let Some(column) = column else {
+        let names: Vec<&str> = schema.get_fields().iter().map(|column| column.name()).collect();
+        return Err(problem(format!("there is no column \"{field}\"; name one of {} with data.field", names.join(", "))));
+    };
+    let projection = Type::group_type_builder(schema.name())
+        .with_fields(vec![Arc::clone(&column)])
+        .build()
+        .map_err(|error| problem(error.to_string()))?;
+    let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection)).map_err(|error| problem(error.to_string()))?;
+    Ok(Rows::Table { path, rows, row: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(path: &Path) -> Source {
+        Source { paths: vec![path.to_path_buf()], format: Format::Auto, field: "text".into() }
+    }
+
+    #[test]
+    fn a_folder_gives_its_texts_in_order_and_counts_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in [
+            ("b.txt", b"second".as_slice()),
+            ("a/z.rs", b"first"),
+            ("c.bin", b"x\0y"),
+            ("d.txt", b""),
+            ("e.txt", b"bad \xff"),
+            (".hidden", b"hidden"),
+            ("f.jsonl", b"{\"text\": \"third\"}\n\n{\"text\": \"fourth\", \"other\": 1}"),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        let mut documents = source(dir.path()).documents().unwrap();
+        let texts: Vec<String> = documents.by_ref().map(|document| document.unwrap().text).collect();
+        assert_eq!(texts, ["first", "second", "third", "fourth"]);
+        assert_eq!(documents.skipped, Skipped { binary: 2, empty: 1 });
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let error = source(&path).documents().unwrap().find_map(Result::err).unwrap().to_string();
+            assert!(error.contains(name), "{error}");
+            error
+        };
+        assert!(write("a.jsonl", b"{\"text\": \"x\"}\n{\"text\": ").contains("line 2"));
+        assert!(write("b.jsonl", b"\n\n{\"body\": \"x\"}").contains("line 3"));
+        assert!(write("c.jsonl", b"{\"text\": 7}").contains("instead of a text"));
+        assert!(write("d.txt", b"ab\xff").contains("at 2"));
+        #[cfg(not(feature = "parquet"))]
+        assert!(write("e.parquet", b"PAR1").contains("--features parquet"));
+        assert!(source(&dir.path().join("none")).documents().is_err());
+    }
+}

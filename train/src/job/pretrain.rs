@@ -1,0 +1,397 @@
+//! The pretraining run itself.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+use lowrank_models::hub::{self, HubConfig, ModelFolder};
+use lowrank_models::{Llama, Sampling};
+use lowrank_optim::StateMeter;
+
+use super::logs::Logs;
+use super::{JobError, device, model_config, prepare_data, set_threads, setup};
+use crate::checkpoint::{Checkpoints, TrainerState, load_optimizer, save_optimizer};
+use crate::config::Config;
+use crate::data::{Batches, Prepared};
+use crate::engine::{Evaluation, StepReport, Trainer, TrainerOptions, evaluate, sample_text};
+use crate::run::{MemoryUse, Metrics, RunFolder, Screen, Signal, Signals, Summary};
+
+/// A run between its first and its last step.
+pub struct Pretrain {
+    config: Config,
+    folder: RunFolder,
+    prepared: Prepared,
+    hub: HubConfig,
+    trainer: Trainer,
+    batches: Batches,
+    validation: Batches,
+    checkpoints: Checkpoints,
+    meter: StateMeter,
+    logs: Logs,
+    state: TrainerState,
+    summary: Summary,
+    /// Steps of this process, their seconds and tokens.
+    steps: u64,
+    step_seconds: f64,
+    step_tokens: u64,
+    screen: Screen,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Folder of the run.
+    pub folder: PathBuf,
+    /// Figures; those of the last evaluation are missing when a signal ended the run.
+    pub summary: Summary,
+    /// What the model wrote before the first step; none when the run was resumed.
+    pub before: Option<String>,
+    /// What it wrote after the last.
+    pub after: Option<String>,
+    /// The signal that ended the run early.
+    pub signal: Option<Signal>,
+}
+
+/// Steps between measurements of the optimizer's state, whose size seldom changes.
+const STATE_EVERY: u64 = 100;
+
+impl Pretrain {
+    /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
+    pub fn new(config: Config, dir: &Path, resume: bool, mut screen: Screen) -> Result<Self, JobError> {
+        set_threads(config.train.threads);
+        let device = device(&config.train.device)?;
+        // A folder that is opened first cannot be taken by another run while the data is prepared; a new one is made last, so that bad
+        // input leaves nothing behind.
+        let opened = if resume || dir.exists() { Some(RunFolder::open(dir, resume)?) } else { None };
+        let prepared = prepare_data(&config, &mut screen)?;
+        let hub = model_config(&config.model, prepared.tokenizer.vocab_size(), prepared.tokenizer.separator())?;
+        let positions = hub.llama.max_position_embeddings;
+        if config.train.seq_len > positions {
+            return Err(JobError::Settings(format!(
+                "train.seq_len = {} is longer than the model's {positions} positions; shorten it or raise model.max_position_embeddings",
+                config.train.seq_len
+            )));
+        }
+        let (batch, seq_len) = (config.train.batch, config.train.seq_len);
+        let batches = Batches::train(prepared.train.clone(), batch, seq_len, config.train.seed)?;
+        let validation = Batches::validation(prepared.validation.clone(), batch, seq_len)?;
+
+        let (loaded, bad) = match resume {
+            true => Self::newest(&config, dir)?,
+            false => (None, Vec::new()),
+        };
+        for reason in &bad {
+            screen.warn(&format!("passing over a checkpoint: {reason}"));
+        }
+        let (model, state) = match &loaded {
+            Some((path, state)) => (ModelFolder::open(path)?.load(&device.clone().autodiff())?, state.clone()),
+            None => (begin(&config, &hub, &device)?, TrainerState::default()),
+        };
+        if loaded.is_some() && model.config() != &hub.llama {
+            return Err(JobError::Settings("the checkpoint holds a model of another shape than the configuration".into()));
+        }
+        let fingerprint = prepared.tokenizer.fingerprint()?;
+        if loaded.is_some() && state.tokenizer != fingerprint {
+            return Err(JobError::Settings("the data changed since the run began: it gives another tokenizer; bring the text back or start a new run".into()));
+        }
+        let meter = StateMeter::new();
+        let mut optimizer = setup::optimizer(&config, &model, &meter)?;
+        if let Some((path, state)) = &loaded {
+            optimizer = load_optimizer(optimizer, path, state.optimizer_tensors)?;
+        }
+        let options = TrainerOptions {
+            schedule: setup::schedule(&config),
+            accumulation: config.train.accumulation,
+            clip: (config.optimizer.clip > 0.0).then_some(config.optimizer.clip),
+            max_skipped_steps: config.train.max_skipped_steps,
+            document_mask: config.data.document_mask,
+        };
+        let mut summary = Summary { weight_bytes: weight_bytes(&model), parameters: hub.llama.parameters() as u64, ..Summary::default() };
+        summary.gzip_bits_per_byte = Some(prepared.facts.gzip_bits_per_byte);
+        let mut trainer = Trainer::new(model, optimizer, options);
+        (trainer.step, trainer.samples, trainer.tokens) = (state.step, state.samples, state.tokens);
+        trainer.skipped_steps = state.skipped_steps;
+
+        let folder = match opened {
+            Some(folder) => folder,
+            None => RunFolder::open(dir, false)?,
+        };
+        folder.write("config.toml", &config.to_toml())?;
+        let checkpoints = Checkpoints::new(folder.join("checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_best);
+        checkpoints.clean()?;
+        let logs = Logs::open(&folder, &config, state.step, &screen);
+        let state = TrainerState { tokenizer: fingerprint, settings: config.deciding_entries(), ..state };
+        Ok(Self {
+            config,
+            folder,
+            prepared,
+            hub,
+            trainer,
+            batches,
+            validation,
+            checkpoints,
+            meter,
+            logs,
+            state,
+            summary,
+            steps: 0,
+            step_seconds: 0.0,
+            step_tokens: 0,
+            screen,
+        })
+    }
+
+    /// The newest good checkpoint with its state, and why newer ones are not good. Refuses one begun with other settings.
+    #[allow(clippy::type_complete)]
+    fn newest(config: &Config, dir: &Path) -> Result<(Option<(PathBuf, TrainerState)>, Vec<String>), JobError> {
+        let checkpoints = Checkpoints::new(dir.join("checkpoints"), 1, false);
+        let (good, bad) = checkpoints.newest_good()?;
+        let bad: Vec<String> = bad.iter().map(ToString::to_string).collect();
+        let Some(path) = good else {
+            // A run that was stopped before its first checkpoint begins anew; damaged checkpoints are another matter.
+            if bad.is_empty() {
+                return Ok((None, bad));
+            }
+            return Err(JobError::NoCheckpoint { path: dir.to_path_buf(), reasons: format!(": {}", bad.join("; ")) });
+        };
+        let state = TrainerState::read(&path)?;
+        let differences = setup::differences(&state.settings, &config.deciding_entries());
+        if !differences.is_empty() {
+            return Err(JobError::OtherSettings { path: dir.to_path_buf(), differences: differences.join("\n") });
+        }
+        Ok((Some((path, state)), bad))
+    }
+
+    /// Trains to the end, or to the step during which a signal comes.
+    pub fn run(mut self) -> Result<Finished, JobError> {
+        let signals = Signals::install().map_err(|source| JobError::System { what: "signals cannot be watched".into(), source })?;
+        self.introduce();
+        let before = if self.trainer.step == 0 { self.sample()? } else { None };
+        if let Some(text) = &before {
+            self.logs.sample(0, text, &self.screen);
+        }
+        let (begin, earlier) = (Instant::now(), self.state.seconds);
+        let total = self.config.total_steps();
+        let limit = (self.config.train.minutes > 0.0).then_some(self.config.train.minutes * 60.0);
+        let over = |step: u64, seconds: f64| total.is_some_and(|total| step >= total) || limit.is_some_and(|limit| seconds >= limit);
+        self.screen.begin("training", total.unwrap_or(0));
+        let mut saved = self.trainer.step > 0;
+        let mut signal = None;
+        let mut evaluated = false;
+        while !over(self.trainer.step, self.state.seconds) {
+            let report = self.step()?;
+            self.state.seconds = earlier + begin.elapsed().as_secs_f64();
+            signal = signals.requested();
+            let last = over(report.step, self.state.seconds);
+            let mut metrics = self.metrics(&report);
+            let mut improved = false;
+            if last && signal.is_none() || due(self.config.eval.every, report.step) {
+                improved = self.evaluate(last)?;
+                metrics.validation_loss = self.state.validation_loss;
+                evaluated = last;
+            }
+            let left = seconds_left(report.step, total, self.state.seconds, limit, self.step_seconds / self.steps as f64);
+            self.show(&report, total, left, &metrics);
+            if due(self.config.log.sample_every, report.step)
+                && let Some(text) = self.sample()?
+            {
+                self.logs.sample(report.step, &text, &self.screen);
+            }
+            saved = last || signal.is_some() || due(self.config.checkpoint.every, report.step) || improved && self.config.checkpoint.keep_best;
+            if saved {
+                self.save()?;
+            }
+            if signal.is_some() {
+                break;
+            }
+        }
+        self.screen.end();
+        if !saved {
+            self.save()?;
+        }
+        let mut after = None;
+        if signal.is_none() {
+            if !evaluated {
+                self.evaluate(true)?;
+            }
+            after = self.sample()?;
+            if let Some(text) = &after {
+                self.logs.sample(self.trainer.step, text, &self.screen);
+            }
+        }
+        self.finish(before, after, signal)
+    }
+
+    fn introduce(&self) {
+        use crate::run::{bytes, count};
+        let (train, validation) = (&self.prepared.train, &self.prepared.validation);
+        self.screen.line(&format!(
+            "{} parameters; {} tokens to learn from ({} of text), {} held out; run in {}",
+            count(self.summary.parameters),
+            count(train.len()),
+            bytes(train.text_bytes()),
+            count(validation.len()),
+            self.folder.path().display()
+        ));
+        if self.trainer.step > 0 {
+            self.screen.line(&format!("going on after step {}", self.trainer.step));
+        }
+    }
+
+    fn step(&mut self) -> Result<StepReport, JobError> {
+        let step = self.trainer.step + 1;
+        let measure = self.summary.optimizer_state_bytes == 0 || due(STATE_EVERY, step);
+        if measure {
+            self.meter.start();
+        }
+        let (logs, screen) = (&mut self.logs, &self.screen);
+        let histograms = due(self.config.log.histograms_every, step);
+        let report = self.trainer.step(&self.batches, &mut |model, grads| {
+            if histograms {
+                logs.histograms(step, model, grads, screen);
+            }
+        })?;
+        if measure {
+            self.summary.optimizer_state_bytes = self.meter.stop();
+        }
+        self.summary.gradient_bytes = self.summary.gradient_bytes.max(report.gradient_bytes);
+        self.steps += 1;
+        self.step_seconds += report.seconds;
+        self.step_tokens += report.tokens;
+        self.state.train_loss = Some(report.loss).filter(|loss| loss.is_finite());
+        Ok(report)
+    }
+
+    fn metrics(&self, report: &StepReport) -> Metrics {
+        let memory = MemoryUse::now();
+        Metrics {
+            step: report.step,
+            tokens: self.trainer.tokens,
+            seconds: self.state.seconds,
+            loss: Some(report.loss).filter(|loss| loss.is_finite()),
+            lr: Some(report.lr),
+            grad_norm: Some(report.grad_norm).filter(|norm| norm.is_finite()),
+            tokens_per_second: Some(report.tokens as f64 / report.seconds),
+            rss_bytes: Some(memory.rss),
+            peak_rss_bytes: Some(memory.peak),
+            weight_bytes: Some(self.summary.weight_bytes),
+            gradient_bytes: Some(report.gradient_bytes),
+            state_bytes: Some(self.summary.optimizer_state_bytes),
+            validation_loss: None,
+            skipped: report.skipped,
+        }
+    }
+
+    fn show(&mut self, report: &StepReport, total: Option<u64>, left: Option<f64>, metrics: &Metrics) {
+        let logged = due(self.config.log.every, report.step) || metrics.validation_loss.is_some();
+        // Plain lines at every step would drown everything else.
+        let told = report.step == 1 || due(20.max(self.config.log.every), report.step);
+        let speed = metrics.tokens_per_second.unwrap_or(0.0);
+        self.screen.step(report.step, total, report.loss, speed, metrics.rss_bytes.unwrap_or(0), left, told);
+        if report.skipped {
+            self.screen.warn(&format!("step {}: a value that is not finite; the update was left out", report.step));
+        }
+        if logged {
+            self.logs.write(metrics, &self.screen);
+        }
+    }
+
+    /// Evaluates on all held-out text, or on the first batches. Returns whether it was the best so far.
+    fn evaluate(&mut self, whole: bool) -> Result<bool, JobError> {
+        let limit = match (whole, self.config.eval.batches) {
+            (true, _) | (_, 0) => usize::MAX,
+            (false, batches) => batches,
+        };
+        let mask = self.config.data.document_mask;
+        let found: Evaluation = evaluate(self.trainer.model(), self.validation.iter().take(limit), mask, |_| true)?;
+        let loss = found.loss();
+        if whole {
+            self.summary.validation_loss = Some(loss);
+            self.summary.validation_bits_per_byte = Some(found.bits_per_byte(self.prepared.validation.text_bytes()));
+        }
+        self.state.validation_loss = Some(loss);
+        let best = self.state.best_validation_loss.is_none_or(|best| loss < best);
+        if best {
+            self.state.best_validation_loss = Some(loss);
+            self.state.best_step = Some(self.trainer.step);
+        }
+        self.screen.line(&format!("step {}: validation loss {loss:.4}", self.trainer.step));
+        Ok(best)
+    }
+
+    fn sample(&self) -> Result<Option<String>, JobError> {
+        let log = &self.config.log;
+        if log.sample_tokens == 0 {
+            return Ok(None);
+        }
+        let sampling = Sampling { seed: self.config.train.seed, ..Sampling::default() };
+        Ok(Some(sample_text(self.trainer.model(), &self.prepared.tokenizer, &log.sample_prompt, log.sample_tokens, &sampling)?))
+    }
+
+    fn save(&mut self) -> Result<(), JobError> {
+        self.state.step = self.trainer.step;
+        self.state.samples = self.trainer.samples;
+        self.state.tokens = self.trainer.tokens;
+        self.state.skipped_steps = self.trainer.skipped_steps;
+        let (trainer, tokenizer, extra) = (&self.trainer, &self.prepared.tokenizer, &self.hub.extra);
+        let path = self.checkpoints.save(self.state.clone(), |dir, state| {
+            hub::save(trainer.model(), extra, dir, hub::MAX_SHARD_BYTES)?;
+            tokenizer.save(dir)?;
+            state.optimizer_tensors = save_optimizer(trainer.optimizer(), dir)?;
+            Ok(())
+        })?;
+        self.summary.checkpoint = Some(path);
+        Ok(())
+    }
+
+    fn finish(mut self, before: Option<String>, after: Option<String>, signal: Option<Signal>) -> Result<Finished, JobError> {
+        let summary = &mut self.summary;
+        summary.steps = self.trainer.step;
+        summary.tokens = self.trainer.tokens;
+        summary.skipped_steps = self.trainer.skipped_steps;
+        summary.seconds = self.state.seconds;
+        if self.steps > 0 {
+            summary.tokens_per_second = self.step_tokens as f64 / self.step_seconds;
+        }
+        summary.train_loss = self.state.train_loss;
+        summary.best_validation_loss = self.state.best_validation_loss;
+        summary.peak_rss_bytes = MemoryUse::now().peak;
+        let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
+        self.folder.write("summary.json", &text)?;
+        Ok(Finished { folder: self.folder.path().to_path_buf(), summary: self.summary, before, after, signal })
+    }
+}
+
+/// A new model, or the one that the configuration names.
+fn begin(config: &Config, hub: &HubConfig, device: &Device) -> Result<Llama, JobError> {
+    let device = device.clone().autodiff();
+    Ok(match setup::model_folder(&config.model) {
+        Some(folder) => ModelFolder::open(folder)?.load(&device)?,
+        None => Llama::random(&hub.llama, config.train.seed, &device)?,
+    })
+}
+
+/// Whether something that happens every so many steps happens at this one; 0 is never.
+fn due(every: u64, step: u64) -> bool {
+    every > 0 && step % every == 0
+}
+
+fn seconds_left(step: u64, total: Option<u64>, seconds: f64, limit: Option<f64>, a_step: f64) -> Option<f64> {
+    let by_steps = total.map(|total| total.saturating_sub(step) as f64 * a_step);
+    let by_time = limit.map(|limit| (limit - seconds).max(0.0));
+    by_steps.into_iter().chain(by_time).reduce(f64::min)
+}
+
+fn weight_bytes(model: &Llama) -> u64 {
+    struct Bytes(u64);
+    impl ModuleVisitor for Bytes {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            self.0 += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
+        }
+    }
+    let mut bytes = Bytes(0);
+    model.visit(&mut bytes);
+    bytes.0
+}

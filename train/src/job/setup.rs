@@ -1,0 +1,217 @@
+//! What a run needs before its first step: data, shape of the model, optimizer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
+use burn::optim::ModuleOptimizer;
+use burn::tensor::Tensor;
+use lowrank_models::hub::{HubConfig, ModelFolder};
+use lowrank_models::{Llama, LlamaConfig};
+use lowrank_optim::StateMeter;
+use lowrank_optim::registry::{self, Groups, OptionValue, Options};
+use serde_json::Map;
+
+use super::JobError;
+use crate::config::{Config, ModelSection};
+use crate::data::{Format, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus, prepare};
+use crate::engine::Schedule;
+use crate::run::Screen;
+
+/// The shape of the model in the default job: learns something worth seeing in some minutes on two cores.
+fn default_shape(vocab_size: usize) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size,
+        hidden_size: 256,
+        intermediate_size: 688,
+        num_hidden_layers: 4,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
+        head_dim: 64,
+        max_position_embeddings: 1024,
+        rope_theta: 10_000.0,
+        rms_norm_eps: 1e-6,
+        tie_word_embeddings: true,
+        initializer_range: 0.02,
+    }
+}
+
+/// What the configuration says of text and tokenizer.
+pub fn prepare_options(config: &Config) -> Result<PrepareOptions, JobError> {
+    let folder = model_folder(&config.model);
+    let tokenizer = match config.tokenizer.path.as_str() {
+        "bytes" => TokenizerChoice::Bytes,
+        // A model that exists has a tokenizer of its own.
+        "" => match folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.exists()) {
+            Some(path) => TokenizerChoice::File(path),
+            None => TokenizerChoice::Train(config.tokenizer.vocab_size),
+        },
+        path => TokenizerChoice::File(PathBuf::from(path)),
+    };
+    let (paths, format) = match config.data.path.is_empty() {
+        true => (default_corpus()?, Format::Text),
+        false => (config.data.path.clone(), config.data.format),
+    };
+    Ok(PrepareOptions {
+        source: Source { paths, format, field: config.data.field.clone() },
+        tokenizer,
+        validation_fraction: config.data.validation_fraction,
+        seed: config.train.seed,
+    })
+}
+
+/// Prepares the data, showing how far it is.
+pub fn prepare_data(config: &Config, screen: &mut Screen) -> Result<Prepared, JobError> {
+    let options = prepare_options(config)?;
+    let mut shown = None;
+    let prepared = prepare(&options, &config.data.cache, &mut |Progress { stage, done, total }| {
+        if shown != Some(stage) {
+            shown = Some(stage);
+            let what = match stage {
+                Stage::TrainTokenizer => "training the tokenizer",
+                Stage::Encode => "turning text into tokens",
+                Stage::Verify => "checking the tokens",
+            };
+            screen.begin(what, total);
+        }
+        screen.advance(done);
+    })?;
+    screen.end();
+    let skipped = prepared.facts.skipped;
+    if shown.is_some() && skipped.binary + skipped.empty > 0 {
+        screen.line(&format!("passed over {} files that are no text and {} empty documents", skipped.binary, skipped.empty));
+    }
+    Ok(prepared)
+}
+
+/// The folder of a model to go on from, when the section names one rather than a shape.
+pub(super) fn model_folder(model: &ModelSection) -> Option<&Path> {
+    let path = Path::new(&model.name);
+    path.join("config.json").exists().then_some(path)
+}
+
+/// The model's configuration, with further keys for `config.json`.
+pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> Result<HubConfig, JobError> {
+    if let Some(folder) = model_folder(model) {
+        let hub = ModelFolder::open(folder)?.config;
+        if vocab_size > hub.llama.vocab_size {
+            return Err(JobError::Settings(format!(
+                "the tokenizer has {vocab_size} ids, the model in {} has an embedding for {}; use the model's own tokenizer",
+                folder.display(),
+                hub.llama.vocab_size
+            )));
+        }
+        if overridden(model) {
+            return Err(JobError::Settings(format!(
+                "model.name = {} is a folder with a shape of its own; take the other model.* keys away",
+                folder.display()
+            )));
+        }
+        return Ok(hub);
+    }
+    let mut llama = match model.name.as_str() {
+        "" => default_shape(vocab_size),
+        name => LlamaConfig::named(name, vocab_size)?,
+    };
+    let reshaped = model.hidden_size.is_some() || model.num_attention_heads.is_some();
+    macro_rules! take {
+        ($($field:ident),*) => {$( if let Some(value) = model.$field { llama.$field = value; } )*};
+    }
+    take!(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, max_position_embeddings);
+    take!(rope_theta, rms_norm_eps, tie_word_embeddings);
+    if reshaped || model.num_key_value_heads.is_some() {
+        llama.num_key_value_heads = model.num_key_value_heads.unwrap_or(llama.num_attention_heads);
+    }
+    match model.head_dim {
+        Some(head_dim) => llama.head_dim = head_dim,
+        None if reshaped => llama.head_dim = LlamaConfig::default_head_dim(llama.hidden_size, llama.num_attention_heads)?,
+        None => {}
+    }
+    llama.validate()?;
+    let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), separator.into()));
+    Ok(HubConfig { llama, extra: Map::from_iter(extra) })
+}
+
+fn overridden(model: &ModelSection) -> bool {
+    *model != ModelSection { name: model.name.clone(), ..ModelSection::default() }
+}
+
+/// The optimizer of the configuration for this model.
+pub(super) fn optimizer(config: &Config, model: &Llama, meter: &StateMeter) -> Result<ModuleOptimizer, JobError> {
+    let section = &config.optimizer;
+    let method = registry::find(&section.name)?;
+    let mut options = Options::new();
+    for (name, value) in [
+        ("weight_decay", section.weight_decay),
+        ("beta_1", section.beta_1),
+        ("beta_2", section.beta_2),
+        ("epsilon", section.epsilon),
+    ] {
+        options.insert(name.to_string(), OptionValue::Number(value));
+    }
+    for (name, value) in &section.options {
+        let value = match value {
+            toml::Value::Boolean(flag) => OptionValue::Flag(*flag),
+            toml::Value::Integer(count) => OptionValue::Count(*count),
+            toml::Value::Float(number) => OptionValue::Number(*number),
+            toml::Value::String(text) => OptionValue::Text(text.clone()),
+            other => return Err(JobError::Settings(format!("optimizer.{name} = {other}: it must be a number, a text, true or false"))),
+        };
+        options.insert(name.clone(), value);
+    }
+    Ok(method.init(&options, &groups(model), meter)?)
+}
+
+/// Hidden matrices are those of the blocks: not the embedding, not the head.
+fn groups(model: &Llama) -> Groups {
+    let paths = matrices(model);
+    let hidden = paths.iter().filter(|path| path.starts_with("model.layers.")).cloned().collect::<Vec<_>>();
+    Groups { hidden: ParamGroup::from_paths(hidden), matrices: ParamGroup::from_paths(paths) }
+}
+
+fn matrices(model: &Llama) -> Vec<String> {
+    #[derive(Default)]
+    struct Matrices {
+        path: Vec<String>,
+        found: Vec<String>,
+    }
+    impl ModuleVisitor for Matrices {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+            if D == 2 {
+                self.found.push(self.path.join("."));
+            }
+        }
+    }
+    let mut visitor = Matrices::default();
+    model.visit(&mut visitor);
+    visitor.found
+}
+
+/// The schedule of the configuration.
+pub(super) fn schedule(config: &Config) -> Schedule {
+    let section = &config.schedule;
+    Schedule {
+        kind: section.kind,
+        peak: config.optimizer.lr,
+        warmup_steps: section.warmup_steps,
+        total_steps: config.total_steps().unwrap_or(u64::MAX),
+        final_fraction: section.final_fraction,
+        decay_fraction: section.decay_fraction,
+    }
+}
+
+/// One line for each setting that differs.
+pub(super) fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
+    let none = "unset".to_string();
+    let keys: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    keys.into_iter()
+        .filter(|key| before.get(*key) != now.get(*key))
+        .map(|key| format!("  {key} = {} (now {})", before.get(key).unwrap_or(&none), now.get(key).unwrap_or(&none)))
+        .collect()
+}

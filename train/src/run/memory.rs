@@ -1,0 +1,61 @@
+//! Memory of this process.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+
+/// Resident memory of the process in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Now.
+    pub rss: u64,
+    /// The most it ever was; where the system does not tell, the most that was seen at the calls of [`MemoryUse::now`].
+    pub peak: u64,
+}
+
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+impl MemoryUse {
+    /// Asks the system.
+    pub fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").ok();
+        let told = status.as_deref().and_then(parse_status).unwrap_or_else(|| {
+            let rss = resident().unwrap_or(0);
+            Self { rss, peak: rss }
+        });
+        // Linux counts lazily: the peak it tells may be a little below a value that it told before.
+        let most = told.peak.max(told.rss);
+        Self { rss: told.rss, peak: SEEN.fetch_max(most, Ordering::Relaxed).max(most) }
+    }
+}
+
+fn resident() -> Option<u64> {
+    let pid = sysinfo::get_current_pid().ok()?;
+    let mut system = System::new();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, ProcessRefreshKind::nothing().with_memory());
+    Some(system.process(pid)?.memory())
+}
+
+fn parse_status(status: &str) -> Option<MemoryUse> {
+    let kilobytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    Some(MemoryUse { rss: kilobytes("VmRSS:")? * 1024, peak: kilobytes("VmHWM:")? * 1024 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_allocation_raises_the_peak() {
+        let before = MemoryUse::now();
+        let block = vec![1u8; 64 << 20];
+        let during = MemoryUse::now();
+        assert!(block.iter().all(|byte| *byte == 1));
+        drop(block);
+        assert!(during.rss >= before.rss + (60 << 20), "{before:?} {during:?}");
+        assert!(MemoryUse::now().peak >= during.rss);
+    }
+}

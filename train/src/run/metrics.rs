@@ -1,0 +1,133 @@
+//! `metrics.jsonl`: one object a logged step.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+/// What is logged about a step. Values that were not measured at that step are left out of the line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Metrics {
+    /// Step, counted from 1.
+    pub step: u64,
+    /// Tokens that counted so far.
+    pub tokens: u64,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Training loss in nats a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Learning rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Global norm of the gradient before clipping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
+    /// Speed of the step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
+    /// Resident memory of the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_bytes: Option<u64>,
+    /// Largest resident memory so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss_bytes: Option<u64>,
+    /// Bytes of weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_bytes: Option<u64>,
+    /// Bytes of gradients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient_bytes: Option<u64>,
+    /// Bytes of the optimizer's state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_bytes: Option<u64>,
+    /// Validation loss in nats a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+    /// Whether the step was passed over because of a non-finite value.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+}
+
+impl Metrics {
+    /// TensorBoard's tags with the values that were measured.
+    pub fn scalars(&self) -> Vec<(&'static str, f64)> {
+        let bytes = |value: Option<u64>| value.map(|bytes| bytes as f64);
+        [
+            ("train/loss", self.loss),
+            ("train/perplexity", self.loss.map(f64::exp)),
+            ("train/learning_rate", self.lr),
+            ("train/grad_norm", self.grad_norm),
+            ("validation/loss", self.validation_loss),
+            ("validation/perplexity", self.validation_loss.map(f64::exp)),
+            ("speed/tokens_per_second", self.tokens_per_second),
+            ("memory/rss_bytes", bytes(self.rss_bytes)),
+            ("memory/peak_rss_bytes", bytes(self.peak_rss_bytes)),
+            ("memory/weight_bytes", bytes(self.weight_bytes)),
+            ("memory/gradient_bytes", bytes(self.gradient_bytes)),
+            ("memory/optimizer_state_bytes", bytes(self.state_bytes)),
+        ]
+        .into_iter()
+        .filter_map(|(tag, value)| Some((tag, value?)))
+        .collect()
+    }
+}
+
+/// Appends to `metrics.jsonl`.
+#[derive(Debug)]
+pub struct MetricsFile {
+    file: File,
+}
+
+impl MetricsFile {
+    /// Opens the file of a run that goes on after `step`: lines of later steps, and one cut short, are taken out, so that no step stands
+    /// there twice.
+    pub fn open(path: &Path, step: u64) -> std::io::Result<Self> {
+        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        let text = std::io::read_to_string(&file)?;
+        let kept = text
+            .split_inclusive('\n')
+            .take_while(|line| line.ends_with('\n') && step_of(line).is_some_and(|logged| logged <= step))
+            .map(|line| line.len() as u64)
+            .sum();
+        file.set_len(kept)?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(Self { file })
+    }
+
+    /// Appends a line.
+    pub fn write(&mut self, metrics: &Metrics) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(metrics)?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+}
+
+fn step_of(line: &str) -> Option<u64> {
+    serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn going_on_drops_later_and_broken_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut file = MetricsFile::open(&path, 0).unwrap();
+        for step in 1..=5 {
+            file.write(&Metrics { step, loss: Some(1.0 / step as f64), ..Metrics::default() }).unwrap();
+        }
+        drop(file);
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\": 6, \"lo").unwrap();
+        MetricsFile::open(&path, 9).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 5);
+        MetricsFile::open(&path, 3).unwrap().write(&Metrics { step: 4, ..Metrics::default() }).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let steps: Vec<u64> = text.lines().filter_map(step_of).collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
+        assert!(!text.lines().last().unwrap().contains("loss"));
+    }
+}

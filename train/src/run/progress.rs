@@ -1,0 +1,92 @@
+//! What is shown while a run lasts: a bar on a terminal, plain lines elsewhere, nothing when quiet.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::units::{bytes, duration};
+
+/// Shows progress on the standard error stream.
+#[derive(Debug)]
+pub struct Screen {
+    quiet: bool,
+    bar: Option<ProgressBar>,
+    terminal: bool,
+}
+
+impl Screen {
+    /// Shows nothing but warnings when `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, bar: None, terminal: std::io::stderr().is_terminal() }
+    }
+
+    /// Begins something that has so many units; 0 when that is not known.
+    pub fn begin(&mut self, what: &str, total: u64) {
+        self.end();
+        if self.quiet {
+            return;
+        }
+        if !self.terminal {
+            eprintln!("{what}");
+            return;
+        }
+        let bar = ProgressBar::with_draw_target((total > 0).then_some(total), ProgressDrawTarget::stderr());
+        let template = match total {
+            0 => "{prefix} {spinner} {msg}",
+            _ => "{prefix} {wide_bar} {percent:>3} % {msg}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_string());
+        self.bar = Some(bar);
+    }
+
+    /// So many units are done.
+    pub fn advance(&self, done: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        }
+    }
+
+    /// One step of training: its number, the last one, its loss, speed, memory and the seconds left.
+    pub fn step(&self, step: u64, total: Option<u64>, loss: f64, tokens_per_second: f64, rss: u64, left: Option<f64>, logged: bool) {
+        let left = left.map(|seconds| format!(", {} left", duration(seconds))).unwrap_or_default();
+        let numbers = format!("loss {loss:.3}, {tokens_per_second:.0} tokens/s, {}{left}", bytes(rss));
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(step);
+                bar.set_message(numbers);
+            }
+            None if logged && !self.quiet => {
+                let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
+                eprintln!("step {step}{of}: {numbers}");
+            }
+            None => {}
+        }
+    }
+
+    /// A line that stays.
+    pub fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None if !self.quiet => eprintln!("{text}"),
+            None => {}
+        }
+    }
+
+    /// A line that stays also when quiet.
+    pub fn warn(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(format!("warning: {text}")),
+            None => eprintln!("warning: {text}"),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

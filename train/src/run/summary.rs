@@ -1,0 +1,42 @@
+//! `summary.json`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Steps taken.
+    pub steps: u64,
+    /// Tokens that counted.
+    pub tokens: u64,
+    /// Seconds of training, evaluation and saving left out.
+    pub seconds: f64,
+    /// Loss of the last step, nats a token.
+    pub train_loss: Option<f64>,
+    /// Loss on all held-out text, nats a token.
+    pub validation_loss: Option<f64>,
+    /// Lowest validation loss of the run.
+    pub best_validation_loss: Option<f64>,
+    /// Bits the model needs for each byte of the held-out text.
+    pub validation_bits_per_byte: Option<f64>,
+    /// Bits that `gzip -9` needs for each byte of the same text.
+    pub gzip_bits_per_byte: Option<f64>,
+    /// Tokens a second of training.
+    pub tokens_per_second: f64,
+    /// Largest resident memory of the process.
+    pub peak_rss_bytes: u64,
+    /// Bytes of all weights.
+    pub weight_bytes: u64,
+    /// Bytes of all gradients.
+    pub gradient_bytes: u64,
+    /// Bytes of the optimizer's state.
+    pub optimizer_state_bytes: u64,
+    /// Steps passed over because of a non-finite value.
+    pub skipped_steps: u64,
+    /// Trainable values.
+    pub parameters: u64,
+    /// The last checkpoint.
+    pub checkpoint: Option<PathBuf>,
+}
