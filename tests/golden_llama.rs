@@ -63,7 +63,8 @@ pub fn run(case: &Case) -> Outcome {
         model = optimizer.step(case.number("lr")?, model, clipped.grads);
     }
     for (name, values) in values_of(&model, None) {
-        case.array(&format!("w{steps}.{name}"))?.near(&name, &values, 2e-5, 1e-5)?;
+        // Adam divides by the size of the gradient: where that is near 0, rounding decides on a part of a step.
+        case.array(&format!("w{steps}.{name}"))?.near(&name, &values, 5e-5, 1e-5)?;
     }
     Ok(format!("logits within {worst:.1e}, {steps} steps"))
 }

@@ -1,6 +1,7 @@
 //! Runs the program `lowrank` as a person would.
 #![allow(dead_code)] // each test file uses its part
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -103,9 +104,13 @@ pub fn checkpoints(run: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Bytes of weights and optimizer state of a checkpoint.
-pub fn state_bytes(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
-    ["model.safetensors", "optimizer.bpk"]
-        .map(|name| (name.to_string(), std::fs::read(checkpoint.join(name)).expect("a file of the checkpoint")))
-        .to_vec()
+/// Every tensor of the weights and of the optimizer's state, by name. The order within a file of states does not matter.
+pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
+    let weights = std::fs::read(checkpoint.join("model.safetensors")).expect("the weights of a checkpoint");
+    let reader = burn_pack::Reader::from_file(checkpoint.join("optimizer.bpk")).expect("the optimizer's state");
+    let states = reader.into_tensors().expect("tensors").into_iter().map(|tensor| {
+        let (name, _, _, _, bytes) = tensor.into_parts().expect("a tensor");
+        (name, bytes.to_vec())
+    });
+    states.chain([("weights".to_string(), weights)]).collect()
 }

@@ -6,7 +6,7 @@ mod program;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{Workshop, checkpoints, metrics, state_bytes, stderr, succeeded, summary};
+use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary, tensors};
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
@@ -43,7 +43,7 @@ fn a_killed_run_resumes_with_the_same_bits() {
     let names = |paths: &[std::path::PathBuf]| paths.iter().map(|path| path.file_name().unwrap().to_owned()).collect::<Vec<_>>();
     assert_eq!(names(&whole), names(&halves));
     for (a, b) in whole.iter().zip(&halves) {
-        assert!(state_bytes(a) == state_bytes(b), "{} and {} differ", a.display(), b.display());
+        assert!(tensors(a) == tensors(b), "{} and {} differ", a.display(), b.display());
     }
     let losses = |run: &str| -> Vec<(u64, f64)> {
         metrics(&shop.path(run))
@@ -76,7 +76,7 @@ fn twenty_kills_always_leave_a_checkpoint_that_loads() {
         args = vec!["pretrain", "--quiet", "--resume", "--out", "killed"];
     }
     succeeded(shop.run(&args));
-    let last = |run: &str| state_bytes(&checkpoints(&shop.path(run)).pop().unwrap());
+    let last = |run: &str| tensors(&checkpoints(&shop.path(run)).pop().unwrap());
     assert!(last("calm") == last("killed"), "twenty kills changed the result");
 }
 
@@ -129,14 +129,11 @@ fn micro_batches_equal_one_batch() {
 #[test]
 fn one_batch_is_learned_by_heart() {
     let shop = Workshop::new(2);
-    // One window of text, seen again and again.
-    let text = "a window that is seen again and again";
-    for file in std::fs::read_dir(shop.path("text")).unwrap() {
-        std::fs::write(file.unwrap().path(), text).unwrap();
-    }
+    // One window to learn from, seen again and again; with this seed the other document is held out.
+    std::fs::write(shop.path("text/0000.txt"), "a window that is seen again and again").unwrap();
     let more = [
-        "--steps", "300", "--batch", "1", "--lr", "0.003", "--set", "data.validation_fraction=0.5", "--set", "schedule.kind=constant",
-        "--set", "optimizer.weight_decay=0",
+        "--steps", "300", "--batch", "1", "--lr", "0.003", "--seed", "2", "--set", "data.validation_fraction=0.5",
+        "--set", "schedule.kind=constant", "--set", "optimizer.weight_decay=0",
     ];
     succeeded(shop.run(&shop.tiny("heart", &more)));
     let last = metrics(&shop.path("heart")).iter().rev().find_map(|line| line["loss"].as_f64()).unwrap();
