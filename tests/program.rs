@@ -50,8 +50,10 @@ impl Workshop {
 
     /// Arguments of a run that takes seconds: a tiny model on this corpus.
     pub fn tiny<'a>(&self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec!["pretrain", "--quiet", "--data", "text", "--tokenizer", "bytes", "--out", out];
+        let mut args = vec!["pretrain", "--quiet", "--out", out];
         for setting in [
+            "data.path=text",
+            "tokenizer.path=bytes",
             "model.hidden_size=32",
             "model.intermediate_size=48",
             "model.num_hidden_layers=2",

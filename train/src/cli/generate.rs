@@ -28,13 +28,13 @@ pub struct Args {
     #[arg(long, default_value_t = 128)]
     tokens: usize,
     /// Divides the logits; 0 is greedy
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// Keep the k most likely tokens; 0 keeps all
     #[arg(long, default_value_t = 50)]
     top_k: usize,
     /// Keep the most likely tokens whose probabilities reach this sum
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
     top_p: f64,
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]

@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long)]
     steps: Option<u32>,
     /// Minutes after which the run ends in any case; 0 for no limit
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
     /// Sequences in a batch
     #[arg(long)]
@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long)]
     seq_len: Option<u32>,
     /// Highest learning rate
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
     /// Seed of weights, order and samples
     #[arg(long)]

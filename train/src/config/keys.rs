@@ -66,6 +66,7 @@ pub const KEYS: &[Key] = &[
     key("data.field", Kind::Text, "field of JSON lines, or column of Parquet, that holds the text"),
     key("data.validation_fraction", Kind::Number, "part of the documents held out, between 0 and 1"),
     key("data.document_mask", Kind::Flag, "whether attention stays inside a document"),
+    key("data.verify", Kind::Flag, "whether to check the hashes of all token files before the first step"),
     key("data.cache", Kind::Text, "folder for tokenizers and token shards made from text"),
     key("tokenizer.path", Kind::Text, "a tokenizer.json; `bytes` for byte level without a file; empty: one trained on the data"),
     key("tokenizer.vocab_size", Kind::Count, "ids of a trained tokenizer"),

@@ -74,6 +74,7 @@ section! {
         field: String = "text".into(),
         validation_fraction: f64 = 0.05,
         document_mask: bool = true,
+        verify: bool = true,
         cache: PathBuf = PathBuf::from("runs/cache"),
     }
 }
@@ -186,7 +187,7 @@ impl Config {
     /// ends is only where the schedule depends on it.
     pub fn deciding_entries(&self) -> BTreeMap<String, String> {
         let mut entries = self.entries();
-        let free = ["run.", "eval.", "checkpoint.", "log.", "train.device", "train.threads", "train.max_skipped_steps", "train.minutes", "data.cache"];
+        let free = ["run.", "eval.", "checkpoint.", "log.", "train.device", "train.threads", "train.max_skipped_steps", "train.minutes", "data.cache", "data.verify"];
         entries.retain(|key, _| !free.iter().any(|start| key.starts_with(start)));
         if !self.schedule.kind.needs_total() {
             entries.remove("train.steps");

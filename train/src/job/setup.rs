@@ -64,7 +64,7 @@ pub fn prepare_options(config: &Config) -> Result<PrepareOptions, JobError> {
 pub fn prepare_data(config: &Config, screen: &mut Screen) -> Result<Prepared, JobError> {
     let options = prepare_options(config)?;
     let mut shown = None;
-    let prepared = prepare(&options, &config.data.cache, &mut |Progress { stage, done, total }| {
+    let mut show = |Progress { stage, done, total }: Progress| {
         if shown != Some(stage) {
             shown = Some(stage);
             let what = match stage {
@@ -75,10 +75,16 @@ pub fn prepare_data(config: &Config, screen: &mut Screen) -> Result<Prepared, Jo
             screen.begin(what, total);
         }
         screen.advance(done);
-    })?;
+    };
+    let prepared = prepare(&options, &config.data.cache, &mut show)?;
+    if config.data.verify {
+        prepared.train.verify(&mut show)?;
+        prepared.validation.verify(&mut show)?;
+    }
+    let fresh = shown.is_some_and(|stage| stage != Stage::Verify);
     screen.end();
     let skipped = prepared.facts.skipped;
-    if shown.is_some() && skipped.binary + skipped.empty > 0 {
+    if fresh && skipped.binary + skipped.empty > 0 {
         screen.line(&format!("passed over {} files that are no text and {} empty documents", skipped.binary, skipped.empty));
     }
     Ok(prepared)

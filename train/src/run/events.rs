@@ -197,7 +197,7 @@ mod tests {
         let mut events = Vec::new();
         while !rest.is_empty() {
             let len = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
-            events.push(protobuf::parse_from_bytes::<Event>(&rest[12..12 + len]).unwrap());
+            events.push(Event::parse_from_bytes(&rest[12..12 + len]).unwrap());
             rest = &rest[12 + len + 4..];
         }
         events
