@@ -23,7 +23,14 @@ struct Windows;
 impl Batcher<Vec<u8>, LanguageBatch> for Windows {
     fn batch(&self, windows: Vec<Vec<u8>>, device: &Device) -> LanguageBatch {
         let ids = |shift: usize| -> Vec<i32> {
-            windows.iter().flat_map(|window| window[shift..window.len() - 1 + shift].iter().map(|byte| i32::from(*byte))).collect()
+            windows
+                .iter()
+                .flat_map(|window| {
+                    window[shift..window.len() - 1 + shift]
+                        .iter()
+                        .map(|byte| i32::from(*byte))
+                })
+                .collect()
         };
         LanguageBatch {
             inputs: ids_tensor(&ids(0), windows.len(), device),
@@ -35,7 +42,11 @@ impl Batcher<Vec<u8>, LanguageBatch> for Windows {
 
 fn loader(text: &[u8], device: &Device) -> Arc<dyn DataLoader<LanguageBatch>> {
     let windows = text.chunks_exact(65).map(<[u8]>::to_vec).collect();
-    DataLoaderBuilder::new(Windows).batch_size(8).shuffle(7).set_device(device.clone()).build(InMemDataset::new(windows))
+    DataLoaderBuilder::new(Windows)
+        .batch_size(8)
+        .shuffle(7)
+        .set_device(device.clone())
+        .build(InMemDataset::new(windows))
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,14 +54,21 @@ fn main() -> anyhow::Result<()> {
     let text = include_bytes!("burn_learner.rs").repeat(8);
     let (train, valid) = text.split_at(text.len() * 7 / 8);
 
-    let config = LlamaConfig { num_hidden_layers: 2, ..LlamaConfig::named("llama-9m", 256)? };
+    let config = LlamaConfig {
+        num_hidden_layers: 2,
+        ..LlamaConfig::named("llama-9m", 256)?
+    };
     let model = Llama::random(&config, 1, &device.clone().autodiff())?;
-    let result = SupervisedTraining::new("runs/learner", loader(train, &device), loader(valid, &device))
-        .metrics((LossMetric::new(),))
-        .with_metric_logger(TensorBoardLogger::new("runs/learner/tensorboard")?)
-        .num_epochs(2)
-        .summary()
-        .launch(Learner::new(model, AdamWConfig::new().init(), 1e-3));
+    let result = SupervisedTraining::new(
+        "runs/learner",
+        loader(train, &device),
+        loader(valid, &device),
+    )
+    .metrics((LossMetric::new(),))
+    .with_metric_logger(TensorBoardLogger::new("runs/learner/tensorboard")?)
+    .num_epochs(2)
+    .summary()
+    .launch(Learner::new(model, AdamWConfig::new().init(), 1e-3));
     println!("{}", result.model.config().parameters());
     Ok(())
 }

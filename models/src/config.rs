@@ -183,7 +183,10 @@ mod tests {
     #[test]
     fn every_named_shape_is_valid() {
         for name in LlamaConfig::names() {
-            LlamaConfig::named(name, 32_000).unwrap().validate().unwrap();
+            LlamaConfig::named(name, 32_000)
+                .unwrap()
+                .validate()
+                .unwrap();
         }
     }
 
@@ -191,11 +194,45 @@ mod tests {
     fn refusals_name_the_field() {
         let good = LlamaConfig::named("llama-9m", 100).unwrap();
         let message = |config: LlamaConfig| config.validate().unwrap_err().to_string();
-        assert!(message(LlamaConfig { vocab_size: 0, ..good.clone() }).contains("vocab_size"));
-        assert!(message(LlamaConfig { head_dim: 3, ..good.clone() }).contains("head_dim"));
-        assert!(message(LlamaConfig { num_key_value_heads: 3, ..good.clone() }).contains("num_key_value_heads"));
-        assert!(message(LlamaConfig { rope_theta: f64::NAN, ..good.clone() }).contains("rope_theta"));
-        assert!(LlamaConfig::default_head_dim(100, 3).unwrap_err().to_string().contains("100"));
-        assert!(LlamaConfig::named("llama-8m", 100).unwrap_err().to_string().contains("llama-9m"));
+        assert!(
+            message(LlamaConfig {
+                vocab_size: 0,
+                ..good.clone()
+            })
+            .contains("vocab_size")
+        );
+        assert!(
+            message(LlamaConfig {
+                head_dim: 3,
+                ..good.clone()
+            })
+            .contains("head_dim")
+        );
+        assert!(
+            message(LlamaConfig {
+                num_key_value_heads: 3,
+                ..good.clone()
+            })
+            .contains("num_key_value_heads")
+        );
+        assert!(
+            message(LlamaConfig {
+                rope_theta: f64::NAN,
+                ..good.clone()
+            })
+            .contains("rope_theta")
+        );
+        assert!(
+            LlamaConfig::default_head_dim(100, 3)
+                .unwrap_err()
+                .to_string()
+                .contains("100")
+        );
+        assert!(
+            LlamaConfig::named("llama-8m", 100)
+                .unwrap_err()
+                .to_string()
+                .contains("llama-9m")
+        );
     }
 }

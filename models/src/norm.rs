@@ -18,7 +18,11 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    pub(crate) fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
+    pub(crate) fn build(
+        builder: &mut Builder,
+        path: &str,
+        config: &LlamaConfig,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
             weight: builder.gain(&format!("{path}.weight"), config.hidden_size)?,
             eps: config.rms_norm_eps,

@@ -13,28 +13,515 @@ const MASKED: f64 = -1e30;
 /// - `q [b, t, h, d]`, `k` and `v [b, s, kv, d]` with `s >= t`: the queries are the last `t` of `s` positions; `h` is a multiple of `kv`
 /// - `starts [b, t]`: the first of the `s` positions that each query sees, for documents packed in a row
 /// - returns `[b, t, h, d]`
-pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
+///
+/// On the CPU backend the scores exist for some queries at a time, and are made again in the backward pass.
+pub fn causal_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    starts: Option<Tensor<2, Int>>,
+) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if super::flex::fits(&q) && super::flex::fits(&k) && super::flex::fits(&v) {
+        return fused::causal_attention(q, k, v, starts);
+    }
+    composed(q, k, v, starts)
+}
+
+fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
     let [batch, queries, heads, width] = q.dims();
     let [_, keys, kv_heads, _] = k.dims();
     let repeat = |x: Tensor<4>| {
-        let groups = x.unsqueeze_dim::<5>(3).expand([batch, keys, kv_heads, heads / kv_heads, width]);
+        let groups =
+            x.unsqueeze_dim::<5>(3)
+                .expand([batch, keys, kv_heads, heads / kv_heads, width]);
         groups.reshape([batch, keys, heads, width]).swap_dims(1, 2)
     };
-    let scores = q.swap_dims(1, 2).matmul(repeat(k).swap_dims(2, 3)).mul_scalar((width as f64).powf(-0.5));
+    let scores = q
+        .swap_dims(1, 2)
+        .matmul(repeat(k).swap_dims(2, 3))
+        .mul_scalar((width as f64).powf(-0.5));
     let device = scores.device();
-    let own = Tensor::<1, Int>::arange((keys - queries) as i64..keys as i64, &device).reshape([queries, 1]).expand([queries, keys]);
-    let seen = Tensor::<1, Int>::arange(0..keys as i64, &device).reshape([1, keys]).expand([queries, keys]);
+    let own = Tensor::<1, Int>::arange((keys - queries) as i64..keys as i64, &device)
+        .reshape([queries, 1])
+        .expand([queries, keys]);
+    let seen = Tensor::<1, Int>::arange(0..keys as i64, &device)
+        .reshape([1, keys])
+        .expand([queries, keys]);
     let later = seen.clone().greater(own).reshape([1, 1, queries, keys]);
     let scores = scores.mask_fill(later.expand([batch, heads, queries, keys]), MASKED);
     let scores = match starts {
         None => scores,
         Some(starts) => {
-            let starts = starts.reshape([batch, queries, 1]).expand([batch, queries, keys]);
-            let before = seen.reshape([1, queries, keys]).expand([batch, queries, keys]).lower(starts);
-            scores.mask_fill(before.reshape([batch, 1, queries, keys]).expand([batch, heads, queries, keys]), MASKED)
+            let starts = starts
+                .reshape([batch, queries, 1])
+                .expand([batch, queries, keys]);
+            let before = seen
+                .reshape([1, queries, keys])
+                .expand([batch, queries, keys])
+                .lower(starts);
+            scores.mask_fill(
+                before
+                    .reshape([batch, 1, queries, keys])
+                    .expand([batch, heads, queries, keys]),
+                MASKED,
+            )
         }
     };
-    activation::softmax(scores, 3).matmul(repeat(v)).swap_dims(1, 2)
+    activation::softmax(scores, 3)
+        .matmul(repeat(v))
+        .swap_dims(1, 2)
+}
+
+#[cfg(feature = "flex")]
+mod fused {
+    use burn::backend::autodiff::checkpoint::base::Checkpointer;
+    use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+    use burn::backend::tensor::{FloatTensor, IntTensor};
+    use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+    use burn::tensor::{DType, Int, Tensor, TensorData};
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::ops::flex::{Matrix, contiguous, exp, product, tensor, values, vectorised};
+
+    /// Queries whose scores exist at a time.
+    const BLOCK: usize = 64;
+
+    pub fn causal_attention(
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        starts: Option<Tensor<2, Int>>,
+    ) -> Tensor<4> {
+        let [batch, queries, ..] = q.dims();
+        let starts = starts.unwrap_or_else(|| {
+            Tensor::from_data(
+                TensorData::zeros::<i32, _>([batch, queries]),
+                &q.device().inner(),
+            )
+        });
+        let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+        Tensor::from_dispatch(<Dispatch as AttentionOp>::fused_attention(
+            q,
+            k,
+            v,
+            starts.into_dispatch(),
+        ))
+    }
+
+    #[backend_extension(Flex, Autodiff)]
+    pub trait AttentionOp: Backend {
+        fn fused_attention(
+            q: FloatTensor<Self>,
+            k: FloatTensor<Self>,
+            v: FloatTensor<Self>,
+            starts: IntTensor<Self>,
+        ) -> FloatTensor<Self>;
+    }
+
+    impl AttentionOp for Flex {
+        fn fused_attention(
+            q: FlexTensor,
+            k: FlexTensor,
+            v: FlexTensor,
+            starts: FlexTensor,
+        ) -> FlexTensor {
+            Attention::new(q, k, v, starts).forward().0
+        }
+    }
+
+    impl<C: CheckpointStrategy> AttentionOp for Autodiff<Flex, C> {
+        fn fused_attention(
+            q: FloatTensor<Self>,
+            k: FloatTensor<Self>,
+            v: FloatTensor<Self>,
+            starts: IntTensor<Self>,
+        ) -> FloatTensor<Self> {
+            let prepared = AttentionBackward
+                .prepare::<C>([q.node(), k.node(), v.node()])
+                .compute_bound()
+                .stateful();
+            let attention = Attention::new(
+                q.into_primitive(),
+                k.into_primitive(),
+                v.into_primitive(),
+                starts,
+            );
+            let (output, logarithms) = attention.forward();
+            match prepared {
+                OpsKind::Tracked(prepared) => {
+                    prepared.finish((attention, output.clone(), logarithms), output)
+                }
+                OpsKind::UnTracked(prepared) => prepared.finish(output),
+            }
+        }
+    }
+
+    #[derive(Debug)]
+    struct AttentionBackward;
+
+    impl Backward<Flex, 3> for AttentionBackward {
+        type State = (Attention, FlexTensor, Vec<f32>);
+
+        fn backward(
+            self,
+            ops: Ops<Self::State, 3>,
+            grads: &mut Gradients,
+            _checkpointer: &mut Checkpointer,
+        ) {
+            let upstream = grads.consume::<Flex>(&ops.node);
+            let (attention, output, logarithms) = ops.state;
+            let slopes = attention.backward(&output, &logarithms, upstream);
+            for (node, slope) in ops.parents.into_iter().zip(slopes) {
+                if let Some(node) = node {
+                    grads.register::<Flex>(node.id, slope);
+                }
+            }
+        }
+    }
+
+    /// Inputs and sizes of one call.
+    #[derive(Clone, Debug)]
+    struct Attention {
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        starts: Vec<i32>,
+        batch: usize,
+        queries: usize,
+        heads: usize,
+        width: usize,
+        keys: usize,
+        kv_heads: usize,
+    }
+
+    impl Attention {
+        fn new(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor) -> Self {
+            let [batch, queries, heads, width] = dims(&q);
+            let [_, keys, kv_heads, _] = dims(&k);
+            let starts = starts.into_data();
+            let starts = match starts.dtype() {
+                DType::I32 => starts,
+                _ => starts.convert::<i32>(),
+            };
+            let starts = starts.try_into_vec::<i32>().unwrap_or_default();
+            assert!(
+                starts.len() == batch * queries && heads % kv_heads == 0 && keys >= queries,
+                "shapes of an attention"
+            );
+            Self {
+                q: contiguous(q),
+                k: contiguous(k),
+                v: contiguous(v),
+                starts,
+                batch,
+                queries,
+                heads,
+                width,
+                keys,
+                kv_heads,
+            }
+        }
+
+        /// Query heads that share a key head.
+        fn group(&self) -> usize {
+            self.heads / self.kv_heads
+        }
+
+        fn scale(&self) -> f32 {
+            1.0 / (self.width as f32).sqrt()
+        }
+
+        /// Blocks of queries with the keys that any of them sees.
+        fn blocks(&self, batch: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> + '_ {
+            (0..self.queries).step_by(BLOCK).map(move |first| {
+                let count = BLOCK.min(self.queries - first);
+                let starts = &self.starts[batch * self.queries + first..][..count];
+                let from = starts.iter().copied().min().unwrap_or(0).max(0) as usize;
+                let to = self.keys - self.queries + first + count;
+                (first, count, from.min(to - 1), to)
+            })
+        }
+
+        /// Positions `from..to` of one head of a `[b, t, h, d]` tensor.
+        fn rows<'a>(
+            &self,
+            x: &'a FlexTensor,
+            heads: usize,
+            place: (usize, usize),
+            from: usize,
+            to: usize,
+        ) -> Matrix<&'a [f32]> {
+            let (batch, head) = place;
+            let positions = x.shape()[1];
+            let stride = heads * self.width;
+            let begin = (batch * positions + from) * stride + head * self.width;
+            Matrix {
+                data: &values(x)[begin..],
+                rows: to - from,
+                columns: self.width,
+                row_stride: stride,
+                column_stride: 1,
+            }
+        }
+
+        /// Scores of a block, before the softmax.
+        fn scores(
+            &self,
+            scores: &mut [f32],
+            place: (usize, usize),
+            block: (usize, usize, usize, usize),
+        ) {
+            let (batch, head) = place;
+            let (first, count, from, to) = block;
+            let q = self.rows(&self.q, self.heads, place, first, first + count);
+            let k = self.rows(
+                &self.k,
+                self.kv_heads,
+                (batch, head / self.group()),
+                from,
+                to,
+            );
+            product(
+                Matrix::row_major(scores, count, to - from),
+                false,
+                self.scale(),
+                q,
+                k.transposed(),
+                false,
+            );
+        }
+
+        /// Keys that the query at `row` of a block sees, counted from the block's first key.
+        fn visible(
+            &self,
+            batch: usize,
+            row: usize,
+            block: (usize, usize, usize, usize),
+        ) -> std::ops::Range<usize> {
+            let (first, _, from, _) = block;
+            let query = first + row;
+            let end = self.keys - self.queries + query + 1;
+            let start = (self.starts[batch * self.queries + query].max(0) as usize).min(end - 1);
+            start - from..end - from
+        }
+
+        /// The output, and of each head and query the logarithm of the sum of exponentials.
+        fn forward(&self) -> (FlexTensor, Vec<f32>) {
+            let size = self.queries * self.width;
+            let mut output = vec![0.0; self.batch * self.heads * size];
+            let mut logarithms = vec![0.0; self.batch * self.heads * self.queries];
+            let tasks = output
+                .par_chunks_mut(size)
+                .zip(logarithms.par_chunks_mut(self.queries))
+                .enumerate();
+            tasks.for_each(|(task, (output, logarithms))| {
+                let place @ (batch, head) = (task / self.heads, task % self.heads);
+                let mut scores = vec![0.0; BLOCK.min(self.queries) * self.keys];
+                for block @ (first, count, from, to) in self.blocks(batch) {
+                    let span = to - from;
+                    let scores = &mut scores[..count * span];
+                    self.scores(scores, place, block);
+                    vectorised(|| {
+                        for (row, (scores, logarithm)) in scores
+                            .chunks_exact_mut(span)
+                            .zip(&mut logarithms[first..])
+                            .enumerate()
+                        {
+                            let visible = self.visible(batch, row, block);
+                            scores[..visible.start].fill(0.0);
+                            scores[visible.end..].fill(0.0);
+                            *logarithm = softmax(&mut scores[visible]);
+                        }
+                    });
+                    let out = Matrix::row_major(
+                        &mut output[first * self.width..(first + count) * self.width],
+                        count,
+                        self.width,
+                    );
+                    let v = self.rows(
+                        &self.v,
+                        self.kv_heads,
+                        (batch, head / self.group()),
+                        from,
+                        to,
+                    );
+                    product(
+                        out,
+                        false,
+                        1.0,
+                        Matrix::row_major(&*scores, count, span),
+                        v,
+                        false,
+                    );
+                }
+            });
+            (
+                self.positions_first(output, self.heads, self.queries),
+                logarithms,
+            )
+        }
+
+        /// Gradients of queries, keys and values.
+        fn backward(
+            &self,
+            output: &FlexTensor,
+            logarithms: &[f32],
+            upstream: FlexTensor,
+        ) -> [FlexTensor; 3] {
+            let upstream = contiguous(upstream);
+            let (query_size, key_size) = (
+                self.group() * self.queries * self.width,
+                self.keys * self.width,
+            );
+            let mut dq = vec![0.0; self.batch * self.heads * self.queries * self.width];
+            let mut dk = vec![0.0; self.batch * self.kv_heads * key_size];
+            let mut dv = vec![0.0; dk.len()];
+            // The output is a view of values with heads first: row by row in memory.
+            let heads_first = contiguous(output.clone().permute(&[0, 2, 1, 3]));
+            let tasks = dq
+                .par_chunks_mut(query_size)
+                .zip(dk.par_chunks_mut(key_size))
+                .zip(dv.par_chunks_mut(key_size))
+                .enumerate();
+            tasks.for_each(|(task, ((dq, dk), dv))| {
+                let (batch, kv_head) = (task / self.kv_heads, task % self.kv_heads);
+                let most = BLOCK.min(self.queries) * self.keys;
+                let (mut weights, mut slopes) = (vec![0.0; most], vec![0.0; most]);
+                for inner in 0..self.group() {
+                    let place @ (_, head) = (batch, kv_head * self.group() + inner);
+                    let own = (batch * self.heads + head) * self.queries;
+                    for block @ (first, count, from, to) in self.blocks(batch) {
+                        let span = to - from;
+                        let (weights, slopes) =
+                            (&mut weights[..count * span], &mut slopes[..count * span]);
+                        self.scores(weights, place, block);
+                        let dy = self.rows(&upstream, self.heads, place, first, first + count);
+                        let v = self.rows(&self.v, self.kv_heads, (batch, kv_head), from, to);
+                        product(
+                            Matrix::row_major(&mut *slopes, count, span),
+                            false,
+                            1.0,
+                            dy,
+                            v.transposed(),
+                            false,
+                        );
+                        vectorised(|| {
+                            for row in 0..count {
+                                let weights = &mut weights[row * span..][..span];
+                                let slopes = &mut slopes[row * span..][..span];
+                                let visible = self.visible(batch, row, block);
+                                for hidden in [0..visible.start, visible.end..span] {
+                                    weights[hidden.clone()].fill(0.0);
+                                    slopes[hidden].fill(0.0);
+                                }
+                                let output = &values(&heads_first)
+                                    [(own + first + row) * self.width..][..self.width];
+                                let dy = &dy.data[row * dy.row_stride..][..self.width];
+                                let pull: f32 = output.iter().zip(dy).map(|(y, dy)| y * dy).sum();
+                                let logarithm = logarithms[own + first + row];
+                                for (weight, slope) in weights[visible.clone()]
+                                    .iter_mut()
+                                    .zip(&mut slopes[visible])
+                                {
+                                    *weight = exp(*weight - logarithm);
+                                    *slope = *weight * (*slope - pull);
+                                }
+                            }
+                        });
+                        let (weights, slopes) = (
+                            Matrix::row_major(&*weights, count, span),
+                            Matrix::row_major(&*slopes, count, span),
+                        );
+                        let range = from * self.width..to * self.width;
+                        let q = self.rows(&self.q, self.heads, place, first, first + count);
+                        let k = self.rows(&self.k, self.kv_heads, (batch, kv_head), from, to);
+                        product(
+                            Matrix::row_major(&mut dv[range.clone()], span, self.width),
+                            true,
+                            1.0,
+                            weights.transposed(),
+                            dy,
+                            false,
+                        );
+                        product(
+                            Matrix::row_major(&mut dk[range], span, self.width),
+                            true,
+                            self.scale(),
+                            slopes.transposed(),
+                            q,
+                            false,
+                        );
+                        let out = &mut dq[(inner * self.queries + first) * self.width..]
+                            [..count * self.width];
+                        product(
+                            Matrix::row_major(out, count, self.width),
+                            false,
+                            self.scale(),
+                            slopes,
+                            k,
+                            false,
+                        );
+                    }
+                }
+            });
+            [
+                self.positions_first(dq, self.heads, self.queries),
+                self.positions_first(dk, self.kv_heads, self.keys),
+                self.positions_first(dv, self.kv_heads, self.keys),
+            ]
+        }
+
+        /// Values with heads first as a tensor `[b, t, h, d]`.
+        fn positions_first(
+            &self,
+            heads_first: Vec<f32>,
+            heads: usize,
+            positions: usize,
+        ) -> FlexTensor {
+            tensor(heads_first, [self.batch, heads, positions, self.width]).permute(&[0, 2, 1, 3])
+        }
+    }
+
+    fn dims(x: &FlexTensor) -> [usize; 4] {
+        let shape = x.shape();
+        [shape[0], shape[1], shape[2], shape[3]]
+    }
+
+    /// Softmax in place; the logarithm of the sum of exponentials.
+    #[inline(always)]
+    fn softmax(scores: &mut [f32]) -> f32 {
+        let mut most = [f32::NEG_INFINITY; 16];
+        let (lanes, rest) = scores.as_chunks::<16>();
+        for lane in lanes {
+            for (most, score) in most.iter_mut().zip(lane) {
+                *most = most.max(*score);
+            }
+        }
+        let most = most
+            .iter()
+            .chain(rest)
+            .fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let mut sums = [0.0f32; 16];
+        let (lanes, rest) = scores.as_chunks_mut::<16>();
+        for lane in lanes {
+            for (sum, score) in sums.iter_mut().zip(lane) {
+                *score = exp(*score - most);
+                *sum += *score;
+            }
+        }
+        let mut total: f32 = sums.iter().sum();
+        for score in rest {
+            *score = exp(*score - most);
+            total += *score;
+        }
+        let factor = 1.0 / total;
+        scores.iter_mut().for_each(|score| *score *= factor);
+        most + total.ln()
+    }
 }
 
 #[cfg(test)]
@@ -46,7 +533,9 @@ mod tests {
         let mut state = seed;
         let values: Vec<f32> = (0..shape.iter().product())
             .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 (state >> 40) as f32 / (1 << 23) as f32 - 1.0
             })
             .collect();
@@ -54,7 +543,11 @@ mod tests {
     }
 
     fn at(x: &Tensor<4>, b: usize, t: usize, h: usize) -> Vec<f32> {
-        x.clone().slice([b..b + 1, t..t + 1, h..h + 1]).into_data().try_into_vec().unwrap()
+        x.clone()
+            .slice([b..b + 1, t..t + 1, h..h + 1])
+            .into_data()
+            .try_into_vec()
+            .unwrap()
     }
 
     /// The definition, one query at a time.
@@ -68,7 +561,14 @@ mod tests {
                     let visible = *start..=keys - queries + t;
                     let scores: Vec<f32> = visible
                         .clone()
-                        .map(|s| at(q, b, t, h).iter().zip(at(k, b, s, group)).map(|(q, k)| q * k).sum::<f32>() / (width as f32).sqrt())
+                        .map(|s| {
+                            at(q, b, t, h)
+                                .iter()
+                                .zip(at(k, b, s, group))
+                                .map(|(q, k)| q * k)
+                                .sum::<f32>()
+                                / (width as f32).sqrt()
+                        })
                         .collect();
                     let total: f32 = scores.iter().map(|score| score.exp()).sum();
                     let mut sum = vec![0.0; width];
@@ -87,15 +587,90 @@ mod tests {
     #[test]
     fn equals_the_definition_with_groups_documents_and_earlier_positions() {
         for (heads, kv_heads, keys) in [(1, 1, 5), (4, 2, 5), (3, 1, 8)] {
-            let (q, k, v) = (random([2, 5, heads, 6], 1), random([2, keys, kv_heads, 6], 2), random([2, keys, kv_heads, 6], 3));
+            let (q, k, v) = (
+                random([2, 5, heads, 6], 1),
+                random([2, keys, kv_heads, 6], 2),
+                random([2, keys, kv_heads, 6], 3),
+            );
             for starts in [[[0; 5], [0; 5]], [[0, 0, 2, 2, 4], [0, 1, 1, 1, 3]]] {
                 let flat: Vec<i32> = starts.iter().flatten().map(|start| *start as i32).collect();
-                let tensor = Tensor::<2, Int>::from_data(TensorData::new(flat, [2, 5]), &Device::default());
+                let tensor =
+                    Tensor::<2, Int>::from_data(TensorData::new(flat, [2, 5]), &Device::default());
                 let ours: Vec<f32> =
-                    causal_attention(q.clone(), k.clone(), v.clone(), Some(tensor)).into_data().try_into_vec().unwrap();
+                    causal_attention(q.clone(), k.clone(), v.clone(), Some(tensor))
+                        .into_data()
+                        .try_into_vec()
+                        .unwrap();
                 for (ours, expected) in ours.iter().zip(plain(&q, &k, &v, &starts)) {
                     assert!((ours - expected).abs() < 1e-5, "{ours} {expected}");
                 }
+            }
+        }
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn the_fused_form_equals_the_composed_one() {
+        use crate::ops::check::{Check, random};
+        for (batch, queries, heads, width, keys, kv_heads) in [
+            (1, 1, 1, 2, 1, 1),
+            (2, 5, 4, 6, 5, 2),
+            (1, 130, 2, 16, 130, 1),
+            (2, 3, 3, 8, 70, 3),
+            (1, 65, 6, 4, 100, 2),
+        ] {
+            let (q, k) = (
+                [batch, queries, heads, width],
+                [batch, keys, kv_heads, width],
+            );
+            let stretched = random(&q, 7).into_iter().map(|x| x * 5.0).collect();
+            let check = Check::new(&[stretched, random(&k, 8), random(&k, 9)]);
+            let documents: Vec<i32> = (0..batch * queries)
+                .map(|i| ((keys - queries + i % queries) / 3 * 2) as i32)
+                .collect();
+            let starts = || {
+                Tensor::<2, Int>::from_data(
+                    TensorData::new(documents.clone(), [batch, queries]),
+                    &Device::default(),
+                )
+            };
+            let shaped = |x: &[Tensor<1>]| {
+                (
+                    x[0].clone().reshape(q),
+                    x[1].clone().reshape(k),
+                    x[2].clone().reshape(k),
+                )
+            };
+            // Heads first in memory: views that are not contiguous.
+            let viewed = |x: &[Tensor<1>]| {
+                let (q, k, v) = shaped(x);
+                let turn = |x: Tensor<4>| {
+                    let [b, t, h, d] = x.dims();
+                    x.reshape([b, h, t, d]).swap_dims(1, 2)
+                };
+                (turn(q), turn(k), turn(v))
+            };
+            for starts in [None, Some(starts())] {
+                check.equal(
+                    |x| {
+                        let (q, k, v) = shaped(x);
+                        causal_attention(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                    },
+                    |x| {
+                        let (q, k, v) = shaped(x);
+                        composed(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                    },
+                );
+                check.equal(
+                    |x| {
+                        let (q, k, v) = viewed(x);
+                        causal_attention(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                    },
+                    |x| {
+                        let (q, k, v) = viewed(x);
+                        composed(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                    },
+                );
             }
         }
     }

@@ -3,33 +3,28 @@
 //! Shapes: `b` rows of a batch, `t` positions, `h` heads, `d` width.
 
 mod attention;
+#[cfg(test)]
+mod check;
 mod cross_entropy;
+#[cfg(feature = "flex")]
+mod flex;
+mod rms_norm;
 mod rotary;
+mod swiglu;
 
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{Int, Tensor};
 
 pub use attention::causal_attention;
 pub use cross_entropy::{IGNORE, linear_cross_entropy};
+pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};
-
-/// RMS norm over the last dimension: `x / sqrt(mean(x^2) + eps) * gain`.
-///
-/// "Root Mean Square Layer Normalization" (arXiv 1910.07467). `gain [d]`, `x [.., d]`.
-pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tensor<D> {
-    let scale = x.clone().square().mean_dim(D - 1).add_scalar(eps).sqrt().recip();
-    x * scale * gain.unsqueeze()
-}
-
-/// The gated linear unit of SwiGLU: `silu(gate) * up`, element by element.
-///
-/// "GLU Variants Improve Transformer" (arXiv 2002.05202).
-pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    activation::silu(gate) * up
-}
+pub use swiglu::swiglu;
 
 /// Rows of `weight [vocabulary, d]` for token ids `[b, t]`: `[b, t, d]`.
 pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
     let [batch, positions] = ids.dims();
     let width = weight.dims()[1];
-    weight.select(0, ids.reshape([batch * positions])).reshape([batch, positions, width])
+    weight
+        .select(0, ids.reshape([batch * positions]))
+        .reshape([batch, positions, width])
 }

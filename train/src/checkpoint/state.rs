@@ -44,7 +44,8 @@ impl TrainerState {
     pub fn read(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join(NAME);
         let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-        serde_json::from_str(&text).map_err(|error| CheckpointError::damaged(&path, error.to_string()))
+        serde_json::from_str(&text)
+            .map_err(|error| CheckpointError::damaged(&path, error.to_string()))
     }
 
     /// Writes the state into a checkpoint folder.

@@ -51,16 +51,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = config(&args).map_err(JobError::from)?;
     let device = device(&args.device)?;
     let folder = ModelFolder::open(&args.model).map_err(JobError::from)?;
-    let options = PrepareOptions { tokenizer: TokenizerChoice::File(args.model.join("tokenizer.json")), ..prepare_options(&config)? };
+    let options = PrepareOptions {
+        tokenizer: TokenizerChoice::File(args.model.join("tokenizer.json")),
+        ..prepare_options(&config)?
+    };
     let mut screen = Screen::new(args.quiet);
     screen.begin("preparing the text", 0);
     let prepared = prepare(&options, &config.data.cache, &mut |_| ()).map_err(JobError::from)?;
     let model = folder.load(&device).map_err(JobError::from)?;
     if prepared.tokenizer.vocab_size() > model.config().vocab_size {
-        return Err(JobError::Settings("the tokens of this data are of another tokenizer than the model's".into()).into());
+        return Err(JobError::Settings(
+            "the tokens of this data are of another tokenizer than the model's".into(),
+        )
+        .into());
     }
     let (batch, seq_len) = (args.batch as usize, args.seq_len as usize);
-    let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(JobError::from)?;
+    let batches =
+        Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(JobError::from)?;
     screen.begin("evaluating", prepared.validation.len());
     let found = evaluate(&model, batches.iter(), config.data.document_mask, |found| {
         screen.advance(found.tokens);
@@ -73,7 +80,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         vec!["tokens".into(), count(found.tokens)],
         vec!["loss".into(), format!("{:.4} nats a token", found.loss())],
         vec!["perplexity".into(), format!("{:.2}", found.perplexity())],
-        vec!["bits per byte".into(), format!("{bits:.3} (gzip -9: {:.3})", prepared.facts.gzip_bits_per_byte)],
+        vec![
+            "bits per byte".into(),
+            format!(
+                "{bits:.3} (gzip -9: {:.3})",
+                prepared.facts.gzip_bits_per_byte
+            ),
+        ],
     ]))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -84,7 +97,11 @@ fn config(args: &Args) -> Result<Config, crate::config::ConfigError> {
         layers.set(setting)?;
     }
     if !args.data.is_empty() {
-        let paths = args.data.iter().map(|path| path.to_string_lossy().into_owned()).collect::<Vec<_>>();
+        let paths = args
+            .data
+            .iter()
+            .map(|path| path.to_string_lossy().into_owned())
+            .collect::<Vec<_>>();
         layers.flag("--data", "data.path", paths);
     }
     if let Some(seed) = args.seed {

@@ -187,7 +187,18 @@ impl Config {
     /// ends is only where the schedule depends on it.
     pub fn deciding_entries(&self) -> BTreeMap<String, String> {
         let mut entries = self.entries();
-        let free = ["run.", "eval.", "checkpoint.", "log.", "train.device", "train.threads", "train.max_skipped_steps", "train.minutes", "data.cache", "data.verify"];
+        let free = [
+            "run.",
+            "eval.",
+            "checkpoint.",
+            "log.",
+            "train.device",
+            "train.threads",
+            "train.max_skipped_steps",
+            "train.minutes",
+            "data.cache",
+            "data.verify",
+        ];
         entries.retain(|key, _| !free.iter().any(|start| key.starts_with(start)));
         if !self.schedule.kind.needs_total() {
             entries.remove("train.steps");
@@ -199,7 +210,8 @@ impl Config {
     /// Steps of the whole run, where steps or tokens limit it.
     pub fn total_steps(&self) -> Option<u64> {
         let per_step = (self.train.batch * self.train.seq_len * self.train.accumulation) as u64;
-        let by_tokens = (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(per_step.max(1)));
+        let by_tokens =
+            (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(per_step.max(1)));
         let by_steps = (self.train.steps > 0).then_some(self.train.steps);
         by_steps.into_iter().chain(by_tokens).min()
     }

@@ -152,8 +152,10 @@ impl Batches {
     fn row(&self, first: u64, len: u64, batch: &mut Batch) -> Result<(), DataError> {
         let separator = self.shards.separator() as i32;
         let begin = batch.inputs.len();
-        self.shards.copy(first, len, |token| batch.inputs.push(token as i32))?;
-        self.shards.copy(first + 1, len, |token| batch.targets.push(token as i32))?;
+        self.shards
+            .copy(first, len, |token| batch.inputs.push(token as i32))?;
+        self.shards
+            .copy(first + 1, len, |token| batch.targets.push(token as i32))?;
         batch.inputs.resize(begin + self.seq_len, separator);
         batch.targets.resize(begin + self.seq_len, IGNORE);
         let mut start = 0;
@@ -177,7 +179,9 @@ mod tests {
     fn shards(count: u32, separators: &[u32]) -> (tempfile::TempDir, Shards) {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("tokens");
-        let tokens: Vec<u32> = (0..count).map(|i| if separators.contains(&i) { 0 } else { 1 + i }).collect();
+        let tokens: Vec<u32> = (0..count)
+            .map(|i| if separators.contains(&i) { 0 } else { 1 + i })
+            .collect();
         let mut writer = ShardWriter::create(&folder, count + 1, 0, "t".into(), 37).unwrap();
         writer.push(&tokens, 1).unwrap();
         writer.finish().unwrap();
@@ -254,7 +258,14 @@ mod tests {
     fn too_little_is_refused_with_numbers() {
         let (_dir, shards) = shards(8, &[0]);
         let error = Batches::train(shards.clone(), 1, 8, 0).unwrap_err();
-        assert!(matches!(error, DataError::TooFewTokens { tokens: 8, needed: 9, .. }));
+        assert!(matches!(
+            error,
+            DataError::TooFewTokens {
+                tokens: 8,
+                needed: 9,
+                ..
+            }
+        ));
         assert!(Batches::train(shards.clone(), 0, 4, 0).is_err());
         assert!(Batches::train(shards, 1, 0, 0).is_err());
     }

@@ -55,7 +55,9 @@ pub enum DataError {
         message: String,
     },
     /// A line of a JSON lines file has no usable text.
-    #[error("{path} line {line}: {problem}; name the field that holds the text with `--set data.field=NAME`")]
+    #[error(
+        "{path} line {line}: {problem}; name the field that holds the text with `--set data.field=NAME`"
+    )]
     Field {
         /// The file.
         path: PathBuf,

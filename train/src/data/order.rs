@@ -106,7 +106,11 @@ mod tests {
     fn neighbours_and_positions_are_uncorrelated() {
         let n = 10_000u64;
         let w = epoch(&order(n, 3), 0);
-        let fixed = w.iter().enumerate().filter(|(i, x)| *i as u64 == **x).count();
+        let fixed = w
+            .iter()
+            .enumerate()
+            .filter(|(i, x)| *i as u64 == **x)
+            .count();
         let steps = w.windows(2).filter(|p| p[0].abs_diff(p[1]) < 10).count();
         let mean = (n as f64 - 1.0) / 2.0;
         let covariance: f64 = w

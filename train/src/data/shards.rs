@@ -153,7 +153,8 @@ impl ShardWriter {
             entry.tokens += now.len() as u64;
             let full = entry.tokens == self.tokens_per_file;
             if let Some((file, hash)) = &mut self.open {
-                file.write_all(&self.buffer).map_err(DataError::write(&path))?;
+                file.write_all(&self.buffer)
+                    .map_err(DataError::write(&path))?;
                 hash.update(&self.buffer);
             }
             if full {
@@ -168,7 +169,10 @@ impl ShardWriter {
     pub fn finish(mut self) -> Result<Manifest, DataError> {
         self.end_file()?;
         let path = self.partial.join(MANIFEST);
-        self.manifest.sha256 = self.manifest.digest().map_err(|e| DataError::write(&path)(e.into()))?;
+        self.manifest.sha256 = self
+            .manifest
+            .digest()
+            .map_err(|e| DataError::write(&path)(e.into()))?;
         let text = serde_json::to_vec_pretty(&self.manifest)
             .map_err(|e| DataError::write(&path)(e.into()))?;
         write_synced(&path, &text)?;
@@ -259,10 +263,16 @@ impl Shards {
             return Err(DataError::shard(&path, problem));
         }
         if manifest.sha256 != digest {
-            return Err(DataError::shard(&path, "its own hash does not fit: the file was changed"));
+            return Err(DataError::shard(
+                &path,
+                "its own hash does not fit: the file was changed",
+            ));
         }
         if manifest.vocab_size > i32::MAX as u32 || manifest.separator >= manifest.vocab_size {
-            return Err(DataError::shard(&path, "the vocabulary or the separator is out of range"));
+            return Err(DataError::shard(
+                &path,
+                "the vocabulary or the separator is out of range",
+            ));
         }
         let mut maps = Vec::with_capacity(manifest.files.len());
         let mut begins = vec![0];
@@ -299,7 +309,11 @@ impl Shards {
         for first in (0..self.maps.len()).step_by(group) {
             let group = first..self.maps.len().min(first + group);
             // Collected before looking, so that the first damaged file in order is the one reported.
-            let results: Vec<_> = group.clone().into_par_iter().map(|f| self.verify_file(f)).collect();
+            let results: Vec<_> = group
+                .clone()
+                .into_par_iter()
+                .map(|f| self.verify_file(f))
+                .collect();
             results.into_iter().collect::<Result<(), _>>()?;
             done += group.map(|f| self.maps[f].len() as u64).sum::<u64>();
             progress(Progress {
@@ -315,7 +329,10 @@ impl Shards {
         let (entry, map) = (&self.manifest.files[file], &self.maps[file]);
         if hex(&Sha256::digest(map)) != entry.sha256 {
             let path = self.folder.join(&entry.name);
-            return Err(DataError::shard(&path, "SHA-256 does not fit: the content was changed"));
+            return Err(DataError::shard(
+                &path,
+                "SHA-256 does not fit: the content was changed",
+            ));
         }
         self.copy(self.begins[file], entry.tokens, |_| ())
     }
@@ -389,23 +406,42 @@ impl Shards {
         let end = match start.checked_add(len) {
             Some(end) if end <= self.len() => end,
             _ => {
-                let problem =
-                    format!("{len} tokens from position {start} were asked for, there are {}", self.len());
+                let problem = format!(
+                    "{len} tokens from position {start} were asked for, there are {}",
+                    self.len()
+                );
                 return Err(DataError::shard(&self.folder, problem));
             }
         };
         let width = self.manifest.token_bytes();
         let mut position = start;
-        let mut file = self.begins.partition_point(|&b| b <= start).saturating_sub(1);
+        let mut file = self
+            .begins
+            .partition_point(|&b| b <= start)
+            .saturating_sub(1);
         while position < end {
             let until = end.min(self.begins[file + 1]);
             let from = (position - self.begins[file]) as usize;
             let count = (until - position) as usize;
             let bytes = &self.maps[file][from * width..(from + count) * width];
             let outside = if width == 2 {
-                self.emit(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b).into()), &mut sink)
+                self.emit(
+                    bytes
+                        .as_chunks::<2>()
+                        .0
+                        .iter()
+                        .map(|b| u16::from_le_bytes(*b).into()),
+                    &mut sink,
+                )
             } else {
-                self.emit(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)), &mut sink)
+                self.emit(
+                    bytes
+                        .as_chunks::<4>()
+                        .0
+                        .iter()
+                        .map(|b| u32::from_le_bytes(*b)),
+                    &mut sink,
+                )
             };
             if let Some((offset, token)) = outside {
                 return Err(DataError::OutOfVocabulary {
@@ -455,7 +491,11 @@ pub(super) fn sync_parent(path: &Path) -> Result<(), DataError> {
     let Some(parent) = path.parent() else {
         return Ok(());
     };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
     // Only Unix lets a folder be opened and synced.
     if cfg!(unix) {
         File::open(parent)
@@ -483,7 +523,17 @@ mod tests {
 
     fn documents(vocab_size: u32) -> Vec<Vec<u32>> {
         (1..60u32)
-            .map(|d| (0..d).map(|i| if i == 0 { 0 } else { (d * 7919 + i * 31) % vocab_size }).collect())
+            .map(|d| {
+                (0..d)
+                    .map(|i| {
+                        if i == 0 {
+                            0
+                        } else {
+                            (d * 7919 + i * 31) % vocab_size
+                        }
+                    })
+                    .collect()
+            })
             .collect()
     }
 
@@ -502,7 +552,13 @@ mod tests {
             assert_eq!(shards.len(), all.len() as u64);
             assert_eq!(shards.documents(), documents.len() as u64);
             assert_eq!(shards.text_bytes(), 3 * all.len() as u64);
-            for (start, len) in [(0, all.len()), (99, 2), (100, 100), (50, 700), (all.len(), 0)] {
+            for (start, len) in [
+                (0, all.len()),
+                (99, 2),
+                (100, 100),
+                (50, 700),
+                (all.len(), 0),
+            ] {
                 let mut out = vec![0; len];
                 shards.read(start as u64, &mut out).unwrap();
                 assert_eq!(out, all[start..start + len]);
@@ -522,24 +578,44 @@ mod tests {
 
         fs::write(&file, &good[..good.len() - 1]).unwrap();
         let message = Shards::open(&folder).unwrap_err().to_string();
-        assert!(message.contains("tokens-00002.bin") && message.contains("truncated"), "{message}");
+        assert!(
+            message.contains("tokens-00002.bin") && message.contains("truncated"),
+            "{message}"
+        );
 
         let mut flipped = good.clone();
         flipped[10] ^= 1;
         fs::write(&file, &flipped).unwrap();
-        let message = Shards::open(&folder).unwrap().verify(&mut |_| ()).unwrap_err().to_string();
-        assert!(message.contains("tokens-00002.bin") && message.contains("SHA-256"), "{message}");
+        let message = Shards::open(&folder)
+            .unwrap()
+            .verify(&mut |_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("tokens-00002.bin") && message.contains("SHA-256"),
+            "{message}"
+        );
 
         let mut outside = good.clone();
         outside[21] = 0xff;
         fs::write(&file, &outside).unwrap();
-        let error = Shards::open(&folder).unwrap().read(200, &mut [0; 50]).unwrap_err();
-        assert!(matches!(error, DataError::OutOfVocabulary { position: 10, .. }), "{error}");
+        let error = Shards::open(&folder)
+            .unwrap()
+            .read(200, &mut [0; 50])
+            .unwrap_err();
+        assert!(
+            matches!(error, DataError::OutOfVocabulary { position: 10, .. }),
+            "{error}"
+        );
 
         fs::write(&file, &good).unwrap();
         let manifest = folder.join(MANIFEST);
         let text = fs::read_to_string(&manifest).unwrap();
-        fs::write(&manifest, text.replace("\"separator\": 0", "\"separator\": 1")).unwrap();
+        fs::write(
+            &manifest,
+            text.replace("\"separator\": 0", "\"separator\": 1"),
+        )
+        .unwrap();
         assert!(Shards::open(&folder).unwrap_err().is_input());
         fs::write(&manifest, &text[..text.len() / 2]).unwrap();
         assert!(Shards::open(&folder).is_err());
@@ -558,7 +634,8 @@ mod tests {
         assert!(!folder.exists());
         write(&folder, 300, 10, &[vec![0, 1, 2]]);
         assert_eq!(Shards::open(&folder).unwrap().len(), 3);
-        let mut writer = ShardWriter::create(&dir.path().join("other"), 300, 0, "t".into(), 10).unwrap();
+        let mut writer =
+            ShardWriter::create(&dir.path().join("other"), 300, 0, "t".into(), 10).unwrap();
         assert!(writer.push(&[0, 300], 1).is_err());
         drop(writer);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

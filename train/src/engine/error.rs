@@ -9,7 +9,9 @@ use crate::data::DataError;
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The loss is infinite or not a number.
-    #[error("step {step}: the loss is {loss}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps")]
+    #[error(
+        "step {step}: the loss is {loss}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps"
+    )]
     Loss {
         /// The step that was not taken.
         step: u64,
@@ -17,7 +19,9 @@ pub enum TrainError {
         loss: f64,
     },
     /// A gradient is infinite or not a number.
-    #[error("step {step}: {source}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps")]
+    #[error(
+        "step {step}: {source}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps"
+    )]
     Gradient {
         /// The step that was not taken.
         step: u64,
@@ -34,7 +38,9 @@ pub enum TrainError {
         step: u64,
     },
     /// Trainable tensors that the first update left as they were.
-    #[error("the first update did not move {count} trainable tensors, the first of them {names}: they get no gradient or belong to no optimizer")]
+    #[error(
+        "the first update did not move {count} trainable tensors, the first of them {names}: they get no gradient or belong to no optimizer"
+    )]
     NotMoved {
         /// How many.
         count: usize,

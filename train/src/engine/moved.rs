@@ -20,13 +20,25 @@ impl Fingerprints {
     /// Refuses when a tensor has the same bits as at the time of `self`.
     pub fn refuse_unmoved<M: Module>(&self, model: &M) -> Result<(), TrainError> {
         let now = Self::of(model).0;
-        let unmoved: Vec<&str> =
-            self.0.iter().filter(|(path, hash)| now.get(*path) == Some(hash)).map(|(path, _)| path.as_str()).collect();
+        let unmoved: Vec<&str> = self
+            .0
+            .iter()
+            .filter(|(path, hash)| now.get(*path) == Some(hash))
+            .map(|(path, _)| path.as_str())
+            .collect();
         if unmoved.is_empty() {
             return Ok(());
         }
-        let names = unmoved.iter().take(3).copied().collect::<Vec<_>>().join(", ");
-        Err(TrainError::NotMoved { count: unmoved.len(), names })
+        let names = unmoved
+            .iter()
+            .take(3)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(", ");
+        Err(TrainError::NotMoved {
+            count: unmoved.len(),
+            names,
+        })
     }
 }
 
@@ -56,7 +68,9 @@ impl ModuleVisitor for Hasher {
             u64::from_le_bytes(word)
         });
         let hash = words.fold(0xcbf2_9ce4_8422_2325, |hash: u64, word| {
-            (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+            (hash ^ word)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(29)
         });
         self.hashes.insert(self.path.join("."), hash);
     }

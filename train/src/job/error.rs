@@ -44,7 +44,9 @@ pub enum JobError {
     #[error("{0}")]
     Settings(String),
     /// A run that was begun with other settings.
-    #[error("{path} was begun with other settings:\n{differences}\na resumed run must give the same result; take these settings back, or start a new run with another --out")]
+    #[error(
+        "{path} was begun with other settings:\n{differences}\na resumed run must give the same result; take these settings back, or start a new run with another --out"
+    )]
     OtherSettings {
         /// The run.
         path: PathBuf,

@@ -58,14 +58,27 @@ const STATE_EVERY: u64 = 100;
 
 impl Pretrain {
     /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
-    pub fn new(config: Config, dir: &Path, resume: bool, mut screen: Screen) -> Result<Self, JobError> {
+    pub fn new(
+        config: Config,
+        dir: &Path,
+        resume: bool,
+        mut screen: Screen,
+    ) -> Result<Self, JobError> {
         set_threads(config.train.threads);
         let device = device(&config.train.device)?;
         // A folder that is opened first cannot be taken by another run while the data is prepared; a new one is made last, so that bad
         // input leaves nothing behind.
-        let opened = if resume || dir.exists() { Some(RunFolder::open(dir, resume)?) } else { None };
+        let opened = if resume || dir.exists() {
+            Some(RunFolder::open(dir, resume)?)
+        } else {
+            None
+        };
         let prepared = prepare_data(&config, &mut screen)?;
-        let hub = model_config(&config.model, prepared.tokenizer.vocab_size(), prepared.tokenizer.separator())?;
+        let hub = model_config(
+            &config.model,
+            prepared.tokenizer.vocab_size(),
+            prepared.tokenizer.separator(),
+        )?;
         let positions = hub.llama.max_position_embeddings;
         if config.train.seq_len > positions {
             return Err(JobError::Settings(format!(
@@ -85,11 +98,16 @@ impl Pretrain {
             screen.warn(&format!("passing over a checkpoint: {reason}"));
         }
         let (model, state) = match &loaded {
-            Some((path, state)) => (ModelFolder::open(path)?.load(&device.clone().autodiff())?, state.clone()),
+            Some((path, state)) => (
+                ModelFolder::open(path)?.load(&device.clone().autodiff())?,
+                state.clone(),
+            ),
             None => (begin(&config, &hub, &device)?, TrainerState::default()),
         };
         if loaded.is_some() && model.config() != &hub.llama {
-            return Err(JobError::Settings("the checkpoint holds a model of another shape than the configuration".into()));
+            return Err(JobError::Settings(
+                "the checkpoint holds a model of another shape than the configuration".into(),
+            ));
         }
         let fingerprint = prepared.tokenizer.fingerprint()?;
         if loaded.is_some() && state.tokenizer != fingerprint {
@@ -107,7 +125,11 @@ impl Pretrain {
             max_skipped_steps: config.train.max_skipped_steps,
             document_mask: config.data.document_mask,
         };
-        let mut summary = Summary { weight_bytes: weight_bytes(&model), parameters: hub.llama.parameters() as u64, ..Summary::default() };
+        let mut summary = Summary {
+            weight_bytes: weight_bytes(&model),
+            parameters: hub.llama.parameters() as u64,
+            ..Summary::default()
+        };
         summary.gzip_bits_per_byte = Some(prepared.facts.gzip_bits_per_byte);
         let mut trainer = Trainer::new(model, optimizer, options);
         (trainer.step, trainer.samples, trainer.tokens) = (state.step, state.samples, state.tokens);
@@ -118,10 +140,18 @@ impl Pretrain {
             None => RunFolder::open(dir, false)?,
         };
         folder.write("config.toml", &config.to_toml())?;
-        let checkpoints = Checkpoints::new(folder.join("checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_best);
+        let checkpoints = Checkpoints::new(
+            folder.join("checkpoints"),
+            config.checkpoint.keep_last,
+            config.checkpoint.keep_best,
+        );
         checkpoints.clean()?;
         let logs = Logs::open(&folder, &config, state.step, &screen);
-        let state = TrainerState { tokenizer: fingerprint, settings: config.deciding_entries(), ..state };
+        let state = TrainerState {
+            tokenizer: fingerprint,
+            settings: config.deciding_entries(),
+            ..state
+        };
         Ok(Self {
             config,
             folder,
@@ -144,7 +174,10 @@ impl Pretrain {
 
     /// The newest good checkpoint with its state, and why newer ones are not good. Refuses one begun with other settings.
     #[allow(clippy::type_complete)]
-    fn newest(config: &Config, dir: &Path) -> Result<(Option<(PathBuf, TrainerState)>, Vec<String>), JobError> {
+    fn newest(
+        config: &Config,
+        dir: &Path,
+    ) -> Result<(Option<(PathBuf, TrainerState)>, Vec<String>), JobError> {
         let checkpoints = Checkpoints::new(dir.join("checkpoints"), 1, false);
         let (good, bad) = checkpoints.newest_good()?;
         let bad: Vec<String> = bad.iter().map(ToString::to_string).collect();
@@ -153,28 +186,43 @@ impl Pretrain {
             if bad.is_empty() {
                 return Ok((None, bad));
             }
-            return Err(JobError::NoCheckpoint { path: dir.to_path_buf(), reasons: format!(": {}", bad.join("; ")) });
+            return Err(JobError::NoCheckpoint {
+                path: dir.to_path_buf(),
+                reasons: format!(": {}", bad.join("; ")),
+            });
         };
         let state = TrainerState::read(&path)?;
         let differences = setup::differences(&state.settings, &config.deciding_entries());
         if !differences.is_empty() {
-            return Err(JobError::OtherSettings { path: dir.to_path_buf(), differences: differences.join("\n") });
+            return Err(JobError::OtherSettings {
+                path: dir.to_path_buf(),
+                differences: differences.join("\n"),
+            });
         }
         Ok((Some((path, state)), bad))
     }
 
     /// Trains to the end, or to the step during which a signal comes.
     pub fn run(mut self) -> Result<Finished, JobError> {
-        let signals = Signals::install().map_err(|source| JobError::System { what: "signals cannot be watched".into(), source })?;
+        let signals = Signals::install().map_err(|source| JobError::System {
+            what: "signals cannot be watched".into(),
+            source,
+        })?;
         self.introduce();
-        let before = if self.trainer.step == 0 { self.sample()? } else { None };
+        let before = if self.trainer.step == 0 {
+            self.sample()?
+        } else {
+            None
+        };
         if let Some(text) = &before {
             self.logs.sample(0, text, &self.screen);
         }
         let (begin, earlier) = (Instant::now(), self.state.seconds);
         let total = self.config.total_steps();
         let limit = (self.config.train.minutes > 0.0).then_some(self.config.train.minutes * 60.0);
-        let over = |step: u64, seconds: f64| total.is_some_and(|total| step >= total) || limit.is_some_and(|limit| seconds >= limit);
+        let over = |step: u64, seconds: f64| {
+            total.is_some_and(|total| step >= total) || limit.is_some_and(|limit| seconds >= limit)
+        };
         self.screen.begin("training", total.unwrap_or(0));
         let mut saved = self.trainer.step > 0;
         let mut signal = None;
@@ -191,14 +239,23 @@ impl Pretrain {
                 metrics.validation_loss = self.state.validation_loss;
                 evaluated = last;
             }
-            let left = seconds_left(report.step, total, self.state.seconds, limit, self.step_seconds / self.steps as f64);
+            let left = seconds_left(
+                report.step,
+                total,
+                self.state.seconds,
+                limit,
+                self.step_seconds / self.steps as f64,
+            );
             self.show(&report, total, left, &metrics);
             if due(self.config.log.sample_every, report.step)
                 && let Some(text) = self.sample()?
             {
                 self.logs.sample(report.step, &text, &self.screen);
             }
-            saved = last || signal.is_some() || due(self.config.checkpoint.every, report.step) || improved && self.config.checkpoint.keep_best;
+            saved = last
+                || signal.is_some()
+                || due(self.config.checkpoint.every, report.step)
+                || improved && self.config.checkpoint.keep_best;
             if saved {
                 self.save()?;
             }
@@ -235,7 +292,8 @@ impl Pretrain {
             self.folder.path().display()
         ));
         if self.trainer.step > 0 {
-            self.screen.line(&format!("going on after step {}", self.trainer.step));
+            self.screen
+                .line(&format!("going on after step {}", self.trainer.step));
         }
     }
 
@@ -283,14 +341,31 @@ impl Pretrain {
         }
     }
 
-    fn show(&mut self, report: &StepReport, total: Option<u64>, left: Option<f64>, metrics: &Metrics) {
+    fn show(
+        &mut self,
+        report: &StepReport,
+        total: Option<u64>,
+        left: Option<f64>,
+        metrics: &Metrics,
+    ) {
         let logged = due(self.config.log.every, report.step) || metrics.validation_loss.is_some();
         // Plain lines at every step would drown everything else.
         let told = report.step == 1 || due(20.max(self.config.log.every), report.step);
         let speed = metrics.tokens_per_second.unwrap_or(0.0);
-        self.screen.step(report.step, total, report.loss, speed, metrics.rss_bytes.unwrap_or(0), left, told);
+        self.screen.step(
+            report.step,
+            total,
+            report.loss,
+            speed,
+            metrics.rss_bytes.unwrap_or(0),
+            left,
+            told,
+        );
         if report.skipped {
-            self.screen.warn(&format!("step {}: a value that is not finite; the update was left out", report.step));
+            self.screen.warn(&format!(
+                "step {}: a value that is not finite; the update was left out",
+                report.step
+            ));
         }
         if logged {
             self.logs.write(metrics, &self.screen);
@@ -304,19 +379,31 @@ impl Pretrain {
             (false, batches) => batches,
         };
         let mask = self.config.data.document_mask;
-        let found: Evaluation = evaluate(self.trainer.model(), self.validation.iter().take(limit), mask, |_| true)?;
+        let found: Evaluation = evaluate(
+            self.trainer.model(),
+            self.validation.iter().take(limit),
+            mask,
+            |_| true,
+        )?;
         let loss = found.loss();
         if whole {
             self.summary.validation_loss = Some(loss);
-            self.summary.validation_bits_per_byte = Some(found.bits_per_byte(self.prepared.validation.text_bytes()));
+            self.summary.validation_bits_per_byte =
+                Some(found.bits_per_byte(self.prepared.validation.text_bytes()));
         }
         self.state.validation_loss = Some(loss);
-        let best = self.state.best_validation_loss.is_none_or(|best| loss < best);
+        let best = self
+            .state
+            .best_validation_loss
+            .is_none_or(|best| loss < best);
         if best {
             self.state.best_validation_loss = Some(loss);
             self.state.best_step = Some(self.trainer.step);
         }
-        self.screen.line(&format!("step {}: validation loss {loss:.4}", self.trainer.step));
+        self.screen.line(&format!(
+            "step {}: validation loss {loss:.4}",
+            self.trainer.step
+        ));
         Ok(best)
     }
 
@@ -325,8 +412,17 @@ impl Pretrain {
         if log.sample_tokens == 0 {
             return Ok(None);
         }
-        let sampling = Sampling { seed: self.config.train.seed, ..Sampling::default() };
-        Ok(Some(sample_text(self.trainer.model(), &self.prepared.tokenizer, &log.sample_prompt, log.sample_tokens, &sampling)?))
+        let sampling = Sampling {
+            seed: self.config.train.seed,
+            ..Sampling::default()
+        };
+        Ok(Some(sample_text(
+            self.trainer.model(),
+            &self.prepared.tokenizer,
+            &log.sample_prompt,
+            log.sample_tokens,
+            &sampling,
+        )?))
     }
 
     fn save(&mut self) -> Result<(), JobError> {
@@ -334,7 +430,8 @@ impl Pretrain {
         self.state.samples = self.trainer.samples;
         self.state.tokens = self.trainer.tokens;
         self.state.skipped_steps = self.trainer.skipped_steps;
-        let (trainer, tokenizer, extra) = (&self.trainer, &self.prepared.tokenizer, &self.hub.extra);
+        let (trainer, tokenizer, extra) =
+            (&self.trainer, &self.prepared.tokenizer, &self.hub.extra);
         let path = self.checkpoints.save(self.state.clone(), |dir, state| {
             hub::save(trainer.model(), extra, dir, hub::MAX_SHARD_BYTES)?;
             tokenizer.save(dir)?;
@@ -345,7 +442,12 @@ impl Pretrain {
         Ok(())
     }
 
-    fn finish(mut self, before: Option<String>, after: Option<String>, signal: Option<Signal>) -> Result<Finished, JobError> {
+    fn finish(
+        mut self,
+        before: Option<String>,
+        after: Option<String>,
+        signal: Option<Signal>,
+    ) -> Result<Finished, JobError> {
         let summary = &mut self.summary;
         summary.steps = self.trainer.step;
         summary.tokens = self.trainer.tokens;
@@ -359,7 +461,13 @@ impl Pretrain {
         summary.peak_rss_bytes = MemoryUse::now().peak;
         let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
         self.folder.write("summary.json", &text)?;
-        Ok(Finished { folder: self.folder.path().to_path_buf(), summary: self.summary, before, after, signal })
+        Ok(Finished {
+            folder: self.folder.path().to_path_buf(),
+            summary: self.summary,
+            before,
+            after,
+            signal,
+        })
     }
 }
 
@@ -377,7 +485,13 @@ fn due(every: u64, step: u64) -> bool {
     every > 0 && step % every == 0
 }
 
-fn seconds_left(step: u64, total: Option<u64>, seconds: f64, limit: Option<f64>, a_step: f64) -> Option<f64> {
+fn seconds_left(
+    step: u64,
+    total: Option<u64>,
+    seconds: f64,
+    limit: Option<f64>,
+    a_step: f64,
+) -> Option<f64> {
     let by_steps = total.map(|total| total.saturating_sub(step) as f64 * a_step);
     let by_time = limit.map(|limit| (limit - seconds).max(0.0));
     by_steps.into_iter().chain(by_time).reduce(f64::min)

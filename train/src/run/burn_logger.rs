@@ -43,7 +43,9 @@ impl TensorBoardLogger {
         if let Err(error) = written
             && !std::mem::replace(&mut self.failed, true)
         {
-            eprintln!("warning: TensorBoard events cannot be written, training goes on without them: {error}");
+            eprintln!(
+                "warning: TensorBoard events cannot be written, training goes on without them: {error}"
+            );
         }
     }
 }
@@ -55,24 +57,38 @@ impl MetricLogger for TensorBoardLogger {
         *step += 1;
         let step = *step;
         for metric in update.entries_numeric {
-            let (Some(name), Some(entry)) = (self.names.get(&metric.entry.metric_id).cloned(), metric.numeric_entry) else {
+            let (Some(name), Some(entry)) = (
+                self.names.get(&metric.entry.metric_id).cloned(),
+                metric.numeric_entry,
+            ) else {
                 continue;
             };
-            let written = self.board.scalar(&format!("{split}/{name}"), step, entry.current());
+            let written = self
+                .board
+                .scalar(&format!("{split}/{name}"), step, entry.current());
             self.warn(written);
-            self.values.entry((name, split.clone(), epoch)).or_default().push(entry);
+            self.values
+                .entry((name, split.clone(), epoch))
+                .or_default()
+                .push(entry);
         }
         let flushed = self.board.flush();
         self.warn(flushed);
     }
 
-    fn read_numeric(&mut self, name: &str, epoch: usize, split: &Split) -> Result<Vec<NumericEntry>, String> {
+    fn read_numeric(
+        &mut self,
+        name: &str,
+        epoch: usize,
+        split: &Split,
+    ) -> Result<Vec<NumericEntry>, String> {
         let key = (name.to_string(), split.to_string(), epoch);
         Ok(self.values.get(&key).cloned().unwrap_or_default())
     }
 
     fn log_metric_definition(&mut self, definition: MetricDefinition) {
-        self.names.insert(definition.metric_id, definition.name.to_string());
+        self.names
+            .insert(definition.metric_id, definition.name.to_string());
     }
 
     fn log_epoch_summary(&mut self, _summary: EpochSummary) {

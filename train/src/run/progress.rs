@@ -17,7 +17,11 @@ pub struct Screen {
 impl Screen {
     /// Shows nothing but warnings when `quiet`.
     pub fn new(quiet: bool) -> Self {
-        Self { quiet, bar: None, terminal: std::io::stderr().is_terminal() }
+        Self {
+            quiet,
+            bar: None,
+            terminal: std::io::stderr().is_terminal(),
+        }
     }
 
     /// Begins something that has so many units; 0 when that is not known.
@@ -30,7 +34,10 @@ impl Screen {
             eprintln!("{what}");
             return;
         }
-        let bar = ProgressBar::with_draw_target((total > 0).then_some(total), ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(
+            (total > 0).then_some(total),
+            ProgressDrawTarget::stderr(),
+        );
         let template = match total {
             0 => "{prefix} {spinner} {msg}",
             _ => "{prefix} {wide_bar} {percent:>3} % {msg}",
@@ -50,16 +57,32 @@ impl Screen {
     }
 
     /// One step of training: its number, the last one, its loss, speed, memory and the seconds left.
-    pub fn step(&self, step: u64, total: Option<u64>, loss: f64, tokens_per_second: f64, rss: u64, left: Option<f64>, logged: bool) {
-        let left = left.map(|seconds| format!(", {} left", duration(seconds))).unwrap_or_default();
-        let numbers = format!("loss {loss:.3}, {tokens_per_second:.0} tokens/s, {}{left}", bytes(rss));
+    pub fn step(
+        &self,
+        step: u64,
+        total: Option<u64>,
+        loss: f64,
+        tokens_per_second: f64,
+        rss: u64,
+        left: Option<f64>,
+        logged: bool,
+    ) {
+        let left = left
+            .map(|seconds| format!(", {} left", duration(seconds)))
+            .unwrap_or_default();
+        let numbers = format!(
+            "loss {loss:.3}, {tokens_per_second:.0} tokens/s, {}{left}",
+            bytes(rss)
+        );
         match &self.bar {
             Some(bar) => {
                 bar.set_position(step);
                 bar.set_message(numbers);
             }
             None if logged && !self.quiet => {
-                let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
+                let of = total
+                    .map(|total| format!(" of {total}"))
+                    .unwrap_or_default();
                 eprintln!("step {step}{of}: {numbers}");
             }
             None => {}

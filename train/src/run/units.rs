@@ -46,8 +46,23 @@ mod tests {
 
     #[test]
     fn values_have_three_digits_and_a_unit() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(50 << 20), bytes(700 << 30)], ["0 B", "1023 B", "1.50 KiB", "50.0 MiB", "700 GiB"]);
-        assert_eq!([count(0), count(999), count(1000), count(1234567)], ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([duration(59.4), duration(61.0), duration(3700.0)], ["59 s", "1 min 01 s", "1 h 01 min"]);
+        assert_eq!(
+            [
+                bytes(0),
+                bytes(1023),
+                bytes(1536),
+                bytes(50 << 20),
+                bytes(700 << 30)
+            ],
+            ["0 B", "1023 B", "1.50 KiB", "50.0 MiB", "700 GiB"]
+        );
+        assert_eq!(
+            [count(0), count(999), count(1000), count(1234567)],
+            ["0", "999", "1,000", "1,234,567"]
+        );
+        assert_eq!(
+            [duration(59.4), duration(61.0), duration(3700.0)],
+            ["59 s", "1 min 01 s", "1 h 01 min"]
+        );
     }
 }
