@@ -25,11 +25,7 @@ impl Batcher<Vec<u8>, LanguageBatch> for Windows {
         let ids = |shift: usize| -> Vec<i32> {
             windows
                 .iter()
-                .flat_map(|window| {
-                    window[shift..window.len() - 1 + shift]
-                        .iter()
-                        .map(|byte| i32::from(*byte))
-                })
+                .flat_map(|window| window[shift..window.len() - 1 + shift].iter().map(|byte| i32::from(*byte)))
                 .collect()
         };
         LanguageBatch {
@@ -54,21 +50,14 @@ fn main() -> anyhow::Result<()> {
     let text = include_bytes!("burn_learner.rs").repeat(8);
     let (train, valid) = text.split_at(text.len() * 7 / 8);
 
-    let config = LlamaConfig {
-        num_hidden_layers: 2,
-        ..LlamaConfig::named("llama-9m", 256)?
-    };
+    let config = LlamaConfig { num_hidden_layers: 2, ..LlamaConfig::named("llama-9m", 256)? };
     let model = Llama::random(&config, 1, &device.clone().autodiff())?;
-    let result = SupervisedTraining::new(
-        "runs/learner",
-        loader(train, &device),
-        loader(valid, &device),
-    )
-    .metrics((LossMetric::new(),))
-    .with_metric_logger(TensorBoardLogger::new("runs/learner/tensorboard")?)
-    .num_epochs(2)
-    .summary()
-    .launch(Learner::new(model, AdamWConfig::new().init(), 1e-3));
+    let result = SupervisedTraining::new("runs/learner", loader(train, &device), loader(valid, &device))
+        .metrics((LossMetric::new(),))
+        .with_metric_logger(TensorBoardLogger::new("runs/learner/tensorboard")?)
+        .num_epochs(2)
+        .summary()
+        .launch(Learner::new(model, AdamWConfig::new().init(), 1e-3));
     println!("{}", result.model.config().parameters());
     Ok(())
 }

@@ -25,14 +25,8 @@ fn bad_settings_are_refused_and_leave_nothing() {
     for (setting, parts) in [
         ("train.stesp=5", ["train.stesp", "train.steps"]),
         ("train.steps=soon", ["train.steps", "whole number"]),
-        (
-            "model.num_attention_heads=5",
-            ["hidden_size 32", "num_attention_heads 5"],
-        ),
-        (
-            "model.num_key_value_heads=3",
-            ["num_key_value_heads", "multiple"],
-        ),
+        ("model.num_attention_heads=5", ["hidden_size 32", "num_attention_heads 5"]),
+        ("model.num_key_value_heads=3", ["num_key_value_heads", "multiple"]),
         ("model.name=llama-8m", ["llama-8m", "llama-9m"]),
         ("optimizer.name=adamv", ["adamv", "adamw"]),
         ("optimizer.beta_1=1.5", ["beta_1", "1.5"]),
@@ -40,45 +34,30 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ("train.device=cuda", ["cuda", "--features cuda"]),
         ("train.seq_len=129", ["129", "128 positions"]),
         ("train.seq_len=100000", ["100000", "seq"]),
-        (
-            "tokenizer.path=missing.json",
-            ["missing.json", "No such file"],
-        ),
+        ("tokenizer.path=missing.json", ["missing.json", "No such file"]),
         ("data.path=nowhere", ["nowhere", "No such file"]),
         ("data.format=csv", ["data.format", "csv"]),
-        (
-            "data.validation_fraction=0",
-            ["data.validation_fraction", "between 0 and 1"],
-        ),
+        ("data.validation_fraction=0", ["data.validation_fraction", "between 0 and 1"]),
         ("schedule.kind=sudden", ["schedule.kind", "sudden"]),
     ] {
         let output = shop.run(&shop.tiny("run", &["--steps", "3", "--set", setting]));
         refused(&output, &parts);
         assert!(!shop.path("run").exists(), "{setting} left a folder");
     }
-    refused(
-        &shop.run(&["pretrain", "--steps", "many"]),
-        &["--steps", "many"],
-    );
-    refused(
-        &shop.run(&["pretrain", "--config", "missing.toml"]),
-        &["missing.toml"],
-    );
+    refused(&shop.run(&["pretrain", "--steps", "many"]), &["--steps", "many"]);
+    refused(&shop.run(&["pretrain", "--config", "missing.toml"]), &["missing.toml"]);
     refused(&shop.run(&["pretrian"]), &["pretrain"]);
     std::fs::write(shop.path("bad.toml"), "[train]\nsteps = \n").unwrap();
-    refused(
-        &shop.run(&["pretrain", "--config", "bad.toml"]),
-        &["bad.toml", "line 2"],
-    );
-    std::fs::write(
-        shop.path("bad.toml"),
-        "[train]\nsteps = 3\n[modle]\nname = \"x\"\n",
-    )
-    .unwrap();
-    refused(
-        &shop.run(&["pretrain", "--config", "bad.toml"]),
-        &["bad.toml line 4", "model.name"],
-    );
+    refused(&shop.run(&["pretrain", "--config", "bad.toml"]), &["bad.toml", "line 2"]);
+    std::fs::write(shop.path("bad.toml"), "[train]\nsteps = 3\n[modle]\nname = \"x\"\n").unwrap();
+    refused(&shop.run(&["pretrain", "--config", "bad.toml"]), &["bad.toml line 4", "model.name"]);
+}
+
+#[test]
+fn without_the_default_text_the_message_says_what_to_do() {
+    let shop = Workshop::new(1);
+    let output = shop.command(&["pretrain", "--steps", "2"]).env("CARGO_HOME", shop.path("no-cargo")).output();
+    refused(&output.expect("the program starts"), &["no-cargo", "--data PATH"]);
 }
 
 #[test]
@@ -91,50 +70,22 @@ fn bad_data_is_refused_by_file_and_line() {
         refused(&output, parts);
         assert!(!shop.path("run").exists());
     };
-    data(
-        "broken.jsonl",
-        b"{\"text\": \"fine\"}\n{\"text\": \"cut",
-        &["broken.jsonl line 2"],
-    );
-    data(
-        "fields.jsonl",
-        b"{\"body\": \"fine\"}\n",
-        &["fields.jsonl line 1", "data.field"],
-    );
+    data("broken.jsonl", b"{\"text\": \"fine\"}\n{\"text\": \"cut", &["broken.jsonl line 2"]);
+    data("fields.jsonl", b"{\"body\": \"fine\"}\n", &["fields.jsonl line 1", "data.field"]);
     data("empty.txt", b"", &["empty.txt", "--data"]);
     data("latin.txt", b"caf\xe9", &["latin.txt", "UTF-8"]);
     data("one.txt", b"a single document", &["no document is left"]);
     let unreadable = shop.path("text/0000.txt");
     std::fs::remove_file(&unreadable).unwrap();
-    refused(
-        &shop.run(&shop.tiny("run", &["--steps", "3"])),
-        &["text", "--data"],
-    );
+    refused(&shop.run(&shop.tiny("run", &["--steps", "3"])), &["text", "--data"]);
 }
 
 #[test]
 fn damaged_token_files_are_refused() {
     let shop = Workshop::new(30);
-    succeeded(shop.run(&[
-        "tokenize",
-        "--quiet",
-        "--data",
-        "text",
-        "--tokenizer",
-        "bytes",
-        "--out",
-        "tokens",
-    ]));
+    succeeded(shop.run(&["tokenize", "--quiet", "--data", "text", "--tokenizer", "bytes", "--out", "tokens"]));
     refused(
-        &shop.run(&[
-            "tokenize",
-            "--data",
-            "text",
-            "--tokenizer",
-            "bytes",
-            "--out",
-            "tokens",
-        ]),
+        &shop.run(&["tokenize", "--data", "text", "--tokenizer", "bytes", "--out", "tokens"]),
         &["tokens", "exists"],
     );
     let run = |out: &str| shop.run(&shop.tiny(out, &["--steps", "2", "--set", "data.path=tokens"]));
@@ -152,14 +103,7 @@ fn damaged_token_files_are_refused() {
 #[test]
 fn a_damaged_checkpoint_is_passed_over_or_refused() {
     let shop = Workshop::new(20);
-    let more = [
-        "--set",
-        "checkpoint.every=5",
-        "--set",
-        "checkpoint.keep_last=3",
-        "--steps",
-        "15",
-    ];
+    let more = ["--set", "checkpoint.every=5", "--set", "checkpoint.keep_last=3", "--steps", "15"];
     succeeded(shop.run(&shop.tiny("run", &more)));
     let saved = checkpoints(&shop.path("run"));
     let flip = |path: &Path| {
@@ -169,24 +113,14 @@ fn a_damaged_checkpoint_is_passed_over_or_refused() {
         std::fs::write(path, bytes).unwrap();
     };
     flip(&saved[2].join("model.safetensors"));
-    refused(
-        &shop.run(&["inspect", saved[2].to_str().unwrap()]),
-        &["model.safetensors", "SHA-256"],
-    );
+    refused(&shop.run(&["inspect", saved[2].to_str().unwrap()]), &["model.safetensors", "SHA-256"]);
     let resumed = succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "run"]));
-    assert!(
-        stderr(&resumed).contains("step-000015"),
-        "{}",
-        stderr(&resumed)
-    );
+    assert!(stderr(&resumed).contains("step-000015"), "{}", stderr(&resumed));
     assert_eq!(summary(&shop.path("run"))["steps"], 15);
     for path in checkpoints(&shop.path("run")) {
         std::fs::write(path.join("optimizer.bpk"), b"short").unwrap();
     }
-    refused(
-        &shop.run(&["pretrain", "--quiet", "--resume", "--out", "run"]),
-        &["optimizer.bpk", "no checkpoint"],
-    );
+    refused(&shop.run(&["pretrain", "--quiet", "--resume", "--out", "run"]), &["optimizer.bpk", "no checkpoint"]);
 }
 
 #[test]
@@ -194,17 +128,8 @@ fn a_model_folder_must_be_whole() {
     let shop = Workshop::new(20);
     succeeded(shop.run(&shop.tiny("run", &["--steps", "2"])));
     let model = checkpoints(&shop.path("run")).pop().unwrap();
-    let generate = |dir: &Path| {
-        shop.run(&[
-            "generate",
-            "--model",
-            dir.to_str().unwrap(),
-            "--tokens",
-            "4",
-            "--prompt",
-            "the",
-        ])
-    };
+    let generate =
+        |dir: &Path| shop.run(&["generate", "--model", dir.to_str().unwrap(), "--tokens", "4", "--prompt", "the"]);
     succeeded(generate(&model));
     let weights = model.join("model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
@@ -214,67 +139,32 @@ fn a_model_folder_must_be_whole() {
     refused(&generate(&model), &["model.safetensors"]);
     std::fs::write(&weights, &bytes).unwrap();
     let config = std::fs::read_to_string(model.join("config.json")).unwrap();
-    std::fs::write(
-        model.join("config.json"),
-        config.replace("\"hidden_size\": 32", "\"hidden_size\": 64"),
-    )
-    .unwrap();
+    std::fs::write(model.join("config.json"), config.replace("\"hidden_size\": 32", "\"hidden_size\": 64")).unwrap();
     refused(&generate(&model), &["model.embed_tokens.weight", "shape"]);
-    std::fs::write(
-        model.join("config.json"),
-        config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"),
-    )
-    .unwrap();
+    std::fs::write(model.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"))
+        .unwrap();
     refused(&generate(&model), &["model.layers.1", "no place"]);
-    std::fs::write(
-        model.join("config.json"),
-        config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
-    )
-    .unwrap();
+    std::fs::write(model.join("config.json"), config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"))
+        .unwrap();
     refused(&generate(&model), &["model.layers.2", "missing"]);
     refused(&generate(&shop.path("nowhere")), &["nowhere"]);
-    refused(
-        &shop.run(&[
-            "generate",
-            "--model",
-            model.to_str().unwrap(),
-            "--temperature",
-            "-1",
-        ]),
-        &["temperature"],
-    );
+    refused(&shop.run(&["generate", "--model", model.to_str().unwrap(), "--temperature", "-1"]), &["temperature"]);
 }
 
 #[test]
 fn a_folder_in_use_or_with_a_run_is_not_taken() {
     let shop = Workshop::new(20);
-    let mut busy = shop
-        .command(&shop.tiny("run", &["--steps", "1000000"]))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut busy = shop.command(&shop.tiny("run", &["--steps", "1000000"])).stderr(Stdio::null()).spawn().unwrap();
     while !shop.path("run/metrics.jsonl").exists() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let process = busy.id().to_string();
-    refused(
-        &shop.run(&shop.tiny("run", &["--steps", "3"])),
-        &["in use", &process],
-    );
-    refused(
-        &shop.run(&["pretrain", "--resume", "--out", "run"]),
-        &["in use", &process],
-    );
+    refused(&shop.run(&shop.tiny("run", &["--steps", "3"])), &["in use", &process]);
+    refused(&shop.run(&["pretrain", "--resume", "--out", "run"]), &["in use", &process]);
     busy.kill().unwrap();
     busy.wait().unwrap();
-    refused(
-        &shop.run(&shop.tiny("run", &["--steps", "3"])),
-        &["already holds a run", "--resume"],
-    );
-    refused(
-        &shop.run(&["pretrain", "--resume", "--out", "other"]),
-        &["other", "no run to resume"],
-    );
+    refused(&shop.run(&shop.tiny("run", &["--steps", "3"])), &["already holds a run", "--resume"]);
+    refused(&shop.run(&["pretrain", "--resume", "--out", "other"]), &["other", "no run to resume"]);
     assert!(!shop.path("other").exists());
 }
 
@@ -282,48 +172,31 @@ fn a_folder_in_use_or_with_a_run_is_not_taken() {
 #[test]
 fn a_full_disk_leaves_the_earlier_checkpoint() {
     let shop = Workshop::new(20);
-    succeeded(shop.run(&shop.tiny(
-        "run",
-        &[
-            "--steps",
-            "10",
-            "--set",
-            "checkpoint.every=5",
-            "--set",
-            "schedule.kind=constant",
-        ],
-    )));
+    succeeded(
+        shop.run(
+            &shop.tiny("run", &["--steps", "10", "--set", "checkpoint.every=5", "--set", "schedule.kind=constant"]),
+        ),
+    );
     let before = checkpoints(&shop.path("run"));
     // A limit on the size of files stops the weights halfway, as a full disk does.
-    let script =
-        "trap '' XFSZ; ulimit -f 16; exec \"$0\" pretrain --quiet --resume --out run --steps 20";
+    let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" pretrain --quiet --resume --out run --steps 20";
     let output = std::process::Command::new("sh")
         .args(["-c", script, env!("CARGO_BIN_EXE_lowrank")])
         .current_dir(shop.dir.path())
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("checkpoints"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("checkpoints"), "{}", stderr(&output));
     assert_eq!(checkpoints(&shop.path("run")), before);
     succeeded(shop.run(&["inspect", before.last().unwrap().to_str().unwrap()]));
-    succeeded(shop.run(&[
-        "pretrain", "--quiet", "--resume", "--out", "run", "--steps", "20",
-    ]));
+    succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "run", "--steps", "20"]));
 }
 
 #[test]
 fn logging_that_fails_warns_once_and_does_not_stop() {
     let shop = Workshop::new(20);
     std::fs::create_dir_all(shop.path("run")).unwrap();
-    std::fs::write(
-        shop.path("run/tensorboard"),
-        "a file where the folder should be",
-    )
-    .unwrap();
+    std::fs::write(shop.path("run/tensorboard"), "a file where the folder should be").unwrap();
     std::fs::create_dir(shop.path("run/metrics.jsonl")).unwrap();
     let output = succeeded(shop.run(&shop.tiny("run", &["--steps", "5"])));
     let text = stderr(&output);
@@ -349,27 +222,17 @@ fn a_loss_that_explodes_stops_the_run() {
     ];
     let output = shop.run(&shop.tiny("run", &more));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("step ") && stderr(&output).contains("optimizer.lr"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("step ") && stderr(&output).contains("optimizer.lr"), "{}", stderr(&output));
     let skipping = [&more[..], &["--set", "train.max_skipped_steps=2"]].concat();
     let output = shop.run(&shop.tiny("skip", &skipping));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert_eq!(
-        stderr(&output).matches("the update was left out").count(),
-        2,
-        "{}",
-        stderr(&output)
-    );
+    assert_eq!(stderr(&output).matches("the update was left out").count(), 2, "{}", stderr(&output));
 }
 
 #[test]
 fn the_summary_has_every_figure() {
     let shop = Workshop::new(30);
-    let output =
-        succeeded(shop.run(&shop.tiny("run", &["--steps", "12", "--set", "eval.every=4"])));
+    let output = succeeded(shop.run(&shop.tiny("run", &["--steps", "12", "--set", "eval.every=4"])));
     assert!(output.stdout.is_empty(), "--quiet prints nothing");
     let summary = summary(&shop.path("run"));
     for key in [
@@ -387,11 +250,7 @@ fn the_summary_has_every_figure() {
         "gradient_bytes",
         "optimizer_state_bytes",
     ] {
-        assert!(
-            summary[key].as_f64().is_some_and(|value| value > 0.0),
-            "{key} is {}",
-            summary[key]
-        );
+        assert!(summary[key].as_f64().is_some_and(|value| value > 0.0), "{key} is {}", summary[key]);
     }
     let bytes = |key: &str| summary[key].as_u64().unwrap();
     assert_eq!(bytes("weight_bytes"), bytes("gradient_bytes"));
@@ -420,17 +279,8 @@ fn generated_text_depends_on_the_seed_alone() {
     succeeded(shop.run(&shop.tiny("run", &["--steps", "3"])));
     let model = checkpoints(&shop.path("run")).pop().unwrap();
     let text = |seed: &str| {
-        let args = [
-            "generate",
-            "--model",
-            model.to_str().unwrap(),
-            "--prompt",
-            "the model",
-            "--tokens",
-            "40",
-            "--seed",
-            seed,
-        ];
+        let args =
+            ["generate", "--model", model.to_str().unwrap(), "--prompt", "the model", "--tokens", "40", "--seed", seed];
         succeeded(shop.run(&args)).stdout
     };
     assert_eq!(text("1"), text("1"));
@@ -441,28 +291,12 @@ fn generated_text_depends_on_the_seed_alone() {
 #[test]
 fn output_that_nobody_reads_is_no_failure() {
     let shop = Workshop::new(1);
-    let mut child = shop
-        .command(&["methods"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = shop.command(&["methods"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
-    assert!(
-        String::from_utf8(succeeded(shop.run(&["methods"])).stdout)
-            .unwrap()
-            .contains("adamw")
-    );
-    assert!(
-        String::from_utf8(succeeded(shop.run(&["methods", "adamw"])).stdout)
-            .unwrap()
-            .contains("weight_decay")
-    );
-    let mode = std::fs::metadata(env!("CARGO_BIN_EXE_lowrank"))
-        .unwrap()
-        .permissions()
-        .mode();
+    assert!(String::from_utf8(succeeded(shop.run(&["methods"])).stdout).unwrap().contains("adamw"));
+    assert!(String::from_utf8(succeeded(shop.run(&["methods", "adamw"])).stdout).unwrap().contains("weight_decay"));
+    let mode = std::fs::metadata(env!("CARGO_BIN_EXE_lowrank")).unwrap().permissions().mode();
     assert!(mode & 0o111 != 0);
 }

@@ -32,16 +32,8 @@ fn golden_cases_agree() {
     let mut failed = Vec::new();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for path in cases(&root) {
-        let method = path
-            .parent()
-            .and_then(Path::file_name)
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let name = format!(
-            "{method}/{}",
-            path.file_stem().unwrap_or_default().to_string_lossy()
-        );
+        let method = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        let name = format!("{method}/{}", path.file_stem().unwrap_or_default().to_string_lossy());
         let kind = match runner(&method) {
             None => {
                 println!("skipped  {name}: {method} is not implemented yet");
@@ -62,17 +54,8 @@ fn golden_cases_agree() {
         *counts.entry(kind).or_default() += 1;
     }
     println!("{counts:?}");
-    assert!(
-        counts.contains_key("passed") || !failed.is_empty(),
-        "no case under {} was run",
-        root.display()
-    );
-    assert!(
-        failed.is_empty(),
-        "{} cases failed:\n{}",
-        failed.len(),
-        failed.join("\n")
-    );
+    assert!(counts.contains_key("passed") || !failed.is_empty(), "no case under {} was run", root.display());
+    assert!(failed.is_empty(), "{} cases failed:\n{}", failed.len(), failed.join("\n"));
 }
 
 /// All case files below a folder, sorted.
@@ -80,16 +63,13 @@ fn cases(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        let entries = std::fs::read_dir(&folder)
-            .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         for entry in entries {
             let path = entry.expect("a readable folder").path();
             // Folders of model files below a method are material of other tests.
             match (path.is_dir(), folder == root) {
                 (true, true) => folders.push(path),
-                (false, false) if path.extension().is_some_and(|end| end == "safetensors") => {
-                    found.push(path)
-                }
+                (false, false) if path.extension().is_some_and(|end| end == "safetensors") => found.push(path),
                 _ => {}
             }
         }

@@ -18,30 +18,16 @@ pub fn run(case: &Case) -> Outcome {
         value["initializer_range"] = 0.02.into();
         serde_json::from_value(value).map_err(|error| format!("configuration: {error}"))?
     };
-    let mut model = Llama::build(
-        &config,
-        &mut Weights {
-            case,
-            prefix: "w0.",
-        },
-        &device,
-    )
-    .map_err(|error| error.to_string())?;
+    let mut model =
+        Llama::build(&config, &mut Weights { case, prefix: "w0." }, &device).map_err(|error| error.to_string())?;
     let ids = case.array("input_ids")?;
     let batch = ids.shape[0];
     let inputs = || ids_tensor(&ids.i32(), batch, &device.clone().inner());
     // The file's labels are those of the inputs; ours are of the tokens that follow.
     let labels = case.array("labels")?.i32();
     let positions = ids.shape[1];
-    let targets: Vec<i32> = (0..labels.len())
-        .map(|i| {
-            if (i + 1) % positions == 0 {
-                -100
-            } else {
-                labels[i + 1]
-            }
-        })
-        .collect();
+    let targets: Vec<i32> =
+        (0..labels.len()).map(|i| if (i + 1) % positions == 0 { -100 } else { labels[i + 1] }).collect();
     let counted = targets.iter().filter(|target| **target != -100).count() as f64;
     let loss_of = |model: &Llama| {
         let targets = ids_tensor(&targets, batch, &device.clone().inner());
@@ -52,10 +38,8 @@ pub fn run(case: &Case) -> Outcome {
     let worst = case.array("logits")?.near("logits", &logits, 2e-5, 1e-5)?;
     let steps = case.count("steps")?;
     let losses = case.array("losses")?;
-    let mut optimizer = AdamWConfig::new()
-        .with_epsilon(1e-8)
-        .with_weight_decay(case.number("weight_decay")? as f32)
-        .init();
+    let mut optimizer =
+        AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(case.number("weight_decay")? as f32).init();
     let clip = GlobalNormClip::new(Some(case.number("clip_global_norm")?));
     for step in 0..steps {
         let loss = loss_of(&model);
@@ -63,39 +47,22 @@ pub fn run(case: &Case) -> Outcome {
         if step == 0 {
             case.array("loss")?.near("loss", &value, 1e-5, 1e-5)?;
         }
-        Array {
-            shape: vec![1],
-            values: vec![losses.values[step]],
-        }
-        .near("losses", &value, 1e-5, 1e-5)?;
+        Array { shape: vec![1], values: vec![losses.values[step]] }.near("losses", &value, 1e-5, 1e-5)?;
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         if step == 0 {
             for (name, values) in values_of(&model, Some(&grads)) {
-                case.array(&format!("grad.{name}"))?.near(
-                    &format!("grad.{name}"),
-                    &values,
-                    2e-6,
-                    1e-4,
-                )?;
+                case.array(&format!("grad.{name}"))?.near(&format!("grad.{name}"), &values, 2e-6, 1e-4)?;
             }
         }
-        let clipped = clip
-            .apply(&model, grads)
-            .map_err(|error| error.to_string())?;
+        let clipped = clip.apply(&model, grads).map_err(|error| error.to_string())?;
         if step == 0 {
-            case.array("grad_global_norm")?.near(
-                "grad_global_norm",
-                &[clipped.norm as f32],
-                1e-5,
-                1e-5,
-            )?;
+            case.array("grad_global_norm")?.near("grad_global_norm", &[clipped.norm as f32], 1e-5, 1e-5)?;
         }
         model = optimizer.step(case.number("lr")?, model, clipped.grads);
     }
     for (name, values) in values_of(&model, None) {
         // Adam divides by the size of the gradient: where that is near 0, rounding decides on a part of a step.
-        case.array(&format!("w{steps}.{name}"))?
-            .near(&name, &values, 5e-5, 1e-5)?;
+        case.array(&format!("w{steps}.{name}"))?.near(&name, &values, 5e-5, 1e-5)?;
     }
     Ok(format!("logits within {worst:.1e}, {steps} steps"))
 }
@@ -106,12 +73,7 @@ struct Weights<'a> {
 }
 
 impl WeightSource for Weights<'_> {
-    fn matrix(
-        &mut self,
-        path: &str,
-        shape: [usize; 2],
-        layout: Layout,
-    ) -> Result<Vec<f32>, ModelError> {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError> {
         let values = self.gain(path, shape[0] * shape[1])?;
         Ok(match layout {
             Layout::AsStored => values,
@@ -120,19 +82,14 @@ impl WeightSource for Weights<'_> {
     }
 
     fn gain(&mut self, path: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        let array = self
-            .case
-            .array(&format!("{}{path}", self.prefix))
-            .map_err(ModelError::Config)?;
+        let array = self.case.array(&format!("{}{path}", self.prefix)).map_err(ModelError::Config)?;
         assert_eq!(array.values.len(), len, "{path}");
         Ok(array.f32())
     }
 }
 
 fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..columns)
-        .flat_map(|c| (0..rows).map(move |r| values[r * columns + c]))
-        .collect()
+    (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
 }
 
 fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -158,27 +115,16 @@ fn values_of(model: &Llama, grads: Option<&GradientsParams>) -> BTreeMap<String,
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let tensor = match self.grads {
-                Some(grads) => grads
-                    .get::<D>(param.id)
-                    .expect("a gradient for every parameter"),
+                Some(grads) => grads.get::<D>(param.id).expect("a gradient for every parameter"),
                 None => param.val().inner(),
             };
             let dims = tensor.dims();
             let values = host(tensor);
-            let values = if self.linear > 0 {
-                transpose(&values, dims[0], dims[1])
-            } else {
-                values
-            };
+            let values = if self.linear > 0 { transpose(&values, dims[0], dims[1]) } else { values };
             self.values.insert(self.path.join("."), values);
         }
     }
-    let mut collector = Collector {
-        grads,
-        path: Vec::new(),
-        linear: 0,
-        values: BTreeMap::new(),
-    };
+    let mut collector = Collector { grads, path: Vec::new(), linear: 0, values: BTreeMap::new() };
     model.visit(&mut collector);
     collector.values
 }

@@ -20,20 +20,12 @@ use safetensors::{Dtype, SafeTensors};
 /// Runs a Python script beside this file. False when there is no Python to run it.
 fn python(script: &str, args: &[&str]) -> bool {
     let Some(python) = std::env::var_os("LOWRANK_PYTHON") else {
-        eprintln!(
-            "skipped: set LOWRANK_PYTHON to an interpreter with the packages of tests/requirements.txt"
-        );
+        eprintln!("skipped: set LOWRANK_PYTHON to an interpreter with the packages of tests/requirements.txt");
         return false;
     };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests")
-        .join(script);
-    let output = Command::new(python)
-        .arg(path)
-        .args(args)
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .output()
-        .expect("Python starts");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(script);
+    let output =
+        Command::new(python).arg(path).args(args).env("CUDA_VISIBLE_DEVICES", "").output().expect("Python starts");
     let told = succeeded(output);
     println!("{script}: {}", String::from_utf8_lossy(&told.stdout).trim());
     true
@@ -45,46 +37,21 @@ fn values(tensor: Tensor<3>) -> Vec<f32> {
 
 /// Writes ids, logits and the ids of a text beside a model, for Python to compare with.
 fn write_expected(dir: &Path, model: &Llama, tokenizer: Option<&Tokenizer>) {
-    let ids: Vec<i32> = (0..2 * 13)
-        .map(|i| (i * i * 7 + 3) % model.config().vocab_size as i32)
-        .collect();
-    let logits = model
-        .valid()
-        .logits(ids_tensor(&ids, 2, &Device::default()), None);
+    let ids: Vec<i32> = (0..2 * 13).map(|i| (i * i * 7 + 3) % model.config().vocab_size as i32).collect();
+    let logits = model.valid().logits(ids_tensor(&ids, 2, &Device::default()), None);
     let (shape, logits) = (logits.dims().to_vec(), values(logits));
-    let bytes = |ids: &[i64]| {
-        ids.iter()
-            .flat_map(|id| id.to_le_bytes())
-            .collect::<Vec<u8>>()
-    };
+    let bytes = |ids: &[i64]| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
     let wide = bytes(&ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>());
-    let floats: Vec<u8> = logits
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
+    let floats: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
     let text = "fn größe() -> usize {\n    // the model learns 日本語 🦀\n}\n";
-    let text_ids: Vec<i64> = tokenizer.map_or(Vec::new(), |t| {
-        t.encode(text)
-            .unwrap()
-            .iter()
-            .map(|id| i64::from(*id))
-            .collect()
-    });
+    let text_ids: Vec<i64> =
+        tokenizer.map_or(Vec::new(), |t| t.encode(text).unwrap().iter().map(|id| i64::from(*id)).collect());
     let text_bytes = bytes(&text_ids);
     std::fs::write(dir.join("text.txt"), text).unwrap();
     let tensors = [
-        (
-            "ids",
-            TensorView::new(Dtype::I64, vec![2, 13], &wide).unwrap(),
-        ),
-        (
-            "logits",
-            TensorView::new(Dtype::F32, shape, &floats).unwrap(),
-        ),
-        (
-            "text_ids",
-            TensorView::new(Dtype::I64, vec![text_ids.len()], &text_bytes).unwrap(),
-        ),
+        ("ids", TensorView::new(Dtype::I64, vec![2, 13], &wide).unwrap()),
+        ("logits", TensorView::new(Dtype::F32, shape, &floats).unwrap()),
+        ("text_ids", TensorView::new(Dtype::I64, vec![text_ids.len()], &text_bytes).unwrap()),
     ];
     safetensors::serialize_to_file(tensors, None, &dir.join("expected.safetensors")).unwrap();
 }
@@ -106,15 +73,8 @@ fn transformers_opens_a_pretrained_checkpoint() {
         ];
         succeeded(shop.run(&shop.tiny(out, &more)));
         let dir = checkpoints(&shop.path(out)).pop().unwrap();
-        let model = ModelFolder::open(&dir)
-            .unwrap()
-            .load(&Device::default())
-            .unwrap();
-        write_expected(
-            &dir,
-            &model,
-            Some(&Tokenizer::from_file(&dir.join("tokenizer.json")).unwrap()),
-        );
+        let model = ModelFolder::open(&dir).unwrap().load(&Device::default()).unwrap();
+        write_expected(&dir, &model, Some(&Tokenizer::from_file(&dir.join("tokenizer.json")).unwrap()));
         python("interop_model.py", &["check", dir.to_str().unwrap()]);
     }
 }
@@ -122,28 +82,14 @@ fn transformers_opens_a_pretrained_checkpoint() {
 #[test]
 fn transformers_opens_untied_grouped_and_sharded_models() {
     let mut config = LlamaConfig::named("llama-9m", 211).unwrap();
-    (
-        config.num_hidden_layers,
-        config.initializer_range,
-        config.rope_theta,
-    ) = (3, 0.1, 5e5);
-    for (tied, kv_heads, shard) in [
-        (true, 4, u64::MAX),
-        (false, 2, u64::MAX),
-        (false, 1, 300_000),
-    ] {
+    (config.num_hidden_layers, config.initializer_range, config.rope_theta) = (3, 0.1, 5e5);
+    for (tied, kv_heads, shard) in [(true, 4, u64::MAX), (false, 2, u64::MAX), (false, 1, 300_000)] {
         (config.tie_word_embeddings, config.num_key_value_heads) = (tied, kv_heads);
         let model = Llama::random(&config, 9, &Device::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         save(&model, &serde_json::Map::new(), dir.path(), shard).unwrap();
-        assert_eq!(
-            dir.path().join("model.safetensors").exists(),
-            shard == u64::MAX
-        );
-        let again = ModelFolder::open(dir.path())
-            .unwrap()
-            .load(&Device::default())
-            .unwrap();
+        assert_eq!(dir.path().join("model.safetensors").exists(), shard == u64::MAX);
+        let again = ModelFolder::open(dir.path()).unwrap().load(&Device::default()).unwrap();
         let ids = || ids_tensor(&[1, 2, 3, 210], 1, &Device::default());
         assert_eq!(
             values(again.logits(ids(), None)),
@@ -166,30 +112,12 @@ fn a_sharded_model_of_transformers_has_the_same_logits_here() {
     let model = folder.load(&Device::default()).unwrap();
     let bytes = std::fs::read(dir.path().join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let ids: Vec<i32> = file
-        .tensor("ids")
-        .unwrap()
-        .data()
-        .as_chunks()
-        .0
-        .iter()
-        .map(|b| i64::from_le_bytes(*b) as i32)
-        .collect();
-    let expected: Vec<f32> = file
-        .tensor("logits")
-        .unwrap()
-        .data()
-        .as_chunks()
-        .0
-        .iter()
-        .map(|b| f32::from_le_bytes(*b))
-        .collect();
+    let ids: Vec<i32> =
+        file.tensor("ids").unwrap().data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as i32).collect();
+    let expected: Vec<f32> =
+        file.tensor("logits").unwrap().data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let ours = values(model.logits(ids_tensor(&ids, 2, &Device::default()), None));
-    let worst = ours
-        .iter()
-        .zip(&expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
+    let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst < 1e-4, "{worst}");
 }
 
@@ -209,11 +137,6 @@ fn tensorboard_reads_a_run_that_was_resumed() {
         "schedule.kind=constant",
     ];
     succeeded(shop.run(&shop.tiny("run", &more)));
-    succeeded(shop.run(&[
-        "pretrain", "--quiet", "--resume", "--out", "run", "--steps", "20",
-    ]));
-    python(
-        "interop_tensorboard.py",
-        &[shop.path("run").to_str().unwrap()],
-    );
+    succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "run", "--steps", "20"]));
+    python("interop_tensorboard.py", &[shop.path("run").to_str().unwrap()]);
 }

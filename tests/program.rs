@@ -12,8 +12,8 @@ pub struct Workshop {
 
 /// Words that make a text with something to learn in it.
 const WORDS: [&str; 16] = [
-    "the", "model", "learns", "a", "small", "rank", "from", "rows", "of", "weights", "and",
-    "keeps", "every", "moment", "in", "memory",
+    "the", "model", "learns", "a", "small", "rank", "from", "rows", "of", "weights", "and", "keeps", "every", "moment",
+    "in", "memory",
 ];
 
 impl Workshop {
@@ -26,9 +26,7 @@ impl Workshop {
         for number in 0..documents {
             let mut words = Vec::new();
             for _ in 0..60 {
-                state = state
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 words.push(WORDS[(state >> 60) as usize]);
             }
             std::fs::write(text.join(format!("{number:04}.txt")), words.join(" ")).expect("a file");
@@ -43,10 +41,7 @@ impl Workshop {
     /// `lowrank` with arguments, in this folder.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lowrank"));
-        command
-            .current_dir(self.dir.path())
-            .args(args)
-            .stdin(Stdio::null());
+        command.current_dir(self.dir.path()).args(args).stdin(Stdio::null());
         command
     }
 
@@ -98,9 +93,7 @@ pub fn succeeded(output: Output) -> Output {
 /// The lines of `metrics.jsonl`.
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines()
-        .map(|line| serde_json::from_str(line).expect("a JSON object a line"))
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
 }
 
 /// `summary.json`.
@@ -116,10 +109,7 @@ pub fn checkpoints(run: &Path) -> Vec<PathBuf> {
     };
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("step-"))
-        })
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")))
         .collect();
     found.sort();
     found
@@ -127,17 +117,11 @@ pub fn checkpoints(run: &Path) -> Vec<PathBuf> {
 
 /// Every tensor of the weights and of the optimizer's state, by name. The order within a file of states does not matter.
 pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
-    let weights =
-        std::fs::read(checkpoint.join("model.safetensors")).expect("the weights of a checkpoint");
-    let reader = burn_pack::Reader::from_file(checkpoint.join("optimizer.bpk"))
-        .expect("the optimizer's state");
-    let states = reader
-        .into_tensors()
-        .expect("tensors")
-        .into_iter()
-        .map(|tensor| {
-            let (name, _, _, _, bytes) = tensor.into_parts().expect("a tensor");
-            (name, bytes.to_vec())
-        });
+    let weights = std::fs::read(checkpoint.join("model.safetensors")).expect("the weights of a checkpoint");
+    let reader = burn_pack::Reader::from_file(checkpoint.join("optimizer.bpk")).expect("the optimizer's state");
+    let states = reader.into_tensors().expect("tensors").into_iter().map(|tensor| {
+        let (name, _, _, _, bytes) = tensor.into_parts().expect("a tensor");
+        (name, bytes.to_vec())
+    });
     states.chain([("weights".to_string(), weights)]).collect()
 }

@@ -11,27 +11,17 @@ use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary, tensor
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
-        assert!(
-            begin.elapsed() < Duration::from_secs(120),
-            "waited two minutes for {what}"
-        );
+        assert!(begin.elapsed() < Duration::from_secs(120), "waited two minutes for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 fn start(mut command: Command) -> Child {
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts")
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
 }
 
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill")
-        .args([name, &child.id().to_string()])
-        .status()
-        .expect("kill");
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill");
     assert!(status.success());
 }
 
@@ -39,40 +29,23 @@ fn signal(child: &Child, name: &str) {
 #[test]
 fn a_killed_run_resumes_with_the_same_bits() {
     let shop = Workshop::new(40);
-    let more = [
-        "--steps",
-        "200",
-        "--set",
-        "checkpoint.every=50",
-        "--set",
-        "checkpoint.keep_last=10",
-    ];
+    let more = ["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
     succeeded(shop.run(&shop.tiny("whole", &more)));
 
     let mut child = start(shop.command(&shop.tiny("halves", &more)));
     let halves = shop.path("halves");
-    wait_for("the checkpoint of step 100", || {
-        checkpoints(&halves).len() >= 2
-    });
+    wait_for("the checkpoint of step 100", || checkpoints(&halves).len() >= 2);
     signal(&child, "-KILL");
     child.wait().expect("an end");
     succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "halves"]));
 
     let (whole, halves) = (checkpoints(&shop.path("whole")), checkpoints(&halves));
     let names = |paths: &[std::path::PathBuf]| {
-        paths
-            .iter()
-            .map(|path| path.file_name().unwrap().to_owned())
-            .collect::<Vec<_>>()
+        paths.iter().map(|path| path.file_name().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(names(&whole), names(&halves));
     for (a, b) in whole.iter().zip(&halves) {
-        assert!(
-            tensors(a) == tensors(b),
-            "{} and {} differ",
-            a.display(),
-            b.display()
-        );
+        assert!(tensors(a) == tensors(b), "{} and {} differ", a.display(), b.display());
     }
     let losses = |run: &str| -> Vec<(u64, f64)> {
         metrics(&shop.path(run))
@@ -80,24 +53,13 @@ fn a_killed_run_resumes_with_the_same_bits() {
             .filter_map(|line| Some((line["step"].as_u64()?, line["loss"].as_f64()?)))
             .collect()
     };
-    assert_eq!(
-        losses("whole"),
-        losses("halves"),
-        "each step stands in the metrics once, with the same loss"
-    );
+    assert_eq!(losses("whole"), losses("halves"), "each step stands in the metrics once, with the same loss");
 }
 
 #[test]
 fn twenty_kills_always_leave_a_checkpoint_that_loads() {
     let shop = Workshop::new(20);
-    let more = [
-        "--steps",
-        "400",
-        "--set",
-        "checkpoint.every=5",
-        "--set",
-        "checkpoint.keep_last=2",
-    ];
+    let more = ["--steps", "400", "--set", "checkpoint.every=5", "--set", "checkpoint.keep_last=2"];
     succeeded(shop.run(&shop.tiny("calm", &more)));
 
     let mut args = shop.tiny("killed", &more);
@@ -106,25 +68,18 @@ fn twenty_kills_always_leave_a_checkpoint_that_loads() {
         // Moments spread over start, steps and saving.
         let pause = 40 + (kill * 7919) % 400;
         if kill == 0 {
-            wait_for("the first checkpoint", || {
-                !checkpoints(&shop.path("killed")).is_empty()
-            });
+            wait_for("the first checkpoint", || !checkpoints(&shop.path("killed")).is_empty());
         }
         std::thread::sleep(Duration::from_millis(pause));
         signal(&child, "-KILL");
         child.wait().expect("an end");
-        let newest = checkpoints(&shop.path("killed"))
-            .pop()
-            .expect("a checkpoint");
+        let newest = checkpoints(&shop.path("killed")).pop().expect("a checkpoint");
         succeeded(shop.run(&["inspect", newest.to_str().unwrap()]));
         args = vec!["pretrain", "--quiet", "--resume", "--out", "killed"];
     }
     succeeded(shop.run(&args));
     let last = |run: &str| tensors(&checkpoints(&shop.path(run)).pop().unwrap());
-    assert!(
-        last("calm") == last("killed"),
-        "twenty kills changed the result"
-    );
+    assert!(last("calm") == last("killed"), "twenty kills changed the result");
 }
 
 #[test]
@@ -135,8 +90,7 @@ fn a_signal_saves_and_tells_by_the_exit_code() {
         let more = ["--steps", "100000", "--set", "checkpoint.every=0"];
         let mut child = start(shop.command(&shop.tiny(&out, &more)));
         wait_for("the first steps", || {
-            std::fs::read_to_string(shop.path(&out).join("metrics.jsonl"))
-                .is_ok_and(|text| text.lines().count() > 3)
+            std::fs::read_to_string(shop.path(&out).join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > 3)
         });
         signal(&child, name);
         assert_eq!(child.wait().expect("an end").code(), Some(code));
@@ -150,28 +104,12 @@ fn a_signal_saves_and_tells_by_the_exit_code() {
 fn resuming_with_settings_that_change_the_result_is_refused() {
     let shop = Workshop::new(20);
     succeeded(shop.run(&shop.tiny("run", &["--steps", "10", "--set", "checkpoint.every=5"])));
-    for (setting, value) in [
-        ("optimizer.lr", "0.5"),
-        ("train.seed", "99"),
-        ("train.batch", "1"),
-        ("model.hidden_size", "64"),
-    ] {
+    for (setting, value) in
+        [("optimizer.lr", "0.5"), ("train.seed", "99"), ("train.batch", "1"), ("model.hidden_size", "64")]
+    {
         let assignment = format!("{setting}={value}");
-        let output = shop.run(&[
-            "pretrain",
-            "--quiet",
-            "--resume",
-            "--out",
-            "run",
-            "--set",
-            &assignment,
-        ]);
-        assert_eq!(
-            output.status.code(),
-            Some(2),
-            "{setting}: {}",
-            stderr(&output)
-        );
+        let output = shop.run(&["pretrain", "--quiet", "--resume", "--out", "run", "--set", &assignment]);
+        assert_eq!(output.status.code(), Some(2), "{setting}: {}", stderr(&output));
         assert!(stderr(&output).contains(setting), "{}", stderr(&output));
     }
 }
@@ -179,20 +117,8 @@ fn resuming_with_settings_that_change_the_result_is_refused() {
 #[test]
 fn micro_batches_equal_one_batch() {
     let shop = Workshop::new(40);
-    for (out, batch, accumulation) in [
-        ("one", "8", "train.accumulation=1"),
-        ("four", "2", "train.accumulation=4"),
-    ] {
-        let more = [
-            "--batch",
-            batch,
-            "--set",
-            accumulation,
-            "--steps",
-            "20",
-            "--set",
-            "checkpoint.every=20",
-        ];
+    for (out, batch, accumulation) in [("one", "8", "train.accumulation=1"), ("four", "2", "train.accumulation=4")] {
+        let more = ["--batch", batch, "--set", accumulation, "--steps", "20", "--set", "checkpoint.every=20"];
         let args: Vec<&str> = shop.tiny(out, &more);
         succeeded(shop.run(&args));
     }
@@ -201,21 +127,14 @@ fn micro_batches_equal_one_batch() {
         let (a, b) = (a["loss"].as_f64().unwrap(), b["loss"].as_f64().unwrap());
         assert!((a - b).abs() <= 1e-4 * a, "{a} and {b}");
     }
-    assert_eq!(
-        summary(&shop.path("one"))["tokens"],
-        summary(&shop.path("four"))["tokens"]
-    );
+    assert_eq!(summary(&shop.path("one"))["tokens"], summary(&shop.path("four"))["tokens"]);
 }
 
 #[test]
 fn one_batch_is_learned_by_heart() {
     let shop = Workshop::new(2);
     // One window to learn from, seen again and again; with this seed the other document is held out.
-    std::fs::write(
-        shop.path("text/0000.txt"),
-        "a window that is seen again and again",
-    )
-    .unwrap();
+    std::fs::write(shop.path("text/0000.txt"), "a window that is seen again and again").unwrap();
     let more = [
         "--steps",
         "300",
@@ -233,11 +152,7 @@ fn one_batch_is_learned_by_heart() {
         "optimizer.weight_decay=0",
     ];
     succeeded(shop.run(&shop.tiny("heart", &more)));
-    let last = metrics(&shop.path("heart"))
-        .iter()
-        .rev()
-        .find_map(|line| line["loss"].as_f64())
-        .unwrap();
+    let last = metrics(&shop.path("heart")).iter().rev().find_map(|line| line["loss"].as_f64()).unwrap();
     assert!(last < 0.05, "the loss is {last}");
 }
 
@@ -247,16 +162,10 @@ fn memory_is_flat_over_five_hundred_steps() {
     succeeded(shop.run(&shop.tiny("flat", &["--steps", "500"])));
     let rss = |step: u64| {
         let lines = metrics(&shop.path("flat"));
-        lines
-            .iter()
-            .find(|line| line["step"] == step && line["rss_bytes"].is_number())
-            .unwrap()["rss_bytes"]
+        lines.iter().find(|line| line["step"] == step && line["rss_bytes"].is_number()).unwrap()["rss_bytes"]
             .as_f64()
             .unwrap()
     };
     let (early, late) = (rss(100), rss(500));
-    assert!(
-        late < 1.05 * early + 4e6,
-        "{early} bytes at step 100, {late} at step 500"
-    );
+    assert!(late < 1.05 * early + 4e6, "{early} bytes at step 100, {late} at step 500");
 }

@@ -39,9 +39,7 @@ pub struct LanguageOutput {
 impl ItemLazy for LanguageOutput {
     fn sync(self) -> Result<Self, ExecutionError> {
         let device = self.loss.device();
-        Ok(Self {
-            loss: Tensor::from_data(self.loss.into_data(), &device),
-        })
+        Ok(Self { loss: Tensor::from_data(self.loss.into_data(), &device) })
     }
 }
 
@@ -54,13 +52,7 @@ impl Adaptor<LossInput> for LanguageOutput {
 impl Llama {
     /// Mean cross-entropy in nats over the targets that count, shape `[1]`; not a number when none counts.
     pub fn mean_loss(&self, batch: LanguageBatch) -> Tensor<1> {
-        let counted = batch
-            .targets
-            .clone()
-            .not_equal_elem(IGNORE)
-            .int()
-            .sum()
-            .float();
+        let counted = batch.targets.clone().not_equal_elem(IGNORE).int().sum().float();
         self.loss_sum(batch.inputs, batch.targets, batch.starts) / counted
     }
 }
@@ -71,9 +63,7 @@ impl TrainStep for Llama {
 
     fn step(&self, batch: LanguageBatch) -> TrainOutput<LanguageOutput> {
         let loss = self.mean_loss(batch);
-        let output = LanguageOutput {
-            loss: loss.clone().inner(),
-        };
+        let output = LanguageOutput { loss: loss.clone().inner() };
         TrainOutput::new(self, loss.backward(), output)
     }
 }
@@ -83,8 +73,6 @@ impl InferenceStep for Llama {
     type Output = LanguageOutput;
 
     fn step(&self, batch: LanguageBatch) -> LanguageOutput {
-        LanguageOutput {
-            loss: self.mean_loss(batch),
-        }
+        LanguageOutput { loss: self.mean_loss(batch) }
     }
 }

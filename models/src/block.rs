@@ -34,20 +34,12 @@ pub struct DecoderBlock {
 }
 
 impl DecoderBlock {
-    pub(crate) fn build(
-        builder: &mut Builder,
-        path: &str,
-        config: &LlamaConfig,
-    ) -> Result<Self, ModelError> {
+    pub(crate) fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
         Ok(Self {
             self_attn: Attention::build(builder, &format!("{path}.self_attn"), config)?,
             mlp: Mlp::build(builder, &format!("{path}.mlp"), config)?,
             input_layernorm: RmsNorm::build(builder, &format!("{path}.input_layernorm"), config)?,
-            post_attention_layernorm: RmsNorm::build(
-                builder,
-                &format!("{path}.post_attention_layernorm"),
-                config,
-            )?,
+            post_attention_layernorm: RmsNorm::build(builder, &format!("{path}.post_attention_layernorm"), config)?,
         })
     }
 
@@ -60,13 +52,7 @@ impl DecoderBlock {
     }
 
     /// As [`DecoderBlock::forward`], for positions that follow those in the cache.
-    pub fn forward_cached(
-        &self,
-        x: Tensor<3>,
-        rotary: &Rotary,
-        cache: &mut KvCache,
-        layer: usize,
-    ) -> Tensor<3> {
+    pub fn forward_cached(&self, x: Tensor<3>, rotary: &Rotary, cache: &mut KvCache, layer: usize) -> Tensor<3> {
         self.around(x, |attention, normed| {
             let [q, k, v] = attention.project(normed, rotary, cache.len());
             let (k, v) = cache.append(layer, k, v);
@@ -74,16 +60,10 @@ impl DecoderBlock {
         })
     }
 
-    fn around(
-        &self,
-        x: Tensor<3>,
-        attend: impl FnOnce(&Attention, Tensor<3>) -> Tensor<4>,
-    ) -> Tensor<3> {
+    fn around(&self, x: Tensor<3>, attend: impl FnOnce(&Attention, Tensor<3>) -> Tensor<4>) -> Tensor<3> {
         let heads = attend(&self.self_attn, self.input_layernorm.forward(x.clone()));
         let x = x + self.self_attn.merge(heads);
-        let feed = self
-            .mlp
-            .forward(self.post_attention_layernorm.forward(x.clone()));
+        let feed = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()));
         x + feed
     }
 }
@@ -135,9 +115,7 @@ impl Attention {
     /// `[batch, positions, heads, head_dim]` to `[batch, positions, hidden_size]`.
     fn merge(&self, heads: Tensor<4>) -> Tensor<3> {
         let [batch, positions, count, dim] = heads.dims();
-        let out = self
-            .o_proj
-            .forward(heads.reshape([batch * positions, count * dim]));
+        let out = self.o_proj.forward(heads.reshape([batch * positions, count * dim]));
         let hidden = out.dims()[1];
         out.reshape([batch, positions, hidden])
     }
@@ -167,12 +145,7 @@ impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, positions, hidden] = x.dims();
         let rows = x.reshape([batch * positions, hidden]);
-        let inner = ops::swiglu(
-            self.gate_proj.forward(rows.clone()),
-            self.up_proj.forward(rows),
-        );
-        self.down_proj
-            .forward(inner)
-            .reshape([batch, positions, hidden])
+        let inner = ops::swiglu(self.gate_proj.forward(rows.clone()), self.up_proj.forward(rows));
+        self.down_proj.forward(inner).reshape([batch, positions, hidden])
     }
 }

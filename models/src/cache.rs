@@ -26,12 +26,7 @@ impl KvCache {
     }
 
     /// Appends the keys and values of one block and returns those of all positions. Blocks come in order.
-    pub(crate) fn append(
-        &mut self,
-        block: usize,
-        keys: Tensor<4>,
-        values: Tensor<4>,
-    ) -> (Tensor<4>, Tensor<4>) {
+    pub(crate) fn append(&mut self, block: usize, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         if block == self.blocks.len() {
             self.blocks.push((keys, values));
         } else {

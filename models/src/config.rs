@@ -63,10 +63,8 @@ impl LlamaConfig {
     ///
     /// The number in a name counts parameters at the papers' vocabulary.
     pub fn named(name: &str, vocab_size: usize) -> Result<Self, ModelError> {
-        let (_, [hidden, intermediate, heads, layers, positions]) = *SHAPES
-            .iter()
-            .find(|(known, _)| *known == name)
-            .ok_or_else(|| ModelError::UnknownShape {
+        let (_, [hidden, intermediate, heads, layers, positions]) =
+            *SHAPES.iter().find(|(known, _)| *known == name).ok_or_else(|| ModelError::UnknownShape {
                 name: name.to_string(),
                 known: Self::names().collect::<Vec<_>>().join(", "),
             })?;
@@ -103,38 +101,29 @@ impl LlamaConfig {
                 return refuse(format!("{field} is 0; it must be at least 1"));
             }
         }
-        if self.head_dim % 2 != 0 {
-            return refuse(format!(
-                "head_dim is {}; rotary positions need an even number",
-                self.head_dim
-            ));
+        if !self.head_dim.is_multiple_of(2) {
+            return refuse(format!("head_dim is {}; rotary positions need an even number", self.head_dim));
         }
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return refuse(format!(
                 "num_attention_heads is {} and num_key_value_heads is {}; the first must be a multiple of the second",
                 self.num_attention_heads, self.num_key_value_heads
             ));
         }
-        for (field, value) in [
-            ("rope_theta", self.rope_theta),
-            ("rms_norm_eps", self.rms_norm_eps),
-        ] {
+        for (field, value) in [("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)] {
             if !(value.is_finite() && value > 0.0) {
                 return refuse(format!("{field} is {value}; it must be greater than 0"));
             }
         }
         if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
-            return refuse(format!(
-                "initializer_range is {}; it must be 0 or greater",
-                self.initializer_range
-            ));
+            return refuse(format!("initializer_range is {}; it must be 0 or greater", self.initializer_range));
         }
         Ok(())
     }
 
     /// `hidden_size / num_attention_heads`, refused when it leaves a remainder.
     pub fn default_head_dim(hidden_size: usize, heads: usize) -> Result<usize, ModelError> {
-        if heads == 0 || hidden_size % heads != 0 {
+        if heads == 0 || !hidden_size.is_multiple_of(heads) {
             return Err(ModelError::Config(format!(
                 "hidden_size {hidden_size} is not divisible by num_attention_heads {heads}; change one of them or set head_dim"
             )));
@@ -183,10 +172,7 @@ mod tests {
     #[test]
     fn every_named_shape_is_valid() {
         for name in LlamaConfig::names() {
-            LlamaConfig::named(name, 32_000)
-                .unwrap()
-                .validate()
-                .unwrap();
+            LlamaConfig::named(name, 32_000).unwrap().validate().unwrap();
         }
     }
 
@@ -194,45 +180,11 @@ mod tests {
     fn refusals_name_the_field() {
         let good = LlamaConfig::named("llama-9m", 100).unwrap();
         let message = |config: LlamaConfig| config.validate().unwrap_err().to_string();
-        assert!(
-            message(LlamaConfig {
-                vocab_size: 0,
-                ..good.clone()
-            })
-            .contains("vocab_size")
-        );
-        assert!(
-            message(LlamaConfig {
-                head_dim: 3,
-                ..good.clone()
-            })
-            .contains("head_dim")
-        );
-        assert!(
-            message(LlamaConfig {
-                num_key_value_heads: 3,
-                ..good.clone()
-            })
-            .contains("num_key_value_heads")
-        );
-        assert!(
-            message(LlamaConfig {
-                rope_theta: f64::NAN,
-                ..good.clone()
-            })
-            .contains("rope_theta")
-        );
-        assert!(
-            LlamaConfig::default_head_dim(100, 3)
-                .unwrap_err()
-                .to_string()
-                .contains("100")
-        );
-        assert!(
-            LlamaConfig::named("llama-8m", 100)
-                .unwrap_err()
-                .to_string()
-                .contains("llama-9m")
-        );
+        assert!(message(LlamaConfig { vocab_size: 0, ..good.clone() }).contains("vocab_size"));
+        assert!(message(LlamaConfig { head_dim: 3, ..good.clone() }).contains("head_dim"));
+        assert!(message(LlamaConfig { num_key_value_heads: 3, ..good.clone() }).contains("num_key_value_heads"));
+        assert!(message(LlamaConfig { rope_theta: f64::NAN, ..good.clone() }).contains("rope_theta"));
+        assert!(LlamaConfig::default_head_dim(100, 3).unwrap_err().to_string().contains("100"));
+        assert!(LlamaConfig::named("llama-8m", 100).unwrap_err().to_string().contains("llama-9m"));
     }
 }

@@ -46,9 +46,7 @@ pub enum ModelError {
     #[error("generation: {0}")]
     Sampling(String),
     /// Token ids the model has no embedding for.
-    #[error(
-        "token id {id} at position {position} is outside the model's vocabulary of {vocab_size}"
-    )]
+    #[error("token id {id} at position {position} is outside the model's vocabulary of {vocab_size}")]
     TokenId {
         /// The id.
         id: i64,

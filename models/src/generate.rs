@@ -23,40 +23,24 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self {
-            temperature: 0.8,
-            top_k: 50,
-            top_p: 0.95,
-            seed: 0,
-        }
+        Self { temperature: 0.8, top_k: 50, top_p: 0.95, seed: 0 }
     }
 }
 
 impl Sampling {
     /// Always the most likely token; of equal ones the lowest id.
     pub fn greedy() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            seed: 0,
-        }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
     }
 
     /// Refuses settings outside their range.
     pub fn validate(&self) -> Result<(), ModelError> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            let message = format!(
-                "temperature is {}; it must be 0 (greedy) or greater",
-                self.temperature
-            );
+            let message = format!("temperature is {}; it must be 0 (greedy) or greater", self.temperature);
             return Err(ModelError::Sampling(message));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            let message = format!(
-                "top_p is {}; it must be greater than 0 and at most 1",
-                self.top_p
-            );
+            let message = format!("top_p is {}; it must be greater than 0 and at most 1", self.top_p);
             return Err(ModelError::Sampling(message));
         }
         Ok(())
@@ -74,10 +58,8 @@ impl Sampling {
         }
         order.sort_unstable_by(by_logit);
         let top = f64::from(logits[order[0]]);
-        let mut weights: Vec<f64> = order
-            .iter()
-            .map(|id| ((f64::from(logits[*id]) - top) / self.temperature).exp())
-            .collect();
+        let mut weights: Vec<f64> =
+            order.iter().map(|id| ((f64::from(logits[*id]) - top) / self.temperature).exp()).collect();
         let total: f64 = weights.iter().sum();
         let mut reached = 0.0;
         let kept = weights.iter().position(|weight| {
@@ -110,9 +92,7 @@ pub fn generate(
     sampling.validate()?;
     model.check_ids(prompt)?;
     if prompt.is_empty() {
-        return Err(ModelError::Sampling(
-            "the prompt has no token; begin with the separator".into(),
-        ));
+        return Err(ModelError::Sampling("the prompt has no token; begin with the separator".into()));
     }
     let positions = model.config().max_position_embeddings;
     if prompt.len() + tokens > positions {
@@ -140,8 +120,7 @@ pub fn generate(
 
 fn host(logits: Tensor<2>) -> Vec<f32> {
     let data = logits.into_data().convert::<f32>();
-    data.try_into_vec::<f32>()
-        .unwrap_or_else(|error| unreachable!("data converted to f32 is f32: {error:?}"))
+    data.try_into_vec::<f32>().unwrap_or_else(|error| unreachable!("data converted to f32 is f32: {error:?}"))
 }
 
 #[cfg(test)]
@@ -162,70 +141,29 @@ mod tests {
     #[test]
     fn greedy_takes_the_lowest_id_of_equal_ones() {
         let mut random = StdRng::seed_from_u64(0);
-        assert_eq!(
-            Sampling::greedy().pick(&[0.0, 3.0, 1.0, 3.0], &mut random),
-            1
-        );
+        assert_eq!(Sampling::greedy().pick(&[0.0, 3.0, 1.0, 3.0], &mut random), 1);
     }
 
     #[test]
     fn draws_follow_the_softmax() {
-        let sampling = Sampling {
-            temperature: 0.5,
-            top_k: 0,
-            top_p: 1.0,
-            seed: 3,
-        };
+        let sampling = Sampling { temperature: 0.5, top_k: 0, top_p: 1.0, seed: 3 };
         let counts = draws(&sampling, &[0.0, 0.5, 1.0]);
         let weights = [1.0, 1f64.exp(), 2f64.exp()];
         let total: f64 = weights.iter().sum();
         for (count, weight) in counts.iter().zip(weights) {
-            assert!(
-                (*count as f64 / 4000.0 - weight / total).abs() < 0.03,
-                "{counts:?}"
-            );
+            assert!((*count as f64 / 4000.0 - weight / total).abs() < 0.03, "{counts:?}");
         }
     }
 
     #[test]
     fn top_k_and_top_p_cut_the_tail() {
         let logits = [2.0, 1.0, 0.0, -1.0];
-        let counts = draws(
-            &Sampling {
-                temperature: 1.0,
-                top_k: 2,
-                top_p: 1.0,
-                seed: 1,
-            },
-            &logits,
-        );
-        assert!(
-            counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0],
-            "{counts:?}"
-        );
+        let counts = draws(&Sampling { temperature: 1.0, top_k: 2, top_p: 1.0, seed: 1 }, &logits);
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0], "{counts:?}");
         // softmax of the logits: 0.64, 0.24, 0.09, 0.03
-        let counts = draws(
-            &Sampling {
-                temperature: 1.0,
-                top_k: 0,
-                top_p: 0.7,
-                seed: 1,
-            },
-            &logits,
-        );
-        assert!(
-            counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0],
-            "{counts:?}"
-        );
-        let counts = draws(
-            &Sampling {
-                temperature: 1.0,
-                top_k: 0,
-                top_p: 0.6,
-                seed: 1,
-            },
-            &logits,
-        );
+        let counts = draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.7, seed: 1 }, &logits);
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0], "{counts:?}");
+        let counts = draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.6, seed: 1 }, &logits);
         assert_eq!(counts[1..], [0, 0, 0]);
     }
 
@@ -233,27 +171,17 @@ mod tests {
     fn cached_generation_equals_full_passes() {
         let device = Device::default();
         let mut config = LlamaConfig::named("llama-9m", 40).unwrap();
-        (
-            config.num_hidden_layers,
-            config.num_key_value_heads,
-            config.initializer_range,
-        ) = (2, 2, 0.3);
+        (config.num_hidden_layers, config.num_key_value_heads, config.initializer_range) = (2, 2, 0.3);
         let model = Llama::random(&config, 5, &device).unwrap();
         let prompt = [3, 17, 29];
         let output = generate(&model, &prompt, 12, &Sampling::greedy(), |_| true).unwrap();
         let mut ids = prompt.to_vec();
         for token in output {
-            let [_, positions, vocabulary] =
-                model.logits(ids_tensor(&ids, 1, &device), None).dims();
+            let [_, positions, vocabulary] = model.logits(ids_tensor(&ids, 1, &device), None).dims();
             let logits = model.logits(ids_tensor(&ids, 1, &device), None);
-            let last = logits
-                .slice([0..1, positions - 1..positions])
-                .reshape([1, vocabulary]);
+            let last = logits.slice([0..1, positions - 1..positions]).reshape([1, vocabulary]);
             let mut random = StdRng::seed_from_u64(0);
-            assert_eq!(
-                Sampling::greedy().pick(&host(last), &mut random) as i32,
-                token
-            );
+            assert_eq!(Sampling::greedy().pick(&host(last), &mut random) as i32, token);
             ids.push(token);
         }
     }
@@ -261,37 +189,14 @@ mod tests {
     #[test]
     fn refusals_say_why() {
         let device = Device::default();
-        let model =
-            Llama::random(&LlamaConfig::named("llama-9m", 40).unwrap(), 5, &device).unwrap();
+        let model = Llama::random(&LlamaConfig::named("llama-9m", 40).unwrap(), 5, &device).unwrap();
         let fail = |prompt: &[i32], tokens, sampling: Sampling| {
-            generate(&model, prompt, tokens, &sampling, |_| true)
-                .unwrap_err()
-                .to_string()
+            generate(&model, prompt, tokens, &sampling, |_| true).unwrap_err().to_string()
         };
         assert!(fail(&[], 1, Sampling::greedy()).contains("no token"));
         assert!(fail(&[1, 40], 1, Sampling::greedy()).contains("token id 40 at position 1"));
         assert!(fail(&[1], 1024, Sampling::greedy()).contains("1024 positions"));
-        assert!(
-            fail(
-                &[1],
-                1,
-                Sampling {
-                    temperature: -1.0,
-                    ..Sampling::default()
-                }
-            )
-            .contains("temperature")
-        );
-        assert!(
-            fail(
-                &[1],
-                1,
-                Sampling {
-                    top_p: 0.0,
-                    ..Sampling::default()
-                }
-            )
-            .contains("top_p")
-        );
+        assert!(fail(&[1], 1, Sampling { temperature: -1.0, ..Sampling::default() }).contains("temperature"));
+        assert!(fail(&[1], 1, Sampling { top_p: 0.0, ..Sampling::default() }).contains("top_p"));
     }
 }

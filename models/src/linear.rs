@@ -14,14 +14,8 @@ pub struct Linear {
 }
 
 impl Linear {
-    pub(crate) fn build(
-        builder: &mut Builder,
-        path: &str,
-        d_in: usize,
-        d_out: usize,
-    ) -> Result<Self, ModelError> {
-        let weight =
-            builder.matrix(&format!("{path}.weight"), [d_in, d_out], Layout::Transposed)?;
+    pub(crate) fn build(builder: &mut Builder, path: &str, d_in: usize, d_out: usize) -> Result<Self, ModelError> {
+        let weight = builder.matrix(&format!("{path}.weight"), [d_in, d_out], Layout::Transposed)?;
         Ok(Self { weight })
     }
 

@@ -53,41 +53,20 @@ impl Llama {
     }
 
     /// A model whose weights come from `source`. On an autodiff device every parameter is trainable.
-    pub fn build(
-        config: &LlamaConfig,
-        source: &mut dyn WeightSource,
-        device: &Device,
-    ) -> Result<Self, ModelError> {
+    pub fn build(config: &LlamaConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self, ModelError> {
         config.validate()?;
         let mut builder = Builder { source, device };
         let table = [config.vocab_size, config.hidden_size];
-        let embed_tokens = Embedding {
-            weight: builder.matrix("model.embed_tokens.weight", table, Layout::AsStored)?,
-        };
+        let embed_tokens = Embedding { weight: builder.matrix("model.embed_tokens.weight", table, Layout::AsStored)? };
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| {
-                DecoderBlock::build(&mut builder, &format!("model.layers.{layer}"), config)
-            })
+            .map(|layer| DecoderBlock::build(&mut builder, &format!("model.layers.{layer}"), config))
             .collect::<Result<_, _>>()?;
         let norm = RmsNorm::build(&mut builder, "model.norm", config)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
-            false => Some(Linear::build(
-                &mut builder,
-                "lm_head",
-                config.hidden_size,
-                config.vocab_size,
-            )?),
+            false => Some(Linear::build(&mut builder, "lm_head", config.hidden_size, config.vocab_size)?),
         };
-        Ok(Self {
-            model: LlamaBody {
-                embed_tokens,
-                layers,
-                norm,
-            },
-            lm_head,
-            config: config.clone(),
-        })
+        Ok(Self { model: LlamaBody { embed_tokens, layers, norm }, lm_head, config: config.clone() })
     }
 
     /// The configuration the model was built from.
@@ -102,48 +81,26 @@ impl Llama {
     /// - returns `[batch, positions, hidden_size]`
     pub fn hidden(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [_, positions] = ids.dims();
-        let context = BlockContext {
-            rotary: self.rotary(positions, &ids.device()),
-            starts,
-        };
+        let context = BlockContext { rotary: self.rotary(positions, &ids.device()), starts };
         let embedded = ops::embedding(self.model.embed_tokens.weight.val(), ids);
-        let hidden = self
-            .model
-            .layers
-            .iter()
-            .fold(embedded, |x, block| block.forward(x, &context));
+        let hidden = self.model.layers.iter().fold(embedded, |x, block| block.forward(x, &context));
         self.model.norm.forward(hidden)
     }
 
     /// Logits `[batch, positions, vocab_size]` of token ids `[batch, positions]`; `starts` as in [`Llama::hidden`].
     pub fn logits(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [batch, positions] = ids.dims();
-        let hidden = self
-            .hidden(ids, starts)
-            .reshape([batch * positions, self.config.hidden_size]);
-        hidden
-            .matmul(self.head_weight())
-            .reshape([batch, positions, self.config.vocab_size])
+        let hidden = self.hidden(ids, starts).reshape([batch * positions, self.config.hidden_size]);
+        hidden.matmul(self.head_weight()).reshape([batch, positions, self.config.vocab_size])
     }
 
     /// Sum of the cross-entropies in nats over the targets that are not [`ops::IGNORE`], shape `[1]`.
     ///
     /// Targets `[batch, positions]` are already shifted: the target at a position is the token that follows it.
-    pub fn loss_sum(
-        &self,
-        ids: Tensor<2, Int>,
-        targets: Tensor<2, Int>,
-        starts: Option<Tensor<2, Int>>,
-    ) -> Tensor<1> {
+    pub fn loss_sum(&self, ids: Tensor<2, Int>, targets: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<1> {
         let [batch, positions] = ids.dims();
-        let hidden = self
-            .hidden(ids, starts)
-            .reshape([batch * positions, self.config.hidden_size]);
-        ops::linear_cross_entropy(
-            hidden,
-            self.head_weight(),
-            targets.reshape([batch * positions]),
-        )
+        let hidden = self.hidden(ids, starts).reshape([batch * positions, self.config.hidden_size]);
+        ops::linear_cross_entropy(hidden, self.head_weight(), targets.reshape([batch * positions]))
     }
 
     /// Logits `[batch, vocab_size]` of the last position of `ids [batch, positions]`, which follow the positions in the cache.
@@ -156,26 +113,17 @@ impl Llama {
         }
         cache.advance(positions);
         let last = x.slice([0..batch, positions - 1..positions]);
-        let last = self
-            .model
-            .norm
-            .forward(last)
-            .reshape([batch, self.config.hidden_size]);
+        let last = self.model.norm.forward(last).reshape([batch, self.config.hidden_size]);
         last.matmul(self.head_weight())
     }
 
     /// Checks that ids have an embedding, before they reach a kernel that could not say which one was wrong.
     pub fn check_ids(&self, ids: &[i32]) -> Result<(), ModelError> {
-        match ids
-            .iter()
-            .position(|id| usize::try_from(*id).map_or(true, |id| id >= self.config.vocab_size))
-        {
+        match ids.iter().position(|id| usize::try_from(*id).map_or(true, |id| id >= self.config.vocab_size)) {
             None => Ok(()),
-            Some(position) => Err(ModelError::TokenId {
-                id: i64::from(ids[position]),
-                position,
-                vocab_size: self.config.vocab_size,
-            }),
+            Some(position) => {
+                Err(ModelError::TokenId { id: i64::from(ids[position]), position, vocab_size: self.config.vocab_size })
+            }
         }
     }
 
@@ -188,19 +136,11 @@ impl Llama {
     }
 
     fn rotary(&self, positions: usize, device: &Device) -> Rotary {
-        Rotary::new(
-            self.config.head_dim,
-            positions,
-            self.config.rope_theta,
-            device,
-        )
+        Rotary::new(self.config.head_dim, positions, self.config.rope_theta, device)
     }
 }
 
 /// Token ids as a tensor `[batch, positions]` from row-major values.
 pub fn ids_tensor(ids: &[i32], batch: usize, device: &Device) -> Tensor<2, Int> {
-    Tensor::from_data(
-        TensorData::new(ids.to_vec(), [batch, ids.len() / batch]),
-        device,
-    )
+    Tensor::from_data(TensorData::new(ids.to_vec(), [batch, ids.len() / batch]), device)
 }

@@ -18,15 +18,8 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    pub(crate) fn build(
-        builder: &mut Builder,
-        path: &str,
-        config: &LlamaConfig,
-    ) -> Result<Self, ModelError> {
-        Ok(Self {
-            weight: builder.gain(&format!("{path}.weight"), config.hidden_size)?,
-            eps: config.rms_norm_eps,
-        })
+    pub(crate) fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
+        Ok(Self { weight: builder.gain(&format!("{path}.weight"), config.hidden_size)?, eps: config.rms_norm_eps })
     }
 
     /// `x [.., hidden_size]`, any number of leading dimensions.

@@ -21,12 +21,7 @@ pub enum Layout {
 /// Paths are the names of Hugging Face's files, such as `model.layers.0.self_attn.q_proj.weight`; shapes are the model's.
 pub trait WeightSource {
     /// Values of a matrix in row-major order, `shape` as the model stores it.
-    fn matrix(
-        &mut self,
-        path: &str,
-        shape: [usize; 2],
-        layout: Layout,
-    ) -> Result<Vec<f32>, ModelError>;
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError>;
     /// Values of the gain vector of a norm.
     fn gain(&mut self, path: &str, len: usize) -> Result<Vec<f32>, ModelError>;
 }
@@ -44,12 +39,7 @@ pub struct RandomWeights {
 }
 
 impl WeightSource for RandomWeights {
-    fn matrix(
-        &mut self,
-        path: &str,
-        shape: [usize; 2],
-        _layout: Layout,
-    ) -> Result<Vec<f32>, ModelError> {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], _layout: Layout) -> Result<Vec<f32>, ModelError> {
         let mut random = StdRng::seed_from_u64(self.seed ^ path_hash(path));
         let count = shape[0] * shape[1];
         let mut values = Vec::with_capacity(count + 1);
@@ -75,12 +65,7 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    pub fn matrix(
-        &mut self,
-        path: &str,
-        shape: [usize; 2],
-        layout: Layout,
-    ) -> Result<Param<Tensor<2>>, ModelError> {
+    pub fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Param<Tensor<2>>, ModelError> {
         let values = self.source.matrix(path, shape, layout)?;
         Ok(self.param(path, TensorData::new(values, shape)))
     }
@@ -92,11 +77,7 @@ impl Builder<'_> {
 
     fn param<const D: usize>(&self, path: &str, data: TensorData) -> Param<Tensor<D>> {
         let tensor = Tensor::from_data(data, self.device);
-        let tensor = if self.device.is_autodiff() {
-            tensor.require_grad()
-        } else {
-            tensor
-        };
+        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
         Param::initialized(parameter_id(path), tensor)
     }
 }
@@ -110,9 +91,7 @@ pub fn parameter_id(path: &str) -> ParamId {
 
 /// FNV-1a, 64 bits: small, stable across versions and platforms.
 fn path_hash(path: &str) -> u64 {
-    path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -121,11 +100,7 @@ mod tests {
 
     #[test]
     fn random_weights_depend_on_seed_and_path_alone() {
-        let draw = |seed, path: &str| {
-            RandomWeights { seed, std: 0.02 }
-                .matrix(path, [3, 5], Layout::AsStored)
-                .unwrap()
-        };
+        let draw = |seed, path: &str| RandomWeights { seed, std: 0.02 }.matrix(path, [3, 5], Layout::AsStored).unwrap();
         assert_eq!(draw(1, "a"), draw(1, "a"));
         assert_ne!(draw(1, "a"), draw(2, "a"));
         assert_ne!(draw(1, "a"), draw(1, "b"));
@@ -133,15 +108,9 @@ mod tests {
 
     #[test]
     fn random_weights_have_the_stated_deviation() {
-        let values = RandomWeights { seed: 7, std: 0.02 }
-            .matrix("w", [200, 200], Layout::AsStored)
-            .unwrap();
+        let values = RandomWeights { seed: 7, std: 0.02 }.matrix("w", [200, 200], Layout::AsStored).unwrap();
         let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / values.len() as f64;
-        let variance = values
-            .iter()
-            .map(|x| (f64::from(*x) - mean).powi(2))
-            .sum::<f64>()
-            / values.len() as f64;
+        let variance = values.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / values.len() as f64;
         assert!(mean.abs() < 5e-4, "{mean}");
         assert!((variance.sqrt() - 0.02).abs() < 5e-4, "{}", variance.sqrt());
     }

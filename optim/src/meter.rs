@@ -29,10 +29,7 @@ impl StateMeter {
 
     /// Lets an optimizer report to this meter.
     pub fn watch<O: Optimizer>(&self, optimizer: O) -> Metered<O> {
-        Metered {
-            optimizer,
-            meter: self.clone(),
-        }
+        Metered { optimizer, meter: self.clone() }
     }
 
     /// Begins a measurement.
@@ -53,11 +50,7 @@ impl StateMeter {
         {
             let mut sink = StateSink::default();
             optimizer.state_flatten("", state, &mut sink);
-            let bytes: usize = sink
-                .tensors
-                .iter()
-                .map(|(_, data)| data.as_bytes().len())
-                .sum();
+            let bytes: usize = sink.tensors.iter().map(|(_, data)| data.as_bytes().len()).sum();
             self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
     }
@@ -118,26 +111,15 @@ mod tests {
         let layer = LinearConfig::new(5, 3).init(&device);
         let meter = StateMeter::new();
         let adamw = AdamWConfig::new().build();
-        let mut optimizer = ModuleOptimizer::from(adamw.clone()).with_group(
-            ParamGroup::all(),
-            meter.watch(adamw),
-            None,
-        );
+        let mut optimizer =
+            ModuleOptimizer::from(adamw.clone()).with_group(ParamGroup::all(), meter.watch(adamw), None);
         let loss = layer.forward(Tensor::<2>::ones([2, 5], &device)).sum();
         let grads = GradientsParams::from_grads(loss.backward(), &layer);
         meter.start();
         let layer = optimizer.step(0.1, layer, grads);
         assert_eq!(meter.stop(), 2 * 4 * (5 * 3 + 3));
         let loss = layer.forward(Tensor::<2>::ones([2, 5], &device)).sum();
-        optimizer.step(
-            0.1,
-            layer.clone(),
-            GradientsParams::from_grads(loss.backward(), &layer),
-        );
-        assert_eq!(
-            meter.stop(),
-            2 * 4 * (5 * 3 + 3),
-            "a stopped meter counts nothing"
-        );
+        optimizer.step(0.1, layer.clone(), GradientsParams::from_grads(loss.backward(), &layer));
+        assert_eq!(meter.stop(), 2 * 4 * (5 * 3 + 3), "a stopped meter counts nothing");
     }
 }

@@ -88,10 +88,7 @@ pub struct Method {
 /// All optimizers.
 pub static METHODS: &[Method] = &[Method {
     name: "adamw",
-    paper: Paper {
-        title: "Decoupled Weight Decay Regularization",
-        arxiv: "1711.05101",
-    },
+    paper: Paper { title: "Decoupled Weight Decay Regularization", arxiv: "1711.05101" },
     summary: "Adam with decoupled weight decay, two full moments",
     state: "2 RC",
     options: || vec![],
@@ -102,60 +99,32 @@ pub static METHODS: &[Method] = &[Method {
             .with_beta_2(number(options, "beta_2")? as f32)
             .with_epsilon(number(options, "epsilon")? as f32)
             .with_weight_decay(0.0);
-        let decaying = config
-            .clone()
-            .with_weight_decay(number(options, "weight_decay")? as f32);
-        Ok(config
-            .init()
-            .with_group(ParamGroup::all(), meter.watch(config.build()), None)
-            .with_group(groups.matrices.clone(), meter.watch(decaying.build()), None))
+        let decaying = config.clone().with_weight_decay(number(options, "weight_decay")? as f32);
+        Ok(config.init().with_group(ParamGroup::all(), meter.watch(config.build()), None).with_group(
+            groups.matrices.clone(),
+            meter.watch(decaying.build()),
+            None,
+        ))
     },
 }];
 
 /// The method of a name.
 pub fn find(name: &str) -> Result<&'static Method, OptimError> {
-    METHODS
-        .iter()
-        .find(|method| method.name == name)
-        .ok_or_else(|| OptimError::UnknownMethod {
-            name: name.to_string(),
-            nearest: nearest(name, METHODS.iter().map(|method| method.name)),
-            known: METHODS
-                .iter()
-                .map(|method| method.name)
-                .collect::<Vec<_>>()
-                .join(", "),
-        })
+    METHODS.iter().find(|method| method.name == name).ok_or_else(|| OptimError::UnknownMethod {
+        name: name.to_string(),
+        nearest: nearest(name, METHODS.iter().map(|method| method.name)),
+        known: METHODS.iter().map(|method| method.name).collect::<Vec<_>>().join(", "),
+    })
 }
 
 /// Options that every method has, for its own parameters and for those that take plain AdamW.
 pub fn common_options() -> Vec<OptionSpec> {
-    let spec = |name, default, help| OptionSpec {
-        name,
-        default: Some(OptionValue::Number(default)),
-        help,
-    };
+    let spec = |name, default, help| OptionSpec { name, default: Some(OptionValue::Number(default)), help };
     vec![
-        spec(
-            "weight_decay",
-            0.0,
-            "decoupled weight decay of matrices, 0 or greater",
-        ),
-        spec(
-            "beta_1",
-            0.9,
-            "decay of the first moment, from 0 to below 1",
-        ),
-        spec(
-            "beta_2",
-            0.999,
-            "decay of the second moment, from 0 to below 1",
-        ),
-        spec(
-            "epsilon",
-            1e-8,
-            "added to the root of the second moment, greater than 0",
-        ),
+        spec("weight_decay", 0.0, "decoupled weight decay of matrices, 0 or greater"),
+        spec("beta_1", 0.9, "decay of the first moment, from 0 to below 1"),
+        spec("beta_2", 0.999, "decay of the second moment, from 0 to below 1"),
+        spec("epsilon", 1e-8, "added to the root of the second moment, greater than 0"),
     ]
 }
 
@@ -163,10 +132,8 @@ impl Method {
     /// Common options and those of the method; the method's own default wins.
     pub fn all_options(&self) -> Vec<OptionSpec> {
         let own = (self.options)();
-        let mut all: Vec<OptionSpec> = common_options()
-            .into_iter()
-            .filter(|common| own.iter().all(|spec| spec.name != common.name))
-            .collect();
+        let mut all: Vec<OptionSpec> =
+            common_options().into_iter().filter(|common| own.iter().all(|spec| spec.name != common.name)).collect();
         all.extend(own);
         all
     }
@@ -180,11 +147,7 @@ impl Method {
                     method: self.name.to_string(),
                     option: name.clone(),
                     nearest: nearest(name, specs.iter().map(|spec| spec.name)),
-                    known: specs
-                        .iter()
-                        .map(|spec| spec.name)
-                        .collect::<Vec<_>>()
-                        .join(", "),
+                    known: specs.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", "),
                 });
             }
         }
@@ -209,23 +172,14 @@ impl Method {
     }
 
     /// The optimizer for a module whose parameters fall into these groups; its states report to the meter.
-    pub fn init(
-        &self,
-        given: &Options,
-        groups: &Groups,
-        meter: &StateMeter,
-    ) -> Result<ModuleOptimizer, OptimError> {
+    pub fn init(&self, given: &Options, groups: &Groups, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
         (self.build)(&self.complete(given)?, groups, meter)
     }
 }
 
 fn check_common(options: &Options) -> Result<(), OptimError> {
     let refuse = |option, value: f64, reason: &str| {
-        Err(OptimError::Value {
-            option,
-            value: value.to_string(),
-            reason: reason.to_string(),
-        })
+        Err(OptimError::Value { option, value: value.to_string(), reason: reason.to_string() })
     };
     for beta in ["beta_1", "beta_2"] {
         let value = number(options, beta)?;
@@ -273,45 +227,21 @@ mod tests {
     #[test]
     fn names_are_unique_and_unknown_ones_get_the_nearest() {
         for method in METHODS {
-            assert_eq!(
-                METHODS
-                    .iter()
-                    .filter(|other| other.name == method.name)
-                    .count(),
-                1
-            );
+            assert_eq!(METHODS.iter().filter(|other| other.name == method.name).count(), 1);
             assert!(std::ptr::eq(find(method.name).unwrap(), method));
         }
-        assert!(
-            find("adamv")
-                .unwrap_err()
-                .to_string()
-                .contains("did you mean \"adamw\"")
-        );
+        assert!(find("adamv").unwrap_err().to_string().contains("did you mean \"adamw\""));
     }
 
     #[test]
     fn options_are_checked() {
         let adamw = find("adamw").unwrap();
         let with = |name: &str, value| adamw.complete(&Options::from([(name.to_string(), value)]));
-        assert!(
-            with("beta_1", OptionValue::Number(1.0))
-                .unwrap_err()
-                .to_string()
-                .contains("beta_1")
-        );
+        assert!(with("beta_1", OptionValue::Number(1.0)).unwrap_err().to_string().contains("beta_1"));
         assert!(with("epsilon", OptionValue::Number(0.0)).is_err());
         assert!(with("weight_decay", OptionValue::Number(-0.1)).is_err());
         assert!(with("weight_decay", OptionValue::Text("much".into())).is_err());
-        assert!(
-            with("beta1", OptionValue::Number(0.5))
-                .unwrap_err()
-                .to_string()
-                .contains("did you mean \"beta_1\"")
-        );
-        assert_eq!(
-            with("beta_2", OptionValue::Number(0.95)).unwrap()["beta_2"],
-            OptionValue::Number(0.95)
-        );
+        assert!(with("beta1", OptionValue::Number(0.5)).unwrap_err().to_string().contains("did you mean \"beta_1\""));
+        assert_eq!(with("beta_2", OptionValue::Number(0.95)).unwrap()["beta_2"], OptionValue::Number(0.95));
     }
 }

@@ -31,10 +31,7 @@ impl HubConfig {
     /// Reads `config.json`, refusing other architectures and settings.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let text = std::fs::read_to_string(path).map_err(ModelError::io(path))?;
-        Self::parse(&text).map_err(|reason| ModelError::File {
-            path: path.to_path_buf(),
-            reason,
-        })
+        Self::parse(&text).map_err(|reason| ModelError::File { path: path.to_path_buf(), reason })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -60,17 +57,14 @@ impl HubConfig {
         if let Some(kind) = rope.get("rope_type")
             && kind != "default"
         {
-            return Err(format!(
-                "rope_parameters.rope_type is {kind}; only \"default\" is supported"
-            ));
+            return Err(format!("rope_parameters.rope_type is {kind}; only \"default\" is supported"));
         }
         let mut keys = Keys { map, rope };
         let hidden_size = keys.count("hidden_size", None)?;
         let heads = keys.count("num_attention_heads", None)?;
         let head_dim = match keys.present("head_dim") {
             true => keys.count("head_dim", None)?,
-            false => LlamaConfig::default_head_dim(hidden_size, heads)
-                .map_err(|error| error.to_string())?,
+            false => LlamaConfig::default_head_dim(hidden_size, heads).map_err(|error| error.to_string())?,
         };
         let llama = LlamaConfig {
             vocab_size: keys.count("vocab_size", None)?,
@@ -88,20 +82,12 @@ impl HubConfig {
         };
         llama.validate().map_err(|error| error.to_string())?;
         // What says how the file was written would be untrue of the next one.
-        for stale in [
-            "architectures",
-            "dtype",
-            "torch_dtype",
-            "transformers_version",
-            "_name_or_path",
-            "_model_name_or_path",
-        ] {
+        for stale in
+            ["architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "_model_name_or_path"]
+        {
             keys.map.remove(stale);
         }
-        Ok(Self {
-            llama,
-            extra: keys.map,
-        })
+        Ok(Self { llama, extra: keys.map })
     }
 
     /// The text of `config.json`.
@@ -152,18 +138,14 @@ impl Keys {
     fn number(&mut self, key: &str, default: f64) -> Result<f64, String> {
         match self.take(key) {
             None => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| format!("{key} is {value}; it must be a number")),
+            Some(value) => value.as_f64().ok_or_else(|| format!("{key} is {value}; it must be a number")),
         }
     }
 
     fn flag(&mut self, key: &str, default: bool) -> Result<bool, String> {
         match self.take(key) {
             None => Ok(default),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| format!("{key} is {value}; it must be true or false")),
+            Some(value) => value.as_bool().ok_or_else(|| format!("{key} is {value}; it must be true or false")),
         }
     }
 }
@@ -197,10 +179,7 @@ mod tests {
         map.insert("rope_theta".into(), json!(5e5));
         assert_eq!(parse(&map).unwrap().llama.rope_theta, 5e5);
         let mut map = minimal();
-        map.insert(
-            "rope_parameters".into(),
-            json!({"rope_theta": 1e5, "rope_type": "default"}),
-        );
+        map.insert("rope_parameters".into(), json!({"rope_theta": 1e5, "rope_type": "default"}));
         assert_eq!(parse(&map).unwrap().llama.rope_theta, 1e5);
     }
 

@@ -26,10 +26,7 @@ impl ModelFolder {
     /// Reads the configuration; the weights wait for [`ModelFolder::load`].
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let config = HubConfig::read(&dir.join(CONFIG))?;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            config,
-        })
+        Ok(Self { dir: dir.to_path_buf(), config })
     }
 
     /// Loads the model in f32. A tensor that is missing, left over or of another shape is refused.
@@ -69,17 +66,12 @@ impl TensorFiles {
                 }
             }
         }
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            tensors,
-        })
+        Ok(Self { dir: dir.to_path_buf(), tensors })
     }
 
     /// Names and shapes of the tensors that have not been read.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.tensors
-            .iter()
-            .map(|(name, (_, _, info))| (name.as_str(), info.shape.as_slice()))
+        self.tensors.iter().map(|(name, (_, _, info))| (name.as_str(), info.shape.as_slice()))
     }
 
     /// Reads a tensor as f32 and takes it off the list.
@@ -88,10 +80,7 @@ impl TensorFiles {
             return Err(self.tensor_error(name, "is missing".into()));
         };
         if info.shape != shape {
-            let reason = format!(
-                "has shape {:?}; the configuration asks for {shape:?}",
-                info.shape
-            );
+            let reason = format!("has shape {:?}; the configuration asks for {shape:?}", info.shape);
             return Err(self.tensor_error(name, reason));
         }
         let dtype = match info.dtype {
@@ -100,22 +89,16 @@ impl TensorFiles {
             Dtype::BF16 => DType::BF16,
             Dtype::F64 => DType::F64,
             other => {
-                return Err(self.tensor_error(
-                    name,
-                    format!("has type {other:?}; only floating point can be read"),
-                ));
+                return Err(self.tensor_error(name, format!("has type {other:?}; only floating point can be read")));
             }
         };
         let (from, to) = info.data_offsets;
         let mut bytes = vec![0; to - from];
         let mut file = File::open(&path).map_err(ModelError::io(&path))?;
-        file.seek(SeekFrom::Start(begin + from as u64))
-            .map_err(ModelError::io(&path))?;
+        file.seek(SeekFrom::Start(begin + from as u64)).map_err(ModelError::io(&path))?;
         file.read_exact(&mut bytes).map_err(ModelError::io(&path))?;
-        let data =
-            TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), dtype).convert::<f32>();
-        data.try_into_vec::<f32>()
-            .map_err(|error| self.tensor_error(name, format!("{error:?}")))
+        let data = TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), dtype).convert::<f32>();
+        data.try_into_vec::<f32>().map_err(|error| self.tensor_error(name, format!("{error:?}")))
     }
 
     /// Refuses tensors that nobody asked for.
@@ -124,13 +107,7 @@ impl TensorFiles {
             0 => Ok(()),
             count => Err(ModelError::Tensor {
                 path: self.dir.clone(),
-                tensor: self
-                    .tensors
-                    .keys()
-                    .take(3)
-                    .cloned()
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                tensor: self.tensors.keys().take(3).cloned().collect::<Vec<_>>().join(", "),
                 reason: format!("has no place in this model ({count} such)"),
             }),
         }
@@ -143,10 +120,7 @@ impl TensorFiles {
 
     /// Some programs write a tied head twice; a copy that differs is no tie.
     fn drop_tied_copy(&mut self, copy: &str, original: &str) -> Result<(), ModelError> {
-        let (Some(head), Some(table)) = (
-            self.tensors.get(copy).cloned(),
-            self.tensors.get(original).cloned(),
-        ) else {
+        let (Some(head), Some(table)) = (self.tensors.get(copy).cloned(), self.tensors.get(original).cloned()) else {
             return Ok(());
         };
         let same = self.take(copy, &head.2.shape)? == self.take(original, &table.2.shape)?;
@@ -159,21 +133,12 @@ impl TensorFiles {
     }
 
     fn tensor_error(&self, name: &str, reason: String) -> ModelError {
-        ModelError::Tensor {
-            path: self.dir.clone(),
-            tensor: name.to_string(),
-            reason,
-        }
+        ModelError::Tensor { path: self.dir.clone(), tensor: name.to_string(), reason }
     }
 }
 
 impl WeightSource for TensorFiles {
-    fn matrix(
-        &mut self,
-        path: &str,
-        shape: [usize; 2],
-        layout: Layout,
-    ) -> Result<Vec<f32>, ModelError> {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError> {
         match layout {
             Layout::AsStored => self.take(path, &shape),
             Layout::Transposed => {
@@ -210,20 +175,13 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
         return Ok(vec![dir.join(WEIGHTS)]);
     }
     let text = std::fs::read_to_string(&index).map_err(ModelError::io(&index))?;
-    let bad = |reason: String| ModelError::File {
-        path: index.clone(),
-        reason,
-    };
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| bad(format!("not JSON: {error}")))?;
-    let map = value["weight_map"]
-        .as_object()
-        .ok_or_else(|| bad("has no object weight_map".into()))?;
+    let bad = |reason: String| ModelError::File { path: index.clone(), reason };
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| bad(format!("not JSON: {error}")))?;
+    let map = value["weight_map"].as_object().ok_or_else(|| bad("has no object weight_map".into()))?;
     let mut names = Vec::new();
     for (tensor, file) in map {
         let file = file.as_str().filter(|file| !file.contains(['/', '\\']));
-        let file =
-            file.ok_or_else(|| bad(format!("weight_map.{tensor} is not the name of a file")))?;
+        let file = file.ok_or_else(|| bad(format!("weight_map.{tensor} is not the name of a file")))?;
         names.push(dir.join(file));
     }
     names.sort();
@@ -233,31 +191,23 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
 
 /// The header of a safetensors file, and where the data begins. Checks the size of the file against it.
 fn read_header(path: &Path) -> Result<(u64, Metadata), ModelError> {
-    let bad = |reason: String| ModelError::File {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let bad = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
     let mut file = File::open(path).map_err(ModelError::io(path))?;
     let size = file.metadata().map_err(ModelError::io(path))?.len();
     let mut length = [0; 8];
-    file.read_exact(&mut length)
-        .map_err(|_| bad("is too short for a safetensors file".into()))?;
+    file.read_exact(&mut length).map_err(|_| bad("is too short for a safetensors file".into()))?;
     let header_len = u64::from_le_bytes(length);
     if header_len > size.saturating_sub(8) {
-        return Err(bad(
-            "is no safetensors file, or is truncated: the header is longer than the file".into(),
-        ));
+        return Err(bad("is no safetensors file, or is truncated: the header is longer than the file".into()));
     }
     let mut header = vec![0; header_len as usize];
     file.read_exact(&mut header).map_err(ModelError::io(path))?;
-    let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| bad(format!("has a broken safetensors header: {error}")))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|error| bad(format!("has a broken safetensors header: {error}")))?;
     let begin = 8 + header_len;
     let expected = begin + metadata.data_len() as u64;
     if expected != size {
-        return Err(bad(format!(
-            "has {size} bytes; its header says {expected}: truncated or changed, fetch it again"
-        )));
+        return Err(bad(format!("has {size} bytes; its header says {expected}: truncated or changed, fetch it again")));
     }
     Ok((begin, metadata))
 }

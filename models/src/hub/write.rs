@@ -21,12 +21,7 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 ///
 /// `extra` are further keys of `config.json`, for example `eos_token_id`. Files of the same names are replaced, one after the other: give
 /// a fresh folder and rename it when an interruption must not leave half a model.
-pub fn save(
-    model: &Llama,
-    extra: &Map<String, Value>,
-    dir: &Path,
-    max_shard_bytes: u64,
-) -> Result<(), ModelError> {
+pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_bytes: u64) -> Result<(), ModelError> {
     let mut collector = Collector::default();
     model.visit(&mut collector);
     let shards = split(collector.tensors, max_shard_bytes);
@@ -45,16 +40,10 @@ pub fn save(
         write_shard(shard, &dir.join(file))?;
     }
     if count > 1 {
-        let text = format!(
-            "{:#}\n",
-            json!({"metadata": {"total_size": total}, "weight_map": index})
-        );
+        let text = format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": index}));
         write_text(&dir.join(INDEX), &text)?;
     }
-    let config = HubConfig {
-        llama: model.config().clone(),
-        extra: extra.clone(),
-    };
+    let config = HubConfig { llama: model.config().clone(), extra: extra.clone() };
     write_text(&dir.join(CONFIG), &config.to_json())
 }
 
@@ -65,14 +54,8 @@ fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
 fn write_shard(shard: Vec<(String, Stored)>, path: &Path) -> Result<(), ModelError> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     safetensors::serialize_to_file(shard, Some(metadata), path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => ModelError::Io {
-            path: path.to_path_buf(),
-            source,
-        },
-        other => ModelError::File {
-            path: path.to_path_buf(),
-            reason: other.to_string(),
-        },
+        safetensors::SafeTensorError::IoError(source) => ModelError::Io { path: path.to_path_buf(), source },
+        other => ModelError::File { path: path.to_path_buf(), reason: other.to_string() },
     })
 }
 
@@ -119,12 +102,7 @@ impl View for Stored {
             Ok(values) => values,
             Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
         };
-        let bytes = |values: &[f32]| {
-            values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect()
-        };
+        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Cow::Owned(match self.transposed {
             false => bytes(values),
             true => bytes(&transpose(values, self.shape[1], self.shape[0])),
@@ -158,22 +136,11 @@ impl ModuleVisitor for Collector {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let tensor = param.val().inner();
         let mut shape = tensor.dims().to_vec();
-        let transposed = self
-            .containers
-            .iter()
-            .rev()
-            .any(|container| container == "Struct:Linear");
+        let transposed = self.containers.iter().rev().any(|container| container == "Struct:Linear");
         if transposed {
             shape.reverse();
         }
         let flat = tensor.reshape([shape.iter().product::<usize>()]);
-        self.tensors.push((
-            self.path.join("."),
-            Stored {
-                flat,
-                shape,
-                transposed,
-            },
-        ));
+        self.tensors.push((self.path.join("."), Stored { flat, shape, transposed }));
     }
 }

@@ -15,12 +15,7 @@ const MASKED: f64 = -1e30;
 /// - returns `[b, t, h, d]`
 ///
 /// On the CPU backend the scores exist for some queries at a time, and are made again in the backward pass.
-pub fn causal_attention(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    starts: Option<Tensor<2, Int>>,
-) -> Tensor<4> {
+pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if super::flex::fits(&q) && super::flex::fits(&k) && super::flex::fits(&v) {
         return fused::causal_attention(q, k, v, starts);
@@ -32,45 +27,26 @@ fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, I
     let [batch, queries, heads, width] = q.dims();
     let [_, keys, kv_heads, _] = k.dims();
     let repeat = |x: Tensor<4>| {
-        let groups =
-            x.unsqueeze_dim::<5>(3)
-                .expand([batch, keys, kv_heads, heads / kv_heads, width]);
+        let groups = x.unsqueeze_dim::<5>(3).expand([batch, keys, kv_heads, heads / kv_heads, width]);
         groups.reshape([batch, keys, heads, width]).swap_dims(1, 2)
     };
-    let scores = q
-        .swap_dims(1, 2)
-        .matmul(repeat(k).swap_dims(2, 3))
-        .mul_scalar((width as f64).powf(-0.5));
+    let scores = q.swap_dims(1, 2).matmul(repeat(k).swap_dims(2, 3)).mul_scalar((width as f64).powf(-0.5));
     let device = scores.device();
     let own = Tensor::<1, Int>::arange((keys - queries) as i64..keys as i64, &device)
         .reshape([queries, 1])
         .expand([queries, keys]);
-    let seen = Tensor::<1, Int>::arange(0..keys as i64, &device)
-        .reshape([1, keys])
-        .expand([queries, keys]);
+    let seen = Tensor::<1, Int>::arange(0..keys as i64, &device).reshape([1, keys]).expand([queries, keys]);
     let later = seen.clone().greater(own).reshape([1, 1, queries, keys]);
     let scores = scores.mask_fill(later.expand([batch, heads, queries, keys]), MASKED);
     let scores = match starts {
         None => scores,
         Some(starts) => {
-            let starts = starts
-                .reshape([batch, queries, 1])
-                .expand([batch, queries, keys]);
-            let before = seen
-                .reshape([1, queries, keys])
-                .expand([batch, queries, keys])
-                .lower(starts);
-            scores.mask_fill(
-                before
-                    .reshape([batch, 1, queries, keys])
-                    .expand([batch, heads, queries, keys]),
-                MASKED,
-            )
+            let starts = starts.reshape([batch, queries, 1]).expand([batch, queries, keys]);
+            let before = seen.reshape([1, queries, keys]).expand([batch, queries, keys]).lower(starts);
+            scores.mask_fill(before.reshape([batch, 1, queries, keys]).expand([batch, heads, queries, keys]), MASKED)
         }
     };
-    activation::softmax(scores, 3)
-        .matmul(repeat(v))
-        .swap_dims(1, 2)
+    activation::softmax(scores, 3).matmul(repeat(v)).swap_dims(1, 2)
 }
 
 #[cfg(feature = "flex")]
@@ -90,26 +66,12 @@ mod fused {
     /// Queries whose scores exist at a time.
     const BLOCK: usize = 64;
 
-    pub fn causal_attention(
-        q: Tensor<4>,
-        k: Tensor<4>,
-        v: Tensor<4>,
-        starts: Option<Tensor<2, Int>>,
-    ) -> Tensor<4> {
+    pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
         let [batch, queries, ..] = q.dims();
-        let starts = starts.unwrap_or_else(|| {
-            Tensor::from_data(
-                TensorData::zeros::<i32, _>([batch, queries]),
-                &q.device().inner(),
-            )
-        });
+        let starts = starts
+            .unwrap_or_else(|| Tensor::from_data(TensorData::zeros::<i32, _>([batch, queries]), &q.device().inner()));
         let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as AttentionOp>::fused_attention(
-            q,
-            k,
-            v,
-            starts.into_dispatch(),
-        ))
+        Tensor::from_dispatch(<Dispatch as AttentionOp>::fused_attention(q, k, v, starts.into_dispatch()))
     }
 
     #[backend_extension(Flex, Autodiff)]
@@ -123,12 +85,7 @@ mod fused {
     }
 
     impl AttentionOp for Flex {
-        fn fused_attention(
-            q: FlexTensor,
-            k: FlexTensor,
-            v: FlexTensor,
-            starts: FlexTensor,
-        ) -> FlexTensor {
+        fn fused_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor) -> FlexTensor {
             Attention::new(q, k, v, starts).forward().0
         }
     }
@@ -140,21 +97,11 @@ mod fused {
             v: FloatTensor<Self>,
             starts: IntTensor<Self>,
         ) -> FloatTensor<Self> {
-            let prepared = AttentionBackward
-                .prepare::<C>([q.node(), k.node(), v.node()])
-                .compute_bound()
-                .stateful();
-            let attention = Attention::new(
-                q.into_primitive(),
-                k.into_primitive(),
-                v.into_primitive(),
-                starts,
-            );
+            let prepared = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]).compute_bound().stateful();
+            let attention = Attention::new(q.into_primitive(), k.into_primitive(), v.into_primitive(), starts);
             let (output, logarithms) = attention.forward();
             match prepared {
-                OpsKind::Tracked(prepared) => {
-                    prepared.finish((attention, output.clone(), logarithms), output)
-                }
+                OpsKind::Tracked(prepared) => prepared.finish((attention, output.clone(), logarithms), output),
                 OpsKind::UnTracked(prepared) => prepared.finish(output),
             }
         }
@@ -166,12 +113,7 @@ mod fused {
     impl Backward<Flex, 3> for AttentionBackward {
         type State = (Attention, FlexTensor, Vec<f32>);
 
-        fn backward(
-            self,
-            ops: Ops<Self::State, 3>,
-            grads: &mut Gradients,
-            _checkpointer: &mut Checkpointer,
-        ) {
+        fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let upstream = grads.consume::<Flex>(&ops.node);
             let (attention, output, logarithms) = ops.state;
             let slopes = attention.backward(&output, &logarithms, upstream);
@@ -269,39 +211,16 @@ mod fused {
         }
 
         /// Scores of a block, before the softmax.
-        fn scores(
-            &self,
-            scores: &mut [f32],
-            place: (usize, usize),
-            block: (usize, usize, usize, usize),
-        ) {
+        fn scores(&self, scores: &mut [f32], place: (usize, usize), block: (usize, usize, usize, usize)) {
             let (batch, head) = place;
             let (first, count, from, to) = block;
             let q = self.rows(&self.q, self.heads, place, first, first + count);
-            let k = self.rows(
-                &self.k,
-                self.kv_heads,
-                (batch, head / self.group()),
-                from,
-                to,
-            );
-            product(
-                Matrix::row_major(scores, count, to - from),
-                false,
-                self.scale(),
-                q,
-                k.transposed(),
-                false,
-            );
+            let k = self.rows(&self.k, self.kv_heads, (batch, head / self.group()), from, to);
+            product(Matrix::row_major(scores, count, to - from), false, self.scale(), q, k.transposed(), false);
         }
 
         /// Keys that the query at `row` of a block sees, counted from the block's first key.
-        fn visible(
-            &self,
-            batch: usize,
-            row: usize,
-            block: (usize, usize, usize, usize),
-        ) -> std::ops::Range<usize> {
+        fn visible(&self, batch: usize, row: usize, block: (usize, usize, usize, usize)) -> std::ops::Range<usize> {
             let (first, _, from, _) = block;
             let query = first + row;
             let end = self.keys - self.queries + query + 1;
@@ -314,10 +233,7 @@ mod fused {
             let size = self.queries * self.width;
             let mut output = vec![0.0; self.batch * self.heads * size];
             let mut logarithms = vec![0.0; self.batch * self.heads * self.queries];
-            let tasks = output
-                .par_chunks_mut(size)
-                .zip(logarithms.par_chunks_mut(self.queries))
-                .enumerate();
+            let tasks = output.par_chunks_mut(size).zip(logarithms.par_chunks_mut(self.queries)).enumerate();
             tasks.for_each(|(task, (output, logarithms))| {
                 let place @ (batch, head) = (task / self.heads, task % self.heads);
                 let mut scores = vec![0.0; BLOCK.min(self.queries) * self.keys];
@@ -326,10 +242,8 @@ mod fused {
                     let scores = &mut scores[..count * span];
                     self.scores(scores, place, block);
                     vectorised(|| {
-                        for (row, (scores, logarithm)) in scores
-                            .chunks_exact_mut(span)
-                            .zip(&mut logarithms[first..])
-                            .enumerate()
+                        for (row, (scores, logarithm)) in
+                            scores.chunks_exact_mut(span).zip(&mut logarithms[first..]).enumerate()
                         {
                             let visible = self.visible(batch, row, block);
                             scores[..visible.start].fill(0.0);
@@ -342,41 +256,17 @@ mod fused {
                         count,
                         self.width,
                     );
-                    let v = self.rows(
-                        &self.v,
-                        self.kv_heads,
-                        (batch, head / self.group()),
-                        from,
-                        to,
-                    );
-                    product(
-                        out,
-                        false,
-                        1.0,
-                        Matrix::row_major(&*scores, count, span),
-                        v,
-                        false,
-                    );
+                    let v = self.rows(&self.v, self.kv_heads, (batch, head / self.group()), from, to);
+                    product(out, false, 1.0, Matrix::row_major(&*scores, count, span), v, false);
                 }
             });
-            (
-                self.positions_first(output, self.heads, self.queries),
-                logarithms,
-            )
+            (self.positions_first(output, self.heads, self.queries), logarithms)
         }
 
         /// Gradients of queries, keys and values.
-        fn backward(
-            &self,
-            output: &FlexTensor,
-            logarithms: &[f32],
-            upstream: FlexTensor,
-        ) -> [FlexTensor; 3] {
+        fn backward(&self, output: &FlexTensor, logarithms: &[f32], upstream: FlexTensor) -> [FlexTensor; 3] {
             let upstream = contiguous(upstream);
-            let (query_size, key_size) = (
-                self.group() * self.queries * self.width,
-                self.keys * self.width,
-            );
+            let (query_size, key_size) = (self.group() * self.queries * self.width, self.keys * self.width);
             let mut dq = vec![0.0; self.batch * self.heads * self.queries * self.width];
             let mut dk = vec![0.0; self.batch * self.kv_heads * key_size];
             let mut dv = vec![0.0; dk.len()];
@@ -396,19 +286,11 @@ mod fused {
                     let own = (batch * self.heads + head) * self.queries;
                     for block @ (first, count, from, to) in self.blocks(batch) {
                         let span = to - from;
-                        let (weights, slopes) =
-                            (&mut weights[..count * span], &mut slopes[..count * span]);
+                        let (weights, slopes) = (&mut weights[..count * span], &mut slopes[..count * span]);
                         self.scores(weights, place, block);
                         let dy = self.rows(&upstream, self.heads, place, first, first + count);
                         let v = self.rows(&self.v, self.kv_heads, (batch, kv_head), from, to);
-                        product(
-                            Matrix::row_major(&mut *slopes, count, span),
-                            false,
-                            1.0,
-                            dy,
-                            v.transposed(),
-                            false,
-                        );
+                        product(Matrix::row_major(&mut *slopes, count, span), false, 1.0, dy, v.transposed(), false);
                         vectorised(|| {
                             for row in 0..count {
                                 let weights = &mut weights[row * span..][..span];
@@ -418,24 +300,18 @@ mod fused {
                                     weights[hidden.clone()].fill(0.0);
                                     slopes[hidden].fill(0.0);
                                 }
-                                let output = &values(&heads_first)
-                                    [(own + first + row) * self.width..][..self.width];
+                                let output = &values(&heads_first)[(own + first + row) * self.width..][..self.width];
                                 let dy = &dy.data[row * dy.row_stride..][..self.width];
                                 let pull: f32 = output.iter().zip(dy).map(|(y, dy)| y * dy).sum();
                                 let logarithm = logarithms[own + first + row];
-                                for (weight, slope) in weights[visible.clone()]
-                                    .iter_mut()
-                                    .zip(&mut slopes[visible])
-                                {
+                                for (weight, slope) in weights[visible.clone()].iter_mut().zip(&mut slopes[visible]) {
                                     *weight = exp(*weight - logarithm);
                                     *slope = *weight * (*slope - pull);
                                 }
                             }
                         });
-                        let (weights, slopes) = (
-                            Matrix::row_major(&*weights, count, span),
-                            Matrix::row_major(&*slopes, count, span),
-                        );
+                        let (weights, slopes) =
+                            (Matrix::row_major(&*weights, count, span), Matrix::row_major(&*slopes, count, span));
                         let range = from * self.width..to * self.width;
                         let q = self.rows(&self.q, self.heads, place, first, first + count);
                         let k = self.rows(&self.k, self.kv_heads, (batch, kv_head), from, to);
@@ -455,16 +331,8 @@ mod fused {
                             q,
                             false,
                         );
-                        let out = &mut dq[(inner * self.queries + first) * self.width..]
-                            [..count * self.width];
-                        product(
-                            Matrix::row_major(out, count, self.width),
-                            false,
-                            self.scale(),
-                            slopes,
-                            k,
-                            false,
-                        );
+                        let out = &mut dq[(inner * self.queries + first) * self.width..][..count * self.width];
+                        product(Matrix::row_major(out, count, self.width), false, self.scale(), slopes, k, false);
                     }
                 }
             });
@@ -476,12 +344,7 @@ mod fused {
         }
 
         /// Values with heads first as a tensor `[b, t, h, d]`.
-        fn positions_first(
-            &self,
-            heads_first: Vec<f32>,
-            heads: usize,
-            positions: usize,
-        ) -> FlexTensor {
+        fn positions_first(&self, heads_first: Vec<f32>, heads: usize, positions: usize) -> FlexTensor {
             tensor(heads_first, [self.batch, heads, positions, self.width]).permute(&[0, 2, 1, 3])
         }
     }
@@ -501,10 +364,7 @@ mod fused {
                 *most = most.max(*score);
             }
         }
-        let most = most
-            .iter()
-            .chain(rest)
-            .fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let most = most.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
         let mut sums = [0.0f32; 16];
         let (lanes, rest) = scores.as_chunks_mut::<16>();
         for lane in lanes {
@@ -533,9 +393,7 @@ mod tests {
         let mut state = seed;
         let values: Vec<f32> = (0..shape.iter().product())
             .map(|_| {
-                state = state
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 40) as f32 / (1 << 23) as f32 - 1.0
             })
             .collect();
@@ -543,11 +401,7 @@ mod tests {
     }
 
     fn at(x: &Tensor<4>, b: usize, t: usize, h: usize) -> Vec<f32> {
-        x.clone()
-            .slice([b..b + 1, t..t + 1, h..h + 1])
-            .into_data()
-            .try_into_vec()
-            .unwrap()
+        x.clone().slice([b..b + 1, t..t + 1, h..h + 1]).into_data().try_into_vec().unwrap()
     }
 
     /// The definition, one query at a time.
@@ -562,11 +416,7 @@ mod tests {
                     let scores: Vec<f32> = visible
                         .clone()
                         .map(|s| {
-                            at(q, b, t, h)
-                                .iter()
-                                .zip(at(k, b, s, group))
-                                .map(|(q, k)| q * k)
-                                .sum::<f32>()
+                            at(q, b, t, h).iter().zip(at(k, b, s, group)).map(|(q, k)| q * k).sum::<f32>()
                                 / (width as f32).sqrt()
                         })
                         .collect();
@@ -587,20 +437,13 @@ mod tests {
     #[test]
     fn equals_the_definition_with_groups_documents_and_earlier_positions() {
         for (heads, kv_heads, keys) in [(1, 1, 5), (4, 2, 5), (3, 1, 8)] {
-            let (q, k, v) = (
-                random([2, 5, heads, 6], 1),
-                random([2, keys, kv_heads, 6], 2),
-                random([2, keys, kv_heads, 6], 3),
-            );
+            let (q, k, v) =
+                (random([2, 5, heads, 6], 1), random([2, keys, kv_heads, 6], 2), random([2, keys, kv_heads, 6], 3));
             for starts in [[[0; 5], [0; 5]], [[0, 0, 2, 2, 4], [0, 1, 1, 1, 3]]] {
                 let flat: Vec<i32> = starts.iter().flatten().map(|start| *start as i32).collect();
-                let tensor =
-                    Tensor::<2, Int>::from_data(TensorData::new(flat, [2, 5]), &Device::default());
+                let tensor = Tensor::<2, Int>::from_data(TensorData::new(flat, [2, 5]), &Device::default());
                 let ours: Vec<f32> =
-                    causal_attention(q.clone(), k.clone(), v.clone(), Some(tensor))
-                        .into_data()
-                        .try_into_vec()
-                        .unwrap();
+                    causal_attention(q.clone(), k.clone(), v.clone(), Some(tensor)).into_data().try_into_vec().unwrap();
                 for (ours, expected) in ours.iter().zip(plain(&q, &k, &v, &starts)) {
                     assert!((ours - expected).abs() < 1e-5, "{ours} {expected}");
                 }
@@ -619,28 +462,15 @@ mod tests {
             (2, 3, 3, 8, 70, 3),
             (1, 65, 6, 4, 100, 2),
         ] {
-            let (q, k) = (
-                [batch, queries, heads, width],
-                [batch, keys, kv_heads, width],
-            );
+            let (q, k) = ([batch, queries, heads, width], [batch, keys, kv_heads, width]);
             let stretched = random(&q, 7).into_iter().map(|x| x * 5.0).collect();
             let check = Check::new(&[stretched, random(&k, 8), random(&k, 9)]);
-            let documents: Vec<i32> = (0..batch * queries)
-                .map(|i| ((keys - queries + i % queries) / 3 * 2) as i32)
-                .collect();
+            let documents: Vec<i32> =
+                (0..batch * queries).map(|i| ((keys - queries + i % queries) / 3 * 2) as i32).collect();
             let starts = || {
-                Tensor::<2, Int>::from_data(
-                    TensorData::new(documents.clone(), [batch, queries]),
-                    &Device::default(),
-                )
+                Tensor::<2, Int>::from_data(TensorData::new(documents.clone(), [batch, queries]), &Device::default())
             };
-            let shaped = |x: &[Tensor<1>]| {
-                (
-                    x[0].clone().reshape(q),
-                    x[1].clone().reshape(k),
-                    x[2].clone().reshape(k),
-                )
-            };
+            let shaped = |x: &[Tensor<1>]| (x[0].clone().reshape(q), x[1].clone().reshape(k), x[2].clone().reshape(k));
             // Heads first in memory: views that are not contiguous.
             let viewed = |x: &[Tensor<1>]| {
                 let (q, k, v) = shaped(x);

@@ -7,9 +7,7 @@ pub fn random(shape: &[usize], seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let count = shape.iter().product();
     std::iter::repeat_with(|| {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     })
     .take(count)
@@ -25,30 +23,17 @@ type Function<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;
 
 impl Check {
     pub fn new(inputs: &[Vec<f32>]) -> Self {
-        Self {
-            inputs: inputs.to_vec(),
-        }
+        Self { inputs: inputs.to_vec() }
     }
 
     /// Both functions give the same values, the same gradients with any one input frozen, and the same bits when run again.
-    pub fn equal(
-        &self,
-        fused: impl Fn(&[Tensor<1>]) -> Tensor<1>,
-        composed: impl Fn(&[Tensor<1>]) -> Tensor<1>,
-    ) {
+    pub fn equal(&self, fused: impl Fn(&[Tensor<1>]) -> Tensor<1>, composed: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
         let frozen = (0..self.inputs.len()).map(Some).chain([None]);
         for frozen in frozen {
             let ours = self.run(&fused, frozen);
-            assert!(
-                ours == self.run(&fused, frozen),
-                "the same input gives other bits"
-            );
-            for (place, (ours, expected)) in
-                ours.iter().zip(self.run(&composed, frozen)).enumerate()
-            {
-                let size = expected
-                    .iter()
-                    .fold(0f32, |most, value| most.max(value.abs()));
+            assert!(ours == self.run(&fused, frozen), "the same input gives other bits");
+            for (place, (ours, expected)) in ours.iter().zip(self.run(&composed, frozen)).enumerate() {
+                let size = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
                 for (ours, expected) in ours.iter().zip(&expected) {
                     let near = (ours - expected).abs() <= 2e-5 * size + 1e-30;
                     assert!(
@@ -82,18 +67,10 @@ impl Check {
             return vec![host(output)];
         }
         let values = host(output.clone().inner());
-        let weights = Tensor::<1>::from_data(
-            TensorData::new(random(&[values.len()], 99), [values.len()]),
-            &plain,
-        );
+        let weights = Tensor::<1>::from_data(TensorData::new(random(&[values.len()], 99), [values.len()]), &plain);
         let mut grads = (output * weights).sum().backward();
-        let tracked = tensors
-            .iter()
-            .enumerate()
-            .filter(|(place, _)| frozen != Some(*place));
-        let slopes: Vec<Vec<f32>> = tracked
-            .map(|(_, tensor)| host(tensor.grad_remove(&mut grads).unwrap()))
-            .collect();
+        let tracked = tensors.iter().enumerate().filter(|(place, _)| frozen != Some(*place));
+        let slopes: Vec<Vec<f32>> = tracked.map(|(_, tensor)| host(tensor.grad_remove(&mut grads).unwrap())).collect();
         [vec![values], slopes].concat()
     }
 }

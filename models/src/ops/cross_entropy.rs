@@ -22,9 +22,7 @@ pub fn linear_cross_entropy(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, 
 fn composed(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let logarithms = activation::log_softmax(x.matmul(weight), 1);
     let ignored = targets.clone().equal_elem(IGNORE);
-    let picked = logarithms
-        .gather(1, targets.mask_fill(ignored.clone(), 0).unsqueeze_dim(1))
-        .squeeze_dim::<1>(1);
+    let picked = logarithms.gather(1, targets.mask_fill(ignored.clone(), 0).unsqueeze_dim(1)).squeeze_dim::<1>(1);
     picked.mask_fill(ignored, 0.0).sum().neg()
 }
 
@@ -46,17 +44,9 @@ mod fused {
     /// Rows whose logits exist at a time: enough for products at full speed, few enough to stay in the cache.
     const CHUNK: usize = 256;
 
-    pub fn linear_cross_entropy(
-        x: Tensor<2>,
-        weight: Tensor<2>,
-        targets: Tensor<1, Int>,
-    ) -> Tensor<1> {
+    pub fn linear_cross_entropy(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
         let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as CrossEntropyOp>::fused_cross_entropy(
-            x,
-            weight,
-            targets.into_dispatch(),
-        ))
+        Tensor::from_dispatch(<Dispatch as CrossEntropyOp>::fused_cross_entropy(x, weight, targets.into_dispatch()))
     }
 
     #[backend_extension(Flex, Autodiff)]
@@ -69,11 +59,7 @@ mod fused {
     }
 
     impl CrossEntropyOp for Flex {
-        fn fused_cross_entropy(
-            x: FlexTensor,
-            weight: FlexTensor,
-            targets: FlexTensor,
-        ) -> FlexTensor {
+        fn fused_cross_entropy(x: FlexTensor, weight: FlexTensor, targets: FlexTensor) -> FlexTensor {
             Loss::of(x, weight, targets, false, false).sum
         }
     }
@@ -85,17 +71,8 @@ mod fused {
             targets: IntTensor<Self>,
         ) -> FloatTensor<Self> {
             let (x_tracked, weight_tracked) = (x.is_tracked(), weight.is_tracked());
-            let prepared = CrossEntropyBackward
-                .prepare::<C>([x.node(), weight.node()])
-                .compute_bound()
-                .stateful();
-            let loss = Loss::of(
-                x.into_primitive(),
-                weight.into_primitive(),
-                targets,
-                x_tracked,
-                weight_tracked,
-            );
+            let prepared = CrossEntropyBackward.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful();
+            let loss = Loss::of(x.into_primitive(), weight.into_primitive(), targets, x_tracked, weight_tracked);
             match prepared {
                 OpsKind::Tracked(prepared) => prepared.finish((loss.dx, loss.dweight), loss.sum),
                 OpsKind::UnTracked(prepared) => prepared.finish(loss.sum),
@@ -109,12 +86,7 @@ mod fused {
     impl Backward<Flex, 2> for CrossEntropyBackward {
         type State = (Option<FlexTensor>, Option<FlexTensor>);
 
-        fn backward(
-            self,
-            ops: Ops<Self::State, 2>,
-            grads: &mut Gradients,
-            _checkpointer: &mut Checkpointer,
-        ) {
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let upstream = contiguous(grads.consume::<Flex>(&ops.node));
             let factor = values(&upstream)[0];
             let (dx, dweight) = ops.state;
@@ -143,32 +115,18 @@ mod fused {
 
     impl Loss {
         /// The loss, and the gradients of those inputs that want one.
-        fn of(
-            x: FlexTensor,
-            weight: FlexTensor,
-            targets: FlexTensor,
-            want_dx: bool,
-            want_dweight: bool,
-        ) -> Self {
+        fn of(x: FlexTensor, weight: FlexTensor, targets: FlexTensor, want_dx: bool, want_dweight: bool) -> Self {
             let x = contiguous(x);
             // A transposed view of row-major values is read as it is; any other order is copied.
             let flipped = !weight.is_contiguous() && weight.transpose(0, 1).is_contiguous();
-            let stored = if flipped {
-                weight.transpose(0, 1)
-            } else {
-                contiguous(weight)
-            };
+            let stored = if flipped { weight.transpose(0, 1) } else { contiguous(weight) };
             let (rows, width) = (x.shape()[0], x.shape()[1]);
             let (stored_rows, stored_columns) = (stored.shape()[0], stored.shape()[1]);
             let vocabulary = if flipped { stored_rows } else { stored_columns };
             let targets = token_ids(&targets);
             let source = values(&x);
             let weights = Matrix::row_major(values(&stored), stored_rows, stored_columns);
-            let weights = if flipped {
-                weights.transposed()
-            } else {
-                weights
-            };
+            let weights = if flipped { weights.transposed() } else { weights };
             let mut dx = want_dx.then(|| vec![0.0; rows * width]);
             let mut dweight = want_dweight.then(|| vec![0.0; width * vocabulary]);
             let mut logits = vec![0.0; CHUNK.min(rows) * vocabulary];
@@ -176,19 +134,8 @@ mod fused {
             for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
                 let (first, count) = (chunk * CHUNK, targets.len());
                 let logits = &mut logits[..count * vocabulary];
-                let rows = Matrix::row_major(
-                    &source[first * width..(first + count) * width],
-                    count,
-                    width,
-                );
-                product(
-                    Matrix::row_major(&mut *logits, count, vocabulary),
-                    false,
-                    1.0,
-                    rows,
-                    weights,
-                    true,
-                );
+                let rows = Matrix::row_major(&source[first * width..(first + count) * width], count, width);
+                product(Matrix::row_major(&mut *logits, count, vocabulary), false, 1.0, rows, weights, true);
                 let slopes = want_dx || want_dweight;
                 let losses: Vec<f64> = logits
                     .par_chunks_mut(vocabulary)
@@ -198,11 +145,7 @@ mod fused {
                 sum += losses.iter().sum::<f64>();
                 let dlogits = Matrix::row_major(&*logits, count, vocabulary);
                 if let Some(dx) = &mut dx {
-                    let out = Matrix::row_major(
-                        &mut dx[first * width..(first + count) * width],
-                        count,
-                        width,
-                    );
+                    let out = Matrix::row_major(&mut dx[first * width..(first + count) * width], count, width);
                     product(out, false, 1.0, dlogits, weights.transposed(), true);
                 }
                 if let Some(dweight) = &mut dweight {
@@ -217,17 +160,9 @@ mod fused {
                     Layout::contiguous([stored_rows, stored_columns].into()),
                     DType::F32,
                 );
-                if flipped {
-                    slope.transpose(0, 1)
-                } else {
-                    slope
-                }
+                if flipped { slope.transpose(0, 1) } else { slope }
             });
-            Self {
-                sum: tensor(vec![sum as f32], [1]),
-                dx: dx.map(|values| tensor(values, [rows, width])),
-                dweight,
-            }
+            Self { sum: tensor(vec![sum as f32], [1]), dx: dx.map(|values| tensor(values, [rows, width])), dweight }
         }
     }
 
@@ -248,10 +183,7 @@ mod fused {
                 *most = most.max(*value);
             }
         }
-        let most = largest
-            .iter()
-            .chain(rest)
-            .fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let most = largest.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
         let mut sums = [0.0f32; 16];
         let (lanes, rest) = logits.as_chunks_mut::<16>();
         for lane in lanes {
@@ -278,18 +210,10 @@ mod fused {
     fn token_ids(targets: &FlexTensor) -> Vec<i32> {
         let targets = contiguous(targets.clone());
         match targets.dtype() {
-            DType::I64 => targets
-                .as_slice::<i64>()
-                .map(|ids| ids.iter().map(|id| *id as i32).collect()),
+            DType::I64 => targets.as_slice::<i64>().map(|ids| ids.iter().map(|id| *id as i32).collect()),
             _ => targets.as_slice::<i32>().map(<[i32]>::to_vec),
         }
-        .unwrap_or_else(|| {
-            targets
-                .into_data()
-                .convert::<i32>()
-                .try_into_vec()
-                .unwrap_or_default()
-        })
+        .unwrap_or_else(|| targets.into_data().convert::<i32>().try_into_vec().unwrap_or_default())
     }
 }
 
@@ -305,9 +229,7 @@ mod tests {
         let weight = Tensor::<2>::from_data([[1.0, 0.0, -1.0], [0.5, 1.0, 0.0]], &device);
         let targets = Tensor::<1, Int>::from_data(TensorData::from([2, IGNORE, 0]), &device);
         let loss: f32 = linear_cross_entropy(x, weight, targets).into_scalar();
-        let entropy = |logits: [f32; 3], target: usize| {
-            logits.map(f32::exp).iter().sum::<f32>().ln() - logits[target]
-        };
+        let entropy = |logits: [f32; 3], target: usize| logits.map(f32::exp).iter().sum::<f32>().ln() - logits[target];
         let expected = entropy([2.0, 2.0, -1.0], 2) + entropy([3.0, 0.0, -3.0], 0);
         assert!((loss - expected).abs() < 1e-5, "{loss} {expected}");
     }
@@ -316,40 +238,17 @@ mod tests {
     #[test]
     fn the_fused_form_equals_the_composed_one() {
         use crate::ops::check::{Check, random};
-        for (rows, width, vocabulary, scale) in [
-            (1, 3, 5, 1.0),
-            (7, 8, 33, 3.0),
-            (300, 16, 40, 1.0),
-            (513, 4, 20, 100.0),
-        ] {
-            let x = random(&[rows, width], 5)
-                .into_iter()
-                .map(|x| x * scale)
-                .collect();
+        for (rows, width, vocabulary, scale) in
+            [(1, 3, 5, 1.0), (7, 8, 33, 3.0), (300, 16, 40, 1.0), (513, 4, 20, 100.0)]
+        {
+            let x = random(&[rows, width], 5).into_iter().map(|x| x * scale).collect();
             let check = Check::new(&[x, random(&[width, vocabulary], 6)]);
-            let ids: Vec<i32> = (0..rows as i32)
-                .map(|i| {
-                    if i % 5 == 3 {
-                        IGNORE
-                    } else {
-                        i * 7 % vocabulary as i32
-                    }
-                })
-                .collect();
-            let targets = || {
-                Tensor::<1, Int>::from_data(
-                    TensorData::new(ids.clone(), [rows]),
-                    &Device::default(),
-                )
-            };
+            let ids: Vec<i32> =
+                (0..rows as i32).map(|i| if i % 5 == 3 { IGNORE } else { i * 7 % vocabulary as i32 }).collect();
+            let targets = || Tensor::<1, Int>::from_data(TensorData::new(ids.clone(), [rows]), &Device::default());
             let split = |x: &[Tensor<1>]| (x[0].clone().reshape([rows, width]), x[1].clone());
             let plain = |x: &[Tensor<1>]| (split(x).0, split(x).1.reshape([width, vocabulary]));
-            let tied = |x: &[Tensor<1>]| {
-                (
-                    split(x).0,
-                    split(x).1.reshape([vocabulary, width]).transpose(),
-                )
-            };
+            let tied = |x: &[Tensor<1>]| (split(x).0, split(x).1.reshape([vocabulary, width]).transpose());
             check.equal(
                 |x| {
                     let (a, b) = plain(x);

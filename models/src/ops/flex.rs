@@ -43,11 +43,7 @@ pub(super) fn values(x: &FlexTensor) -> &[f32] {
 
 /// A tensor of values in row-major order.
 pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
-    FlexTensor::new(
-        Bytes::from_elems(values),
-        Layout::contiguous(shape.into()),
-        DType::F32,
-    )
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)
 }
 
 /// Runs a loop compiled for the widest vectors that this processor has.
@@ -73,13 +69,7 @@ pub(super) fn exp(x: f32) -> f32 {
     let rest = power.mul_add(-0.693_359_4, clamped);
     let rest = power.mul_add(2.121_944_4e-4, rest);
     let mut sum = 1.987_569_1e-4f32;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        0.166_666_66,
-        0.5,
-    ] {
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
         sum = sum.mul_add(rest, coefficient);
     }
     let sum = (sum * rest).mul_add(rest, rest) + 1.0;
@@ -100,13 +90,7 @@ pub(super) struct Matrix<T> {
 impl<T> Matrix<T> {
     /// Rows one after another.
     pub fn row_major(data: T, rows: usize, columns: usize) -> Self {
-        Self {
-            data,
-            rows,
-            columns,
-            row_stride: columns,
-            column_stride: 1,
-        }
+        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
     /// The same memory read the other way.
@@ -138,18 +122,12 @@ pub(super) fn product(
     b: Matrix<&[f32]>,
     parallel: bool,
 ) {
-    assert!(
-        a.columns == b.rows && out.rows == a.rows && out.columns == b.columns,
-        "shapes of a product"
-    );
+    assert!(a.columns == b.rows && out.rows == a.rows && out.columns == b.columns, "shapes of a product");
     assert!(
         out.extent() <= out.data.len() && a.extent() <= a.data.len() && b.extent() <= b.data.len(),
         "memory of a product"
     );
-    assert!(
-        out.row_stride >= out.columns || out.column_stride >= out.rows,
-        "values of a product must not overlap"
-    );
+    assert!(out.row_stride >= out.columns || out.column_stride >= out.rows, "values of a product must not overlap");
     let parallelism = match parallel {
         true => gemm::Parallelism::Rayon(0),
         false => gemm::Parallelism::None,
@@ -198,32 +176,12 @@ mod tests {
 
     #[test]
     fn products_take_any_strides() {
-        let (a, b) = (
-            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-            [1.0, 0.0, 2.0, -1.0, 0.5, 3.0],
-        );
+        let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, 2.0, -1.0, 0.5, 3.0]);
         let mut out = [10.0; 4];
-        let (left, right) = (
-            Matrix::row_major(&a[..], 2, 3),
-            Matrix::row_major(&b[..], 2, 3).transposed(),
-        );
-        product(
-            Matrix::row_major(&mut out[..], 2, 2),
-            false,
-            1.0,
-            left,
-            right,
-            false,
-        );
+        let (left, right) = (Matrix::row_major(&a[..], 2, 3), Matrix::row_major(&b[..], 2, 3).transposed());
+        product(Matrix::row_major(&mut out[..], 2, 2), false, 1.0, left, right, false);
         assert_eq!(out, [7.0, 9.0 - 0.0 - 1.0 + 1.0, 16.0, 16.5]);
-        product(
-            Matrix::row_major(&mut out[..], 2, 2).transposed(),
-            true,
-            2.0,
-            left,
-            right,
-            true,
-        );
+        product(Matrix::row_major(&mut out[..], 2, 2).transposed(), true, 2.0, left, right, true);
         assert_eq!(out, [7.0 + 14.0, 9.0 + 32.0, 16.0 + 18.0, 16.5 + 33.0]);
     }
 }

@@ -24,7 +24,5 @@ pub use swiglu::swiglu;
 pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
     let [batch, positions] = ids.dims();
     let width = weight.dims()[1];
-    weight
-        .select(0, ids.reshape([batch * positions]))
-        .reshape([batch, positions, width])
+    weight.select(0, ids.reshape([batch * positions])).reshape([batch, positions, width])
 }

@@ -14,13 +14,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tens
 }
 
 fn composed<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tensor<D> {
-    let scale = x
-        .clone()
-        .square()
-        .mean_dim(D - 1)
-        .add_scalar(eps)
-        .sqrt()
-        .recip();
+    let scale = x.clone().square().mean_dim(D - 1).add_scalar(eps).sqrt().recip();
     x * scale * gain.unsqueeze()
 }
 
@@ -39,20 +33,12 @@ mod fused {
     use crate::ops::flex::{ROWS, contiguous, tensor, values, vectorised};
 
     pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tensor<D> {
-        Tensor::from_dispatch(<Dispatch as RmsNormOp>::fused_rms_norm(
-            x.into_dispatch(),
-            gain.into_dispatch(),
-            eps,
-        ))
+        Tensor::from_dispatch(<Dispatch as RmsNormOp>::fused_rms_norm(x.into_dispatch(), gain.into_dispatch(), eps))
     }
 
     #[backend_extension(Flex, Autodiff)]
     pub trait RmsNormOp: Backend {
-        fn fused_rms_norm(
-            x: FloatTensor<Self>,
-            gain: FloatTensor<Self>,
-            eps: f64,
-        ) -> FloatTensor<Self>;
+        fn fused_rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
     }
 
     impl RmsNormOp for Flex {
@@ -62,19 +48,9 @@ mod fused {
     }
 
     impl<C: CheckpointStrategy> RmsNormOp for Autodiff<Flex, C> {
-        fn fused_rms_norm(
-            x: FloatTensor<Self>,
-            gain: FloatTensor<Self>,
-            eps: f64,
-        ) -> FloatTensor<Self> {
-            let prepared = RmsNormBackward
-                .prepare::<C>([x.node(), gain.node()])
-                .compute_bound()
-                .stateful();
-            let (x, gain) = (
-                contiguous(x.into_primitive()),
-                contiguous(gain.into_primitive()),
-            );
+        fn fused_rms_norm(x: FloatTensor<Self>, gain: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
+            let prepared = RmsNormBackward.prepare::<C>([x.node(), gain.node()]).compute_bound().stateful();
+            let (x, gain) = (contiguous(x.into_primitive()), contiguous(gain.into_primitive()));
             let (y, scales) = forward(&x, &gain, eps);
             match prepared {
                 OpsKind::Tracked(prepared) => prepared.finish((x, gain, scales), y),
@@ -89,12 +65,7 @@ mod fused {
     impl Backward<Flex, 2> for RmsNormBackward {
         type State = (FlexTensor, FlexTensor, Vec<f32>);
 
-        fn backward(
-            self,
-            ops: Ops<Self::State, 2>,
-            grads: &mut Gradients,
-            _checkpointer: &mut Checkpointer,
-        ) {
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let [x_node, gain_node] = ops.parents;
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
             let (x, gain, scales) = ops.state;
@@ -114,16 +85,10 @@ mod fused {
         let width = gain.len();
         let mut y = vec![0.0; source.len()];
         let mut scales = vec![0.0; source.len() / width];
-        y.par_chunks_mut(ROWS * width)
-            .zip(source.par_chunks(ROWS * width))
-            .zip(scales.par_chunks_mut(ROWS))
-            .for_each(|((y, x), scales)| {
+        y.par_chunks_mut(ROWS * width).zip(source.par_chunks(ROWS * width)).zip(scales.par_chunks_mut(ROWS)).for_each(
+            |((y, x), scales)| {
                 vectorised(|| {
-                    for ((y, x), scale) in y
-                        .chunks_exact_mut(width)
-                        .zip(x.chunks_exact(width))
-                        .zip(scales)
-                    {
+                    for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scales) {
                         let mean = dot(x, x) / width as f32;
                         *scale = 1.0 / (mean + eps as f32).sqrt();
                         for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
@@ -131,17 +96,13 @@ mod fused {
                         }
                     }
                 });
-            });
+            },
+        );
         (tensor(y, x.shape()), scales)
     }
 
     /// With `u = dy * gain`: `dx = scale * (u - x * scale^2 * mean(u x))`, `dgain = sum over rows of dy * x * scale`.
-    fn backward(
-        x: &FlexTensor,
-        gain: &FlexTensor,
-        scales: &[f32],
-        dy: &FlexTensor,
-    ) -> (FlexTensor, FlexTensor) {
+    fn backward(x: &FlexTensor, gain: &FlexTensor, scales: &[f32], dy: &FlexTensor) -> (FlexTensor, FlexTensor) {
         let (source, gains, upstream) = (values(x), values(gain), values(dy));
         let width = gains.len();
         let mut dx = vec![0.0; source.len()];
@@ -153,17 +114,11 @@ mod fused {
             .map(|(((dx, x), dy), scales)| {
                 let mut dgain = vec![0.0; width];
                 vectorised(|| {
-                    let rows = dx
-                        .chunks_exact_mut(width)
-                        .zip(x.chunks_exact(width))
-                        .zip(dy.chunks_exact(width))
-                        .zip(scales);
+                    let rows =
+                        dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scales);
                     for (((dx, x), dy), scale) in rows {
-                        for (((u, dy), gain), (dgain, x)) in dx
-                            .iter_mut()
-                            .zip(dy)
-                            .zip(gains)
-                            .zip(dgain.iter_mut().zip(x))
+                        for (((u, dy), gain), (dgain, x)) in
+                            dx.iter_mut().zip(dy).zip(gains).zip(dgain.iter_mut().zip(x))
                         {
                             *u = dy * gain;
                             *dgain += dy * x * scale;
@@ -207,22 +162,12 @@ mod tests {
 
     #[test]
     fn the_fused_form_equals_the_composed_one() {
-        for shape in [
-            [1, 1, 5],
-            [2, 3, 7],
-            [3, 50, 33],
-            [1, 130, 16],
-            [2, 2, 1000],
-        ] {
+        for shape in [[1, 1, 5], [2, 3, 7], [3, 50, 33], [1, 130, 16], [2, 2, 1000]] {
             for scale in [1.0, 1e-4, 1e4] {
                 let x = random(&shape, 1).into_iter().map(|x| x * scale).collect();
                 Check::new(&[x, random(&[shape[2]], 2)]).equal(
-                    |x| {
-                        rms_norm(x[0].clone().reshape(shape), x[1].clone(), 1e-6).flatten::<1>(0, 2)
-                    },
-                    |x| {
-                        composed(x[0].clone().reshape(shape), x[1].clone(), 1e-6).flatten::<1>(0, 2)
-                    },
+                    |x| rms_norm(x[0].clone().reshape(shape), x[1].clone(), 1e-6).flatten::<1>(0, 2),
+                    |x| composed(x[0].clone().reshape(shape), x[1].clone(), 1e-6).flatten::<1>(0, 2),
                 );
             }
         }

@@ -16,25 +16,14 @@ impl Rotary {
     /// Angles of the first `positions` positions for heads of an even width: `position * theta^(-2 i / head_dim)`.
     pub fn new(head_dim: usize, positions: usize, theta: f64, device: &Device) -> Self {
         let half = head_dim / 2;
-        let rates: Vec<f64> = (0..half)
-            .map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64))
-            .collect();
+        let rates: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
         let device = device.clone().inner();
         let table = |f: fn(f64) -> f64| {
-            let values = (0..positions).flat_map(|position| {
-                rates
-                    .iter()
-                    .map(move |rate| f(position as f64 * rate) as f32)
-            });
-            Tensor::from_data(
-                TensorData::new(values.collect::<Vec<_>>(), [positions, half]),
-                &device,
-            )
+            let values =
+                (0..positions).flat_map(|position| rates.iter().map(move |rate| f(position as f64 * rate) as f32));
+            Tensor::from_data(TensorData::new(values.collect::<Vec<_>>(), [positions, half]), &device)
         };
-        Self {
-            cos: table(f64::cos),
-            sin: table(f64::sin),
-        }
+        Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
 }
 
@@ -43,7 +32,7 @@ impl Rotary {
 /// Pairs are the halves of a head, as in Hugging Face's LLaMA: value `i` turns with value `i + d / 2`.
 pub fn rotary(x: Tensor<4>, table: &Rotary, offset: usize) -> Tensor<4> {
     let positions = x.dims()[1];
-    let rows = |table: &Tensor<2>| table.clone().slice([offset..offset + positions]);
+    let rows = |table: &Tensor<2>| table.clone().narrow(0, offset, positions);
     let (cos, sin) = (rows(&table.cos), rows(&table.sin));
     #[cfg(feature = "flex")]
     if super::flex::fits(&x) && super::flex::fits(&cos) {
@@ -56,10 +45,7 @@ pub fn rotary(x: Tensor<4>, table: &Rotary, offset: usize) -> Tensor<4> {
 fn composed(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
     let [_, positions, _, width] = x.dims();
     let half = width / 2;
-    let (cos, sin) = (
-        cos.reshape([1, positions, 1, half]),
-        sin.reshape([1, positions, 1, half]),
-    );
+    let (cos, sin) = (cos.reshape([1, positions, 1, half]), sin.reshape([1, positions, 1, half]));
     let (first, second) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
     let turned_first = first.clone() * cos.clone() - second.clone() * sin.clone();
     let turned_second = second * cos + first * sin;
@@ -87,11 +73,7 @@ mod fused {
 
     #[backend_extension(Flex, Autodiff)]
     pub trait RotaryOp: Backend {
-        fn fused_rotary(
-            x: FloatTensor<Self>,
-            cos: FloatTensor<Self>,
-            sin: FloatTensor<Self>,
-        ) -> FloatTensor<Self>;
+        fn fused_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
     }
 
     impl RotaryOp for Flex {
@@ -101,19 +83,9 @@ mod fused {
     }
 
     impl<C: CheckpointStrategy> RotaryOp for Autodiff<Flex, C> {
-        fn fused_rotary(
-            x: FloatTensor<Self>,
-            cos: FloatTensor<Self>,
-            sin: FloatTensor<Self>,
-        ) -> FloatTensor<Self> {
-            let prepared = RotaryBackward
-                .prepare::<C>([x.node()])
-                .compute_bound()
-                .stateful();
-            let (cos, sin) = (
-                contiguous(cos.into_primitive()),
-                contiguous(sin.into_primitive()),
-            );
+        fn fused_rotary(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+            let prepared = RotaryBackward.prepare::<C>([x.node()]).compute_bound().stateful();
+            let (cos, sin) = (contiguous(cos.into_primitive()), contiguous(sin.into_primitive()));
             let y = turn(x.into_primitive(), &cos, &sin, 1.0);
             match prepared {
                 OpsKind::Tracked(prepared) => prepared.finish((cos, sin), y),
@@ -128,12 +100,7 @@ mod fused {
     impl Backward<Flex, 1> for RotaryBackward {
         type State = (FlexTensor, FlexTensor);
 
-        fn backward(
-            self,
-            ops: Ops<Self::State, 1>,
-            grads: &mut Gradients,
-            _checkpointer: &mut Checkpointer,
-        ) {
+        fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let dy = grads.consume::<Flex>(&ops.node);
             let (cos, sin) = ops.state;
             let [node] = ops.parents;
@@ -150,23 +117,20 @@ mod fused {
         let shape = x.shape();
         let (positions, row, half) = (shape[1], shape[2] * shape[3], shape[3] / 2);
         let mut y = vec![0.0; values(&x).len()];
-        y.par_chunks_mut(row)
-            .zip(values(&x).par_chunks(row))
-            .enumerate()
-            .for_each(|(place, (y, x))| {
-                let angles = place % positions * half..(place % positions + 1) * half;
-                let (cos, sin) = (&values(cos)[angles.clone()], &values(sin)[angles]);
-                vectorised(|| {
-                    for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                        let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
-                        for i in 0..half {
-                            let sin = direction * sin[i];
-                            y1[i] = x1[i] * cos[i] - x2[i] * sin;
-                            y2[i] = x2[i] * cos[i] + x1[i] * sin;
-                        }
+        y.par_chunks_mut(row).zip(values(&x).par_chunks(row)).enumerate().for_each(|(place, (y, x))| {
+            let angles = place % positions * half..(place % positions + 1) * half;
+            let (cos, sin) = (&values(cos)[angles.clone()], &values(sin)[angles]);
+            vectorised(|| {
+                for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                    let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+                    for i in 0..half {
+                        let sin = direction * sin[i];
+                        y1[i] = x1[i] * cos[i] - x2[i] * sin;
+                        y2[i] = x2[i] * cos[i] + x1[i] * sin;
                     }
-                });
+                }
             });
+        });
         tensor(y, shape)
     }
 }
@@ -178,22 +142,14 @@ mod tests {
     fn rotate(values: [f32; 4], offset: usize) -> Vec<f32> {
         let device = Device::default();
         let x = Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, 1, 1, 4]), &device);
-        rotary(x, &Rotary::new(4, 9, 100.0, &device), offset)
-            .into_data()
-            .try_into_vec()
-            .unwrap()
+        rotary(x, &Rotary::new(4, 9, 100.0, &device), offset).into_data().try_into_vec().unwrap()
     }
 
     #[test]
     fn halves_turn_by_position_times_rate() {
         let turned = rotate([1.0, 0.0, 0.0, 2.0], 3);
         // The second pair has rate 100^(-2/4) = 0.1.
-        let expected = [
-            3f32.cos(),
-            -2.0 * 0.3f32.sin(),
-            3f32.sin(),
-            2.0 * 0.3f32.cos(),
-        ];
+        let expected = [3f32.cos(), -2.0 * 0.3f32.sin(), 3f32.sin(), 2.0 * 0.3f32.cos()];
         for (ours, expected) in turned.iter().zip(expected) {
             assert!((ours - expected).abs() < 1e-6, "{turned:?}");
         }
@@ -203,10 +159,7 @@ mod tests {
     #[test]
     fn products_depend_on_the_distance_alone() {
         let dot = |a: usize, b: usize| {
-            let (q, k) = (
-                rotate([0.3, -1.0, 0.5, 2.0], a),
-                rotate([1.0, 0.7, -0.2, 0.4], b),
-            );
+            let (q, k) = (rotate([0.3, -1.0, 0.5, 2.0], a), rotate([1.0, 0.7, -0.2, 0.4], b));
             q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>()
         };
         assert!((dot(5, 2) - dot(8, 5)).abs() < 1e-5);
@@ -220,14 +173,7 @@ mod tests {
             let table = Rotary::new(shape[3], shape[1], 1e4, &Device::default());
             Check::new(&[random(&shape, 1)]).equal(
                 |x| rotary(x[0].clone().reshape(shape), &table, 0).flatten::<1>(0, 3),
-                |x| {
-                    composed(
-                        x[0].clone().reshape(shape),
-                        table.cos.clone(),
-                        table.sin.clone(),
-                    )
-                    .flatten::<1>(0, 3)
-                },
+                |x| composed(x[0].clone().reshape(shape), table.cos.clone(), table.sin.clone()).flatten::<1>(0, 3),
             );
         }
     }

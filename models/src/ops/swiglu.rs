@@ -35,10 +35,7 @@ mod fused {
     const CHUNK: usize = 1 << 14;
 
     pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-        Tensor::from_dispatch(<Dispatch as SwigluOp>::fused_swiglu(
-            gate.into_dispatch(),
-            up.into_dispatch(),
-        ))
+        Tensor::from_dispatch(<Dispatch as SwigluOp>::fused_swiglu(gate.into_dispatch(), up.into_dispatch()))
     }
 
     #[backend_extension(Flex, Autodiff)]
@@ -54,14 +51,8 @@ mod fused {
 
     impl<C: CheckpointStrategy> SwigluOp for Autodiff<Flex, C> {
         fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-            let prepared = SwigluBackward
-                .prepare::<C>([gate.node(), up.node()])
-                .compute_bound()
-                .stateful();
-            let (gate, up) = (
-                contiguous(gate.into_primitive()),
-                contiguous(up.into_primitive()),
-            );
+            let prepared = SwigluBackward.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful();
+            let (gate, up) = (contiguous(gate.into_primitive()), contiguous(up.into_primitive()));
             let y = forward(&gate, &up);
             match prepared {
                 OpsKind::Tracked(prepared) => prepared.finish((gate, up), y),
@@ -76,12 +67,7 @@ mod fused {
     impl Backward<Flex, 2> for SwigluBackward {
         type State = (FlexTensor, FlexTensor);
 
-        fn backward(
-            self,
-            ops: Ops<Self::State, 2>,
-            grads: &mut Gradients,
-            _checkpointer: &mut Checkpointer,
-        ) {
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let [gate_node, up_node] = ops.parents;
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
             let (gate, up) = ops.state;
@@ -103,16 +89,15 @@ mod fused {
     fn forward(gate: &FlexTensor, up: &FlexTensor) -> FlexTensor {
         let (gates, ups) = (values(gate), values(up));
         let mut y = vec![0.0; gates.len()];
-        y.par_chunks_mut(CHUNK)
-            .zip(gates.par_chunks(CHUNK))
-            .zip(ups.par_chunks(CHUNK))
-            .for_each(|((y, gates), ups)| {
+        y.par_chunks_mut(CHUNK).zip(gates.par_chunks(CHUNK)).zip(ups.par_chunks(CHUNK)).for_each(
+            |((y, gates), ups)| {
                 vectorised(|| {
                     for ((y, gate), up) in y.iter_mut().zip(gates).zip(ups) {
                         *y = gate * sigmoid(*gate) * up;
                     }
                 });
-            });
+            },
+        );
         tensor(y, gate.shape())
     }
 
@@ -121,23 +106,16 @@ mod fused {
         let (gates, ups, upstream) = (values(gate), values(up), values(dy));
         let (mut dgate, mut dup) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
         let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
-        let inputs = gates
-            .par_chunks(CHUNK)
-            .zip(ups.par_chunks(CHUNK))
-            .zip(upstream.par_chunks(CHUNK));
-        outputs
-            .zip(inputs)
-            .for_each(|((dgate, dup), ((gates, ups), dy))| {
-                vectorised(|| {
-                    for (((dgate, dup), (gate, up)), dy) in
-                        dgate.iter_mut().zip(dup).zip(gates.iter().zip(ups)).zip(dy)
-                    {
-                        let s = sigmoid(*gate);
-                        *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
-                        *dup = dy * gate * s;
-                    }
-                });
+        let inputs = gates.par_chunks(CHUNK).zip(ups.par_chunks(CHUNK)).zip(upstream.par_chunks(CHUNK));
+        outputs.zip(inputs).for_each(|((dgate, dup), ((gates, ups), dy))| {
+            vectorised(|| {
+                for (((dgate, dup), (gate, up)), dy) in dgate.iter_mut().zip(dup).zip(gates.iter().zip(ups)).zip(dy) {
+                    let s = sigmoid(*gate);
+                    *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+                    *dup = dy * gate * s;
+                }
             });
+        });
         (tensor(dgate, gate.shape()), tensor(dup, gate.shape()))
     }
 }
@@ -149,18 +127,10 @@ mod tests {
 
     #[test]
     fn the_fused_form_equals_the_composed_one() {
-        for (count, scale) in [
-            (1, 1.0),
-            (37, 3.0),
-            (1 << 14, 1.0),
-            (40_000, 30.0),
-            (50, 1e4),
-        ] {
+        for (count, scale) in [(1, 1.0), (37, 3.0), (1 << 14, 1.0), (40_000, 30.0), (50, 1e4)] {
             let gate = random(&[count], 3).into_iter().map(|x| x * scale).collect();
-            Check::new(&[gate, random(&[count], 4)]).equal(
-                |x| swiglu(x[0].clone(), x[1].clone()),
-                |x| composed(x[0].clone(), x[1].clone()),
-            );
+            Check::new(&[gate, random(&[count], 4)])
+                .equal(|x| swiglu(x[0].clone(), x[1].clone()), |x| composed(x[0].clone(), x[1].clone()));
         }
     }
 }

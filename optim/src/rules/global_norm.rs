@@ -47,18 +47,8 @@ impl GlobalNormClip {
     /// Measures and, where needed, scales the gradients of `module`.
     ///
     /// Refuses gradients that are infinite or not a number, naming the first such parameter in the order of the module.
-    pub fn apply<M: Module>(
-        &self,
-        module: &M,
-        mut grads: GradientsParams,
-    ) -> Result<Clipped, OptimError> {
-        let mut sums = Squares {
-            grads: &grads,
-            path: Vec::new(),
-            total: 0.0,
-            bytes: 0,
-            refused: None,
-        };
+    pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<Clipped, OptimError> {
+        let mut sums = Squares { grads: &grads, path: Vec::new(), total: 0.0, bytes: 0, refused: None };
         module.visit(&mut sums);
         if let Some(refused) = sums.refused {
             return Err(refused);
@@ -67,10 +57,7 @@ impl GlobalNormClip {
         if let Some(max_norm) = self.max_norm {
             let factor = max_norm / (norm + EPSILON);
             if factor < 1.0 {
-                module.visit(&mut Scale {
-                    grads: &mut grads,
-                    factor,
-                });
+                module.visit(&mut Scale { grads: &mut grads, factor });
             }
         }
         Ok(Clipped { grads, norm, bytes })
@@ -105,10 +92,7 @@ impl ModuleVisitor for Squares<'_> {
         let (sum, non_finite) = sum_of_squares(grad);
         self.total += sum;
         if non_finite > 0 {
-            self.refused = Some(OptimError::NonFiniteGradient {
-                path: self.path.join("."),
-                count: non_finite,
-            });
+            self.refused = Some(OptimError::NonFiniteGradient { path: self.path.join("."), count: non_finite });
         }
     }
 }
@@ -151,9 +135,7 @@ fn host_sum_of_squares(values: &[f32]) -> (f64, u64) {
     use rayon::prelude::*;
     const CHUNK: usize = 1 << 15;
     let partial: Vec<(f64, u64)> = values.par_chunks(CHUNK).map(chunk_sum_of_squares).collect();
-    partial
-        .into_iter()
-        .fold((0.0, 0), |(sum, bad), (s, b)| (sum + s, bad + b))
+    partial.into_iter().fold((0.0, 0), |(sum, bad), (s, b)| (sum + s, bad + b))
 }
 
 fn chunk_sum_of_squares(values: &[f32]) -> (f64, u64) {
@@ -165,18 +147,11 @@ fn chunk_sum_of_squares(values: &[f32]) -> (f64, u64) {
             *sum += f64::from(*value) * f64::from(*value);
         }
     }
-    let sum = sums.iter().sum::<f64>()
-        + rest
-            .iter()
-            .map(|value| f64::from(*value).powi(2))
-            .sum::<f64>();
+    let sum = sums.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
     // The square of a finite f32 is finite in f64: only then is it worth counting.
     match sum.is_finite() {
         true => (sum, 0),
-        false => (
-            sum,
-            values.iter().filter(|value| !value.is_finite()).count() as u64,
-        ),
+        false => (sum, values.iter().filter(|value| !value.is_finite()).count() as u64),
     }
 }
 
@@ -193,33 +168,20 @@ mod tests {
     fn grads(layer: &Linear, weight: [f32; 6], bias: [f32; 2]) -> GradientsParams {
         let device = Device::default();
         let mut grads = GradientsParams::new();
-        grads.register(
-            layer.weight.id,
-            Tensor::<2>::from_data(TensorData::new(weight.to_vec(), [3, 2]), &device),
-        );
+        grads.register(layer.weight.id, Tensor::<2>::from_data(TensorData::new(weight.to_vec(), [3, 2]), &device));
         let bias_id = layer.bias.as_ref().unwrap().id;
-        grads.register(
-            bias_id,
-            Tensor::<1>::from_data(TensorData::from(bias), &device),
-        );
+        grads.register(bias_id, Tensor::<1>::from_data(TensorData::from(bias), &device));
         grads
     }
 
     fn weight_of(layer: &Linear, grads: &GradientsParams) -> Vec<f32> {
-        grads
-            .get::<2>(layer.weight.id)
-            .unwrap()
-            .into_data()
-            .try_into_vec()
-            .unwrap()
+        grads.get::<2>(layer.weight.id).unwrap().into_data().try_into_vec().unwrap()
     }
 
     #[test]
     fn scales_all_gradients_by_one_factor() {
         let layer = layer();
-        let clipped = GlobalNormClip::new(Some(1.0))
-            .apply(&layer, grads(&layer, [1.0; 6], [1.0, 3.0]))
-            .unwrap();
+        let clipped = GlobalNormClip::new(Some(1.0)).apply(&layer, grads(&layer, [1.0; 6], [1.0, 3.0])).unwrap();
         assert_eq!(clipped.norm, 4.0);
         assert_eq!(clipped.bytes, 32);
         let expected = (1.0 / (4.0 + 1e-6)) as f32;
@@ -231,9 +193,7 @@ mod tests {
         let layer = layer();
         for max in [None, Some(100.0)] {
             let values = [0.1, -0.2, 0.3, 1e-30, 0.0, 7.0];
-            let clipped = GlobalNormClip::new(max)
-                .apply(&layer, grads(&layer, values, [0.0; 2]))
-                .unwrap();
+            let clipped = GlobalNormClip::new(max).apply(&layer, grads(&layer, values, [0.0; 2])).unwrap();
             assert_eq!(weight_of(&layer, &clipped.grads), values);
         }
     }
@@ -241,30 +201,17 @@ mod tests {
     #[test]
     fn large_finite_values_do_not_overflow() {
         let layer = layer();
-        let clipped = GlobalNormClip::new(Some(1.0))
-            .apply(&layer, grads(&layer, [1e30; 6], [0.0; 2]))
-            .unwrap();
+        let clipped = GlobalNormClip::new(Some(1.0)).apply(&layer, grads(&layer, [1e30; 6], [0.0; 2])).unwrap();
         assert!((clipped.norm / (6f64.sqrt() * 1e30) - 1.0).abs() < 1e-6);
-        assert!(
-            weight_of(&layer, &clipped.grads)
-                .iter()
-                .all(|value| (value - 0.408_248_3).abs() < 1e-5)
-        );
+        assert!(weight_of(&layer, &clipped.grads).iter().all(|value| (value - 0.408_248_3).abs() < 1e-5));
     }
 
     #[test]
     fn names_the_first_bad_parameter() {
         let layer = layer();
-        let error = GlobalNormClip::new(None)
-            .apply(&layer, grads(&layer, [0.0; 6], [f32::NAN, f32::INFINITY]))
-            .unwrap_err();
-        assert_eq!(
-            error,
-            OptimError::NonFiniteGradient {
-                path: "bias".into(),
-                count: 2
-            }
-        );
+        let error =
+            GlobalNormClip::new(None).apply(&layer, grads(&layer, [0.0; 6], [f32::NAN, f32::INFINITY])).unwrap_err();
+        assert_eq!(error, OptimError::NonFiniteGradient { path: "bias".into(), count: 2 });
         let error = GlobalNormClip::new(Some(1.0))
             .apply(&layer, grads(&layer, [f32::NEG_INFINITY; 6], [f32::NAN; 2]))
             .unwrap_err();
@@ -273,14 +220,9 @@ mod tests {
 
     #[test]
     fn the_sum_does_not_depend_on_the_number_of_threads() {
-        let values: Vec<f32> = (0..200_001u32)
-            .map(|i| (i as f32 * 0.37).sin() * 1e-3)
-            .collect();
+        let values: Vec<f32> = (0..200_001u32).map(|i| (i as f32 * 0.37).sin() * 1e-3).collect();
         let with = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| host_sum_of_squares(&values).0.to_bits())
         };
         assert_eq!(with(1), with(3));

@@ -44,9 +44,6 @@ impl CheckpointError {
     }
 
     pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Damaged {
-            path: path.to_path_buf(),
-            reason: reason.into(),
-        }
+        Self::Damaged { path: path.to_path_buf(), reason: reason.into() }
     }
 }

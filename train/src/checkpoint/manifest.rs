@@ -40,19 +40,11 @@ pub(super) fn seal(dir: &Path) -> Result<(), CheckpointError> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
         let path = entry.map_err(CheckpointError::io(dir))?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.insert(name, hash(&path)?);
         sync(&path)?;
     }
-    let manifest = Manifest {
-        version: VERSION,
-        program: env!("CARGO_PKG_VERSION").into(),
-        files,
-    };
+    let manifest = Manifest { version: VERSION, program: env!("CARGO_PKG_VERSION").into(), files };
     let path = dir.join(NAME);
     let text = match serde_json::to_string_pretty(&manifest) {
         Ok(text) => text,
@@ -65,38 +57,28 @@ pub(super) fn seal(dir: &Path) -> Result<(), CheckpointError> {
 
 /// Brings a file or folder to the disk.
 pub(super) fn sync(path: &Path) -> Result<(), CheckpointError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(CheckpointError::io(path))
+    File::open(path).and_then(|file| file.sync_all()).map_err(CheckpointError::io(path))
 }
 
 /// Checks size and hash of every file of a checkpoint. Further files do not matter.
 pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
     let path = dir.join(NAME);
     let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-    let manifest: Manifest = serde_json::from_str(&text)
-        .map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
     if manifest.version != VERSION {
-        let reason = format!(
-            "has format version {}; this program reads {VERSION}",
-            manifest.version
-        );
+        let reason = format!("has format version {}; this program reads {VERSION}", manifest.version);
         return Err(CheckpointError::damaged(&path, reason));
     }
     for (name, entry) in &manifest.files {
         let path = dir.join(name);
-        let size = std::fs::metadata(&path)
-            .map_err(CheckpointError::io(&path))?
-            .len();
+        let size = std::fs::metadata(&path).map_err(CheckpointError::io(&path))?.len();
         if size != entry.size {
             let reason = format!("has {size} bytes instead of {}", entry.size);
             return Err(CheckpointError::damaged(&path, reason));
         }
         if hash(&path)? != *entry {
-            return Err(CheckpointError::damaged(
-                &path,
-                "has another content than was saved (SHA-256 differs)",
-            ));
+            return Err(CheckpointError::damaged(&path, "has another content than was saved (SHA-256 differs)"));
         }
     }
     Ok(manifest)
@@ -116,8 +98,5 @@ fn hash(path: &Path) -> Result<FileEntry, CheckpointError> {
             }
         }
     }
-    Ok(FileEntry {
-        size,
-        sha256: format!("{:x}", hasher.finalize()),
-    })
+    Ok(FileEntry { size, sha256: format!("{:x}", hasher.finalize()) })
 }

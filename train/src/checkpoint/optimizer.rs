@@ -17,10 +17,7 @@ pub fn save_optimizer(optimizer: &ModuleOptimizer, dir: &Path) -> Result<usize, 
     let tensors = record.len();
     let bytes = record
         .into_bytes()
-        .map_err(|error| CheckpointError::Optimizer {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
+        .map_err(|error| CheckpointError::Optimizer { path: path.clone(), reason: error.to_string() })?;
     std::fs::write(&path, &bytes[..]).map_err(CheckpointError::io(&path))?;
     Ok(tensors)
 }
@@ -32,14 +29,11 @@ pub fn load_optimizer(
     tensors: usize,
 ) -> Result<ModuleOptimizer, CheckpointError> {
     let path = dir.join(NAME);
-    let refuse = |reason: String| CheckpointError::Optimizer {
-        path: path.clone(),
-        reason,
-    };
+    let refuse = |reason: String| CheckpointError::Optimizer { path: path.clone(), reason };
     // Read at once: a record that reads later would see what the file has become by then.
     let bytes = std::fs::read(&path).map_err(CheckpointError::io(&path))?;
-    let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))
-        .map_err(|error| refuse(error.to_string()))?;
+    let record =
+        OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes)).map_err(|error| refuse(error.to_string()))?;
     let held = record.len();
     let optimizer = optimizer.load_record(record);
     let restored = optimizer.to_record().len();
@@ -60,10 +54,7 @@ mod tests {
 
     fn step(layer: Linear, optimizer: &mut ModuleOptimizer) -> Linear {
         let device = Device::default().autodiff();
-        let loss = layer
-            .forward(Tensor::<2>::ones([2, 4], &device))
-            .square()
-            .sum();
+        let loss = layer.forward(Tensor::<2>::ones([2, 4], &device)).square().sum();
         let grads = GradientsParams::from_grads(loss.backward(), &layer);
         optimizer.step(0.1, layer, grads)
     }
@@ -77,15 +68,10 @@ mod tests {
         let tensors = save_optimizer(&optimizer, dir.path()).unwrap();
         assert_eq!(tensors, 4);
         let mut restored = load_optimizer(AdamWConfig::new().init(), dir.path(), tensors).unwrap();
-        let (a, b) = (
-            step(layer.clone(), &mut optimizer),
-            step(layer, &mut restored),
-        );
+        let (a, b) = (step(layer.clone(), &mut optimizer), step(layer, &mut restored));
         assert_eq!(a.weight.to_data(), b.weight.to_data());
 
-        let error = load_optimizer(SgdConfig::new().init(), dir.path(), tensors)
-            .err()
-            .unwrap();
+        let error = load_optimizer(SgdConfig::new().init(), dir.path(), tensors).err().unwrap();
         assert!(error.to_string().contains("4 tensors"), "{error}");
         let path = dir.path().join(NAME);
         let bytes = std::fs::read(&path).unwrap();

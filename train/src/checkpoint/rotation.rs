@@ -19,11 +19,7 @@ const UNFINISHED: &str = ".unfinished-";
 impl Checkpoints {
     /// Checkpoints in `dir`, of which the newest `keep_last` stay and, with `keep_best`, the one with the lowest validation loss.
     pub fn new(dir: PathBuf, keep_last: usize, keep_best: bool) -> Self {
-        Self {
-            dir,
-            keep_last: keep_last.max(1),
-            keep_best,
-        }
+        Self { dir, keep_last: keep_last.max(1), keep_best }
     }
 
     /// Saves a checkpoint: `fill` writes weights and optimizer into a folder and completes the state; the folder gets its name when all is
@@ -59,15 +55,8 @@ impl Checkpoints {
         }
         for entry in std::fs::read_dir(&self.dir).map_err(CheckpointError::io(&self.dir))? {
             let path = entry.map_err(CheckpointError::io(&self.dir))?.path();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if let Some(step) = name
-                .strip_prefix("step-")
-                .and_then(|step| step.parse().ok())
-            {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
                 found.push((step, path));
             }
         }
@@ -76,7 +65,6 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is as it was saved, and the newer ones that are not with the reason.
-    #[allow(clippy::type_complete)]
     pub fn newest_good(&self) -> Result<(Option<PathBuf>, Vec<CheckpointError>), CheckpointError> {
         let mut bad = Vec::new();
         for (_, path) in self.list()?.into_iter().rev() {
@@ -95,10 +83,7 @@ impl Checkpoints {
         };
         for entry in entries {
             let path = entry.map_err(CheckpointError::io(&self.dir))?.path();
-            if path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED))
-            {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {
                 std::fs::remove_dir_all(&path).map_err(CheckpointError::io(&path))?;
             }
         }
@@ -120,14 +105,10 @@ impl Checkpoints {
     fn rotate(&self, state: &TrainerState) -> Result<(), CheckpointError> {
         let all = self.list()?;
         // Checkpoints of later steps remain when an earlier one was resumed; they are of another past.
-        let (past, future): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|(step, _)| *step <= state.step);
+        let (past, future): (Vec<_>, Vec<_>) = all.into_iter().partition(|(step, _)| *step <= state.step);
         let surplus = past.len().saturating_sub(self.keep_last);
         let best = state.best_step.filter(|_| self.keep_best);
-        let old = past
-            .into_iter()
-            .take(surplus)
-            .filter(|(step, _)| Some(*step) != best);
+        let old = past.into_iter().take(surplus).filter(|(step, _)| Some(*step) != best);
         for (_, path) in old.chain(future) {
             std::fs::remove_dir_all(&path).map_err(CheckpointError::io(&path))?;
         }
@@ -139,29 +120,15 @@ impl Checkpoints {
 mod tests {
     use super::*;
 
-    fn save(
-        checkpoints: &Checkpoints,
-        step: u64,
-        best: Option<u64>,
-    ) -> Result<PathBuf, CheckpointError> {
-        let state = TrainerState {
-            step,
-            best_step: best,
-            ..TrainerState::default()
-        };
+    fn save(checkpoints: &Checkpoints, step: u64, best: Option<u64>) -> Result<PathBuf, CheckpointError> {
+        let state = TrainerState { step, best_step: best, ..TrainerState::default() };
         checkpoints.save(state, |dir, _| {
-            std::fs::write(dir.join("weights"), vec![step as u8; 1000])
-                .map_err(CheckpointError::io(dir))
+            std::fs::write(dir.join("weights"), vec![step as u8; 1000]).map_err(CheckpointError::io(dir))
         })
     }
 
     fn steps(checkpoints: &Checkpoints) -> Vec<u64> {
-        checkpoints
-            .list()
-            .unwrap()
-            .into_iter()
-            .map(|(step, _)| step)
-            .collect()
+        checkpoints.list().unwrap().into_iter().map(|(step, _)| step).collect()
     }
 
     #[test]
@@ -181,33 +148,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path().join("checkpoints"), 1, false);
         let first = save(&checkpoints, 1, None).unwrap();
-        let failed = checkpoints.save(
-            TrainerState {
-                step: 2,
-                ..TrainerState::default()
-            },
-            |dir, _| {
-                std::fs::write(dir.join("weights"), [1; 10]).unwrap();
-                Err(CheckpointError::damaged(dir, "the disk is full"))
-            },
-        );
+        let failed = checkpoints.save(TrainerState { step: 2, ..TrainerState::default() }, |dir, _| {
+            std::fs::write(dir.join("weights"), [1; 10]).unwrap();
+            Err(CheckpointError::damaged(dir, "the disk is full"))
+        });
         assert!(failed.unwrap_err().to_string().contains("the disk is full"));
         assert_eq!(checkpoints.newest_good().unwrap().0, Some(first));
-        assert_eq!(
-            std::fs::read_dir(dir.path().join("checkpoints"))
-                .unwrap()
-                .count(),
-            1
-        );
+        assert_eq!(std::fs::read_dir(dir.path().join("checkpoints")).unwrap().count(), 1);
     }
 
     #[test]
     fn damaged_checkpoints_are_passed_over_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path().to_path_buf(), 9, false);
-        let paths: Vec<_> = (1..=4)
-            .map(|step| save(&checkpoints, step, None).unwrap())
-            .collect();
+        let paths: Vec<_> = (1..=4).map(|step| save(&checkpoints, step, None).unwrap()).collect();
         std::fs::write(paths[3].join("weights"), vec![4; 999]).unwrap();
         let mut flipped = vec![3; 1000];
         flipped[500] ^= 1;
@@ -216,10 +170,7 @@ mod tests {
         let (good, bad) = checkpoints.newest_good().unwrap();
         assert_eq!(good.as_ref(), Some(&paths[0]));
         let reasons: Vec<String> = bad.iter().map(ToString::to_string).collect();
-        assert!(
-            reasons[0].contains("999 bytes") && reasons[1].contains("SHA-256"),
-            "{reasons:?}"
-        );
+        assert!(reasons[0].contains("999 bytes") && reasons[1].contains("SHA-256"), "{reasons:?}");
         assert_eq!(reasons.len(), 3);
     }
 

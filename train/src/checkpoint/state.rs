@@ -33,8 +33,8 @@ pub struct TrainerState {
     pub best_step: Option<u64>,
     /// Tensors in the optimizer's state.
     pub optimizer_tensors: usize,
-    /// Hash of the tokenizer.
-    pub tokenizer: String,
+    /// Hash of the training tokens.
+    pub data: String,
     /// The settings that decide the result.
     pub settings: BTreeMap<String, String>,
 }
@@ -44,8 +44,7 @@ impl TrainerState {
     pub fn read(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join(NAME);
         let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-        serde_json::from_str(&text)
-            .map_err(|error| CheckpointError::damaged(&path, error.to_string()))
+        serde_json::from_str(&text).map_err(|error| CheckpointError::damaged(&path, error.to_string()))
     }
 
     /// Writes the state into a checkpoint folder.

@@ -60,14 +60,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let prepared = prepare(&options, &config.data.cache, &mut |_| ()).map_err(JobError::from)?;
     let model = folder.load(&device).map_err(JobError::from)?;
     if prepared.tokenizer.vocab_size() > model.config().vocab_size {
-        return Err(JobError::Settings(
-            "the tokens of this data are of another tokenizer than the model's".into(),
-        )
-        .into());
+        return Err(
+            JobError::Settings("the tokens of this data are of another tokenizer than the model's".into()).into()
+        );
     }
     let (batch, seq_len) = (args.batch as usize, args.seq_len as usize);
-    let batches =
-        Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(JobError::from)?;
+    let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(JobError::from)?;
     screen.begin("evaluating", prepared.validation.len());
     let found = evaluate(&model, batches.iter(), config.data.document_mask, |found| {
         screen.advance(found.tokens);
@@ -80,13 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         vec!["tokens".into(), count(found.tokens)],
         vec!["loss".into(), format!("{:.4} nats a token", found.loss())],
         vec!["perplexity".into(), format!("{:.2}", found.perplexity())],
-        vec![
-            "bits per byte".into(),
-            format!(
-                "{bits:.3} (gzip -9: {:.3})",
-                prepared.facts.gzip_bits_per_byte
-            ),
-        ],
+        vec!["bits per byte".into(), format!("{bits:.3} (gzip -9: {:.3})", prepared.facts.gzip_bits_per_byte)],
     ]))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -97,11 +89,7 @@ fn config(args: &Args) -> Result<Config, crate::config::ConfigError> {
         layers.set(setting)?;
     }
     if !args.data.is_empty() {
-        let paths = args
-            .data
-            .iter()
-            .map(|path| path.to_string_lossy().into_owned())
-            .collect::<Vec<_>>();
+        let paths = args.data.iter().map(|path| path.to_string_lossy().into_owned()).collect::<Vec<_>>();
         layers.flag("--data", "data.path", paths);
     }
     if let Some(seed) = args.seed {

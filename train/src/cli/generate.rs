@@ -50,36 +50,22 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling = match args.greedy {
         true => Sampling::greedy(),
-        false => Sampling {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            seed: args.seed,
-        },
+        false => Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed },
     };
     sampling.validate().map_err(JobError::from)?;
     let device = device(&args.device)?;
     let folder = ModelFolder::open(&args.model).map_err(JobError::from)?;
-    let tokenizer =
-        Tokenizer::from_file(&args.model.join("tokenizer.json")).map_err(JobError::from)?;
+    let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json")).map_err(JobError::from)?;
     let model = folder.load(&device).map_err(JobError::from)?;
 
     let mut ids: Vec<u32> = tokenizer.encode(&args.prompt).map_err(JobError::from)?;
     // Models of this program learned that a document begins with the separator; others say so in their configuration.
-    let begins = folder
-        .config
-        .extra
-        .get("bos_token_id")
-        .and_then(serde_json::Value::as_u64)
+    let begins = folder.config.extra.get("bos_token_id").and_then(serde_json::Value::as_u64)
         == Some(u64::from(tokenizer.separator()));
     if begins || ids.is_empty() {
         ids.insert(0, tokenizer.separator());
     }
-    let end = folder
-        .config
-        .extra
-        .get("eos_token_id")
-        .and_then(serde_json::Value::as_i64);
+    let end = folder.config.extra.get("eos_token_id").and_then(serde_json::Value::as_i64);
     let prompt: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
     let mut out = std::io::stdout().lock();
     let mut shown = 0;
@@ -90,10 +76,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         ids.push(id as u32);
         // A character may need several tokens: what may still change is held back.
-        let written = tokenizer
-            .decode(&ids)
-            .map_err(|error| anyhow::Error::from(JobError::from(error)))
-            .and_then(|text| {
+        let written =
+            tokenizer.decode(&ids).map_err(|error| anyhow::Error::from(JobError::from(error))).and_then(|text| {
                 let ready = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
                 out.write_all(&text.as_bytes()[shown.min(ready)..ready])?;
                 shown = ready.max(shown);

@@ -50,10 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     loss(state.best_validation_loss)
                 ),
             ],
-            vec![
-                "optimizer".into(),
-                format!("{} tensors", state.optimizer_tensors),
-            ],
+            vec!["optimizer".into(), format!("{} tensors", state.optimizer_tensors)],
         ]));
         text.push_str("settings\n");
         for (key, value) in &state.settings {
@@ -61,35 +58,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     text.push_str("configuration\n");
-    for line in config
-        .to_json()
-        .lines()
-        .filter(|line| !line.starts_with(['{', '}']))
-    {
+    for line in config.to_json().lines().filter(|line| !line.starts_with(['{', '}'])) {
         text.push_str(&format!("{}\n", line.trim_end_matches(',')));
     }
     text.push_str("tensors\n");
     let rows: Vec<Vec<String>> = tensors
         .shapes()
         .map(|(name, shape)| {
-            vec![
-                format!("  {name}"),
-                format!("{shape:?}"),
-                count(shape.iter().product::<usize>() as u64),
-            ]
+            vec![format!("  {name}"), format!("{shape:?}"), count(shape.iter().product::<usize>() as u64)]
         })
         .collect();
     text.push_str(&table(&rows));
-    let total: u64 = tensors
-        .shapes()
-        .map(|(_, shape)| shape.iter().product::<usize>() as u64)
-        .sum();
-    text.push_str(&format!(
-        "{} values in {} tensors, {} in f32\n",
-        count(total),
-        rows.len(),
-        bytes(4 * total)
-    ));
+    let total: u64 = tensors.shapes().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
+    text.push_str(&format!("{} values in {} tensors, {} in f32\n", count(total), rows.len(), bytes(4 * total)));
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

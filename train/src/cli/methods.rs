@@ -9,9 +9,7 @@ use crate::job::JobError;
 
 /// List the optimizers, or the options of one.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "R x C is the shape of a matrix, n_min and n_max its smaller and larger side, r the rank."
-)]
+#[command(after_help = "R x C is the shape of a matrix, n_min and n_max its smaller and larger side, r the rank.")]
 pub struct Args {
     /// Optimizer to show with all its options
     name: Option<String>,
@@ -26,19 +24,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn all() -> String {
-    let mut rows = vec![
-        ["NAME", "STATE (values)", "PAPER", "WHAT IT DOES"]
-            .map(String::from)
-            .to_vec(),
-    ];
+    let mut rows = vec![["NAME", "STATE (values)", "PAPER", "WHAT IT DOES"].map(String::from).to_vec()];
     for method in METHODS {
         let paper = format!("arXiv {}", method.paper.arxiv);
-        rows.push(vec![
-            method.name.into(),
-            method.state.into(),
-            paper,
-            method.summary.into(),
-        ]);
+        rows.push(vec![method.name.into(), method.state.into(), paper, method.summary.into()]);
     }
     table(&rows)
 }
@@ -51,14 +40,8 @@ fn one(name: &str) -> Result<String, JobError> {
     );
     let mut rows = Vec::new();
     for option in method.all_options() {
-        let default = option
-            .default
-            .map_or("required".into(), |value| format!("default {value}"));
-        rows.push(vec![
-            format!("  {}", option.name),
-            default,
-            option.help.into(),
-        ]);
+        let default = option.default.map_or("required".into(), |value| format!("default {value}"));
+        rows.push(vec![format!("  {}", option.name), default, option.help.into()]);
     }
     text.push_str(&table(&rows));
     Ok(text)

@@ -78,18 +78,13 @@ const RUNS: &str = "runs";
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let layers = layers(&args).map_err(JobError::from)?;
-    let dir = args.out.clone().or_else(|| {
-        args.resume
-            .then(|| RunFolder::newest(Path::new(RUNS)))
-            .flatten()
-    });
+    let dir = args.out.clone().or_else(|| args.resume.then(|| RunFolder::newest(Path::new(RUNS))).flatten());
     let base = match (&dir, args.resume) {
         (Some(dir), true) => saved_config(dir)?,
         (None, true) => {
-            return Err(JobError::Settings(format!(
-                "there is no run below {RUNS}/ to resume; name one with --out"
-            ))
-            .into());
+            return Err(
+                JobError::Settings(format!("there is no run below {RUNS}/ to resume; name one with --out")).into()
+            );
         }
         _ => Config::default(),
     };
@@ -98,9 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(dir) => dir,
         None if !config.run.out.as_os_str().is_empty() => config.run.out.clone(),
         None => {
-            let name = Path::new(&config.model.name)
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned());
+            let name = Path::new(&config.model.name).file_name().map(|name| name.to_string_lossy().into_owned());
             RunFolder::next_free(Path::new(RUNS), &name.unwrap_or_else(|| "pretrain".into()))
         }
     };
@@ -111,10 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     Ok(match finished.signal {
         Some(signal) => {
-            eprintln!(
-                "stopped; go on with `lowrank pretrain --resume --out {}`",
-                finished.folder.display()
-            );
+            eprintln!("stopped; go on with `lowrank pretrain --resume --out {}`", finished.folder.display());
             ExitCode::from(signal.exit_code() as u8)
         }
         None => ExitCode::SUCCESS,
@@ -134,11 +124,7 @@ fn layers(args: &Args) -> Result<Layers, crate::config::ConfigError> {
         layers.flag("--model", "model.name", model.as_str());
     }
     if !args.data.is_empty() {
-        layers.flag(
-            "--data",
-            "data.path",
-            args.data.iter().map(|path| text(path)).collect::<Vec<_>>(),
-        );
+        layers.flag("--data", "data.path", args.data.iter().map(|path| text(path)).collect::<Vec<_>>());
     }
     if let Some(tokenizer) = &args.tokenizer {
         layers.flag("--tokenizer", "tokenizer.path", tokenizer.as_str());
@@ -160,10 +146,7 @@ fn layers(args: &Args) -> Result<Layers, crate::config::ConfigError> {
             layers.flag(flag, key, value);
         }
     }
-    for (flag, key, value) in [
-        ("--lr", "optimizer.lr", args.lr),
-        ("--minutes", "train.minutes", args.minutes),
-    ] {
+    for (flag, key, value) in [("--lr", "optimizer.lr", args.lr), ("--minutes", "train.minutes", args.minutes)] {
         if let Some(value) = value {
             layers.flag(flag, key, value);
         }
@@ -175,10 +158,7 @@ fn layers(args: &Args) -> Result<Layers, crate::config::ConfigError> {
 fn saved_config(dir: &Path) -> Result<Config, JobError> {
     let path = dir.join("config.toml");
     if !path.exists() {
-        return Err(crate::run::RunFolderError::NoRun {
-            path: dir.to_path_buf(),
-        }
-        .into());
+        return Err(crate::run::RunFolderError::NoRun { path: dir.to_path_buf() }.into());
     }
     let mut layers = Layers::default();
     layers.file(&path)?;
@@ -188,53 +168,25 @@ fn saved_config(dir: &Path) -> Result<Config, JobError> {
 fn report(finished: &Finished) -> String {
     let summary = &finished.summary;
     let mut text = String::new();
-    for (title, sample) in [
-        ("Before training", &finished.before),
-        ("After training", &finished.after),
-    ] {
+    for (title, sample) in [("Before training", &finished.before), ("After training", &finished.after)] {
         if let Some(sample) = sample {
-            text.push_str(&format!(
-                "\n{title} the model writes:\n----\n{sample}\n----\n"
-            ));
+            text.push_str(&format!("\n{title} the model writes:\n----\n{sample}\n----\n"));
         }
     }
     let mut rows = Vec::new();
     let mut row = |name: &str, value: String| rows.push(vec![name.to_string(), value]);
     if let Some(loss) = summary.validation_loss {
-        row(
-            "validation loss",
-            format!("{loss:.4} nats a token (perplexity {:.1})", loss.exp()),
-        );
+        row("validation loss", format!("{loss:.4} nats a token (perplexity {:.1})", loss.exp()));
     }
-    if let (Some(model), Some(gzip)) =
-        (summary.validation_bits_per_byte, summary.gzip_bits_per_byte)
-    {
-        row(
-            "bits per byte",
-            format!("{model:.3}, where gzip -9 needs {gzip:.3} for the same text"),
-        );
+    if let (Some(model), Some(gzip)) = (summary.validation_bits_per_byte, summary.gzip_bits_per_byte) {
+        row("bits per byte", format!("{model:.3}, where gzip -9 needs {gzip:.3} for the same text"));
     }
     row(
         "steps",
-        format!(
-            "{} with {} tokens in {}",
-            count(summary.steps),
-            count(summary.tokens),
-            duration(summary.seconds)
-        ),
+        format!("{} with {} tokens in {}", count(summary.steps), count(summary.tokens), duration(summary.seconds)),
     );
-    row(
-        "speed",
-        format!(
-            "{} tokens a second",
-            count(summary.tokens_per_second as u64)
-        ),
-    );
-    let (weights, gradients, state) = (
-        summary.weight_bytes,
-        summary.gradient_bytes,
-        summary.optimizer_state_bytes,
-    );
+    row("speed", format!("{} tokens a second", count(summary.tokens_per_second as u64)));
+    let (weights, gradients, state) = (summary.weight_bytes, summary.gradient_bytes, summary.optimizer_state_bytes);
     row(
         "peak memory",
         format!(
@@ -245,22 +197,10 @@ fn report(finished: &Finished) -> String {
             bytes(state)
         ),
     );
-    row(
-        "logs",
-        format!(
-            "{0}/metrics.jsonl; tensorboard --logdir {0}",
-            finished.folder.display()
-        ),
-    );
+    row("logs", format!("{0}/metrics.jsonl; tensorboard --logdir {0}", finished.folder.display()));
     if let Some(checkpoint) = &summary.checkpoint {
         row("checkpoint", checkpoint.display().to_string());
-        row(
-            "try it",
-            format!(
-                "lowrank generate --model {} --prompt \"fn main() {{\"",
-                checkpoint.display()
-            ),
-        );
+        row("try it", format!("lowrank generate --model {} --prompt \"fn main() {{\"", checkpoint.display()));
     }
     format!("{text}\n{}", table(&rows))
 }

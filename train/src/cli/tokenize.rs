@@ -54,14 +54,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.quiet {
         for side in ["train", "validation"] {
             let shards = Shards::open(&args.out.join(side)).map_err(JobError::from)?;
-            let (documents, tokens, text) = (
-                count(shards.documents()),
-                count(shards.len()),
-                bytes(shards.text_bytes()),
-            );
-            print(&format!(
-                "{side}: {documents} documents, {tokens} tokens, {text} of text\n"
-            ))?;
+            let (documents, tokens, text) =
+                (count(shards.documents()), count(shards.len()), bytes(shards.text_bytes()));
+            print(&format!("{side}: {documents} documents, {tokens} tokens, {text} of text\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -73,11 +68,7 @@ fn config(args: &Args) -> Result<Config, crate::config::ConfigError> {
         layers.set(setting)?;
     }
     if !args.data.is_empty() {
-        let paths = args
-            .data
-            .iter()
-            .map(|path| path.to_string_lossy().into_owned())
-            .collect::<Vec<_>>();
+        let paths = args.data.iter().map(|path| path.to_string_lossy().into_owned()).collect::<Vec<_>>();
         layers.flag("--data", "data.path", paths);
     }
     if let Some(tokenizer) = &args.tokenizer {

@@ -49,173 +49,57 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 
 /// All keys, in the order of the sections. Methods add their own `optimizer.` keys.
 pub const KEYS: &[Key] = &[
-    key(
-        "run.out",
-        Kind::Text,
-        "folder of the run; empty: the next free `runs/NAME-001`",
-    ),
+    key("run.out", Kind::Text, "folder of the run; empty: the next free `runs/NAME-001`"),
     key(
         "model.name",
         Kind::Text,
         "a named shape such as `llama-9m`, or a Hugging Face model folder to go on from; empty: the default job's shape",
     ),
-    key(
-        "model.hidden_size",
-        Kind::Count,
-        "width of the residual stream",
-    ),
-    key(
-        "model.intermediate_size",
-        Kind::Count,
-        "width of the feed-forward part",
-    ),
+    key("model.hidden_size", Kind::Count, "width of the residual stream"),
+    key("model.intermediate_size", Kind::Count, "width of the feed-forward part"),
     key("model.num_hidden_layers", Kind::Count, "number of blocks"),
-    key(
-        "model.num_attention_heads",
-        Kind::Count,
-        "number of query heads",
-    ),
-    key(
-        "model.num_key_value_heads",
-        Kind::Count,
-        "number of key and value heads; unset: as many as query heads",
-    ),
-    key(
-        "model.head_dim",
-        Kind::Count,
-        "width of a head; unset: hidden_size / num_attention_heads",
-    ),
-    key(
-        "model.max_position_embeddings",
-        Kind::Count,
-        "longest sequence",
-    ),
-    key(
-        "model.rope_theta",
-        Kind::Number,
-        "base of the rotary angles",
-    ),
+    key("model.num_attention_heads", Kind::Count, "number of query heads"),
+    key("model.num_key_value_heads", Kind::Count, "number of key and value heads; unset: as many as query heads"),
+    key("model.head_dim", Kind::Count, "width of a head; unset: hidden_size / num_attention_heads"),
+    key("model.max_position_embeddings", Kind::Count, "longest sequence"),
+    key("model.rope_theta", Kind::Number, "base of the rotary angles"),
     key("model.rms_norm_eps", Kind::Number, "constant in the norms"),
-    key(
-        "model.tie_word_embeddings",
-        Kind::Flag,
-        "whether the embedding serves as output head",
-    ),
+    key("model.tie_word_embeddings", Kind::Flag, "whether the embedding serves as output head"),
     key(
         "data.path",
         Kind::Texts,
         "files and folders of text; empty: the sources of the burn crates that Cargo downloaded",
     ),
-    key(
-        "data.format",
-        Kind::Text,
-        "`auto` (by file name), `text`, `jsonl`, `parquet` or `shards`",
-    ),
-    key(
-        "data.field",
-        Kind::Text,
-        "field of JSON lines, or column of Parquet, that holds the text",
-    ),
-    key(
-        "data.validation_fraction",
-        Kind::Number,
-        "part of the documents held out, between 0 and 1",
-    ),
-    key(
-        "data.document_mask",
-        Kind::Flag,
-        "whether attention stays inside a document",
-    ),
-    key(
-        "data.verify",
-        Kind::Flag,
-        "whether to check the hashes of all token files before the first step",
-    ),
-    key(
-        "data.cache",
-        Kind::Text,
-        "folder for tokenizers and token shards made from text",
-    ),
+    key("data.format", Kind::Text, "`auto` (by file name), `text`, `jsonl`, `parquet` or `shards`"),
+    key("data.field", Kind::Text, "field of JSON lines, or column of Parquet, that holds the text"),
+    key("data.validation_fraction", Kind::Number, "part of the documents held out, between 0 and 1"),
+    key("data.document_mask", Kind::Flag, "whether attention stays inside a document"),
+    key("data.verify", Kind::Flag, "whether to check the hashes of all token files before the first step"),
+    key("data.cache", Kind::Text, "folder for tokenizers and token shards made from text"),
     key(
         "tokenizer.path",
         Kind::Text,
         "a tokenizer.json; `bytes` for byte level without a file; empty: one trained on the data",
     ),
-    key(
-        "tokenizer.vocab_size",
-        Kind::Count,
-        "ids of a trained tokenizer",
-    ),
+    key("tokenizer.vocab_size", Kind::Count, "ids of a trained tokenizer"),
     key("optimizer.name", Kind::Text, "one of `lowrank methods`"),
-    key(
-        "optimizer.lr",
-        Kind::Number,
-        "highest learning rate, greater than 0",
-    ),
-    key(
-        "optimizer.weight_decay",
-        Kind::Number,
-        "decoupled weight decay of matrices",
-    ),
-    key(
-        "optimizer.beta_1",
-        Kind::Number,
-        "decay of the first moment",
-    ),
-    key(
-        "optimizer.beta_2",
-        Kind::Number,
-        "decay of the second moment",
-    ),
-    key(
-        "optimizer.epsilon",
-        Kind::Number,
-        "added to the root of the second moment",
-    ),
-    key(
-        "optimizer.clip",
-        Kind::Number,
-        "global norm that gradients are scaled down to; 0: no clipping",
-    ),
-    key(
-        "schedule.kind",
-        Kind::Text,
-        "`cosine`, `linear`, `constant` or `wsd` (warm-up, stable, decay)",
-    ),
-    key(
-        "schedule.warmup_steps",
-        Kind::Count,
-        "steps of linear warm-up",
-    ),
-    key(
-        "schedule.final_fraction",
-        Kind::Number,
-        "last learning rate as a part of the highest, from 0 to 1",
-    ),
-    key(
-        "schedule.decay_fraction",
-        Kind::Number,
-        "part of the run over which `wsd` decays, from 0 to 1",
-    ),
+    key("optimizer.lr", Kind::Number, "highest learning rate, greater than 0"),
+    key("optimizer.weight_decay", Kind::Number, "decoupled weight decay of matrices"),
+    key("optimizer.beta_1", Kind::Number, "decay of the first moment"),
+    key("optimizer.beta_2", Kind::Number, "decay of the second moment"),
+    key("optimizer.epsilon", Kind::Number, "added to the root of the second moment"),
+    key("optimizer.clip", Kind::Number, "global norm that gradients are scaled down to; 0: no clipping"),
+    key("schedule.kind", Kind::Text, "`cosine`, `linear`, `constant` or `wsd` (warm-up, stable, decay)"),
+    key("schedule.warmup_steps", Kind::Count, "steps of linear warm-up"),
+    key("schedule.final_fraction", Kind::Number, "last learning rate as a part of the highest, from 0 to 1"),
+    key("schedule.decay_fraction", Kind::Number, "part of the run over which `wsd` decays, from 0 to 1"),
     key("train.steps", Kind::Count, "steps of the run; 0: no limit"),
-    key(
-        "train.tokens",
-        Kind::Count,
-        "tokens of the run; 0: no limit",
-    ),
-    key(
-        "train.minutes",
-        Kind::Number,
-        "minutes of the run, resumes included; 0: no limit",
-    ),
+    key("train.tokens", Kind::Count, "tokens of the run; 0: no limit"),
+    key("train.minutes", Kind::Number, "minutes of the run, resumes included; 0: no limit"),
     key("train.batch", Kind::Count, "sequences in a micro-batch"),
     key("train.seq_len", Kind::Count, "tokens in a sequence"),
     key("train.accumulation", Kind::Count, "micro-batches in a step"),
-    key(
-        "train.seed",
-        Kind::Count,
-        "seed of weights, order and samples",
-    ),
+    key("train.seed", Kind::Count, "seed of weights, order and samples"),
     key(
         "train.device",
         Kind::Text,
@@ -227,51 +111,19 @@ pub const KEYS: &[Key] = &[
         Kind::Count,
         "steps with a non-finite loss or gradient that may be passed over in the whole run",
     ),
-    key(
-        "eval.every",
-        Kind::Count,
-        "steps between evaluations; 0: only at the end",
-    ),
+    key("eval.every", Kind::Count, "steps between evaluations; 0: only at the end"),
     key(
         "eval.batches",
         Kind::Count,
         "batches of an evaluation during training; 0: all; the last evaluation always takes all",
     ),
-    key(
-        "checkpoint.every",
-        Kind::Count,
-        "steps between checkpoints; 0: only at the end",
-    ),
-    key(
-        "checkpoint.keep_last",
-        Kind::Count,
-        "newest checkpoints to keep, at least 1",
-    ),
-    key(
-        "checkpoint.keep_best",
-        Kind::Flag,
-        "whether to keep the checkpoint with the lowest validation loss as well",
-    ),
-    key(
-        "log.every",
-        Kind::Count,
-        "steps between logged steps, at least 1",
-    ),
-    key(
-        "log.tensorboard",
-        Kind::Flag,
-        "whether to write TensorBoard event files",
-    ),
-    key(
-        "log.histograms_every",
-        Kind::Count,
-        "steps between histograms of weights and gradients; 0: none",
-    ),
-    key(
-        "log.sample_every",
-        Kind::Count,
-        "steps between samples of text; 0: before and after only",
-    ),
+    key("checkpoint.every", Kind::Count, "steps between checkpoints; 0: only at the end"),
+    key("checkpoint.keep_last", Kind::Count, "newest checkpoints to keep, at least 1"),
+    key("checkpoint.keep_best", Kind::Flag, "whether to keep the checkpoint with the lowest validation loss as well"),
+    key("log.every", Kind::Count, "steps between logged steps, at least 1"),
+    key("log.tensorboard", Kind::Flag, "whether to write TensorBoard event files"),
+    key("log.histograms_every", Kind::Count, "steps between histograms of weights and gradients; 0: none"),
+    key("log.sample_every", Kind::Count, "steps between samples of text; 0: before and after only"),
     key("log.sample_tokens", Kind::Count, "tokens of a sample"),
     key("log.sample_prompt", Kind::Text, "how a sample begins"),
 ];
@@ -290,20 +142,10 @@ pub fn documentation() -> String {
         let (of, name) = key.name.split_once('.').unwrap_or(("", key.name));
         if of != section {
             section = of;
-            let _ = write!(
-                page,
-                "\n## {section}\n\n| key | values | default | meaning |\n|---|---|---|---|\n"
-            );
+            let _ = write!(page, "\n## {section}\n\n| key | values | default | meaning |\n|---|---|---|---|\n");
         }
-        let default = defaults
-            .get(key.name)
-            .map_or("unset".into(), |value| format!("`{value}`"));
-        let _ = writeln!(
-            page,
-            "| `{name}` | {} | {default} | {} |",
-            key.kind.name(),
-            key.help
-        );
+        let default = defaults.get(key.name).map_or("unset".into(), |value| format!("`{value}`"));
+        let _ = writeln!(page, "| `{name}` | {} | {default} | {} |", key.kind.name(), key.help);
         if key.name == "optimizer.clip" {
             page.push_str("| *method's own* | | | see `lowrank methods NAME` |\n");
         }
@@ -319,24 +161,18 @@ mod tests {
     fn every_key_of_the_sections_is_listed_once_and_no_other() {
         let optional = ["model."];
         for name in Config::default().entries().keys() {
-            assert_eq!(
-                KEYS.iter().filter(|key| key.name == name).count(),
-                1,
-                "{name}"
-            );
+            assert_eq!(KEYS.iter().filter(|key| key.name == name).count(), 1, "{name}");
         }
         let defaults = Config::default().entries();
         for key in KEYS {
-            let known = defaults.contains_key(key.name)
-                || optional.iter().any(|start| key.name.starts_with(start));
+            let known = defaults.contains_key(key.name) || optional.iter().any(|start| key.name.starts_with(start));
             assert!(known, "{}", key.name);
         }
     }
 
     #[test]
     fn the_committed_documentation_is_current() {
-        let path =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
         if std::env::var_os("LOWRANK_WRITE_DOCS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, documentation()).unwrap();

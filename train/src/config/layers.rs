@@ -100,28 +100,18 @@ pub struct Layers {
 impl Layers {
     /// Adds all keys of a file.
     pub fn file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_path_buf(),
-            source,
-        })?;
-        let syntax = |message: String| ConfigError::Syntax {
-            path: path.to_path_buf(),
-            message,
-        };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        let syntax = |message: String| ConfigError::Syntax { path: path.to_path_buf(), message };
         let table: Table = toml::from_str(&text).map_err(|error| syntax(error.to_string()))?;
         for (section, values) in table {
-            let origin =
-                |key: &str| Origin::File(path.to_path_buf(), line_of(&text, &section, key));
+            let origin = |key: &str| Origin::File(path.to_path_buf(), line_of(&text, &section, key));
             let Value::Table(values) = values else {
                 return Err(unknown(&section, origin(""), &[]));
             };
             for (key, value) in values {
                 let origin = origin(&key);
-                self.assignments.push(Assignment {
-                    key: format!("{section}.{key}"),
-                    value,
-                    origin,
-                });
+                self.assignments.push(Assignment { key: format!("{section}.{key}"), value, origin });
             }
         }
         Ok(())
@@ -129,77 +119,47 @@ impl Layers {
 
     /// Adds `section.key=value`; a value that is no TOML counts as text.
     pub fn set(&mut self, text: &str) -> Result<(), ConfigError> {
-        let (key, value) = text
-            .split_once('=')
-            .ok_or_else(|| ConfigError::Assignment(text.to_string()))?;
+        let (key, value) = text.split_once('=').ok_or_else(|| ConfigError::Assignment(text.to_string()))?;
         let value = toml::from_str::<Table>(&format!("value = {}", value.trim()))
             .ok()
             .and_then(|mut table| table.remove("value"))
             .unwrap_or_else(|| Value::String(value.trim().to_string()));
-        self.assignments.push(Assignment {
-            key: key.trim().to_string(),
-            value,
-            origin: Origin::Set,
-        });
+        self.assignments.push(Assignment { key: key.trim().to_string(), value, origin: Origin::Set });
         Ok(())
     }
 
     /// Adds the value of a flag.
     pub fn flag(&mut self, flag: &'static str, key: &str, value: impl Into<Value>) {
-        self.assignments.push(Assignment {
-            key: key.to_string(),
-            value: value.into(),
-            origin: Origin::Flag(flag),
-        });
+        self.assignments.push(Assignment { key: key.to_string(), value: value.into(), origin: Origin::Flag(flag) });
     }
 
     /// Whether any layer gives the key a value.
     pub fn has(&self, key: &str) -> bool {
-        self.assignments
-            .iter()
-            .any(|assignment| assignment.key == key)
+        self.assignments.iter().any(|assignment| assignment.key == key)
     }
 
     /// The configuration of all layers over `base`, checked.
     pub fn resolve(&self, base: &Config) -> Result<Config, ConfigError> {
         let mut table = base.table();
         let mut origins = BTreeMap::new();
-        let method = self
-            .assignments
-            .iter()
-            .rev()
-            .find(|assignment| assignment.key == "optimizer.name");
-        let method = method
-            .and_then(|assignment| assignment.value.as_str())
-            .unwrap_or(&base.optimizer.name);
-        let options = registry::find(method)
-            .map(|method| method.all_options())
-            .unwrap_or_default();
+        let method = self.assignments.iter().rev().find(|assignment| assignment.key == "optimizer.name");
+        let method = method.and_then(|assignment| assignment.value.as_str()).unwrap_or(&base.optimizer.name);
+        let options = registry::find(method).map(|method| method.all_options()).unwrap_or_default();
         if method != base.optimizer.name
             && let Some(Value::Table(section)) = table.get_mut("optimizer")
         {
             // Options of another method would be unknown to this one.
-            section.retain(|key, _| {
-                KEYS.iter()
-                    .any(|known| known.name == format!("optimizer.{key}"))
-            });
+            section.retain(|key, _| KEYS.iter().any(|known| known.name == format!("optimizer.{key}")));
         }
         for assignment in &self.assignments {
             let value = checked(assignment, &options)?;
-            let (section, key) = assignment
-                .key
-                .split_once('.')
-                .unwrap_or(("", &assignment.key));
+            let (section, key) = assignment.key.split_once('.').unwrap_or(("", &assignment.key));
             if let Some(Value::Table(section)) = table.get_mut(section) {
                 section.insert(key.to_string(), value);
             }
             origins.insert(assignment.key.as_str(), assignment);
         }
-        let origin_of = |key: &str| {
-            origins
-                .get(key)
-                .map_or(Origin::Default, |assignment| assignment.origin.clone())
-        };
+        let origin_of = |key: &str| origins.get(key).map_or(Origin::Default, |assignment| assignment.origin.clone());
         // One section at a time, so that the message can name the key.
         let mut config = Config::default();
         macro_rules! read {
@@ -210,31 +170,18 @@ impl Layers {
                 })?;
             )*};
         }
-        read!(
-            run, model, data, tokenizer, optimizer, schedule, train, eval, checkpoint, log
-        );
+        read!(run, model, data, tokenizer, optimizer, schedule, train, eval, checkpoint, log);
         check(&config, &origin_of)?;
         Ok(config)
     }
 }
 
-fn section_error(
-    section: &str,
-    values: &Value,
-    message: &str,
-    origin_of: &dyn Fn(&str) -> Origin,
-) -> ConfigError {
+fn section_error(section: &str, values: &Value, message: &str, origin_of: &dyn Fn(&str) -> Origin) -> ConfigError {
     // Enumerations are the only values whose content the kinds of keys do not check.
-    let culprit = ["kind", "format"]
-        .into_iter()
-        .find(|key| values.get(key).is_some())
-        .unwrap_or("");
+    let culprit = ["kind", "format"].into_iter().find(|key| values.get(key).is_some()).unwrap_or("");
     let key = format!("{section}.{culprit}");
     ConfigError::Value {
-        value: values
-            .get(culprit)
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        value: values.get(culprit).map(ToString::to_string).unwrap_or_default(),
         origin: origin_of(&key),
         key,
         reason: message.trim().to_string(),
@@ -244,30 +191,22 @@ fn section_error(
 /// The value in the form that the section wants, if the key exists and takes it.
 fn checked(assignment: &Assignment, options: &[OptionSpec]) -> Result<Value, ConfigError> {
     let Assignment { key, value, origin } = assignment;
-    let Some(kind) = KEYS
-        .iter()
-        .find(|known| known.name == key)
-        .map(|known| known.kind)
-    else {
-        let own = key
-            .strip_prefix("optimizer.")
-            .filter(|name| options.iter().any(|option| option.name == *name));
+    let Some(kind) = KEYS.iter().find(|known| known.name == key).map(|known| known.kind) else {
+        let own = key.strip_prefix("optimizer.").filter(|name| options.iter().any(|option| option.name == *name));
         return match own {
             Some(_) => Ok(value.clone()),
             None => Err(unknown(key, origin.clone(), options)),
         };
     };
     let fitting = match (kind, value) {
-        (Kind::Text, Value::String(_))
-        | (Kind::Flag, Value::Boolean(_))
-        | (Kind::Number, Value::Float(_)) => Some(value.clone()),
+        (Kind::Text, Value::String(_)) | (Kind::Flag, Value::Boolean(_)) | (Kind::Number, Value::Float(_)) => {
+            Some(value.clone())
+        }
         (Kind::Text, Value::Integer(_) | Value::Float(_)) => Some(Value::String(value.to_string())),
         (Kind::Number, Value::Integer(number)) => Some(Value::Float(*number as f64)),
         (Kind::Count, Value::Integer(0..)) => Some(value.clone()),
         (Kind::Texts, Value::String(_)) => Some(Value::Array(vec![value.clone()])),
-        (Kind::Texts, Value::Array(items)) if items.iter().all(Value::is_str) => {
-            Some(value.clone())
-        }
+        (Kind::Texts, Value::Array(items)) if items.iter().all(Value::is_str) => Some(value.clone()),
         _ => None,
     };
     fitting.ok_or_else(|| ConfigError::Value {
@@ -279,20 +218,14 @@ fn checked(assignment: &Assignment, options: &[OptionSpec]) -> Result<Value, Con
 }
 
 fn unknown(key: &str, origin: Origin, options: &[OptionSpec]) -> ConfigError {
-    let known = KEYS
-        .iter()
-        .map(|key| key.name.to_string())
-        .chain(options.iter().map(|o| format!("optimizer.{}", o.name)));
+    let known =
+        KEYS.iter().map(|key| key.name.to_string()).chain(options.iter().map(|o| format!("optimizer.{}", o.name)));
     let nearest = known
         .map(|candidate| (strsim::damerau_levenshtein(key, &candidate), candidate))
         .min()
         .filter(|(edits, candidate)| *edits <= candidate.len() / 2)
         .map(|(_, candidate)| candidate);
-    ConfigError::Unknown {
-        key: key.to_string(),
-        origin,
-        nearest,
-    }
+    ConfigError::Unknown { key: key.to_string(), origin, nearest }
 }
 
 /// Ranges of single values; what several parts decide together is checked where they meet.
@@ -321,18 +254,14 @@ fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), Conf
     if !(c.optimizer.lr > 0.0 && c.optimizer.lr.is_finite()) {
         return refuse("optimizer.lr", "it must be greater than 0");
     }
-    for (key, value) in [
-        ("optimizer.clip", c.optimizer.clip),
-        ("train.minutes", c.train.minutes),
-    ] {
+    for (key, value) in [("optimizer.clip", c.optimizer.clip), ("train.minutes", c.train.minutes)] {
         if !(value >= 0.0 && value.is_finite()) {
             return refuse(key, "it must be 0 or greater");
         }
     }
-    for (key, value) in [
-        ("schedule.final_fraction", c.schedule.final_fraction),
-        ("schedule.decay_fraction", c.schedule.decay_fraction),
-    ] {
+    for (key, value) in
+        [("schedule.final_fraction", c.schedule.final_fraction), ("schedule.decay_fraction", c.schedule.decay_fraction)]
+    {
         if !(0.0..=1.0).contains(&value) {
             return refuse(key, "it must be from 0 to 1");
         }
@@ -341,10 +270,7 @@ fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), Conf
         return refuse("data.validation_fraction", "it must be between 0 and 1");
     }
     if c.total_steps().is_none() && c.train.minutes == 0.0 {
-        return refuse(
-            "train.steps",
-            "the run has no end: set train.steps, train.tokens or train.minutes",
-        );
+        return refuse("train.steps", "the run has no end: set train.steps, train.tokens or train.minutes");
     }
     if c.total_steps().is_none() && c.schedule.kind.needs_total() {
         return refuse(
@@ -361,20 +287,12 @@ fn line_of(text: &str, section: &str, key: &str) -> usize {
     let mut header = 1;
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
-        if let Some(name) = line
-            .strip_prefix('[')
-            .and_then(|rest| rest.split(']').next())
-        {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
             inside = name.trim() == section;
             if inside {
                 header = number + 1;
             }
-        } else if inside
-            && line
-                .split('=')
-                .next()
-                .is_some_and(|name| name.trim().trim_matches('"') == key)
-        {
+        } else if inside && line.split('=').next().is_some_and(|name| name.trim().trim_matches('"') == key) {
             return number + 1;
         }
     }
@@ -408,10 +326,7 @@ mod tests {
         layers.set("train.seed=2").unwrap();
         layers.flag("--seed", "train.seed", 5);
         let config = layers.resolve(&Config::default()).unwrap();
-        assert_eq!(
-            (config.train.steps, config.train.batch, config.train.seed),
-            (7, 4, 5)
-        );
+        assert_eq!((config.train.steps, config.train.batch, config.train.seed), (7, 4, 5));
         assert_eq!(config.train.seq_len, Config::default().train.seq_len);
     }
 
@@ -422,18 +337,11 @@ mod tests {
         assert!(message(&["optimizer.rnak=3"]).contains("optimizer."));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.toml");
-        std::fs::write(
-            &path,
-            "[model]\nname = \"llama-9m\"\n\n[train]\nstesp = 7\n",
-        )
-        .unwrap();
+        std::fs::write(&path, "[model]\nname = \"llama-9m\"\n\n[train]\nstesp = 7\n").unwrap();
         let mut layers = Layers::default();
         layers.file(&path).unwrap();
         let error = layers.resolve(&Config::default()).unwrap_err().to_string();
-        assert!(
-            error.contains("line 5") && error.contains("train.steps"),
-            "{error}"
-        );
+        assert!(error.contains("line 5") && error.contains("train.steps"), "{error}");
     }
 
     #[test]
@@ -451,10 +359,7 @@ mod tests {
             ("model.tie_word_embeddings=1", "model.tie_word_embeddings"),
         ] {
             let message = message(&[setting]);
-            assert!(
-                message.contains(key) && message.contains("--set"),
-                "{message}"
-            );
+            assert!(message.contains(key) && message.contains("--set"), "{message}");
         }
         assert!(message(&["train.steps=0"]).contains("schedule.kind"));
         assert!(message(&["train.steps=0", "train.minutes=0"]).contains("no end"));
@@ -463,25 +368,13 @@ mod tests {
 
     #[test]
     fn values_take_bare_words_lists_and_whole_numbers() {
-        let config = resolve(&[
-            "data.path=a.txt",
-            "optimizer.lr=1",
-            "model.hidden_size=64",
-            "log.sample_prompt=7",
-        ])
-        .unwrap();
+        let config =
+            resolve(&["data.path=a.txt", "optimizer.lr=1", "model.hidden_size=64", "log.sample_prompt=7"]).unwrap();
         assert_eq!(config.data.path, [PathBuf::from("a.txt")]);
         assert_eq!(config.optimizer.lr, 1.0);
         assert_eq!(config.model.hidden_size, Some(64));
         assert_eq!(config.log.sample_prompt, "7");
-        assert_eq!(
-            resolve(&["data.path=[\"a\", \"b\"]"])
-                .unwrap()
-                .data
-                .path
-                .len(),
-            2
-        );
+        assert_eq!(resolve(&["data.path=[\"a\", \"b\"]"]).unwrap().data.path.len(), 2);
     }
 
     #[test]
@@ -504,22 +397,10 @@ mod tests {
     #[test]
     fn only_settings_that_decide_the_result_are_compared() {
         let entries = |settings: &[&str]| resolve(settings).unwrap().deciding_entries();
-        assert_eq!(
-            entries(&[]),
-            entries(&[
-                "log.every=5",
-                "eval.every=3",
-                "train.device=cpu:0",
-                "checkpoint.every=1"
-            ])
-        );
-        for setting in [
-            "optimizer.lr=1",
-            "train.steps=9",
-            "train.seed=1",
-            "data.document_mask=false",
-            "model.head_dim=8",
-        ] {
+        assert_eq!(entries(&[]), entries(&["log.every=5", "eval.every=3", "train.device=cpu:0", "checkpoint.every=1"]));
+        for setting in
+            ["optimizer.lr=1", "train.steps=9", "train.seed=1", "data.document_mask=false", "model.head_dim=8"]
+        {
             assert_ne!(entries(&[]), entries(&[setting]), "{setting}");
         }
         let constant = "schedule.kind=constant";

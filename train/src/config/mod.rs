@@ -7,6 +7,6 @@ mod sections;
 pub use keys::{KEYS, Key, Kind, documentation};
 pub use layers::{Assignment, ConfigError, Layers, Origin};
 pub use sections::{
-    CheckpointSection, Config, DataSection, EvalSection, LogSection, ModelSection,
-    OptimizerSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
+    CheckpointSection, Config, DataSection, EvalSection, LogSection, ModelSection, OptimizerSection, RunSection,
+    ScheduleSection, TokenizerSection, TrainSection,
 };

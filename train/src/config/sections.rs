@@ -210,8 +210,7 @@ impl Config {
     /// Steps of the whole run, where steps or tokens limit it.
     pub fn total_steps(&self) -> Option<u64> {
         let per_step = (self.train.batch * self.train.seq_len * self.train.accumulation) as u64;
-        let by_tokens =
-            (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(per_step.max(1)));
+        let by_tokens = (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(per_step.max(1)));
         let by_steps = (self.train.steps > 0).then_some(self.train.steps);
         by_steps.into_iter().chain(by_tokens).min()
     }

@@ -44,12 +44,7 @@ impl Batches {
     ///
     /// # Errors
     /// Fewer than `seq_len + 1` tokens, or a size of 0.
-    pub fn train(
-        shards: Shards,
-        batch: usize,
-        seq_len: usize,
-        seed: u64,
-    ) -> Result<Self, DataError> {
+    pub fn train(shards: Shards, batch: usize, seq_len: usize, seed: u64) -> Result<Self, DataError> {
         let needed = seq_len as u64 + 1;
         let mut batches = Self::new(shards, batch, seq_len, needed)?;
         batches.order = NonZeroU64::new(batches.windows).map(|n| Order::new(n, seed));
@@ -78,19 +73,9 @@ impl Batches {
         }
         let tokens = shards.len();
         if tokens < needed {
-            return Err(DataError::TooFewTokens {
-                path: shards.folder().to_path_buf(),
-                tokens,
-                needed,
-            });
+            return Err(DataError::TooFewTokens { path: shards.folder().to_path_buf(), tokens, needed });
         }
-        Ok(Self {
-            windows: (tokens - 1).div_ceil(seq_len as u64),
-            shards,
-            batch,
-            seq_len,
-            order: None,
-        })
+        Ok(Self { windows: (tokens - 1).div_ceil(seq_len as u64), shards, batch, seq_len, order: None })
     }
 
     /// Rows of a batch.
@@ -143,19 +128,15 @@ impl Batches {
 
     /// All validation batches in order; for training batches, one epoch.
     pub fn iter(&self) -> impl Iterator<Item = Result<Batch, DataError>> + '_ {
-        (0..self.windows)
-            .step_by(self.batch)
-            .map(|position| self.at(position))
+        (0..self.windows).step_by(self.batch).map(|position| self.at(position))
     }
 
     /// Appends the row whose inputs begin at token `first`, of which `len` have a target.
     fn row(&self, first: u64, len: u64, batch: &mut Batch) -> Result<(), DataError> {
         let separator = self.shards.separator() as i32;
         let begin = batch.inputs.len();
-        self.shards
-            .copy(first, len, |token| batch.inputs.push(token as i32))?;
-        self.shards
-            .copy(first + 1, len, |token| batch.targets.push(token as i32))?;
+        self.shards.copy(first, len, |token| batch.inputs.push(token as i32))?;
+        self.shards.copy(first + 1, len, |token| batch.targets.push(token as i32))?;
         batch.inputs.resize(begin + self.seq_len, separator);
         batch.targets.resize(begin + self.seq_len, IGNORE);
         let mut start = 0;
@@ -179,9 +160,7 @@ mod tests {
     fn shards(count: u32, separators: &[u32]) -> (tempfile::TempDir, Shards) {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("tokens");
-        let tokens: Vec<u32> = (0..count)
-            .map(|i| if separators.contains(&i) { 0 } else { 1 + i })
-            .collect();
+        let tokens: Vec<u32> = (0..count).map(|i| if separators.contains(&i) { 0 } else { 1 + i }).collect();
         let mut writer = ShardWriter::create(&folder, count + 1, 0, "t".into(), 37).unwrap();
         writer.push(&tokens, 1).unwrap();
         writer.finish().unwrap();
@@ -258,14 +237,7 @@ mod tests {
     fn too_little_is_refused_with_numbers() {
         let (_dir, shards) = shards(8, &[0]);
         let error = Batches::train(shards.clone(), 1, 8, 0).unwrap_err();
-        assert!(matches!(
-            error,
-            DataError::TooFewTokens {
-                tokens: 8,
-                needed: 9,
-                ..
-            }
-        ));
+        assert!(matches!(error, DataError::TooFewTokens { tokens: 8, needed: 9, .. }));
         assert!(Batches::train(shards.clone(), 0, 4, 0).is_err());
         assert!(Batches::train(shards, 1, 0, 0).is_err());
     }

@@ -12,9 +12,7 @@ pub fn default_corpus() -> Result<Vec<PathBuf>, DataError> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
     let registry = home.unwrap_or_default().join("registry").join("src");
-    let missing = || DataError::NoCorpus {
-        looked: registry.display().to_string(),
-    };
+    let missing = || DataError::NoCorpus { looked: registry.display().to_string() };
     let crates = burn_crates(include_str!("../../../Cargo.lock"));
     let mut files = Vec::new();
     for index in std::fs::read_dir(&registry).map_err(|_| missing())? {
@@ -22,11 +20,7 @@ pub fn default_corpus() -> Result<Vec<PathBuf>, DataError> {
         for name in &crates {
             let folder = index.join(name);
             if folder.is_dir() {
-                files.extend(
-                    files_below(&folder)?
-                        .into_iter()
-                        .filter(|file| is_rust(file)),
-                );
+                files.extend(files_below(&folder)?.into_iter().filter(|file| is_rust(file)));
             }
         }
     }
@@ -42,13 +36,7 @@ fn is_rust(path: &Path) -> bool {
 
 /// `NAME-VERSION` of all crates called `burn` or `burn-*` in a lock file, sorted.
 fn burn_crates(lock: &str) -> Vec<String> {
-    let value = |line: &str, key: &str| {
-        Some(
-            line.strip_prefix(key)?
-                .trim_matches(['=', ' ', '"'])
-                .to_string(),
-        )
-    };
+    let value = |line: &str, key: &str| Some(line.strip_prefix(key)?.trim_matches(['=', ' ', '"']).to_string());
     let lines: Vec<&str> = lock.lines().collect();
     let mut crates: Vec<String> = lines
         .windows(2)
@@ -74,10 +62,7 @@ mod tests {
     #[test]
     fn the_corpus_is_megabytes_of_rust() {
         let files = default_corpus().unwrap();
-        let bytes: u64 = files
-            .iter()
-            .map(|file| std::fs::metadata(file).unwrap().len())
-            .sum();
+        let bytes: u64 = files.iter().map(|file| std::fs::metadata(file).unwrap().len()).sum();
         assert!(files.iter().all(|file| is_rust(file)));
         assert!(bytes > 5_000_000, "{bytes}");
     }

@@ -55,9 +55,7 @@ pub enum DataError {
         message: String,
     },
     /// A line of a JSON lines file has no usable text.
-    #[error(
-        "{path} line {line}: {problem}; name the field that holds the text with `--set data.field=NAME`"
-    )]
+    #[error("{path} line {line}: {problem}; name the field that holds the text with `--set data.field=NAME`")]
     Field {
         /// The file.
         path: PathBuf,
@@ -107,9 +105,7 @@ pub enum DataError {
         problem: String,
     },
     /// There are fewer tokens than one sample needs.
-    #[error(
-        "{path} holds {tokens} tokens but one sample needs {needed}; give more text or a smaller `--seq-len`"
-    )]
+    #[error("{path} holds {tokens} tokens but one sample needs {needed}; give more text or a smaller `--seq-len`")]
     TooFewTokens {
         /// The folder of token files.
         path: PathBuf,
@@ -159,9 +155,6 @@ impl DataError {
     }
 
     pub(crate) fn shard(path: &Path, problem: impl Into<String>) -> Self {
-        Self::Shard {
-            path: path.to_path_buf(),
-            problem: problem.into(),
-        }
+        Self::Shard { path: path.to_path_buf(), problem: problem.into() }
     }
 }

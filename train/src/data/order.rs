@@ -20,11 +20,7 @@ impl Order {
     pub fn new(n: NonZeroU64, seed: u64) -> Self {
         let n = n.get();
         let bits = u64::BITS - (n - 1).leading_zeros();
-        Self {
-            n,
-            seed,
-            half_bits: bits.div_ceil(2).max(1),
-        }
+        Self { n, seed, half_bits: bits.div_ceil(2).max(1) }
     }
 
     /// Windows in one epoch.
@@ -106,18 +102,10 @@ mod tests {
     fn neighbours_and_positions_are_uncorrelated() {
         let n = 10_000u64;
         let w = epoch(&order(n, 3), 0);
-        let fixed = w
-            .iter()
-            .enumerate()
-            .filter(|(i, x)| *i as u64 == **x)
-            .count();
+        let fixed = w.iter().enumerate().filter(|(i, x)| *i as u64 == **x).count();
         let steps = w.windows(2).filter(|p| p[0].abs_diff(p[1]) < 10).count();
         let mean = (n as f64 - 1.0) / 2.0;
-        let covariance: f64 = w
-            .iter()
-            .enumerate()
-            .map(|(i, x)| (i as f64 - mean) * (*x as f64 - mean))
-            .sum();
+        let covariance: f64 = w.iter().enumerate().map(|(i, x)| (i as f64 - mean) * (*x as f64 - mean)).sum();
         let correlation = covariance / ((n as f64).powi(3) / 12.0);
         assert!(fixed < 10, "{fixed} windows stayed in place");
         assert!(steps < 60, "{steps} neighbours stayed neighbours");

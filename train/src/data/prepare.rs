@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    DataError, Document, Format, Progress, ShardWriter, Shards, Skipped, Source, Stage,
-    TOKENS_PER_FILE, Tokenizer,
+    DataError, Document, Format, Progress, ShardWriter, Shards, Skipped, Source, Stage, TOKENS_PER_FILE, Tokenizer,
 };
 
 /// Which tokenizer to use.
@@ -91,16 +90,15 @@ fn shards_folder(source: &Source) -> Option<PathBuf> {
     let [folder] = source.paths.as_slice() else {
         return None;
     };
-    let named = source.format == Format::Shards
-        || (source.format == Format::Auto && Shards::is_at(&folder.join("train")));
+    let named =
+        source.format == Format::Shards || (source.format == Format::Auto && Shards::is_at(&folder.join("train")));
     named.then(|| folder.clone())
 }
 
 fn open(dir: &Path) -> Result<Prepared, DataError> {
     let path = dir.join(FACTS);
     let text = std::fs::read_to_string(&path).map_err(DataError::read(&path))?;
-    let facts =
-        serde_json::from_str(&text).map_err(|error| DataError::shard(&path, error.to_string()))?;
+    let facts = serde_json::from_str(&text).map_err(|error| DataError::shard(&path, error.to_string()))?;
     let tokenizer = Tokenizer::from_file(&dir.join("tokenizer.json"))?;
     let prepared = Prepared {
         dir: dir.to_path_buf(),
@@ -112,58 +110,32 @@ fn open(dir: &Path) -> Result<Prepared, DataError> {
     let fingerprint = prepared.tokenizer.fingerprint()?;
     for shards in [&prepared.train, &prepared.validation] {
         if shards.tokenizer_fingerprint() != fingerprint {
-            return Err(DataError::shard(
-                shards.folder(),
-                "was made with another tokenizer than the one beside it",
-            ));
+            return Err(DataError::shard(shards.folder(), "was made with another tokenizer than the one beside it"));
         }
     }
     Ok(prepared)
 }
 
 /// Writes `train/`, `validation/` and the tokenizer into a new folder, which appears when all is done.
-pub fn tokenize(
-    options: &PrepareOptions,
-    dir: &Path,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), DataError> {
+pub fn tokenize(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), DataError> {
     if dir.exists() {
-        return Err(DataError::Exists {
-            path: dir.to_path_buf(),
-        });
+        return Err(DataError::Exists { path: dir.to_path_buf() });
     }
-    let parent = dir
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(DataError::write(parent))?;
     // Removed with everything in it unless it gets its name.
-    let beside = tempfile::Builder::new()
-        .prefix(".unfinished-")
-        .tempdir_in(parent)
-        .map_err(DataError::write(parent))?;
-    let total = options
-        .source
-        .files()?
-        .iter()
-        .filter_map(|(file, _)| Some(std::fs::metadata(file).ok()?.len()))
-        .sum();
+    let beside =
+        tempfile::Builder::new().prefix(".unfinished-").tempdir_in(parent).map_err(DataError::write(parent))?;
+    let total = options.source.files()?.iter().filter_map(|(file, _)| Some(std::fs::metadata(file).ok()?.len())).sum();
 
     let tokenizer = match &options.tokenizer {
         TokenizerChoice::Bytes => Tokenizer::bytes()?,
         TokenizerChoice::File(path) => Tokenizer::from_file(path)?,
         TokenizerChoice::Train(vocab_size) => {
             let held_out = held_out(options);
-            progress(Progress {
-                stage: Stage::TrainTokenizer,
-                done: 0,
-                total: 0,
-            });
+            progress(Progress { stage: Stage::TrainTokenizer, done: 0, total: 0 });
             let documents = options.source.documents()?;
-            Tokenizer::train(
-                documents.filter(|document| !document.as_ref().is_ok_and(&held_out)),
-                *vocab_size,
-            )?
+            Tokenizer::train(documents.filter(|document| !document.as_ref().is_ok_and(&held_out)), *vocab_size)?
         }
     };
     tokenizer.save(beside.path())?;
@@ -191,19 +163,14 @@ pub fn tokenize(
         }
     }
     let path = beside.path().join(FACTS);
-    let text = serde_json::to_string_pretty(&facts)
-        .map_err(|error| DataError::write(&path)(error.into()))?;
+    let text = serde_json::to_string_pretty(&facts).map_err(|error| DataError::write(&path)(error.into()))?;
     std::fs::write(&path, text).map_err(DataError::write(&path))?;
     let beside = beside.keep();
     std::fs::rename(&beside, dir).or_else(|error| {
         // Another process was first: what it made is the same.
         let first = dir.join(FACTS).exists();
         let _ = std::fs::remove_dir_all(&beside);
-        if first {
-            Ok(())
-        } else {
-            Err(DataError::write(dir)(error))
-        }
+        if first { Ok(()) } else { Err(DataError::write(dir)(error)) }
     })
 }
 
@@ -243,55 +210,30 @@ fn encode_all(
             let (tokens, held_out) = encoded?;
             if held_out {
                 held_out_bytes += document.text.len() as u64;
-                gzip.write_all(document.text.as_bytes())
-                    .map_err(DataError::write(Path::new("gzip")))?;
+                gzip.write_all(document.text.as_bytes()).map_err(DataError::write(Path::new("gzip")))?;
             }
             sides[usize::from(held_out)].push(&tokens, document.text.len() as u64)?;
         }
         done += bytes as u64;
-        progress(Progress {
-            stage: Stage::Encode,
-            done,
-            total,
-        });
+        progress(Progress { stage: Stage::Encode, done, total });
     }
     if done == 0 {
-        let paths: Vec<String> = options
-            .source
-            .paths
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect();
+        let paths: Vec<String> = options.source.paths.iter().map(|path| path.display().to_string()).collect();
         let skipped = format!(
             "{} files that are no text and {} empty documents passed over",
             documents.skipped.binary, documents.skipped.empty
         );
-        return Err(DataError::Empty {
-            paths: paths.join(", "),
-            skipped,
-        });
+        return Err(DataError::Empty { paths: paths.join(", "), skipped });
     }
-    let compressed = gzip
-        .finish()
-        .map_err(DataError::write(Path::new("gzip")))?
-        .0;
-    Ok(Facts {
-        gzip_bits_per_byte: 8.0 * compressed as f64 / held_out_bytes.max(1) as f64,
-        skipped: documents.skipped,
-    })
+    let compressed = gzip.finish().map_err(DataError::write(Path::new("gzip")))?.0;
+    Ok(Facts { gzip_bits_per_byte: 8.0 * compressed as f64 / held_out_bytes.max(1) as f64, skipped: documents.skipped })
 }
 
 /// Whether a document is held out: decided by its text and the seed alone, so that equal texts are on the same side.
 fn held_out(options: &PrepareOptions) -> impl Fn(&Document) -> bool + Send + Sync + use<> {
-    let (seed, limit) = (
-        options.seed,
-        (options.validation_fraction * 2f64.powi(64)) as u64,
-    );
+    let (seed, limit) = (options.seed, (options.validation_fraction * 2f64.powi(64)) as u64);
     move |document| {
-        let digest = Sha256::new()
-            .chain_update(seed.to_le_bytes())
-            .chain_update(&document.text)
-            .finalize();
+        let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(&document.text).finalize();
         let (first, _) = digest.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
         u64::from_le_bytes(*first) < limit
     }
@@ -305,21 +247,11 @@ fn key(options: &PrepareOptions) -> Result<String, DataError> {
         other => format!("{other:?}"),
     };
     let Source { format, field, .. } = &options.source;
-    let settings = (
-        VERSION,
-        tokenizer,
-        options.validation_fraction.to_bits(),
-        options.seed,
-        format,
-        field,
-    );
+    let settings = (VERSION, tokenizer, options.validation_fraction.to_bits(), options.seed, format, field);
     hasher.update(format!("{settings:?}"));
     for (file, _) in options.source.files()? {
         let metadata = std::fs::metadata(&file).map_err(DataError::read(&file))?;
-        let modified = metadata
-            .modified()
-            .ok()
-            .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let path = std::path::absolute(&file).map_err(DataError::read(&file))?;
         hasher.update(format!("{path:?} {} {modified:?}\n", metadata.len()));
     }
@@ -355,11 +287,7 @@ mod tests {
             .unwrap();
         }
         PrepareOptions {
-            source: Source {
-                paths: vec![text],
-                format: Format::Auto,
-                field: "text".into(),
-            },
+            source: Source { paths: vec![text], format: Format::Auto, field: "text".into() },
             tokenizer: TokenizerChoice::Train(270),
             validation_fraction: 0.2,
             seed: 1,
@@ -384,22 +312,14 @@ mod tests {
         let second = prepare(&options, &cache, &mut |_| calls += 1).unwrap();
         assert_eq!((calls, all(&first.train)), (0, all(&second.train)));
         std::fs::write(dir.path().join("text/new.txt"), "one more").unwrap();
-        assert_ne!(
-            prepare(&options, &cache, &mut |_| ()).unwrap().dir,
-            first.dir
-        );
-        assert!(std::fs::read_dir(&cache).unwrap().all(|entry| {
-            !entry
+        assert_ne!(prepare(&options, &cache, &mut |_| ()).unwrap().dir, first.dir);
+        assert!(
+            std::fs::read_dir(&cache)
                 .unwrap()
-                .file_name()
-                .to_string_lossy()
-                .starts_with('.')
-        }));
+                .all(|entry| { !entry.unwrap().file_name().to_string_lossy().starts_with('.') })
+        );
         // A folder of token files is data by itself.
-        let source = Source {
-            paths: vec![first.dir.clone()],
-            ..options.source.clone()
-        };
+        let source = Source { paths: vec![first.dir.clone()], ..options.source.clone() };
         let direct = prepare(&PrepareOptions { source, ..options }, &cache, &mut |_| ()).unwrap();
         assert_eq!(all(&direct.validation), all(&first.validation));
     }
@@ -412,12 +332,8 @@ mod tests {
         assert_eq!(whole.train.documents() + whole.validation.documents(), 100);
         assert!((5..40).contains(&whole.validation.documents()));
         let side = |number: usize| {
-            let text =
-                std::fs::read_to_string(dir.path().join(format!("text/{number:03}.txt"))).unwrap();
-            held_out(&options)(&Document {
-                name: String::new(),
-                text,
-            })
+            let text = std::fs::read_to_string(dir.path().join(format!("text/{number:03}.txt"))).unwrap();
+            held_out(&options)(&Document { name: String::new(), text })
         };
         let alone = (0..100).filter(|number| side(*number)).count() as u64;
         assert_eq!(alone, whole.validation.documents());
@@ -427,14 +343,9 @@ mod tests {
     #[test]
     fn a_side_without_documents_and_no_text_at_all_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let options = PrepareOptions {
-            tokenizer: TokenizerChoice::Bytes,
-            ..corpus(dir.path(), 1)
-        };
+        let options = PrepareOptions { tokenizer: TokenizerChoice::Bytes, ..corpus(dir.path(), 1) };
         let message = |options: &PrepareOptions| {
-            prepare(options, &dir.path().join("cache"), &mut |_| ())
-                .unwrap_err()
-                .to_string()
+            prepare(options, &dir.path().join("cache"), &mut |_| ()).unwrap_err().to_string()
         };
         assert!(message(&options).contains("no document is left"));
         std::fs::write(dir.path().join("text/000.txt"), "").unwrap();

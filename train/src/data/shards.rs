@@ -59,10 +59,7 @@ impl Manifest {
     }
 
     fn digest(&self) -> Result<String, serde_json::Error> {
-        let bare = Self {
-            sha256: String::new(),
-            ..self.clone()
-        };
+        let bare = Self { sha256: String::new(), ..self.clone() };
         Ok(hex(&Sha256::digest(serde_json::to_vec(&bare)?)))
     }
 }
@@ -88,9 +85,7 @@ impl ShardWriter {
         tokens_per_file: u64,
     ) -> Result<Self, DataError> {
         if folder.exists() {
-            return Err(DataError::Exists {
-                path: folder.to_path_buf(),
-            });
+            return Err(DataError::Exists { path: folder.to_path_buf() });
         }
         let partial = partial_of(folder);
         if partial.exists() {
@@ -153,8 +148,7 @@ impl ShardWriter {
             entry.tokens += now.len() as u64;
             let full = entry.tokens == self.tokens_per_file;
             if let Some((file, hash)) = &mut self.open {
-                file.write_all(&self.buffer)
-                    .map_err(DataError::write(&path))?;
+                file.write_all(&self.buffer).map_err(DataError::write(&path))?;
                 hash.update(&self.buffer);
             }
             if full {
@@ -169,12 +163,8 @@ impl ShardWriter {
     pub fn finish(mut self) -> Result<Manifest, DataError> {
         self.end_file()?;
         let path = self.partial.join(MANIFEST);
-        self.manifest.sha256 = self
-            .manifest
-            .digest()
-            .map_err(|e| DataError::write(&path)(e.into()))?;
-        let text = serde_json::to_vec_pretty(&self.manifest)
-            .map_err(|e| DataError::write(&path)(e.into()))?;
+        self.manifest.sha256 = self.manifest.digest().map_err(|e| DataError::write(&path)(e.into()))?;
+        let text = serde_json::to_vec_pretty(&self.manifest).map_err(|e| DataError::write(&path)(e.into()))?;
         write_synced(&path, &text)?;
         fs::rename(&self.partial, &self.folder).map_err(DataError::write(&self.folder))?;
         self.finished = true;
@@ -187,13 +177,7 @@ impl ShardWriter {
         let path = self.partial.join(&name);
         let file = File::create(&path).map_err(DataError::write(&path))?;
         self.open = Some((BufWriter::new(file), Sha256::new()));
-        self.manifest.files.push(ShardFile {
-            name,
-            tokens: 0,
-            documents: 0,
-            text_bytes: 0,
-            sha256: String::new(),
-        });
+        self.manifest.files.push(ShardFile { name, tokens: 0, documents: 0, text_bytes: 0, sha256: String::new() });
         Ok(())
     }
 
@@ -206,10 +190,7 @@ impl ShardWriter {
         };
         let path = self.partial.join(&entry.name);
         entry.sha256 = hex(&hash.finalize());
-        file.into_inner()
-            .map_err(|e| e.into_error())
-            .and_then(|file| file.sync_all())
-            .map_err(DataError::write(&path))
+        file.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all()).map_err(DataError::write(&path))
     }
 }
 
@@ -236,10 +217,7 @@ pub struct Shards {
 
 impl std::fmt::Debug for Shards {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shards")
-            .field("folder", &self.folder)
-            .field("tokens", &self.len())
-            .finish()
+        f.debug_struct("Shards").field("folder", &self.folder).field("tokens", &self.len()).finish()
     }
 }
 
@@ -255,24 +233,16 @@ impl Shards {
         let text = fs::read(&path).map_err(DataError::read(&path))?;
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|e| DataError::shard(&path, format!("not a manifest of token files ({e})")))?;
-        let digest = manifest
-            .digest()
-            .map_err(|e| DataError::shard(&path, e.to_string()))?;
+        let digest = manifest.digest().map_err(|e| DataError::shard(&path, e.to_string()))?;
         if manifest.version != VERSION {
             let problem = format!("version {} is not the known {VERSION}", manifest.version);
             return Err(DataError::shard(&path, problem));
         }
         if manifest.sha256 != digest {
-            return Err(DataError::shard(
-                &path,
-                "its own hash does not fit: the file was changed",
-            ));
+            return Err(DataError::shard(&path, "its own hash does not fit: the file was changed"));
         }
         if manifest.vocab_size > i32::MAX as u32 || manifest.separator >= manifest.vocab_size {
-            return Err(DataError::shard(
-                &path,
-                "the vocabulary or the separator is out of range",
-            ));
+            return Err(DataError::shard(&path, "the vocabulary or the separator is out of range"));
         }
         let mut maps = Vec::with_capacity(manifest.files.len());
         let mut begins = vec![0];
@@ -309,18 +279,10 @@ impl Shards {
         for first in (0..self.maps.len()).step_by(group) {
             let group = first..self.maps.len().min(first + group);
             // Collected before looking, so that the first damaged file in order is the one reported.
-            let results: Vec<_> = group
-                .clone()
-                .into_par_iter()
-                .map(|f| self.verify_file(f))
-                .collect();
+            let results: Vec<_> = group.clone().into_par_iter().map(|f| self.verify_file(f)).collect();
             results.into_iter().collect::<Result<(), _>>()?;
             done += group.map(|f| self.maps[f].len() as u64).sum::<u64>();
-            progress(Progress {
-                stage: Stage::Verify,
-                done,
-                total,
-            });
+            progress(Progress { stage: Stage::Verify, done, total });
         }
         Ok(())
     }
@@ -329,10 +291,7 @@ impl Shards {
         let (entry, map) = (&self.manifest.files[file], &self.maps[file]);
         if hex(&Sha256::digest(map)) != entry.sha256 {
             let path = self.folder.join(&entry.name);
-            return Err(DataError::shard(
-                &path,
-                "SHA-256 does not fit: the content was changed",
-            ));
+            return Err(DataError::shard(&path, "SHA-256 does not fit: the content was changed"));
         }
         self.copy(self.begins[file], entry.tokens, |_| ())
     }
@@ -397,51 +356,26 @@ impl Shards {
     }
 
     /// Gives the tokens `start..start + len` to `sink`, in order and without allocating.
-    pub(super) fn copy(
-        &self,
-        start: u64,
-        len: u64,
-        mut sink: impl FnMut(u32),
-    ) -> Result<(), DataError> {
+    pub(super) fn copy(&self, start: u64, len: u64, mut sink: impl FnMut(u32)) -> Result<(), DataError> {
         let end = match start.checked_add(len) {
             Some(end) if end <= self.len() => end,
             _ => {
-                let problem = format!(
-                    "{len} tokens from position {start} were asked for, there are {}",
-                    self.len()
-                );
+                let problem = format!("{len} tokens from position {start} were asked for, there are {}", self.len());
                 return Err(DataError::shard(&self.folder, problem));
             }
         };
         let width = self.manifest.token_bytes();
         let mut position = start;
-        let mut file = self
-            .begins
-            .partition_point(|&b| b <= start)
-            .saturating_sub(1);
+        let mut file = self.begins.partition_point(|&b| b <= start).saturating_sub(1);
         while position < end {
             let until = end.min(self.begins[file + 1]);
             let from = (position - self.begins[file]) as usize;
             let count = (until - position) as usize;
             let bytes = &self.maps[file][from * width..(from + count) * width];
             let outside = if width == 2 {
-                self.emit(
-                    bytes
-                        .as_chunks::<2>()
-                        .0
-                        .iter()
-                        .map(|b| u16::from_le_bytes(*b).into()),
-                    &mut sink,
-                )
+                self.emit(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b).into()), &mut sink)
             } else {
-                self.emit(
-                    bytes
-                        .as_chunks::<4>()
-                        .0
-                        .iter()
-                        .map(|b| u32::from_le_bytes(*b)),
-                    &mut sink,
-                )
+                self.emit(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)), &mut sink)
             };
             if let Some((offset, token)) = outside {
                 return Err(DataError::OutOfVocabulary {
@@ -458,11 +392,7 @@ impl Shards {
     }
 
     /// The first token outside the vocabulary with its offset; all tokens before it were given to `sink`.
-    fn emit(
-        &self,
-        tokens: impl Iterator<Item = u32>,
-        sink: &mut impl FnMut(u32),
-    ) -> Option<(usize, u32)> {
+    fn emit(&self, tokens: impl Iterator<Item = u32>, sink: &mut impl FnMut(u32)) -> Option<(usize, u32)> {
         for (offset, token) in tokens.enumerate() {
             if token >= self.manifest.vocab_size {
                 return Some((offset, token));
@@ -481,9 +411,7 @@ pub(super) fn partial_of(folder: &Path) -> PathBuf {
 
 pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let mut file = File::create(path).map_err(DataError::write(path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(DataError::write(path))
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(DataError::write(path))
 }
 
 /// Makes a rename into the parent folder of `path` survive a power cut.
@@ -491,16 +419,10 @@ pub(super) fn sync_parent(path: &Path) -> Result<(), DataError> {
     let Some(parent) = path.parent() else {
         return Ok(());
     };
-    let parent = if parent.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        parent
-    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     // Only Unix lets a folder be opened and synced.
     if cfg!(unix) {
-        File::open(parent)
-            .and_then(|folder| folder.sync_all())
-            .map_err(DataError::write(parent))?;
+        File::open(parent).and_then(|folder| folder.sync_all()).map_err(DataError::write(parent))?;
     }
     Ok(())
 }
@@ -523,17 +445,7 @@ mod tests {
 
     fn documents(vocab_size: u32) -> Vec<Vec<u32>> {
         (1..60u32)
-            .map(|d| {
-                (0..d)
-                    .map(|i| {
-                        if i == 0 {
-                            0
-                        } else {
-                            (d * 7919 + i * 31) % vocab_size
-                        }
-                    })
-                    .collect()
-            })
+            .map(|d| (0..d).map(|i| if i == 0 { 0 } else { (d * 7919 + i * 31) % vocab_size }).collect())
             .collect()
     }
 
@@ -552,13 +464,7 @@ mod tests {
             assert_eq!(shards.len(), all.len() as u64);
             assert_eq!(shards.documents(), documents.len() as u64);
             assert_eq!(shards.text_bytes(), 3 * all.len() as u64);
-            for (start, len) in [
-                (0, all.len()),
-                (99, 2),
-                (100, 100),
-                (50, 700),
-                (all.len(), 0),
-            ] {
+            for (start, len) in [(0, all.len()), (99, 2), (100, 100), (50, 700), (all.len(), 0)] {
                 let mut out = vec![0; len];
                 shards.read(start as u64, &mut out).unwrap();
                 assert_eq!(out, all[start..start + len]);
@@ -578,44 +484,24 @@ mod tests {
 
         fs::write(&file, &good[..good.len() - 1]).unwrap();
         let message = Shards::open(&folder).unwrap_err().to_string();
-        assert!(
-            message.contains("tokens-00002.bin") && message.contains("truncated"),
-            "{message}"
-        );
+        assert!(message.contains("tokens-00002.bin") && message.contains("truncated"), "{message}");
 
         let mut flipped = good.clone();
         flipped[10] ^= 1;
         fs::write(&file, &flipped).unwrap();
-        let message = Shards::open(&folder)
-            .unwrap()
-            .verify(&mut |_| ())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("tokens-00002.bin") && message.contains("SHA-256"),
-            "{message}"
-        );
+        let message = Shards::open(&folder).unwrap().verify(&mut |_| ()).unwrap_err().to_string();
+        assert!(message.contains("tokens-00002.bin") && message.contains("SHA-256"), "{message}");
 
         let mut outside = good.clone();
         outside[21] = 0xff;
         fs::write(&file, &outside).unwrap();
-        let error = Shards::open(&folder)
-            .unwrap()
-            .read(200, &mut [0; 50])
-            .unwrap_err();
-        assert!(
-            matches!(error, DataError::OutOfVocabulary { position: 10, .. }),
-            "{error}"
-        );
+        let error = Shards::open(&folder).unwrap().read(200, &mut [0; 50]).unwrap_err();
+        assert!(matches!(error, DataError::OutOfVocabulary { position: 10, .. }), "{error}");
 
         fs::write(&file, &good).unwrap();
         let manifest = folder.join(MANIFEST);
         let text = fs::read_to_string(&manifest).unwrap();
-        fs::write(
-            &manifest,
-            text.replace("\"separator\": 0", "\"separator\": 1"),
-        )
-        .unwrap();
+        fs::write(&manifest, text.replace("\"separator\": 0", "\"separator\": 1")).unwrap();
         assert!(Shards::open(&folder).unwrap_err().is_input());
         fs::write(&manifest, &text[..text.len() / 2]).unwrap();
         assert!(Shards::open(&folder).is_err());
@@ -634,14 +520,10 @@ mod tests {
         assert!(!folder.exists());
         write(&folder, 300, 10, &[vec![0, 1, 2]]);
         assert_eq!(Shards::open(&folder).unwrap().len(), 3);
-        let mut writer =
-            ShardWriter::create(&dir.path().join("other"), 300, 0, "t".into(), 10).unwrap();
+        let mut writer = ShardWriter::create(&dir.path().join("other"), 300, 0, "t".into(), 10).unwrap();
         assert!(writer.push(&[0, 300], 1).is_err());
         drop(writer);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(matches!(
-            ShardWriter::create(&folder, 300, 0, "t".into(), 10),
-            Err(DataError::Exists { .. })
-        ));
+        assert!(matches!(ShardWriter::create(&folder, 300, 0, "t".into(), 10), Err(DataError::Exists { .. })));
     }
 }

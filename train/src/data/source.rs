@@ -86,15 +86,10 @@ impl Source {
 
 /// Files of a folder and the folders in it, sorted by path; hidden ones are left out.
 pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let visible = |entry: &walkdir::DirEntry| {
-        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
-    };
+    let visible =
+        |entry: &walkdir::DirEntry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
     let mut files = Vec::new();
-    for entry in walkdir::WalkDir::new(folder)
-        .sort_by_file_name()
-        .into_iter()
-        .filter_entry(visible)
-    {
+    for entry in walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().filter_entry(visible) {
         let entry = entry.map_err(|error| DataError::Read {
             path: error.path().unwrap_or(folder).to_path_buf(),
             source: error.into(),
@@ -143,29 +138,16 @@ impl Documents {
             let Some((path, named)) = self.files.pop_front() else {
                 return Ok(None);
             };
-            let end = path
-                .extension()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .to_lowercase();
+            let end = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
             match (self.format, end.as_str()) {
                 (Format::Jsonl, _) | (Format::Auto, "jsonl" | "ndjson") => {
                     let file = File::open(&path).map_err(DataError::read(&path))?;
-                    self.open = Some(Rows::Lines {
-                        path,
-                        reader: BufReader::new(file),
-                        line: 0,
-                    });
+                    self.open = Some(Rows::Lines { path, reader: BufReader::new(file), line: 0 });
                 }
-                (Format::Parquet, _) | (Format::Auto, "parquet") => {
-                    self.open = Some(open_parquet(path, &self.field)?)
-                }
+                (Format::Parquet, _) | (Format::Auto, "parquet") => self.open = Some(open_parquet(path, &self.field)?),
                 _ => match read_text(&path)? {
                     Ok(text) => {
-                        return Ok(Some(Document {
-                            name: path.display().to_string(),
-                            text,
-                        }));
+                        return Ok(Some(Document { name: path.display().to_string(), text }));
                     }
                     Err(offset) if named => return Err(DataError::NotUtf8 { path, offset }),
                     Err(_) => self.skipped.binary += 1,
@@ -210,11 +192,7 @@ impl Rows {
                 loop {
                     bytes.clear();
                     *line += 1;
-                    if reader
-                        .read_until(b'\n', &mut bytes)
-                        .map_err(DataError::read(path))?
-                        == 0
-                    {
+                    if reader.read_until(b'\n', &mut bytes).map_err(DataError::read(path))? == 0 {
                         return Ok(None);
                     }
                     if !bytes.trim_ascii().is_empty() {
@@ -222,12 +200,11 @@ impl Rows {
                     }
                 }
                 let (path, line) = (path.clone(), *line);
-                let value: serde_json::Value =
-                    serde_json::from_slice(&bytes).map_err(|error| DataError::Json {
-                        path: path.clone(),
-                        line,
-                        message: error.to_string(),
-                    })?;
+                let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| DataError::Json {
+                    path: path.clone(),
+                    line,
+                    message: error.to_string(),
+                })?;
                 let problem = match value.get(field) {
                     Some(serde_json::Value::String(text)) => {
                         return Ok(Some(Document {
@@ -238,46 +215,28 @@ impl Rows {
                     Some(other) => format!("field \"{field}\" is {other} instead of a text"),
                     None => format!("there is no field \"{field}\""),
                 };
-                Err(DataError::Field {
-                    path,
-                    line,
-                    problem,
-                })
+                Err(DataError::Field { path, line, problem })
             }
             #[cfg(feature = "parquet")]
             Self::Table { path, rows, row } => {
                 use parquet::record::Field;
                 *row += 1;
-                let problem = |problem: String| DataError::Parquet {
-                    path: path.clone(),
-                    problem,
-                };
+                let problem = |problem: String| DataError::Parquet { path: path.clone(), problem };
                 let Some(record) = rows.next() else {
                     return Ok(None);
                 };
                 let record = record.map_err(|error| problem(format!("row {row}: {error}")))?;
-                let value = record
-                    .get_column_iter()
-                    .next()
-                    .map(|(_, value)| value.clone());
+                let value = record.get_column_iter().next().map(|(_, value)| value.clone());
                 let text = match value {
                     Some(Field::Str(text)) => text,
-                    Some(Field::Bytes(bytes)) => {
-                        String::from_utf8(bytes.data().to_vec()).map_err(|_| {
-                            problem(format!("row {row}: column \"{field}\" is not UTF-8"))
-                        })?
-                    }
+                    Some(Field::Bytes(bytes)) => String::from_utf8(bytes.data().to_vec())
+                        .map_err(|_| problem(format!("row {row}: column \"{field}\" is not UTF-8")))?,
                     Some(Field::Null) => String::new(),
                     _ => {
-                        return Err(problem(format!(
-                            "row {row}: column \"{field}\" is not text"
-                        )));
+                        return Err(problem(format!("row {row}: column \"{field}\" is not text")));
                     }
                 };
-                Ok(Some(Document {
-                    name: format!("{} row {row}", path.display()),
-                    text,
-                }))
+                Ok(Some(Document { name: format!("{} row {row}", path.display()), text }))
             }
         }
     }
@@ -285,9 +244,7 @@ impl Rows {
 
 #[cfg(not(feature = "parquet"))]
 fn open_parquet(path: PathBuf, _field: &str) -> Result<Rows, DataError> {
-    let problem =
-        "this build reads no Parquet files; build with `--features parquet`, or give other files"
-            .to_string();
+    let problem = "this build reads no Parquet files; build with `--features parquet`, or give other files".to_string();
     Err(DataError::Parquet { path, problem })
 }
 
@@ -299,23 +256,12 @@ fn open_parquet(path: PathBuf, field: &str) -> Result<Rows, DataError> {
     use std::sync::Arc;
 
     let file = File::open(&path).map_err(DataError::read(&path))?;
-    let problem = |problem: String| DataError::Parquet {
-        path: path.clone(),
-        problem,
-    };
+    let problem = |problem: String| DataError::Parquet { path: path.clone(), problem };
     let reader = SerializedFileReader::new(file).map_err(|error| problem(error.to_string()))?;
     let schema = reader.metadata().file_metadata().schema();
-    let column = schema
-        .get_fields()
-        .iter()
-        .find(|column| column.name() == field)
-        .cloned();
+    let column = schema.get_fields().iter().find(|column| column.name() == field).cloned();
     let Some(column) = column else {
-        let names: Vec<&str> = schema
-            .get_fields()
-            .iter()
-            .map(|column| column.name())
-            .collect();
+        let names: Vec<&str> = schema.get_fields().iter().map(|column| column.name()).collect();
         return Err(problem(format!(
             "there is no column \"{field}\"; name one of {} with data.field",
             names.join(", ")
@@ -336,11 +282,7 @@ mod tests {
     use super::*;
 
     fn source(path: &Path) -> Source {
-        Source {
-            paths: vec![path.to_path_buf()],
-            format: Format::Auto,
-            field: "text".into(),
-        }
+        Source { paths: vec![path.to_path_buf()], format: Format::Auto, field: "text".into() }
     }
 
     #[test]
@@ -353,28 +295,16 @@ mod tests {
             ("d.txt", b""),
             ("e.txt", b"bad \xff"),
             (".hidden", b"hidden"),
-            (
-                "f.jsonl",
-                b"{\"text\": \"third\"}\n\n{\"text\": \"fourth\", \"other\": 1}",
-            ),
+            ("f.jsonl", b"{\"text\": \"third\"}\n\n{\"text\": \"fourth\", \"other\": 1}"),
         ] {
             let path = dir.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, bytes).unwrap();
         }
         let mut documents = source(dir.path()).documents().unwrap();
-        let texts: Vec<String> = documents
-            .by_ref()
-            .map(|document| document.unwrap().text)
-            .collect();
+        let texts: Vec<String> = documents.by_ref().map(|document| document.unwrap().text).collect();
         assert_eq!(texts, ["first", "second", "third", "fourth"]);
-        assert_eq!(
-            documents.skipped,
-            Skipped {
-                binary: 2,
-                empty: 1
-            }
-        );
+        assert_eq!(documents.skipped, Skipped { binary: 2, empty: 1 });
     }
 
     #[test]
@@ -383,12 +313,7 @@ mod tests {
         let write = |name: &str, bytes: &[u8]| {
             let path = dir.path().join(name);
             std::fs::write(&path, bytes).unwrap();
-            let error = source(&path)
-                .documents()
-                .unwrap()
-                .find_map(Result::err)
-                .unwrap()
-                .to_string();
+            let error = source(&path).documents().unwrap().find_map(Result::err).unwrap().to_string();
             assert!(error.contains(name), "{error}");
             error
         };
@@ -399,5 +324,43 @@ mod tests {
         #[cfg(not(feature = "parquet"))]
         assert!(write("e.parquet", b"PAR1").contains("--features parquet"));
         assert!(source(&dir.path().join("none")).documents().is_err());
+    }
+
+    #[cfg(feature = "parquet")]
+    #[test]
+    fn parquet_gives_a_document_a_row() {
+        use parquet::data_type::{ByteArray, ByteArrayType, Int32Type};
+        use parquet::file::writer::SerializedFileWriter;
+        use parquet::schema::parser::parse_message_type;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.parquet");
+        let schema = "message rows { required int32 id; required binary story (UTF8); }";
+        let schema = std::sync::Arc::new(parse_message_type(schema).unwrap());
+        let file = File::create(&path).unwrap();
+        let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
+        for group in 0..2 {
+            let mut rows = writer.next_row_group().unwrap();
+            let mut column = rows.next_column().unwrap().unwrap();
+            column.typed::<Int32Type>().write_batch(&[1, 2], None, None).unwrap();
+            column.close().unwrap();
+            let mut column = rows.next_column().unwrap().unwrap();
+            let texts = [format!("größe {group}"), String::new()].map(|text| ByteArray::from(text.as_str()));
+            column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+            column.close().unwrap();
+            rows.close().unwrap();
+        }
+        writer.close().unwrap();
+        let rows = Source { field: "story".into(), ..source(&path) };
+        let mut documents = rows.documents().unwrap();
+        let texts: Vec<String> = documents.by_ref().map(|document| document.unwrap().text).collect();
+        assert_eq!(texts, ["größe 0", "größe 1"]);
+        assert_eq!(documents.skipped.empty, 2);
+        let message = source(&path).documents().unwrap().next().unwrap().unwrap_err().to_string();
+        assert!(message.contains("id, story"), "{message}");
+        let numbers = Source { field: "id".into(), ..source(&path) };
+        let message = numbers.documents().unwrap().next().unwrap().unwrap_err().to_string();
+        assert!(message.contains("row 1") && message.contains("not text"), "{message}");
+        std::fs::write(&path, b"PAR1 and no more").unwrap();
+        assert!(rows.documents().unwrap().next().unwrap().is_err());
     }
 }

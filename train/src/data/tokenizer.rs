@@ -26,37 +26,18 @@ pub struct Tokenizer {
 const SEPARATOR: &str = "<|endoftext|>";
 
 /// What begins a document with a tokenizer from elsewhere: the first of these that it has.
-const SEPARATORS: [&str; 6] = [
-    SEPARATOR,
-    "<s>",
-    "<|begin_of_text|>",
-    "<|im_start|>",
-    "</s>",
-    "[CLS]",
-];
+const SEPARATORS: [&str; 6] = [SEPARATOR, "<s>", "<|begin_of_text|>", "<|im_start|>", "</s>", "[CLS]"];
 
-type BytePair = TokenizerImpl<
-    BPE,
-    NormalizerWrapper,
-    PreTokenizerWrapper,
-    PostProcessorWrapper,
-    DecoderWrapper,
->;
+type BytePair = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 impl Tokenizer {
     /// One token a byte, with the byte as id, and the separator as id 256.
     pub fn bytes() -> Result<Self, DataError> {
-        let vocabulary: Vocab = (0..=255u8)
-            .map(|byte| (byte_character(byte).to_string(), u32::from(byte)))
-            .collect();
-        let model = BPE::builder()
-            .vocab_and_merges(vocabulary, Vec::new())
-            .build();
+        let vocabulary: Vocab = (0..=255u8).map(|byte| (byte_character(byte).to_string(), u32::from(byte))).collect();
+        let model = BPE::builder().vocab_and_merges(vocabulary, Vec::new()).build();
         let model = model.map_err(|error| failure("bytes", error))?;
         let mut tokenizer = byte_pair(model)?;
-        tokenizer
-            .add_special_tokens([separator_token()])
-            .map_err(|error| failure("bytes", error))?;
+        tokenizer.add_special_tokens([separator_token()]).map_err(|error| failure("bytes", error))?;
         Self::new(tokenizer.into(), "bytes".into())
     }
 
@@ -64,8 +45,7 @@ impl Tokenizer {
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
         let bytes = std::fs::read(path).map_err(DataError::read(path))?;
         let name = path.display().to_string();
-        let inner =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
+        let inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
         Self::new(inner, name)
     }
 
@@ -99,9 +79,7 @@ impl Tokenizer {
                 None
             }
         });
-        tokenizer
-            .train(&mut trainer, texts)
-            .map_err(|error| failure("training", error))?;
+        tokenizer.train(&mut trainer, texts).map_err(|error| failure("training", error))?;
         match refused {
             Some(error) => Err(error),
             None => Self::new(tokenizer.into(), "trained on the data".into()),
@@ -109,48 +87,32 @@ impl Tokenizer {
     }
 
     fn new(inner: tokenizers::Tokenizer, name: String) -> Result<Self, DataError> {
-        let separator = SEPARATORS
-            .iter()
-            .find_map(|token| inner.token_to_id(token))
-            .ok_or_else(|| DataError::Tokenizer {
+        let separator =
+            SEPARATORS.iter().find_map(|token| inner.token_to_id(token)).ok_or_else(|| DataError::Tokenizer {
                 name: name.clone(),
                 problem: format!(
                     "has none of the special tokens {}; one must mark where documents begin",
                     SEPARATORS.join(" ")
                 ),
             })?;
-        Ok(Self {
-            inner,
-            name,
-            separator,
-        })
+        Ok(Self { inner, name, separator })
     }
 
     /// Ids of a text, without special tokens.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| failure(&self.name, error))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| failure(&self.name, error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Text of ids; special tokens are left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        self.inner
-            .decode(ids, true)
-            .map_err(|error| failure(&self.name, error))
+        self.inner.decode(ids, true).map_err(|error| failure(&self.name, error))
     }
 
     /// Number of ids.
     pub fn vocab_size(&self) -> usize {
         // Ids of added tokens may leave gaps: an embedding needs a row for the highest.
-        let highest = self
-            .inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| *id as usize + 1);
+        let highest = self.inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         self.inner.get_vocab_size(true).max(highest)
     }
 
@@ -168,10 +130,7 @@ impl Tokenizer {
             "eos_token": token,
             "clean_up_tokenization_spaces": false,
         });
-        for (name, text) in [
-            ("tokenizer.json", self.json()?),
-            ("tokenizer_config.json", format!("{config:#}\n")),
-        ] {
+        for (name, text) in [("tokenizer.json", self.json()?), ("tokenizer_config.json", format!("{config:#}\n"))] {
             let path = dir.join(name);
             let written = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
@@ -185,23 +144,18 @@ impl Tokenizer {
     /// SHA-256 of the tokenizer in hexadecimal digits.
     pub fn fingerprint(&self) -> Result<String, DataError> {
         // Through a value: the order of its keys does not change from one process to the next.
-        let value: serde_json::Value = serde_json::from_str(&self.json()?)
-            .map_err(|error| failure(&self.name, error.into()))?;
+        let value: serde_json::Value =
+            serde_json::from_str(&self.json()?).map_err(|error| failure(&self.name, error.into()))?;
         Ok(format!("{:x}", Sha256::digest(value.to_string())))
     }
 
     fn json(&self) -> Result<String, DataError> {
-        self.inner
-            .to_string(false)
-            .map_err(|error| failure(&self.name, error))
+        self.inner.to_string(false).map_err(|error| failure(&self.name, error))
     }
 }
 
 fn failure(name: &str, error: tokenizers::Error) -> DataError {
-    DataError::Tokenizer {
-        name: name.to_string(),
-        problem: error.to_string(),
-    }
+    DataError::Tokenizer { name: name.to_string(), problem: error.to_string() }
 }
 
 fn separator_token() -> AddedToken {
@@ -239,12 +193,7 @@ mod tests {
     const TEXT: &str = "fn main() {\n\tprintln!(\"größe ≥ 日本語 🦀\");\n}\r\n  \u{0}";
 
     fn trained() -> Tokenizer {
-        let documents = (0..50).map(|i| {
-            Ok(Document {
-                name: i.to_string(),
-                text: format!("{TEXT} number {i}"),
-            })
-        });
+        let documents = (0..50).map(|i| Ok(Document { name: i.to_string(), text: format!("{TEXT} number {i}") }));
         Tokenizer::train(documents, 300).unwrap()
     }
 
@@ -275,10 +224,7 @@ mod tests {
         for tokenizer in [Tokenizer::bytes().unwrap(), trained()] {
             tokenizer.save(dir.path()).unwrap();
             let read = Tokenizer::from_file(&dir.path().join("tokenizer.json")).unwrap();
-            assert_eq!(
-                read.fingerprint().unwrap(),
-                tokenizer.fingerprint().unwrap()
-            );
+            assert_eq!(read.fingerprint().unwrap(), tokenizer.fingerprint().unwrap());
             assert_eq!(read.encode(TEXT).unwrap(), tokenizer.encode(TEXT).unwrap());
         }
         std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();

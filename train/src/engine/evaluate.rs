@@ -41,18 +41,11 @@ pub fn evaluate(
 ) -> Result<Evaluation, TrainError> {
     let model = model.valid();
     let device = model.model.norm.weight.val().device();
-    let mut total = Evaluation {
-        nats: 0.0,
-        tokens: 0,
-    };
+    let mut total = Evaluation { nats: 0.0, tokens: 0 };
     for batch in batches {
         let batch = batch?;
         let tensors = batch_tensors(&batch, document_mask, &device);
-        total.nats += f64::from(
-            model
-                .loss_sum(tensors.inputs, tensors.targets, tensors.starts)
-                .into_scalar::<f32>(),
-        );
+        total.nats += f64::from(model.loss_sum(tensors.inputs, tensors.targets, tensors.starts).into_scalar::<f32>());
         total.tokens += batch.counted();
         if !each(&total) {
             break;

@@ -20,25 +20,13 @@ impl Fingerprints {
     /// Refuses when a tensor has the same bits as at the time of `self`.
     pub fn refuse_unmoved<M: Module>(&self, model: &M) -> Result<(), TrainError> {
         let now = Self::of(model).0;
-        let unmoved: Vec<&str> = self
-            .0
-            .iter()
-            .filter(|(path, hash)| now.get(*path) == Some(hash))
-            .map(|(path, _)| path.as_str())
-            .collect();
+        let unmoved: Vec<&str> =
+            self.0.iter().filter(|(path, hash)| now.get(*path) == Some(hash)).map(|(path, _)| path.as_str()).collect();
         if unmoved.is_empty() {
             return Ok(());
         }
-        let names = unmoved
-            .iter()
-            .take(3)
-            .copied()
-            .collect::<Vec<_>>()
-            .join(", ");
-        Err(TrainError::NotMoved {
-            count: unmoved.len(),
-            names,
-        })
+        let names = unmoved.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        Err(TrainError::NotMoved { count: unmoved.len(), names })
     }
 }
 
@@ -68,10 +56,31 @@ impl ModuleVisitor for Hasher {
             u64::from_le_bytes(word)
         });
         let hash = words.fold(0xcbf2_9ce4_8422_2325, |hash: u64, word| {
-            (hash ^ word)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                .rotate_left(29)
+            (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
         });
         self.hashes.insert(self.path.join("."), hash);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    #[test]
+    fn tensors_that_stay_are_named_and_frozen_ones_do_not_count() {
+        let layer = LinearConfig::new(3, 2).init(&Device::default().autodiff());
+        let before = Fingerprints::of(&layer);
+        let message = before.refuse_unmoved(&layer).unwrap_err().to_string();
+        assert!(message.contains("2 trainable tensors") && message.contains("bias"), "{message}");
+        let moved = |layer: &Linear| Linear {
+            weight: layer.weight.clone().map(|weight| weight + 1e-6),
+            bias: layer.bias.clone(),
+        };
+        let message = before.refuse_unmoved(&moved(&layer)).unwrap_err().to_string();
+        assert!(message.contains("1 trainable tensors") && message.contains("bias"), "{message}");
+        let frozen = layer.no_grad();
+        Fingerprints::of(&frozen).refuse_unmoved(&frozen).unwrap();
     }
 }

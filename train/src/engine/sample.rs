@@ -17,13 +17,8 @@ pub fn sample_text(
     let separator = tokenizer.separator();
     let mut ids = vec![separator as i32];
     ids.extend(tokenizer.encode(prompt)?.into_iter().map(|id| id as i32));
-    let room = model
-        .config()
-        .max_position_embeddings
-        .saturating_sub(ids.len());
-    let new = generate(&model.valid(), &ids, tokens.min(room), sampling, |id| {
-        id != separator as i32
-    })?;
+    let room = model.config().max_position_embeddings.saturating_sub(ids.len());
+    let new = generate(&model.valid(), &ids, tokens.min(room), sampling, |id| id != separator as i32)?;
     ids.extend(new);
     let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
     Ok(tokenizer.decode(&ids)?)

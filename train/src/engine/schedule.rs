@@ -52,9 +52,7 @@ impl Schedule {
             ScheduleKind::Cosine | ScheduleKind::Linear => self.warmup_steps,
             ScheduleKind::Wsd => {
                 let decay_steps = (self.decay_fraction * self.total_steps as f64).round() as u64;
-                self.total_steps
-                    .saturating_sub(decay_steps)
-                    .max(self.warmup_steps)
+                self.total_steps.saturating_sub(decay_steps).max(self.warmup_steps)
             }
         };
         let span = self.total_steps.saturating_sub(decay_from).max(1);
@@ -72,24 +70,12 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleKind) -> Schedule {
-        Schedule {
-            kind,
-            peak: 2.0,
-            warmup_steps: 10,
-            total_steps: 110,
-            final_fraction: 0.1,
-            decay_fraction: 0.2,
-        }
+        Schedule { kind, peak: 2.0, warmup_steps: 10, total_steps: 110, final_fraction: 0.1, decay_fraction: 0.2 }
     }
 
     #[test]
     fn warms_up_in_a_straight_line_to_the_peak() {
-        for kind in [
-            ScheduleKind::Cosine,
-            ScheduleKind::Linear,
-            ScheduleKind::Constant,
-            ScheduleKind::Wsd,
-        ] {
+        for kind in [ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Constant, ScheduleKind::Wsd] {
             assert_eq!(schedule(kind).rate(1), 0.2);
             assert_eq!(schedule(kind).rate(5), 1.0);
             assert_eq!(schedule(kind).rate(10), 2.0);
@@ -115,10 +101,7 @@ mod tests {
 
     #[test]
     fn a_run_without_warm_up_starts_near_the_peak() {
-        let schedule = Schedule {
-            warmup_steps: 0,
-            ..schedule(ScheduleKind::Linear)
-        };
+        let schedule = Schedule { warmup_steps: 0, ..schedule(ScheduleKind::Linear) };
         assert!(schedule.rate(1) > 1.98);
     }
 }

@@ -72,16 +72,7 @@ impl Trainer {
     /// Starts before the first step. The model must be on an autodiff device.
     pub fn new(model: Llama, optimizer: ModuleOptimizer, options: TrainerOptions) -> Self {
         let device = model.model.norm.weight.val().device().inner();
-        Self {
-            model: Some(model),
-            optimizer,
-            options,
-            device,
-            step: 0,
-            samples: 0,
-            tokens: 0,
-            skipped_steps: 0,
-        }
+        Self { model: Some(model), optimizer, options, device, step: 0, samples: 0, tokens: 0, skipped_steps: 0 }
     }
 
     /// The model as it stands.
@@ -117,12 +108,10 @@ impl Trainer {
         let loss = nats / counted as f64;
         observe(self.model(), &grads);
         let clipped = match loss.is_finite() {
-            true => GlobalNormClip::new(self.options.clip)
-                .apply(self.model(), grads)
-                .map_err(|source| match source {
-                    OptimError::NonFiniteGradient { .. } => TrainError::Gradient { step, source },
-                    other => other.into(),
-                }),
+            true => GlobalNormClip::new(self.options.clip).apply(self.model(), grads).map_err(|source| match source {
+                OptimError::NonFiniteGradient { .. } => TrainError::Gradient { step, source },
+                other => other.into(),
+            }),
             false => Err(TrainError::Loss { step, loss }),
         };
         let mut report = StepReport {
@@ -162,15 +151,11 @@ impl Trainer {
         let mut accumulator = GradientsAccumulator::new();
         let mut nats = 0.0;
         for batch in micro {
-            let LanguageBatch {
-                inputs,
-                targets,
-                starts,
-            } = batch_tensors(batch, self.options.document_mask, &self.device);
+            let LanguageBatch { inputs, targets, starts } =
+                batch_tensors(batch, self.options.document_mask, &self.device);
             let loss = model.loss_sum(inputs, targets, starts);
             nats += f64::from(loss.clone().inner().into_scalar::<f32>());
-            let grads =
-                GradientsParams::from_grads(loss.div_scalar(counted as f64).backward(), model);
+            let grads = GradientsParams::from_grads(loss.div_scalar(counted as f64).backward(), model);
             if micro.len() == 1 {
                 return (nats, grads);
             }

@@ -6,19 +6,11 @@ use super::JobError;
 
 /// The plain device (without autodiff) of a name such as `cpu`, `cuda` or `cuda:1`.
 pub fn device(name: &str) -> Result<Device, JobError> {
-    let refuse = |reason: String| JobError::Device {
-        name: name.to_string(),
-        reason,
-    };
+    let refuse = |reason: String| JobError::Device { name: name.to_string(), reason };
     let (kind, number) = match name.split_once(':') {
-        Some((kind, number)) => (
-            kind,
-            Some(
-                number
-                    .parse::<usize>()
-                    .map_err(|_| refuse(format!("\"{number}\" is no number")))?,
-            ),
-        ),
+        Some((kind, number)) => {
+            (kind, Some(number.parse::<usize>().map_err(|_| refuse(format!("\"{number}\" is no number")))?))
+        }
         None => (name, None),
     };
     match (kind, number) {
@@ -36,35 +28,25 @@ pub fn device(name: &str) -> Result<Device, JobError> {
         ("metal", number) => Ok(Device::metal(kind_of(number))),
         ("cpu", Some(_)) => Err(refuse("there is one CPU device; write `cpu`".into())),
         #[cfg(not(feature = "flex"))]
-        ("cpu", None) => Err(refuse(
-            "this build has no CPU support; build with `--features flex`".into(),
-        )),
+        ("cpu", None) => Err(refuse("this build has no CPU support; build with `--features flex`".into())),
         #[allow(unreachable_patterns)] // those that this build has stand above
-        ("cuda" | "rocm" | "wgpu" | "vulkan" | "metal", _) => Err(refuse(format!(
-            "this build has no {kind} support; build with `--features {kind}`"
-        ))),
-        _ => Err(refuse(
-            "known are cpu, cuda, rocm, wgpu, vulkan and metal, the latter with `:N` for the N-th"
-                .into(),
-        )),
+        ("cuda" | "rocm" | "wgpu" | "vulkan" | "metal", _) => {
+            Err(refuse(format!("this build has no {kind} support; build with `--features {kind}`")))
+        }
+        _ => Err(refuse("known are cpu, cuda, rocm, wgpu, vulkan and metal, the latter with `:N` for the N-th".into())),
     }
 }
 
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 fn kind_of(number: Option<usize>) -> burn::tensor::DeviceKind {
-    number.map_or(
-        burn::tensor::DeviceKind::DefaultDevice,
-        burn::tensor::DeviceKind::DiscreteGpu,
-    )
+    number.map_or(burn::tensor::DeviceKind::DefaultDevice, burn::tensor::DeviceKind::DiscreteGpu)
 }
 
 /// Limits the CPU threads of the whole process; 0 means one a core. Only the first call of a process has an effect.
 pub fn set_threads(threads: usize) {
     if threads > 0 {
         // Fails when the pool runs already, which only a second call in one process can meet.
-        let _ = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global();
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
 }
 

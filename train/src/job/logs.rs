@@ -17,38 +17,14 @@ pub(super) struct Logs {
 impl Logs {
     /// Opens the logs of a run that goes on after `step`.
     pub fn open(folder: &RunFolder, config: &Config, step: u64, screen: &Screen) -> Self {
-        let metrics = told(
-            MetricsFile::open(&folder.join("metrics.jsonl"), step),
-            "metrics.jsonl",
-            screen,
-        );
-        let board = config
-            .log
-            .tensorboard
-            .then(|| TensorBoard::create(&folder.join("tensorboard"), step));
-        let mut logs = Self {
-            metrics,
-            board: board.and_then(|board| told(board, "TensorBoard events", screen)),
-        };
+        let metrics = told(MetricsFile::open(&folder.join("metrics.jsonl"), step), "metrics.jsonl", screen);
+        let board = config.log.tensorboard.then(|| TensorBoard::create(&folder.join("tensorboard"), step));
+        let mut logs = Self { metrics, board: board.and_then(|board| told(board, "TensorBoard events", screen)) };
         let entries = config.entries();
         logs.board(screen, |board| {
-            board.text(
-                "config",
-                step,
-                &format!("```toml\n{}```\n", config.to_toml()),
-            )?;
-            let name = folder
-                .path()
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            board.hyper_parameters(
-                &name,
-                entries
-                    .iter()
-                    .map(|(key, value)| (key.as_str(), value.as_str())),
-            )
+            board.text("config", step, &format!("```toml\n{}```\n", config.to_toml()))?;
+            let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            board.hyper_parameters(&name, entries.iter().map(|(key, value)| (key.as_str(), value.as_str())))
         });
         logs
     }
@@ -70,37 +46,19 @@ impl Logs {
 
     /// A text that the model wrote.
     pub fn sample(&mut self, step: u64, text: &str, screen: &Screen) {
-        self.board(screen, |board| {
-            board.text("sample", step, &format!("```\n{text}\n```\n"))
-        });
+        self.board(screen, |board| board.text("sample", step, &format!("```\n{text}\n```\n")));
     }
 
     /// Histograms of all weights and gradients.
-    pub fn histograms(
-        &mut self,
-        step: u64,
-        model: &Llama,
-        grads: &GradientsParams,
-        screen: &Screen,
-    ) {
+    pub fn histograms(&mut self, step: u64, model: &Llama, grads: &GradientsParams, screen: &Screen) {
         self.board(screen, |board| {
-            let mut visitor = Histograms {
-                board,
-                grads,
-                step,
-                path: Vec::new(),
-                written: Ok(()),
-            };
+            let mut visitor = Histograms { board, grads, step, path: Vec::new(), written: Ok(()) };
             model.visit(&mut visitor);
             visitor.written
         });
     }
 
-    fn board(
-        &mut self,
-        screen: &Screen,
-        write: impl FnOnce(&mut TensorBoard) -> std::io::Result<()>,
-    ) {
+    fn board(&mut self, screen: &Screen, write: impl FnOnce(&mut TensorBoard) -> std::io::Result<()>) {
         if let Some(board) = &mut self.board {
             let written = write(board).and_then(|()| board.flush());
             if told(written, "TensorBoard events", screen).is_none() {
@@ -112,11 +70,7 @@ impl Logs {
 
 fn told<T>(result: std::io::Result<T>, what: &str, screen: &Screen) -> Option<T> {
     result
-        .inspect_err(|error| {
-            screen.warn(&format!(
-                "{what} cannot be written, training goes on without: {error}"
-            ))
-        })
+        .inspect_err(|error| screen.warn(&format!("{what} cannot be written, training goes on without: {error}")))
         .ok()
 }
 
@@ -139,24 +93,17 @@ impl ModuleVisitor for Histograms<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let path = self.path.join(".");
-        for (kind, tensor) in [
-            ("weights", Some(param.val().inner())),
-            ("gradients", self.grads.get::<D>(param.id)),
-        ] {
+        for (kind, tensor) in [("weights", Some(param.val().inner())), ("gradients", self.grads.get::<D>(param.id))] {
             let Some(tensor) = tensor else { continue };
             let data = tensor.into_data().convert::<f32>();
             // A gradient that is not finite is the engine's to refuse, not the logger's.
-            let Some(values) = data
-                .as_slice::<f32>()
-                .ok()
-                .filter(|values| values.iter().all(|value| value.is_finite()))
+            let Some(values) =
+                data.as_slice::<f32>().ok().filter(|values| values.iter().all(|value| value.is_finite()))
             else {
                 continue;
             };
             if self.written.is_ok() {
-                self.written = self
-                    .board
-                    .histogram(&format!("{kind}/{path}"), self.step, values);
+                self.written = self.board.histogram(&format!("{kind}/{path}"), self.step, values);
             }
         }
     }

@@ -5,6 +5,7 @@ mod error;
 mod logs;
 mod pretrain;
 mod setup;
+mod start;
 
 pub use device::{device, set_threads};
 pub use error::JobError;

@@ -1,41 +1,39 @@
 //! The pretraining run itself.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor};
-use lowrank_models::hub::{self, HubConfig, ModelFolder};
-use lowrank_models::{Llama, Sampling};
+use lowrank_models::Sampling;
+use lowrank_models::hub::{self, HubConfig};
 use lowrank_optim::StateMeter;
 
+use super::JobError;
 use super::logs::Logs;
-use super::{JobError, device, model_config, prepare_data, set_threads, setup};
-use crate::checkpoint::{Checkpoints, TrainerState, load_optimizer, save_optimizer};
+use crate::checkpoint::{Checkpoints, TrainerState, save_optimizer};
 use crate::config::Config;
 use crate::data::{Batches, Prepared};
-use crate::engine::{Evaluation, StepReport, Trainer, TrainerOptions, evaluate, sample_text};
-use crate::run::{MemoryUse, Metrics, RunFolder, Screen, Signal, Signals, Summary};
+use crate::engine::{Evaluation, StepReport, Trainer, evaluate, sample_text};
+use crate::run::{MemoryUse, Metrics, RunFolder, Screen, Signal, Signals, StepView, Summary};
 
 /// A run between its first and its last step.
 pub struct Pretrain {
-    config: Config,
-    folder: RunFolder,
-    prepared: Prepared,
-    hub: HubConfig,
-    trainer: Trainer,
-    batches: Batches,
-    validation: Batches,
-    checkpoints: Checkpoints,
-    meter: StateMeter,
-    logs: Logs,
-    state: TrainerState,
-    summary: Summary,
+    pub(super) config: Config,
+    pub(super) folder: RunFolder,
+    pub(super) prepared: Prepared,
+    pub(super) hub: HubConfig,
+    pub(super) trainer: Trainer,
+    pub(super) batches: Batches,
+    pub(super) validation: Batches,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) meter: StateMeter,
+    pub(super) logs: Logs,
+    pub(super) state: TrainerState,
+    pub(super) summary: Summary,
     /// Steps of this process, their seconds and tokens.
-    steps: u64,
-    step_seconds: f64,
-    step_tokens: u64,
-    screen: Screen,
+    pub(super) steps: u64,
+    pub(super) step_seconds: f64,
+    pub(super) step_tokens: u64,
+    pub(super) screen: Screen,
 }
 
 /// How a run ended.
@@ -57,169 +55,18 @@ pub struct Finished {
 const STATE_EVERY: u64 = 100;
 
 impl Pretrain {
-    /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
-    pub fn new(
-        config: Config,
-        dir: &Path,
-        resume: bool,
-        mut screen: Screen,
-    ) -> Result<Self, JobError> {
-        set_threads(config.train.threads);
-        let device = device(&config.train.device)?;
-        // A folder that is opened first cannot be taken by another run while the data is prepared; a new one is made last, so that bad
-        // input leaves nothing behind.
-        let opened = if resume || dir.exists() {
-            Some(RunFolder::open(dir, resume)?)
-        } else {
-            None
-        };
-        let prepared = prepare_data(&config, &mut screen)?;
-        let hub = model_config(
-            &config.model,
-            prepared.tokenizer.vocab_size(),
-            prepared.tokenizer.separator(),
-        )?;
-        let positions = hub.llama.max_position_embeddings;
-        if config.train.seq_len > positions {
-            return Err(JobError::Settings(format!(
-                "train.seq_len = {} is longer than the model's {positions} positions; shorten it or raise model.max_position_embeddings",
-                config.train.seq_len
-            )));
-        }
-        let (batch, seq_len) = (config.train.batch, config.train.seq_len);
-        let batches = Batches::train(prepared.train.clone(), batch, seq_len, config.train.seed)?;
-        let validation = Batches::validation(prepared.validation.clone(), batch, seq_len)?;
-
-        let (loaded, bad) = match resume {
-            true => Self::newest(&config, dir)?,
-            false => (None, Vec::new()),
-        };
-        for reason in &bad {
-            screen.warn(&format!("passing over a checkpoint: {reason}"));
-        }
-        let (model, state) = match &loaded {
-            Some((path, state)) => (
-                ModelFolder::open(path)?.load(&device.clone().autodiff())?,
-                state.clone(),
-            ),
-            None => (begin(&config, &hub, &device)?, TrainerState::default()),
-        };
-        if loaded.is_some() && model.config() != &hub.llama {
-            return Err(JobError::Settings(
-                "the checkpoint holds a model of another shape than the configuration".into(),
-            ));
-        }
-        let fingerprint = prepared.tokenizer.fingerprint()?;
-        if loaded.is_some() && state.tokenizer != fingerprint {
-            return Err(JobError::Settings("the data changed since the run began: it gives another tokenizer; bring the text back or start a new run".into()));
-        }
-        let meter = StateMeter::new();
-        let mut optimizer = setup::optimizer(&config, &model, &meter)?;
-        if let Some((path, state)) = &loaded {
-            optimizer = load_optimizer(optimizer, path, state.optimizer_tensors)?;
-        }
-        let options = TrainerOptions {
-            schedule: setup::schedule(&config),
-            accumulation: config.train.accumulation,
-            clip: (config.optimizer.clip > 0.0).then_some(config.optimizer.clip),
-            max_skipped_steps: config.train.max_skipped_steps,
-            document_mask: config.data.document_mask,
-        };
-        let mut summary = Summary {
-            weight_bytes: weight_bytes(&model),
-            parameters: hub.llama.parameters() as u64,
-            ..Summary::default()
-        };
-        summary.gzip_bits_per_byte = Some(prepared.facts.gzip_bits_per_byte);
-        let mut trainer = Trainer::new(model, optimizer, options);
-        (trainer.step, trainer.samples, trainer.tokens) = (state.step, state.samples, state.tokens);
-        trainer.skipped_steps = state.skipped_steps;
-
-        let folder = match opened {
-            Some(folder) => folder,
-            None => RunFolder::open(dir, false)?,
-        };
-        folder.write("config.toml", &config.to_toml())?;
-        let checkpoints = Checkpoints::new(
-            folder.join("checkpoints"),
-            config.checkpoint.keep_last,
-            config.checkpoint.keep_best,
-        );
-        checkpoints.clean()?;
-        let logs = Logs::open(&folder, &config, state.step, &screen);
-        let state = TrainerState {
-            tokenizer: fingerprint,
-            settings: config.deciding_entries(),
-            ..state
-        };
-        Ok(Self {
-            config,
-            folder,
-            prepared,
-            hub,
-            trainer,
-            batches,
-            validation,
-            checkpoints,
-            meter,
-            logs,
-            state,
-            summary,
-            steps: 0,
-            step_seconds: 0.0,
-            step_tokens: 0,
-            screen,
-        })
-    }
-
-    /// The newest good checkpoint with its state, and why newer ones are not good. Refuses one begun with other settings.
-    #[allow(clippy::type_complete)]
-    fn newest(
-        config: &Config,
-        dir: &Path,
-    ) -> Result<(Option<(PathBuf, TrainerState)>, Vec<String>), JobError> {
-        let checkpoints = Checkpoints::new(dir.join("checkpoints"), 1, false);
-        let (good, bad) = checkpoints.newest_good()?;
-        let bad: Vec<String> = bad.iter().map(ToString::to_string).collect();
-        let Some(path) = good else {
-            // A run that was stopped before its first checkpoint begins anew; damaged checkpoints are another matter.
-            if bad.is_empty() {
-                return Ok((None, bad));
-            }
-            return Err(JobError::NoCheckpoint {
-                path: dir.to_path_buf(),
-                reasons: format!(": {}", bad.join("; ")),
-            });
-        };
-        let state = TrainerState::read(&path)?;
-        let differences = setup::differences(&state.settings, &config.deciding_entries());
-        if !differences.is_empty() {
-            return Err(JobError::OtherSettings {
-                path: dir.to_path_buf(),
-                differences: differences.join("\n"),
-            });
-        }
-        Ok((Some((path, state)), bad))
-    }
-
     /// Trains to the end, or to the step during which a signal comes.
     pub fn run(mut self) -> Result<Finished, JobError> {
-        let signals = Signals::install().map_err(|source| JobError::System {
-            what: "signals cannot be watched".into(),
-            source,
-        })?;
+        let signals = Signals::install()
+            .map_err(|source| JobError::System { what: "signals cannot be watched".into(), source })?;
         self.introduce();
-        let before = if self.trainer.step == 0 {
-            self.sample()?
-        } else {
-            None
-        };
+        let before = if self.trainer.step == 0 { self.sample()? } else { None };
         if let Some(text) = &before {
             self.logs.sample(0, text, &self.screen);
         }
         let (begin, earlier) = (Instant::now(), self.state.seconds);
         let total = self.config.total_steps();
-        let limit = (self.config.train.minutes > 0.0).then_some(self.config.train.minutes * 60.0);
+        let limit = self.limit();
         let over = |step: u64, seconds: f64| {
             total.is_some_and(|total| step >= total) || limit.is_some_and(|limit| seconds >= limit)
         };
@@ -239,14 +86,7 @@ impl Pretrain {
                 metrics.validation_loss = self.state.validation_loss;
                 evaluated = last;
             }
-            let left = seconds_left(
-                report.step,
-                total,
-                self.state.seconds,
-                limit,
-                self.step_seconds / self.steps as f64,
-            );
-            self.show(&report, total, left, &metrics);
+            self.show(&report, &metrics);
             if due(self.config.log.sample_every, report.step)
                 && let Some(text) = self.sample()?
             {
@@ -280,6 +120,19 @@ impl Pretrain {
         self.finish(before, after, signal)
     }
 
+    /// Time to the end by steps or by the clock, whichever comes first.
+    fn seconds_left(&self) -> Option<f64> {
+        let a_step = self.step_seconds / self.steps as f64;
+        let by_steps = self.config.total_steps().map(|total| total.saturating_sub(self.trainer.step) as f64 * a_step);
+        let by_clock = self.limit().map(|limit| (limit - self.state.seconds).max(0.0));
+        by_steps.into_iter().chain(by_clock).reduce(f64::min)
+    }
+
+    /// Seconds that the run may take.
+    fn limit(&self) -> Option<f64> {
+        (self.config.train.minutes > 0.0).then_some(self.config.train.minutes * 60.0)
+    }
+
     fn introduce(&self) {
         use crate::run::{bytes, count};
         let (train, validation) = (&self.prepared.train, &self.prepared.validation);
@@ -292,8 +145,7 @@ impl Pretrain {
             self.folder.path().display()
         ));
         if self.trainer.step > 0 {
-            self.screen
-                .line(&format!("going on after step {}", self.trainer.step));
+            self.screen.line(&format!("going on after step {}", self.trainer.step));
         }
     }
 
@@ -341,31 +193,21 @@ impl Pretrain {
         }
     }
 
-    fn show(
-        &mut self,
-        report: &StepReport,
-        total: Option<u64>,
-        left: Option<f64>,
-        metrics: &Metrics,
-    ) {
+    fn show(&mut self, report: &StepReport, metrics: &Metrics) {
         let logged = due(self.config.log.every, report.step) || metrics.validation_loss.is_some();
+        let view = StepView {
+            step: report.step,
+            total: self.config.total_steps(),
+            loss: report.loss,
+            tokens_per_second: metrics.tokens_per_second.unwrap_or(0.0),
+            rss_bytes: metrics.rss_bytes.unwrap_or(0),
+            seconds_left: self.seconds_left(),
+        };
         // Plain lines at every step would drown everything else.
         let told = report.step == 1 || due(20.max(self.config.log.every), report.step);
-        let speed = metrics.tokens_per_second.unwrap_or(0.0);
-        self.screen.step(
-            report.step,
-            total,
-            report.loss,
-            speed,
-            metrics.rss_bytes.unwrap_or(0),
-            left,
-            told,
-        );
+        self.screen.step(&view, told);
         if report.skipped {
-            self.screen.warn(&format!(
-                "step {}: a value that is not finite; the update was left out",
-                report.step
-            ));
+            self.screen.warn(&format!("step {}: a value that is not finite; the update was left out", report.step));
         }
         if logged {
             self.logs.write(metrics, &self.screen);
@@ -379,31 +221,19 @@ impl Pretrain {
             (false, batches) => batches,
         };
         let mask = self.config.data.document_mask;
-        let found: Evaluation = evaluate(
-            self.trainer.model(),
-            self.validation.iter().take(limit),
-            mask,
-            |_| true,
-        )?;
+        let found: Evaluation = evaluate(self.trainer.model(), self.validation.iter().take(limit), mask, |_| true)?;
         let loss = found.loss();
         if whole {
             self.summary.validation_loss = Some(loss);
-            self.summary.validation_bits_per_byte =
-                Some(found.bits_per_byte(self.prepared.validation.text_bytes()));
+            self.summary.validation_bits_per_byte = Some(found.bits_per_byte(self.prepared.validation.text_bytes()));
         }
         self.state.validation_loss = Some(loss);
-        let best = self
-            .state
-            .best_validation_loss
-            .is_none_or(|best| loss < best);
+        let best = self.state.best_validation_loss.is_none_or(|best| loss < best);
         if best {
             self.state.best_validation_loss = Some(loss);
             self.state.best_step = Some(self.trainer.step);
         }
-        self.screen.line(&format!(
-            "step {}: validation loss {loss:.4}",
-            self.trainer.step
-        ));
+        self.screen.line(&format!("step {}: validation loss {loss:.4}", self.trainer.step));
         Ok(best)
     }
 
@@ -412,10 +242,7 @@ impl Pretrain {
         if log.sample_tokens == 0 {
             return Ok(None);
         }
-        let sampling = Sampling {
-            seed: self.config.train.seed,
-            ..Sampling::default()
-        };
+        let sampling = Sampling { seed: self.config.train.seed, ..Sampling::default() };
         Ok(Some(sample_text(
             self.trainer.model(),
             &self.prepared.tokenizer,
@@ -430,8 +257,7 @@ impl Pretrain {
         self.state.samples = self.trainer.samples;
         self.state.tokens = self.trainer.tokens;
         self.state.skipped_steps = self.trainer.skipped_steps;
-        let (trainer, tokenizer, extra) =
-            (&self.trainer, &self.prepared.tokenizer, &self.hub.extra);
+        let (trainer, tokenizer, extra) = (&self.trainer, &self.prepared.tokenizer, &self.hub.extra);
         let path = self.checkpoints.save(self.state.clone(), |dir, state| {
             hub::save(trainer.model(), extra, dir, hub::MAX_SHARD_BYTES)?;
             tokenizer.save(dir)?;
@@ -461,51 +287,11 @@ impl Pretrain {
         summary.peak_rss_bytes = MemoryUse::now().peak;
         let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
         self.folder.write("summary.json", &text)?;
-        Ok(Finished {
-            folder: self.folder.path().to_path_buf(),
-            summary: self.summary,
-            before,
-            after,
-            signal,
-        })
+        Ok(Finished { folder: self.folder.path().to_path_buf(), summary: self.summary, before, after, signal })
     }
-}
-
-/// A new model, or the one that the configuration names.
-fn begin(config: &Config, hub: &HubConfig, device: &Device) -> Result<Llama, JobError> {
-    let device = device.clone().autodiff();
-    Ok(match setup::model_folder(&config.model) {
-        Some(folder) => ModelFolder::open(folder)?.load(&device)?,
-        None => Llama::random(&hub.llama, config.train.seed, &device)?,
-    })
 }
 
 /// Whether something that happens every so many steps happens at this one; 0 is never.
 fn due(every: u64, step: u64) -> bool {
-    every > 0 && step % every == 0
-}
-
-fn seconds_left(
-    step: u64,
-    total: Option<u64>,
-    seconds: f64,
-    limit: Option<f64>,
-    a_step: f64,
-) -> Option<f64> {
-    let by_steps = total.map(|total| total.saturating_sub(step) as f64 * a_step);
-    let by_time = limit.map(|limit| (limit - seconds).max(0.0));
-    by_steps.into_iter().chain(by_time).reduce(f64::min)
-}
-
-fn weight_bytes(model: &Llama) -> u64 {
-    struct Bytes(u64);
-    impl ModuleVisitor for Bytes {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            self.0 += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
-        }
-    }
-    let mut bytes = Bytes(0);
-    model.visit(&mut bytes);
-    bytes.0
+    every > 0 && step.is_multiple_of(every)
 }

@@ -15,8 +15,7 @@ use serde_json::Map;
 use super::JobError;
 use crate::config::{Config, ModelSection};
 use crate::data::{
-    Format, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus,
-    prepare,
+    Format, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus, prepare,
 };
 use crate::engine::Schedule;
 use crate::run::Screen;
@@ -45,10 +44,7 @@ pub fn prepare_options(config: &Config) -> Result<PrepareOptions, JobError> {
     let tokenizer = match config.tokenizer.path.as_str() {
         "bytes" => TokenizerChoice::Bytes,
         // A model that exists has a tokenizer of its own.
-        "" => match folder
-            .map(|folder| folder.join("tokenizer.json"))
-            .filter(|path| path.exists())
-        {
+        "" => match folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.exists()) {
             Some(path) => TokenizerChoice::File(path),
             None => TokenizerChoice::Train(config.tokenizer.vocab_size),
         },
@@ -59,11 +55,7 @@ pub fn prepare_options(config: &Config) -> Result<PrepareOptions, JobError> {
         false => (config.data.path.clone(), config.data.format),
     };
     Ok(PrepareOptions {
-        source: Source {
-            paths,
-            format,
-            field: config.data.field.clone(),
-        },
+        source: Source { paths, format, field: config.data.field.clone() },
         tokenizer,
         validation_fraction: config.data.validation_fraction,
         seed: config.train.seed,
@@ -110,11 +102,7 @@ pub(super) fn model_folder(model: &ModelSection) -> Option<&Path> {
 }
 
 /// The model's configuration, with further keys for `config.json`.
-pub fn model_config(
-    model: &ModelSection,
-    vocab_size: usize,
-    separator: u32,
-) -> Result<HubConfig, JobError> {
+pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> Result<HubConfig, JobError> {
     if let Some(folder) = model_folder(model) {
         let hub = ModelFolder::open(folder)?.config;
         if vocab_size > hub.llama.vocab_size {
@@ -140,49 +128,29 @@ pub fn model_config(
     macro_rules! take {
         ($($field:ident),*) => {$( if let Some(value) = model.$field { llama.$field = value; } )*};
     }
-    take!(
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers,
-        num_attention_heads,
-        max_position_embeddings
-    );
+    take!(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, max_position_embeddings);
     take!(rope_theta, rms_norm_eps, tie_word_embeddings);
     if reshaped || model.num_key_value_heads.is_some() {
-        llama.num_key_value_heads = model
-            .num_key_value_heads
-            .unwrap_or(llama.num_attention_heads);
+        llama.num_key_value_heads = model.num_key_value_heads.unwrap_or(llama.num_attention_heads);
     }
     match model.head_dim {
         Some(head_dim) => llama.head_dim = head_dim,
         None if reshaped => {
-            llama.head_dim =
-                LlamaConfig::default_head_dim(llama.hidden_size, llama.num_attention_heads)?
+            llama.head_dim = LlamaConfig::default_head_dim(llama.hidden_size, llama.num_attention_heads)?
         }
         None => {}
     }
     llama.validate()?;
     let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), separator.into()));
-    Ok(HubConfig {
-        llama,
-        extra: Map::from_iter(extra),
-    })
+    Ok(HubConfig { llama, extra: Map::from_iter(extra) })
 }
 
 fn overridden(model: &ModelSection) -> bool {
-    *model
-        != ModelSection {
-            name: model.name.clone(),
-            ..ModelSection::default()
-        }
+    *model != ModelSection { name: model.name.clone(), ..ModelSection::default() }
 }
 
 /// The optimizer of the configuration for this model.
-pub(super) fn optimizer(
-    config: &Config,
-    model: &Llama,
-    meter: &StateMeter,
-) -> Result<ModuleOptimizer, JobError> {
+pub(super) fn optimizer(config: &Config, model: &Llama, meter: &StateMeter) -> Result<ModuleOptimizer, JobError> {
     let section = &config.optimizer;
     let method = registry::find(&section.name)?;
     let mut options = Options::new();
@@ -214,15 +182,8 @@ pub(super) fn optimizer(
 /// Hidden matrices are those of the blocks: not the embedding, not the head.
 fn groups(model: &Llama) -> Groups {
     let paths = matrices(model);
-    let hidden = paths
-        .iter()
-        .filter(|path| path.starts_with("model.layers."))
-        .cloned()
-        .collect::<Vec<_>>();
-    Groups {
-        hidden: ParamGroup::from_paths(hidden),
-        matrices: ParamGroup::from_paths(paths),
-    }
+    let hidden = paths.iter().filter(|path| path.starts_with("model.layers.")).cloned().collect::<Vec<_>>();
+    Groups { hidden: ParamGroup::from_paths(hidden), matrices: ParamGroup::from_paths(paths) }
 }
 
 fn matrices(model: &Llama) -> Vec<String> {
@@ -263,20 +224,11 @@ pub(super) fn schedule(config: &Config) -> Schedule {
 }
 
 /// One line for each setting that differs.
-pub(super) fn differences(
-    before: &BTreeMap<String, String>,
-    now: &BTreeMap<String, String>,
-) -> Vec<String> {
+pub(super) fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
     let none = "unset".to_string();
     let keys: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
     keys.into_iter()
         .filter(|key| before.get(*key) != now.get(*key))
-        .map(|key| {
-            format!(
-                "  {key} = {} (now {})",
-                before.get(key).unwrap_or(&none),
-                now.get(key).unwrap_or(&none)
-            )
-        })
+        .map(|key| format!("  {key} = {} (now {})", before.get(key).unwrap_or(&none), now.get(key).unwrap_or(&none)))
         .collect()
 }

@@ -12,9 +12,7 @@ use protobuf::well_known_types::Value as HyperParameter;
 use protobuf::{Message, RepeatedField};
 use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
 use tensorboard_proto::plugin_hparams::{HParamsPluginData, SessionStartInfo};
-use tensorboard_proto::summary::{
-    Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData,
-};
+use tensorboard_proto::summary::{Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
 use tensorboard_proto::tensor::TensorProto;
 use tensorboard_proto::tensor_shape::{TensorShapeProto, TensorShapeProto_Dim};
 use tensorboard_proto::types::DataType;
@@ -34,15 +32,9 @@ impl TensorBoard {
     pub fn create(dir: &Path, step: u64) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let number = FILES.fetch_add(1, Ordering::Relaxed);
-        let name = format!(
-            "events.out.tfevents.{:010}.lowrank.{}.{number}",
-            now() as u64,
-            std::process::id()
-        );
+        let name = format!("events.out.tfevents.{:010}.lowrank.{}.{number}", now() as u64, std::process::id());
         let file = File::create_new(dir.join(name))?;
-        let mut board = Self {
-            records: RecordWriter::new(BufWriter::new(file)),
-        };
+        let mut board = Self { records: RecordWriter::new(BufWriter::new(file)) };
         let mut event = Event::new();
         event.set_file_version("brain.Event:2".into());
         board.write(0, event)?;
@@ -82,9 +74,7 @@ impl TensorBoard {
     /// The distribution of values. Values that are infinite or not a number are refused.
     pub fn histogram(&mut self, tag: &str, step: u64, values: &[f32]) -> Result<()> {
         if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::other(format!(
-                "{tag}: a histogram needs finite values"
-            )));
+            return Err(Error::other(format!("{tag}: a histogram needs finite values")));
         }
         let histogram = Histogram::of(values);
         let summary = summary::histogram_raw(
@@ -147,15 +137,12 @@ impl TensorBoard {
     fn write(&mut self, step: u64, mut event: Event) -> Result<()> {
         event.set_step(step as i64);
         event.set_wall_time(now());
-        self.records
-            .write(&event.write_to_bytes().map_err(Error::other)?)
+        self.records.write(&event.write_to_bytes().map_err(Error::other)?)
     }
 }
 
 fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |time| time.as_secs_f64())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
 fn plugin(name: &str, content: Vec<u8>) -> SummaryMetadata {
@@ -188,30 +175,18 @@ impl Histogram {
         limits.push(0.0);
         limits.extend(&positive);
         let mut counts = vec![0.0; limits.len()];
-        let (mut min, mut max, mut sum, mut sum_squares) =
-            (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0.0);
+        let (mut min, mut max, mut sum, mut sum_squares) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0.0);
         for value in values.iter().map(|value| f64::from(*value)) {
             counts[limits.partition_point(|limit| *limit < value)] += 1.0;
             (min, max) = (min.min(value), max.max(value));
             sum += value;
             sum_squares += value * value;
         }
-        let first = counts
-            .iter()
-            .position(|count| *count > 0.0)
-            .unwrap_or(0)
-            .saturating_sub(1);
+        let first = counts.iter().position(|count| *count > 0.0).unwrap_or(0).saturating_sub(1);
         let last = counts.iter().rposition(|count| *count > 0.0).unwrap_or(0);
         limits.truncate(last + 1);
         counts.truncate(last + 1);
-        Self {
-            min,
-            max,
-            sum,
-            sum_squares,
-            limits: limits.split_off(first),
-            counts: counts.split_off(first),
-        }
+        Self { min, max, sum, sum_squares, limits: limits.split_off(first), counts: counts.split_off(first) }
     }
 }
 
@@ -221,12 +196,7 @@ mod tests {
 
     /// Payloads of all records of the only file in a folder.
     fn events(dir: &Path) -> Vec<Event> {
-        let path = std::fs::read_dir(dir)
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .path();
+        let path = std::fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
         let mut rest = &std::fs::read(path).unwrap()[..];
         let mut events = Vec::new();
         while !rest.is_empty() {
@@ -243,49 +213,22 @@ mod tests {
         let mut board = TensorBoard::create(dir.path(), 7).unwrap();
         board.scalar("train/loss", 8, 2.5).unwrap();
         board.text("sample", 8, "once upon").unwrap();
-        board
-            .histogram("weights/w", 8, &[0.0, -1.0, 2.0, 2.0])
-            .unwrap();
-        board
-            .hyper_parameters(
-                "run",
-                [("lr", "0.5"), ("flag", "true"), ("name", "\"adamw\"")].into_iter(),
-            )
-            .unwrap();
+        board.histogram("weights/w", 8, &[0.0, -1.0, 2.0, 2.0]).unwrap();
+        board.hyper_parameters("run", [("lr", "0.5"), ("flag", "true"), ("name", "\"adamw\"")].into_iter()).unwrap();
         board.flush().unwrap();
         let events = events(dir.path());
         assert_eq!(events[0].get_file_version(), "brain.Event:2");
         assert_eq!(
-            (
-                events[1].get_step(),
-                events[1].get_session_log().get_status()
-            ),
+            (events[1].get_step(), events[1].get_session_log().get_status()),
             (8, SessionLog_SessionStatus::START)
         );
         let value = |i: usize| &events[i].get_summary().get_value()[0];
-        assert_eq!(
-            (
-                value(2).get_tag(),
-                value(2).get_simple_value(),
-                events[2].get_step()
-            ),
-            ("train/loss", 2.5, 8)
-        );
+        assert_eq!((value(2).get_tag(), value(2).get_simple_value(), events[2].get_step()), ("train/loss", 2.5, 8));
         assert_eq!(value(3).get_tensor().get_string_val()[0], b"once upon");
         let histogram = value(4).get_histo();
-        assert_eq!(
-            (
-                histogram.get_num(),
-                histogram.get_sum(),
-                histogram.get_max()
-            ),
-            (4.0, 3.0, 2.0)
-        );
+        assert_eq!((histogram.get_num(), histogram.get_sum(), histogram.get_max()), (4.0, 3.0, 2.0));
         assert_eq!(histogram.get_bucket().iter().sum::<f64>(), 4.0);
-        assert_eq!(
-            histogram.get_bucket().len(),
-            histogram.get_bucket_limit().len()
-        );
+        assert_eq!(histogram.get_bucket().len(), histogram.get_bucket_limit().len());
         assert!(events.len() == 6);
     }
 

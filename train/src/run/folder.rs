@@ -52,44 +52,29 @@ impl RunFolder {
             move |source| RunFolderError::Io { path, source }
         };
         if resume && !dir.join("config.toml").exists() {
-            return Err(RunFolderError::NoRun {
-                path: dir.to_path_buf(),
-            });
+            return Err(RunFolderError::NoRun { path: dir.to_path_buf() });
         }
         std::fs::create_dir_all(dir).map_err(io(dir))?;
         let path = dir.join("lock");
-        let mut lock = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(io(&path))?;
+        let mut lock =
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io(&path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut process = String::new();
                 lock.read_to_string(&mut process).map_err(io(&path))?;
-                return Err(RunFolderError::Locked {
-                    path: dir.to_path_buf(),
-                    process: process.trim().into(),
-                });
+                return Err(RunFolderError::Locked { path: dir.to_path_buf(), process: process.trim().into() });
             }
             Err(TryLockError::Error(source)) => return Err(RunFolderError::Io { path, source }),
         }
         if !resume && dir.join("config.toml").exists() {
-            return Err(RunFolderError::Occupied {
-                path: dir.to_path_buf(),
-            });
+            return Err(RunFolderError::Occupied { path: dir.to_path_buf() });
         }
         lock.set_len(0)
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(io(&path))?;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            _lock: lock,
-        })
+        Ok(Self { dir: dir.to_path_buf(), _lock: lock })
     }
 
     /// The next free `PARENT/NAME-001`.
@@ -105,14 +90,9 @@ impl RunFolder {
     /// The run in `parent` that was changed last.
     pub fn newest(parent: &Path) -> Option<PathBuf> {
         let entries = std::fs::read_dir(parent).ok()?;
-        let runs = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.join("config.toml").exists());
-        runs.max_by_key(|path| {
-            std::fs::metadata(path.join("metrics.jsonl"))
-                .and_then(|data| data.modified())
-                .ok()
-        })
+        let runs =
+            entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.join("config.toml").exists());
+        runs.max_by_key(|path| std::fs::metadata(path.join("metrics.jsonl")).and_then(|data| data.modified()).ok())
     }
 
     /// The folder itself.
@@ -145,27 +125,15 @@ mod tests {
     fn a_folder_serves_one_run_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        assert!(matches!(
-            RunFolder::open(&path, true),
-            Err(RunFolderError::NoRun { .. })
-        ));
+        assert!(matches!(RunFolder::open(&path, true), Err(RunFolderError::NoRun { .. })));
         let folder = RunFolder::open(&path, false).unwrap();
         folder.write("config.toml", "x = 1").unwrap();
         let message = RunFolder::open(&path, true).unwrap_err().to_string();
-        assert!(
-            message.contains(&std::process::id().to_string()),
-            "{message}"
-        );
+        assert!(message.contains(&std::process::id().to_string()), "{message}");
         drop(folder);
-        assert!(matches!(
-            RunFolder::open(&path, false),
-            Err(RunFolderError::Occupied { .. })
-        ));
+        assert!(matches!(RunFolder::open(&path, false), Err(RunFolderError::Occupied { .. })));
         RunFolder::open(&path, true).unwrap();
-        assert_eq!(
-            RunFolder::next_free(dir.path(), "run"),
-            dir.path().join("run-001")
-        );
+        assert_eq!(RunFolder::next_free(dir.path(), "run"), dir.path().join("run-001"));
         assert_eq!(RunFolder::newest(dir.path()), Some(path));
     }
 }

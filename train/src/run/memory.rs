@@ -25,10 +25,7 @@ impl MemoryUse {
         });
         // Linux counts lazily: the peak it tells may be a little below a value that it told before.
         let most = told.peak.max(told.rss);
-        Self {
-            rss: told.rss,
-            peak: SEEN.fetch_max(most, Ordering::Relaxed).max(most),
-        }
+        Self { rss: told.rss, peak: SEEN.fetch_max(most, Ordering::Relaxed).max(most) }
     }
 }
 
@@ -48,10 +45,7 @@ fn parse_status(status: &str) -> Option<MemoryUse> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
     };
-    Some(MemoryUse {
-        rss: kilobytes("VmRSS:")? * 1024,
-        peak: kilobytes("VmHWM:")? * 1024,
-    })
+    Some(MemoryUse { rss: kilobytes("VmRSS:")? * 1024, peak: kilobytes("VmHWM:")? * 1024 })
 }
 
 #[cfg(test)]
@@ -65,10 +59,7 @@ mod tests {
         let during = MemoryUse::now();
         assert!(block.iter().all(|byte| *byte == 1));
         drop(block);
-        assert!(
-            during.rss >= before.rss + (60 << 20),
-            "{before:?} {during:?}"
-        );
+        assert!(during.rss >= before.rss + (60 << 20), "{before:?} {during:?}");
         assert!(MemoryUse::now().peak >= during.rss);
     }
 }

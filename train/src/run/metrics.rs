@@ -84,18 +84,11 @@ impl MetricsFile {
     /// Opens the file of a run that goes on after `step`: lines of later steps, and one cut short, are taken out, so that no step stands
     /// there twice.
     pub fn open(path: &Path, step: u64) -> std::io::Result<Self> {
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         let text = std::io::read_to_string(&file)?;
         let kept = text
             .split_inclusive('\n')
-            .take_while(|line| {
-                line.ends_with('\n') && step_of(line).is_some_and(|logged| logged <= step)
-            })
+            .take_while(|line| line.ends_with('\n') && step_of(line).is_some_and(|logged| logged <= step))
             .map(|line| line.len() as u64)
             .sum();
         file.set_len(kept)?;
@@ -112,10 +105,7 @@ impl MetricsFile {
 }
 
 fn step_of(line: &str) -> Option<u64> {
-    serde_json::from_str::<serde_json::Value>(line)
-        .ok()?
-        .get("step")?
-        .as_u64()
+    serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64()
 }
 
 #[cfg(test)]
@@ -128,29 +118,13 @@ mod tests {
         let path = dir.path().join("metrics.jsonl");
         let mut file = MetricsFile::open(&path, 0).unwrap();
         for step in 1..=5 {
-            file.write(&Metrics {
-                step,
-                loss: Some(1.0 / step as f64),
-                ..Metrics::default()
-            })
-            .unwrap();
+            file.write(&Metrics { step, loss: Some(1.0 / step as f64), ..Metrics::default() }).unwrap();
         }
         drop(file);
-        std::fs::OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .unwrap()
-            .write_all(b"{\"step\": 6, \"lo")
-            .unwrap();
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\": 6, \"lo").unwrap();
         MetricsFile::open(&path, 9).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 5);
-        MetricsFile::open(&path, 3)
-            .unwrap()
-            .write(&Metrics {
-                step: 4,
-                ..Metrics::default()
-            })
-            .unwrap();
+        MetricsFile::open(&path, 3).unwrap().write(&Metrics { step: 4, ..Metrics::default() }).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let steps: Vec<u64> = text.lines().filter_map(step_of).collect();
         assert_eq!(steps, [1, 2, 3, 4]);

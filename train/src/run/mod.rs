@@ -15,7 +15,7 @@ pub use events::TensorBoard;
 pub use folder::{RunFolder, RunFolderError};
 pub use memory::MemoryUse;
 pub use metrics::{Metrics, MetricsFile};
-pub use progress::Screen;
+pub use progress::{Screen, StepView};
 pub use signals::{Signal, Signals};
 pub use summary::Summary;
 pub use units::{bytes, count, duration};

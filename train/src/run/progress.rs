@@ -6,6 +6,23 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::units::{bytes, duration};
 
+/// What is shown of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepView {
+    /// Its number.
+    pub step: u64,
+    /// The last step, where it is known.
+    pub total: Option<u64>,
+    /// Loss in nats a token.
+    pub loss: f64,
+    /// Speed.
+    pub tokens_per_second: f64,
+    /// Resident memory of the process.
+    pub rss_bytes: u64,
+    /// Time to the end of the run.
+    pub seconds_left: Option<f64>,
+}
+
 /// Shows progress on the standard error stream.
 #[derive(Debug)]
 pub struct Screen {
@@ -17,11 +34,7 @@ pub struct Screen {
 impl Screen {
     /// Shows nothing but warnings when `quiet`.
     pub fn new(quiet: bool) -> Self {
-        Self {
-            quiet,
-            bar: None,
-            terminal: std::io::stderr().is_terminal(),
-        }
+        Self { quiet, bar: None, terminal: std::io::stderr().is_terminal() }
     }
 
     /// Begins something that has so many units; 0 when that is not known.
@@ -34,10 +47,7 @@ impl Screen {
             eprintln!("{what}");
             return;
         }
-        let bar = ProgressBar::with_draw_target(
-            (total > 0).then_some(total),
-            ProgressDrawTarget::stderr(),
-        );
+        let bar = ProgressBar::with_draw_target((total > 0).then_some(total), ProgressDrawTarget::stderr());
         let template = match total {
             0 => "{prefix} {spinner} {msg}",
             _ => "{prefix} {wide_bar} {percent:>3} % {msg}",
@@ -56,34 +66,19 @@ impl Screen {
         }
     }
 
-    /// One step of training: its number, the last one, its loss, speed, memory and the seconds left.
-    pub fn step(
-        &self,
-        step: u64,
-        total: Option<u64>,
-        loss: f64,
-        tokens_per_second: f64,
-        rss: u64,
-        left: Option<f64>,
-        logged: bool,
-    ) {
-        let left = left
-            .map(|seconds| format!(", {} left", duration(seconds)))
-            .unwrap_or_default();
-        let numbers = format!(
-            "loss {loss:.3}, {tokens_per_second:.0} tokens/s, {}{left}",
-            bytes(rss)
-        );
+    /// One step of training. Without a terminal only those that are `told` give a line.
+    pub fn step(&self, view: &StepView, told: bool) {
+        let left = view.seconds_left.map(|seconds| format!(", {} left", duration(seconds))).unwrap_or_default();
+        let memory = bytes(view.rss_bytes);
+        let numbers = format!("loss {:.3}, {:.0} tokens/s, {memory}{left}", view.loss, view.tokens_per_second);
         match &self.bar {
             Some(bar) => {
-                bar.set_position(step);
+                bar.set_position(view.step);
                 bar.set_message(numbers);
             }
-            None if logged && !self.quiet => {
-                let of = total
-                    .map(|total| format!(" of {total}"))
-                    .unwrap_or_default();
-                eprintln!("step {step}{of}: {numbers}");
+            None if told && !self.quiet => {
+                let of = view.total.map(|total| format!(" of {total}")).unwrap_or_default();
+                eprintln!("step {}{of}: {numbers}", view.step);
             }
             None => {}
         }

@@ -22,7 +22,7 @@ pub fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut grouped = String::new();
     for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -47,22 +47,10 @@ mod tests {
     #[test]
     fn values_have_three_digits_and_a_unit() {
         assert_eq!(
-            [
-                bytes(0),
-                bytes(1023),
-                bytes(1536),
-                bytes(50 << 20),
-                bytes(700 << 30)
-            ],
+            [bytes(0), bytes(1023), bytes(1536), bytes(50 << 20), bytes(700 << 30)],
             ["0 B", "1023 B", "1.50 KiB", "50.0 MiB", "700 GiB"]
         );
-        assert_eq!(
-            [count(0), count(999), count(1000), count(1234567)],
-            ["0", "999", "1,000", "1,234,567"]
-        );
-        assert_eq!(
-            [duration(59.4), duration(61.0), duration(3700.0)],
-            ["59 s", "1 min 01 s", "1 h 01 min"]
-        );
+        assert_eq!([count(0), count(999), count(1000), count(1234567)], ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([duration(59.4), duration(61.0), duration(3700.0)], ["59 s", "1 min 01 s", "1 h 01 min"]);
     }
 }
