@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use burn::module::ParamGroup;
-use burn::optim::{AdamWConfig, ModuleOptimizer};
+use burn::optim::ModuleOptimizer;
 
-use crate::{OptimError, StateMeter};
+use crate::{AdamWConfig, OptimError, StateMeter};
 
 /// Where a method was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,11 +95,11 @@ pub static METHODS: &[Method] = &[Method {
     state_bytes: |_, [rows, columns]| 8 * rows * columns,
     build: |options, groups, meter| {
         let config = AdamWConfig::new()
-            .with_beta_1(number(options, "beta_1")? as f32)
-            .with_beta_2(number(options, "beta_2")? as f32)
-            .with_epsilon(number(options, "epsilon")? as f32)
+            .with_beta_1(number(options, "beta_1")?)
+            .with_beta_2(number(options, "beta_2")?)
+            .with_epsilon(number(options, "epsilon")?)
             .with_weight_decay(0.0);
-        let decaying = config.clone().with_weight_decay(number(options, "weight_decay")? as f32);
+        let decaying = config.clone().with_weight_decay(number(options, "weight_decay")?);
         Ok(config.init().with_group(ParamGroup::all(), meter.watch(config.build()), None).with_group(
             groups.matrices.clone(),
             meter.watch(decaying.build()),
