@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use lowrank_models::{Layout, Llama, LlamaConfig, ModelError, WeightSource, ids_tensor};
+use lowrank_optim::AdamWConfig;
 use lowrank_optim::rules::GlobalNormClip;
 
 use super::case::{Array, Case, Outcome};
@@ -38,8 +39,7 @@ pub fn run(case: &Case) -> Outcome {
     let worst = case.array("logits")?.near("logits", &logits, 2e-5, 1e-5)?;
     let steps = case.count("steps")?;
     let losses = case.array("losses")?;
-    let mut optimizer =
-        AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(case.number("weight_decay")? as f32).init();
+    let mut optimizer = AdamWConfig::new().with_weight_decay(case.number("weight_decay")?).init();
     let clip = GlobalNormClip::new(Some(case.number("clip_global_norm")?));
     for step in 0..steps {
         let loss = loss_of(&model);

@@ -91,7 +91,7 @@ section! {
     /// The optimizer.
     OptimizerSection {
         name: String = "adamw".into(),
-        lr: f64 = 2e-3,
+        lr: f64 = 3e-3,
         weight_decay: f64 = 0.1,
         beta_1: f64 = 0.9,
         beta_2: f64 = 0.95,
@@ -115,10 +115,10 @@ section! {
 section! {
     /// Steps and batches.
     TrainSection {
-        steps: u64 = 1500,
+        steps: u64 = 1800,
         tokens: u64 = 0,
         minutes: f64 = 10.0,
-        batch: usize = 8,
+        batch: usize = 4,
         seq_len: usize = 256,
         accumulation: usize = 1,
         seed: u64 = 42,
@@ -131,7 +131,7 @@ section! {
 section! {
     /// Loss on held-out text.
     EvalSection {
-        every: u64 = 250,
+        every: u64 = 300,
         batches: usize = 20,
     }
 }
@@ -139,7 +139,7 @@ section! {
 section! {
     /// Saving.
     CheckpointSection {
-        every: u64 = 250,
+        every: u64 = 300,
         keep_last: usize = 2,
         keep_best: bool = true,
     }
