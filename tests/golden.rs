@@ -5,6 +5,8 @@
 
 #[path = "golden_case.rs"]
 mod case;
+#[path = "golden_dct.rs"]
+mod dct;
 #[path = "golden_llama.rs"]
 mod llama;
 
@@ -19,6 +21,7 @@ type Runner = fn(&Case) -> Outcome;
 /// The runner of a method; none when it is not implemented yet.
 fn runner(method: &str) -> Option<Runner> {
     match method {
+        "dct-adamw" => Some(dct::run),
         "llama" => Some(llama::run),
         _ => None,
     }

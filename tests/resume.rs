@@ -6,6 +6,7 @@ mod program;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lowrank_optim::registry::METHODS;
 use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary, tensors};
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -25,14 +26,25 @@ fn signal(child: &Child, name: &str) {
     assert!(status.success());
 }
 
-/// 200 steps in the middle of the second epoch of a corpus: equal bits with and without a kill.
+/// 200 steps that end in the second epoch of a corpus: equal bits with and without a kill, with every optimizer.
 #[test]
 fn a_killed_run_resumes_with_the_same_bits() {
-    let shop = Workshop::new(40);
-    let more = ["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
-    succeeded(shop.run(&shop.tiny("whole", &more)));
+    for method in METHODS {
+        let shop = Workshop::new(40);
+        let optimizer = format!("optimizer.name={}", method.name);
+        let mut more = vec!["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
+        more.extend(["--set", &optimizer]);
+        if (method.options)().iter().any(|option| option.name == "rank") {
+            more.extend(["--set", "optimizer.rank=6"]);
+        }
+        resumes_with_the_same_bits(&shop, &more);
+    }
+}
 
-    let mut child = start(shop.command(&shop.tiny("halves", &more)));
+fn resumes_with_the_same_bits(shop: &Workshop, more: &[&str]) {
+    succeeded(shop.run(&shop.tiny("whole", more)));
+
+    let mut child = start(shop.command(&shop.tiny("halves", more)));
     let halves = shop.path("halves");
     wait_for("the checkpoint of step 100", || checkpoints(&halves).len() >= 2);
     signal(&child, "-KILL");

@@ -24,7 +24,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn all() -> String {
-    let mut rows = vec![["NAME", "STATE (values)", "PAPER", "WHAT IT DOES"].map(String::from).to_vec()];
+    let mut rows = vec![["NAME", "STATE", "PAPER", "WHAT IT DOES"].map(String::from).to_vec()];
     for method in METHODS {
         let paper = format!("arXiv {}", method.paper.arxiv);
         rows.push(vec![method.name.into(), method.state.into(), paper, method.summary.into()]);
@@ -35,7 +35,7 @@ fn all() -> String {
 fn one(name: &str) -> Result<String, JobError> {
     let method = find(name)?;
     let mut text = format!(
-        "{}: {}\nPaper: {} (arXiv {})\nState of an R x C matrix: {} values\n\nOptions, as optimizer.NAME:\n",
+        "{}: {}\nPaper: {} (arXiv {})\nState of an R x C matrix: {} (values of 4 bytes where nothing else is said)\n\nOptions, as optimizer.NAME:\n",
         method.name, method.summary, method.paper.title, method.paper.arxiv, method.state
     );
     let mut rows = Vec::new();
