@@ -228,7 +228,7 @@ impl DctAdamW {
         let axis = if right { 1 } else { 0 };
         let (indices, basis, low) = match &state {
             Some(state) if !time.is_multiple_of(c.update_proj_gap) => {
-                let basis = self.columns(&a, axis, state.indices.clone());
+                let basis = self.columns(&a, axis, &state.indices);
                 let low = project(&a, &basis, right);
                 (state.indices.clone(), basis, low)
             }
@@ -236,7 +236,8 @@ impl DctAdamW {
                 let coefficients = self.coefficients(&a, axis);
                 let indices = self.choose(&coefficients, axis);
                 let low = coefficients.select(axis, indices.clone());
-                (indices.clone(), self.columns(&a, axis, indices), low)
+                let basis = self.columns(&a, axis, &indices);
+                (indices, basis, low)
             }
         };
         let error = match c.how() {
@@ -267,8 +268,15 @@ impl DctAdamW {
     }
 
     /// Chosen columns of `D`, `n x r`.
-    fn columns(&self, a: &Tensor<2>, axis: usize, indices: Tensor<1, Int>) -> Tensor<2> {
-        self.matrix(a.dims()[axis], &a.device()).select(1, indices)
+    fn columns(&self, a: &Tensor<2>, axis: usize, indices: &Tensor<1, Int>) -> Tensor<2> {
+        let n = a.dims()[axis];
+        let (dct, chosen) = (Dct::of(n), host_indices(indices));
+        let entry = |row: usize, column: usize| match self.config.dct2 {
+            true => dct.matrix()[column * n + row],
+            false => dct.matrix()[row * n + column],
+        };
+        let values = (0..n).flat_map(|row| chosen.iter().map(move |column| entry(row, *column as usize)));
+        Tensor::from_data(TensorData::new(values.collect::<Vec<f32>>(), [n, chosen.len()]), &a.device())
     }
 
     /// `A D` on the right, `D^T A` on the left.
