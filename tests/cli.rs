@@ -74,7 +74,7 @@ fn bad_data_is_refused_by_file_and_line() {
     data("fields.jsonl", b"{\"body\": \"fine\"}\n", &["fields.jsonl line 1", "data.field"]);
     data("empty.txt", b"", &["empty.txt", "--data"]);
     data("latin.txt", b"caf\xe9", &["latin.txt", "UTF-8"]);
-    data("one.txt", b"a single document", &["no document is left"]);
+    data("one.txt", b"a single document", &["one sample needs"]);
     let unreadable = shop.path("text/0000.txt");
     std::fs::remove_file(&unreadable).unwrap();
     refused(&shop.run(&shop.tiny("run", &["--steps", "3"])), &["text", "--data"]);

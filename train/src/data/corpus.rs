@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::DataError;
 use super::source::files_below;
+use super::{DataError, Skipped};
 
 /// The Rust sources of the `burn` crates that Cargo downloaded, in the versions of `Cargo.lock`, in the order of their paths.
 ///
@@ -20,7 +20,7 @@ pub fn default_corpus() -> Result<Vec<PathBuf>, DataError> {
         for name in &crates {
             let folder = index.join(name);
             if folder.is_dir() {
-                files.extend(files_below(&folder)?.into_iter().filter(|file| is_rust(file)));
+                files.extend(files_below(&folder, &mut Skipped::default())?.into_iter().filter(|file| is_rust(file)));
             }
         }
     }

@@ -14,6 +14,8 @@ mod order;
 mod prepare;
 mod shards;
 mod source;
+mod split;
+mod text;
 mod tokenizer;
 
 pub use batch::{Batch, Batches, IGNORE};
@@ -28,6 +30,8 @@ pub use tokenizer::Tokenizer;
 /// What a long operation is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    /// Reading the text once to choose what is held out.
+    Scan,
     /// Training the tokenizer.
     TrainTokenizer,
     /// Turning text into tokens.

@@ -1,5 +1,6 @@
 //! Text to token files, once.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -10,6 +11,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::shards::{partial_of, sync_parent, write_synced};
+use super::split::{Split, changed};
 use super::{
     DataError, Document, Format, Progress, ShardWriter, Shards, Skipped, Source, Stage, TOKENS_PER_FILE, Tokenizer,
 };
@@ -32,7 +35,8 @@ pub struct PrepareOptions {
     pub source: Source,
     /// The tokenizer.
     pub tokenizer: TokenizerChoice,
-    /// Part of the documents held out.
+    /// Part of the documents held out, between 0 and 1; at least one document is on each side, and a single document is cut
+    /// at a line end.
     pub validation_fraction: f64,
     /// Seed of the choice of held-out documents.
     pub seed: u64,
@@ -58,41 +62,67 @@ pub struct Prepared {
 pub struct Facts {
     /// Bits that `gzip -9` needs for each byte of the held-out text.
     pub gzip_bits_per_byte: f64,
-    /// Documents passed over.
+    /// What was passed over.
     pub skipped: Skipped,
 }
 
 /// Name of the file of [`Facts`].
 const FACTS: &str = "facts.json";
 /// Changes when the same options would give other files.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Documents are encoded together until they have so many bytes.
 const ENCODE_TOGETHER: usize = 4 << 20;
+/// A tokenizer learns from a random part of about so many bytes when there are more, so that the words fit in memory.
+const LEARN_FROM: u64 = 256 << 20;
 
 /// Prepares text in a folder of the cache, or opens it when that was done before.
+///
+/// Several processes may share a cache. A folder of token files is used where it is; its tokens must be those of the tokenizer
+/// in the options, unless that is one to be trained.
 pub fn prepare(
     options: &PrepareOptions,
     cache: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Prepared, DataError> {
-    if let Some(folder) = shards_folder(&options.source) {
-        return open(&folder);
+    if let Some(folder) = shards_folder(&options.source)? {
+        let prepared = open(folder)?;
+        let expected = match &options.tokenizer {
+            TokenizerChoice::Bytes => Some(Tokenizer::bytes()?),
+            TokenizerChoice::File(path) => Some(Tokenizer::from_file(path)?),
+            TokenizerChoice::Train(_) => None,
+        };
+        if let Some(expected) = expected
+            && expected.fingerprint()? != prepared.tokenizer.fingerprint()?
+        {
+            return Err(DataError::shard(folder, "its tokens are of another tokenizer than the one that is asked for"));
+        }
+        return Ok(prepared);
     }
     let dir = cache.join(&key(options)?[..16]);
-    if !dir.join(FACTS).exists() {
-        tokenize(options, &dir, progress)?;
+    if !dir.exists() {
+        build(options, &dir, progress)?;
     }
     open(&dir)
 }
 
 /// The folder of token files that the source names, if it does.
-fn shards_folder(source: &Source) -> Option<PathBuf> {
-    let [folder] = source.paths.as_slice() else {
-        return None;
+fn shards_folder(source: &Source) -> Result<Option<&Path>, DataError> {
+    let named = |folder: &PathBuf| match source.format {
+        Format::Shards => true,
+        Format::Auto => Shards::is_at(&folder.join("train")),
+        _ => false,
     };
-    let named =
-        source.format == Format::Shards || (source.format == Format::Auto && Shards::is_at(&folder.join("train")));
-    named.then(|| folder.clone())
+    match source.paths.as_slice() {
+        [folder] if named(folder) => Ok(Some(folder)),
+        paths => match paths.iter().find(|folder| named(folder)) {
+            Some(folder) => Err(DataError::Setting {
+                key: "data.path",
+                value: folder.display().to_string(),
+                problem: "a folder of token files cannot be combined with other data; give it alone".into(),
+            }),
+            None => Ok(None),
+        },
+    }
 }
 
 fn open(dir: &Path) -> Result<Prepared, DataError> {
@@ -118,74 +148,97 @@ fn open(dir: &Path) -> Result<Prepared, DataError> {
 
 /// Writes `train/`, `validation/` and the tokenizer into a new folder, which appears when all is done.
 pub fn tokenize(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), DataError> {
-    if dir.exists() {
-        return Err(DataError::Exists { path: dir.to_path_buf() });
+    if let Some(folder) = shards_folder(&options.source)? {
+        return Err(DataError::Setting {
+            key: "data.path",
+            value: folder.display().to_string(),
+            problem: "these are token files already; give the text".into(),
+        });
     }
+    match !dir.exists() && build(options, dir, progress)? {
+        true => Ok(()),
+        false => Err(DataError::Exists { path: dir.to_path_buf() }),
+    }
+}
+
+/// Builds a folder beside its place and moves it there, unless another process does so at the same time, for which it waits.
+/// Says whether it was built here.
+fn build(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<bool, DataError> {
+    let before = key(options)?;
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(DataError::write(parent))?;
-    // Removed with everything in it unless it gets its name.
-    let beside =
-        tempfile::Builder::new().prefix(".unfinished-").tempdir_in(parent).map_err(DataError::write(parent))?;
-    let total = options.source.files()?.iter().filter_map(|(file, _)| Some(std::fs::metadata(file).ok()?.len())).sum();
+    let beside = partial_of(dir);
+    let lock = beside.with_extension("lock");
+    let held = File::create(&lock).map_err(DataError::write(&lock))?;
+    held.lock().map_err(DataError::write(&lock))?;
+    // Whoever waits for the lock, or makes a new one, finds the complete folder and leaves it alone: then the lock may go.
+    let unlock = || drop(std::fs::remove_file(&lock));
+    if dir.exists() {
+        unlock();
+        return Ok(false);
+    }
+    let built = fill(options, &beside, progress).and_then(|()| match key(options)? == before {
+        true => std::fs::rename(&beside, dir).map_err(DataError::write(dir)),
+        false => Err(changed("the data")),
+    });
+    if let Err(error) = built {
+        // What stays now is removed by the next attempt. The lock is left: another process may wait for it and build.
+        let _ = std::fs::remove_dir_all(&beside);
+        return Err(error);
+    }
+    unlock();
+    sync_parent(dir)?;
+    Ok(true)
+}
 
+/// Writes everything into `beside`, instead of what an interrupted process left there.
+fn fill(options: &PrepareOptions, beside: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), DataError> {
+    if beside.exists() {
+        std::fs::remove_dir_all(beside).map_err(DataError::write(beside))?;
+    }
+    std::fs::create_dir(beside).map_err(DataError::write(beside))?;
+    let split = Split::scan(&options.source, options.validation_fraction, options.seed, progress)?;
     let tokenizer = match &options.tokenizer {
         TokenizerChoice::Bytes => Tokenizer::bytes()?,
         TokenizerChoice::File(path) => Tokenizer::from_file(path)?,
         TokenizerChoice::Train(vocab_size) => {
-            let held_out = held_out(options);
             progress(Progress { stage: Stage::TrainTokenizer, done: 0, total: 0 });
+            let learned = |document: Document| {
+                let text = split.parts(&document)?.train.filter(|_| split.samples(&document, LEARN_FROM));
+                Ok(text.map(str::to_owned).map(|text| Document { text, ..document }))
+            };
             let documents = options.source.documents()?;
-            Tokenizer::train(documents.filter(|document| !document.as_ref().is_ok_and(&held_out)), *vocab_size)?
+            Tokenizer::train(documents.filter_map(|document| document.and_then(learned).transpose()), *vocab_size)?
         }
     };
-    tokenizer.save(beside.path())?;
+    tokenizer.save(beside)?;
     let fingerprint = tokenizer.fingerprint()?;
     let writer = |name: &str| {
-        let vocab_size = tokenizer.vocab_size() as u32;
-        ShardWriter::create(
-            &beside.path().join(name),
-            vocab_size,
-            tokenizer.separator(),
-            fingerprint.clone(),
-            TOKENS_PER_FILE,
-        )
+        let (vocab_size, separator) = (tokenizer.vocab_size() as u32, tokenizer.separator());
+        ShardWriter::create(&beside.join(name), vocab_size, separator, fingerprint.clone(), TOKENS_PER_FILE)
     };
     let mut sides = [writer("train")?, writer("validation")?];
-    let facts = encode_all(options, &tokenizer, &mut sides, total, progress)?;
-    let [train, validation] = sides;
-    for (name, side) in [("training", train), ("validation", validation)] {
-        if side.finish()?.files.is_empty() {
-            return Err(DataError::Split {
-                problem: format!(
-                    "no document is left for {name}; give more documents (one file or line is one), or change data.validation_fraction or train.seed"
-                ),
-            });
-        }
+    let facts = encode_all(options, &split, &tokenizer, &mut sides, progress)?;
+    for side in sides {
+        side.finish()?;
     }
-    let path = beside.path().join(FACTS);
+    let path = beside.join(FACTS);
     let text = serde_json::to_string_pretty(&facts).map_err(|error| DataError::write(&path)(error.into()))?;
-    std::fs::write(&path, text).map_err(DataError::write(&path))?;
-    let beside = beside.keep();
-    std::fs::rename(&beside, dir).or_else(|error| {
-        // Another process was first: what it made is the same.
-        let first = dir.join(FACTS).exists();
-        let _ = std::fs::remove_dir_all(&beside);
-        if first { Ok(()) } else { Err(DataError::write(dir)(error)) }
-    })
+    write_synced(&path, text.as_bytes())
 }
 
 fn encode_all(
     options: &PrepareOptions,
+    split: &Split,
     tokenizer: &Tokenizer,
     sides: &mut [ShardWriter; 2],
-    total: u64,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Facts, DataError> {
-    let held_out = held_out(options);
     let mut documents = options.source.documents()?;
     let mut gzip = GzEncoder::new(Counter(0), Compression::best());
     let (mut held_out_bytes, mut done) = (0, 0);
     loop {
+        // Each text with its side: 0 for training, 1 for validation.
         let mut group = Vec::new();
         let mut bytes = 0;
         while bytes < ENCODE_TOGETHER
@@ -193,50 +246,30 @@ fn encode_all(
         {
             let document = document?;
             bytes += document.text.len();
-            group.push(document);
+            let parts = split.parts(&document)?;
+            let texts = [parts.train, parts.validation].into_iter().enumerate();
+            group.extend(texts.filter_map(|(side, text)| Some((side, text?.to_owned()))));
         }
         if group.is_empty() {
             break;
         }
-        let encoded: Vec<Result<(Vec<u32>, bool), DataError>> = group
-            .par_iter()
-            .map(|document| {
-                let mut tokens = vec![tokenizer.separator()];
-                tokens.extend(tokenizer.encode(&document.text)?);
-                Ok((tokens, held_out(document)))
-            })
-            .collect();
-        for (document, encoded) in group.iter().zip(encoded) {
-            let (tokens, held_out) = encoded?;
-            if held_out {
-                held_out_bytes += document.text.len() as u64;
-                gzip.write_all(document.text.as_bytes()).map_err(DataError::write(Path::new("gzip")))?;
+        let encoded: Vec<Result<Vec<u32>, DataError>> =
+            group.par_iter().map(|(_, text)| tokenizer.encode(text)).collect();
+        for ((side, text), ids) in group.iter().zip(encoded) {
+            let mut tokens = vec![tokenizer.separator()];
+            tokens.extend(ids?);
+            if *side == 1 {
+                held_out_bytes += text.len() as u64;
+                gzip.write_all(text.as_bytes()).map_err(DataError::write(Path::new("gzip")))?;
             }
-            sides[usize::from(held_out)].push(&tokens, document.text.len() as u64)?;
+            sides[*side].push(&tokens, text.len() as u64)?;
         }
         done += bytes as u64;
-        progress(Progress { stage: Stage::Encode, done, total });
-    }
-    if done == 0 {
-        let paths: Vec<String> = options.source.paths.iter().map(|path| path.display().to_string()).collect();
-        let skipped = format!(
-            "{} files that are no text and {} empty documents passed over",
-            documents.skipped.binary, documents.skipped.empty
-        );
-        return Err(DataError::Empty { paths: paths.join(", "), skipped });
+        progress(Progress { stage: Stage::Encode, done, total: split.bytes });
     }
     let compressed = gzip.finish().map_err(DataError::write(Path::new("gzip")))?.0;
-    Ok(Facts { gzip_bits_per_byte: 8.0 * compressed as f64 / held_out_bytes.max(1) as f64, skipped: documents.skipped })
-}
-
-/// Whether a document is held out: decided by its text and the seed alone, so that equal texts are on the same side.
-fn held_out(options: &PrepareOptions) -> impl Fn(&Document) -> bool + Send + Sync + use<> {
-    let (seed, limit) = (options.seed, (options.validation_fraction * 2f64.powi(64)) as u64);
-    move |document| {
-        let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(&document.text).finalize();
-        let (first, _) = digest.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
-        u64::from_le_bytes(*first) < limit
-    }
+    // The split leaves text on both sides.
+    Ok(Facts { gzip_bits_per_byte: 8.0 * compressed as f64 / held_out_bytes as f64, skipped: documents.skipped })
 }
 
 /// Hash of everything that decides what the files become: names, sizes and times of the text, and the options.
@@ -249,7 +282,8 @@ fn key(options: &PrepareOptions) -> Result<String, DataError> {
     let Source { format, field, .. } = &options.source;
     let settings = (VERSION, tokenizer, options.validation_fraction.to_bits(), options.seed, format, field);
     hasher.update(format!("{settings:?}"));
-    for (file, _) in options.source.files()? {
+    let (files, _) = options.source.files()?;
+    for (file, _) in files {
         let metadata = std::fs::metadata(&file).map_err(DataError::read(&file))?;
         let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let path = std::path::absolute(&file).map_err(DataError::read(&file))?;
@@ -325,30 +359,77 @@ mod tests {
     }
 
     #[test]
-    fn every_document_is_on_one_side_whatever_the_others_are() {
+    fn every_document_is_on_one_side() {
         let dir = tempfile::tempdir().unwrap();
         let options = corpus(dir.path(), 100);
         let whole = prepare(&options, &dir.path().join("cache"), &mut |_| ()).unwrap();
         assert_eq!(whole.train.documents() + whole.validation.documents(), 100);
         assert!((5..40).contains(&whole.validation.documents()));
-        let side = |number: usize| {
-            let text = std::fs::read_to_string(dir.path().join(format!("text/{number:03}.txt"))).unwrap();
-            held_out(&options)(&Document { name: String::new(), text })
-        };
-        let alone = (0..100).filter(|number| side(*number)).count() as u64;
-        assert_eq!(alone, whole.validation.documents());
         assert!(whole.facts.gzip_bits_per_byte > 0.5 && whole.facts.gzip_bits_per_byte < 8.0);
     }
 
     #[test]
-    fn a_side_without_documents_and_no_text_at_all_are_refused() {
+    fn a_single_document_serves_both_sides_and_no_text_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let options = PrepareOptions { tokenizer: TokenizerChoice::Bytes, ..corpus(dir.path(), 1) };
-        let message = |options: &PrepareOptions| {
-            prepare(options, &dir.path().join("cache"), &mut |_| ()).unwrap_err().to_string()
-        };
-        assert!(message(&options).contains("no document is left"));
-        std::fs::write(dir.path().join("text/000.txt"), "").unwrap();
-        assert!(message(&options).contains("1 empty documents"));
+        let file = dir.path().join("text/000.txt");
+        let text: String = (0..100).map(|line| format!("line {line}\n")).collect();
+        std::fs::write(&file, &text).unwrap();
+        let cache = dir.path().join("cache");
+        let prepared = prepare(&options, &cache, &mut |_| ()).unwrap();
+        let sides = [&prepared.train, &prepared.validation].map(|side| prepared.tokenizer.decode(&all(side)).unwrap());
+        assert_eq!(sides.concat(), text);
+        assert!(sides[1].starts_with("line 80\n"));
+        std::fs::write(&file, "").unwrap();
+        let message = prepare(&options, &cache, &mut |_| ()).unwrap_err().to_string();
+        assert!(message.contains("1 empty documents"), "{message}");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = corpus(dir.path(), 20);
+        let cache = dir.path().join("cache");
+        let place = cache.join(&key(&options).unwrap()[..16]);
+        std::fs::create_dir_all(partial_of(&place).join("train")).unwrap();
+        std::fs::write(partial_of(&place).join("train/tokens-00000.bin"), "half").unwrap();
+        let prepared = prepare(&options, &cache, &mut |_| ()).unwrap();
+        prepared.train.verify(&mut |_| ()).unwrap();
+        assert_eq!((&prepared.dir, std::fs::read_dir(&cache).unwrap().count()), (&place, 1));
+    }
+
+    #[test]
+    fn several_may_prepare_the_same_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = corpus(dir.path(), 60);
+        let cache = dir.path().join("cache");
+        let tokens = || all(&prepare(&options, &cache, &mut |_| ()).unwrap().train);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (0..3).map(|_| scope.spawn(tokens)).collect();
+            let here = tokens();
+            assert!(others.into_iter().all(|other| other.join().unwrap() == here));
+        });
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn token_files_go_with_their_own_tokenizer_and_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = corpus(dir.path(), 60);
+        let out = dir.path().join("tokens");
+        tokenize(&options, &out, &mut |_| ()).unwrap();
+        assert!(matches!(tokenize(&options, &out, &mut |_| ()), Err(DataError::Exists { .. })));
+        options.source.paths.push(out.clone());
+        let cache = dir.path().join("cache");
+        let message = prepare(&options, &cache, &mut |_| ()).unwrap_err().to_string();
+        assert!(message.contains("give it alone"), "{message}");
+        options.source.paths.remove(0);
+        options.tokenizer = TokenizerChoice::File(out.join("tokenizer.json"));
+        prepare(&options, &cache, &mut |_| ()).unwrap();
+        options.tokenizer = TokenizerChoice::Bytes;
+        let message = prepare(&options, &cache, &mut |_| ()).unwrap_err().to_string();
+        assert!(message.contains("another tokenizer"), "{message}");
+        assert!(tokenize(&options, &dir.path().join("other"), &mut |_| ()).is_err());
+        assert!(!cache.exists());
     }
 }

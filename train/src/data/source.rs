@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::DataError;
+use super::text::{PIECE, TextReader};
 
 /// What the files of the data are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ pub enum Format {
     /// By the end of the name: `.jsonl` and `.ndjson` are JSON lines, `.parquet` is Parquet, a folder of token files is that, all else text.
     #[default]
     Auto,
-    /// One document a file.
+    /// One document a file; several where a file is larger than 1 MiB.
     Text,
     /// One document a line, in a field of a JSON object.
     Jsonl,
@@ -35,13 +36,32 @@ pub struct Document {
     pub text: String,
 }
 
-/// Documents that were passed over.
+/// What was passed over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// Files of a folder that are not UTF-8 text.
+    /// Files and folders in a folder whose names begin with a dot; what is in such a folder is not counted.
+    pub hidden: u64,
+    /// Files of a folder that are not UTF-8 text, or no regular files.
     pub binary: u64,
     /// Documents without a character.
     pub empty: u64,
+}
+
+impl Skipped {
+    /// Whether nothing was passed over.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { hidden, binary, empty } = self;
+        write!(
+            f,
+            "passed over {binary} files that are no text, {hidden} hidden files or folders, {empty} empty documents"
+        )
+    }
 }
 
 /// Where documents come from.
@@ -56,46 +76,50 @@ pub struct Source {
 }
 
 impl Source {
-    /// Every file, in the order of the documents, and whether it was named itself rather than found in a folder.
-    pub fn files(&self) -> Result<Vec<(PathBuf, bool)>, DataError> {
+    /// Every file, in the order of the documents, and whether it was named itself rather than found in a folder; and what was
+    /// passed over in the folders.
+    pub fn files(&self) -> Result<(Vec<(PathBuf, bool)>, Skipped), DataError> {
         if self.paths.is_empty() {
             return Err(DataError::NoPath);
         }
         let mut files = Vec::new();
+        let mut skipped = Skipped::default();
         for path in &self.paths {
             let metadata = std::fs::metadata(path).map_err(DataError::read(path))?;
             match metadata.is_dir() {
-                true => files.extend(files_below(path)?.into_iter().map(|file| (file, false))),
-                false => files.push((path.clone(), true)),
+                true => files.extend(files_below(path, &mut skipped)?.into_iter().map(|file| (file, false))),
+                false if metadata.is_file() => files.push((path.clone(), true)),
+                false => return Err(DataError::read(path)(std::io::Error::other("neither a file nor a folder"))),
             }
         }
-        Ok(files)
+        Ok((files, skipped))
     }
 
-    /// All documents, one file or line in memory at a time.
+    /// All documents, one of them in memory at a time.
     pub fn documents(&self) -> Result<Documents, DataError> {
-        Ok(Documents {
-            files: self.files()?.into(),
-            format: self.format,
-            field: self.field.clone(),
-            open: None,
-            skipped: Skipped::default(),
-        })
+        let (files, skipped) = self.files()?;
+        Ok(Documents { files: files.into(), format: self.format, field: self.field.clone(), open: None, skipped })
     }
 }
 
-/// Files of a folder and the folders in it, sorted by path; hidden ones are left out.
-pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let visible =
-        |entry: &walkdir::DirEntry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
+/// Files of a folder and the folders in it, sorted by path, links followed; hidden ones are left out and counted.
+pub(super) fn files_below(folder: &Path, skipped: &mut Skipped) -> Result<Vec<PathBuf>, DataError> {
+    let Skipped { hidden, binary, .. } = skipped;
+    let visible = |entry: &walkdir::DirEntry| {
+        let visible = entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
+        *hidden += u64::from(!visible);
+        visible
+    };
     let mut files = Vec::new();
-    for entry in walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().filter_entry(visible) {
+    let walk = walkdir::WalkDir::new(folder).follow_links(true).sort_by_file_name();
+    for entry in walk.into_iter().filter_entry(visible) {
         let entry = entry.map_err(|error| DataError::Read {
             path: error.path().unwrap_or(folder).to_path_buf(),
             source: error.into(),
         })?;
-        if entry.file_type().is_file() {
-            files.push(entry.into_path());
+        match entry.file_type() {
+            kind if kind.is_file() => files.push(entry.into_path()),
+            kind => *binary += u64::from(!kind.is_dir()),
         }
     }
     Ok(files)
@@ -111,8 +135,9 @@ pub struct Documents {
     pub skipped: Skipped,
 }
 
-/// A file with several documents.
+/// A file that is being read.
 enum Rows {
+    Text(TextReader),
     Lines {
         path: PathBuf,
         reader: BufReader<File>,
@@ -145,12 +170,9 @@ impl Documents {
                     self.open = Some(Rows::Lines { path, reader: BufReader::new(file), line: 0 });
                 }
                 (Format::Parquet, _) | (Format::Auto, "parquet") => self.open = Some(open_parquet(path, &self.field)?),
-                _ => match read_text(&path)? {
-                    Ok(text) => {
-                        return Ok(Some(Document { name: path.display().to_string(), text }));
-                    }
-                    Err(offset) if named => return Err(DataError::NotUtf8 { path, offset }),
-                    Err(_) => self.skipped.binary += 1,
+                _ => match TextReader::open(path, named, PIECE)? {
+                    Some(reader) => self.open = Some(Rows::Text(reader)),
+                    None => self.skipped.binary += 1,
                 },
             }
         }
@@ -175,18 +197,10 @@ impl Iterator for Documents {
     }
 }
 
-/// The text of a file, or the place of the first byte that is none. A zero byte marks a binary file.
-fn read_text(path: &Path) -> Result<Result<String, u64>, DataError> {
-    let bytes = std::fs::read(path).map_err(DataError::read(path))?;
-    if let Some(zero) = bytes.iter().position(|byte| *byte == 0) {
-        return Ok(Err(zero as u64));
-    }
-    Ok(String::from_utf8(bytes).map_err(|error| error.utf8_error().valid_up_to() as u64))
-}
-
 impl Rows {
     fn next(&mut self, field: &str) -> Result<Option<Document>, DataError> {
         match self {
+            Self::Text(reader) => reader.next(),
             Self::Lines { path, reader, line } => {
                 let mut bytes = Vec::new();
                 loop {
@@ -304,7 +318,7 @@ mod tests {
         let mut documents = source(dir.path()).documents().unwrap();
         let texts: Vec<String> = documents.by_ref().map(|document| document.unwrap().text).collect();
         assert_eq!(texts, ["first", "second", "third", "fourth"]);
-        assert_eq!(documents.skipped, Skipped { binary: 2, empty: 1 });
+        assert_eq!(documents.skipped, Skipped { hidden: 1, binary: 2, empty: 1 });
     }
 
     #[test]
@@ -324,6 +338,22 @@ mod tests {
         #[cfg(not(feature = "parquet"))]
         assert!(write("e.parquet", b"PAR1").contains("--features parquet"));
         assert!(source(&dir.path().join("none")).documents().is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_what_is_no_file_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("below");
+        std::fs::create_dir(&below).unwrap();
+        std::fs::write(dir.path().join("text"), "linked").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("text"), below.join("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(below.join("socket")).unwrap();
+        let mut documents = source(&below).documents().unwrap();
+        assert_eq!(documents.next().unwrap().unwrap().text, "linked");
+        assert!(documents.next().is_none());
+        assert_eq!(documents.skipped.binary, 1);
+        assert!(source(&below.join("socket")).documents().is_err());
     }
 
     #[cfg(feature = "parquet")]

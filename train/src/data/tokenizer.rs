@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder, Vocab};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -41,11 +42,12 @@ impl Tokenizer {
         Self::new(tokenizer.into(), "bytes".into())
     }
 
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`. Truncation and padding that it asks for are not applied: documents keep their length.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
         let bytes = std::fs::read(path).map_err(DataError::read(path))?;
         let name = path.display().to_string();
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
+        inner.with_padding(None).with_truncation(None).map_err(|error| failure(&name, error))?;
         Self::new(inner, name)
     }
 
@@ -86,7 +88,15 @@ impl Tokenizer {
         }
     }
 
-    fn new(inner: tokenizers::Tokenizer, name: String) -> Result<Self, DataError> {
+    fn new(mut inner: tokenizers::Tokenizer, name: String) -> Result<Self, DataError> {
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some_and(|probability| probability > 0.0)
+        {
+            let problem = "drops merges at random, so that the same text gives other tokens; set `dropout` to null";
+            return Err(DataError::Tokenizer { name, problem: problem.into() });
+        }
+        // Text that spells a special token is text: it must not begin a document.
+        inner.set_encode_special_tokens(true);
         let separator =
             SEPARATORS.iter().find_map(|token| inner.token_to_id(token)).ok_or_else(|| DataError::Tokenizer {
                 name: name.clone(),
@@ -98,7 +108,7 @@ impl Tokenizer {
         Ok(Self { inner, name, separator })
     }
 
-    /// Ids of a text, without special tokens.
+    /// Ids of a text. No special token is added, and text that spells one is encoded as text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| failure(&self.name, error))?;
         Ok(encoding.get_ids().to_vec())
@@ -229,5 +239,37 @@ mod tests {
         }
         std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
         assert!(Tokenizer::from_file(&dir.path().join("tokenizer.json")).is_err());
+    }
+
+    #[test]
+    fn text_that_spells_a_special_token_stays_text() {
+        for tokenizer in [Tokenizer::bytes().unwrap(), trained()] {
+            let text = "a <|endoftext|> b";
+            let ids = tokenizer.encode(text).unwrap();
+            assert!(!ids.contains(&tokenizer.separator()));
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_file_neither_shortens_nor_pads_nor_changes_at_random() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let trained = trained();
+        let mut json: serde_json::Value = serde_json::from_str(&trained.json().unwrap()).unwrap();
+        json["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0,
+        });
+        json["padding"] = serde_json::json!({
+            "strategy": { "Fixed": 500 }, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>",
+        });
+        std::fs::write(&path, json.to_string()).unwrap();
+        let read = Tokenizer::from_file(&path).unwrap();
+        assert_eq!(read.encode(TEXT).unwrap(), trained.encode(TEXT).unwrap());
+        json["model"]["dropout"] = 0.1.into();
+        std::fs::write(&path, json.to_string()).unwrap();
+        let message = Tokenizer::from_file(&path).unwrap_err().to_string();
+        assert!(message.contains("tokenizer.json") && message.contains("dropout"), "{message}");
     }
 }

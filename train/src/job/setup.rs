@@ -70,6 +70,7 @@ pub fn prepare_data(config: &Config, screen: &mut Screen) -> Result<Prepared, Jo
         if shown != Some(stage) {
             shown = Some(stage);
             let what = match stage {
+                Stage::Scan => "reading the text",
                 Stage::TrainTokenizer => "training the tokenizer",
                 Stage::Encode => "turning text into tokens",
                 Stage::Verify => "checking the tokens",
@@ -86,11 +87,8 @@ pub fn prepare_data(config: &Config, screen: &mut Screen) -> Result<Prepared, Jo
     let fresh = shown.is_some_and(|stage| stage != Stage::Verify);
     screen.end();
     let skipped = prepared.facts.skipped;
-    if fresh && skipped.binary + skipped.empty > 0 {
-        screen.line(&format!(
-            "passed over {} files that are no text and {} empty documents",
-            skipped.binary, skipped.empty
-        ));
+    if fresh && !skipped.is_nothing() {
+        screen.line(&skipped.to_string());
     }
     Ok(prepared)
 }
