@@ -58,6 +58,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut screen = Screen::new(args.quiet);
     screen.begin("preparing the text", 0);
     let prepared = prepare(&options, &config.data.cache, &mut |_| ()).map_err(JobError::from)?;
+    if config.data.verify {
+        prepared.validation.verify(&mut |_| ()).map_err(JobError::from)?;
+    }
     let model = folder.load(&device).map_err(JobError::from)?;
     if prepared.tokenizer.vocab_size() > model.config().vocab_size {
         return Err(
