@@ -32,7 +32,7 @@ pub enum Norm {
 /// Configuration of [`DctAdamW`].
 #[derive(Config, Debug)]
 pub struct DctAdamWConfig {
-    /// Basis vectors that are kept; at least 1. A matrix whose projected side is not larger takes plain AdamW.
+    /// Basis vectors that are kept; at least 1. A matrix whose projected side is smaller takes plain AdamW.
     pub rank: usize,
     /// Steps between choices of basis vectors, at least 1: at steps 1, gap, 2 gap and so on.
     #[config(default = 1)]
@@ -111,7 +111,7 @@ impl DctAdamWConfig {
             Side::Right => true,
         };
         let side = if right { columns } else { rows };
-        (self.rank < side && rows.max(columns) < self.max_shape).then_some(right)
+        (self.rank <= side && rows.max(columns) < self.max_shape).then_some(right)
     }
 
     /// Bytes of state for a matrix of this shape.

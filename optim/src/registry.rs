@@ -135,7 +135,7 @@ fn dct_options() -> Vec<OptionSpec> {
         spec(
             "rank",
             None,
-            "basis vectors that are kept, at least 1; a matrix whose projected side is not larger takes AdamW",
+            "basis vectors that are kept, at least 1; a matrix whose projected side is smaller takes AdamW",
         ),
         spec("update_proj_gap", Some(Count(1)), "steps between choices of basis vectors, at least 1"),
         spec("side", Some(Word("std")), "projected side: std (the smaller), left (rows), right (columns)"),
