@@ -30,6 +30,8 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ("model.name=llama-8m", ["llama-8m", "llama-9m"]),
         ("optimizer.name=adamv", ["adamv", "adamw"]),
         ("optimizer.beta_1=1.5", ["beta_1", "1.5"]),
+        ("optimizer.exclude=attn[", ["exclude", "attn["]),
+        ("optimizer.include=attention", ["include", "model.layers.0"]),
         ("train.device=tpu", ["tpu", "cuda"]),
         ("train.device=cuda", ["cuda", "--features cuda"]),
         ("train.seq_len=129", ["129", "128 positions"]),

@@ -9,6 +9,10 @@ mod case;
 mod dct;
 #[path = "golden_llama.rs"]
 mod llama;
+#[path = "golden_momentum.rs"]
+mod momentum;
+#[path = "golden_projected.rs"]
+mod projected;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,8 +25,17 @@ type Runner = fn(&Case) -> Outcome;
 /// The runner of a method; none when it is not implemented yet.
 fn runner(method: &str) -> Option<Runner> {
     match method {
+        "adamw-8bit" => Some(momentum::adamw_8bit),
+        "apollo" => Some(projected::apollo),
         "dct-adamw" => Some(dct::run),
+        "dion" => Some(momentum::dion),
+        "fira" => Some(projected::fira),
+        "frugal" => Some(projected::frugal),
+        "galore" => Some(projected::galore),
+        "ldadam" => Some(projected::ldadam),
         "llama" => Some(llama::run),
+        "muon" => Some(momentum::muon),
+        "trion" => Some(momentum::trion),
         _ => None,
     }
 }

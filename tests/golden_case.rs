@@ -110,3 +110,46 @@ impl Array {
         Ok(worst)
     }
 }
+
+impl Case {
+    /// A word of the configuration.
+    pub fn word(&self, key: &str) -> Result<&str, String> {
+        self.config[key].as_str().ok_or_else(|| format!("configuration: {key} is {}", self.config[key]))
+    }
+
+    /// A flag of the configuration.
+    pub fn flag(&self, key: &str) -> Result<bool, String> {
+        self.config[key].as_bool().ok_or_else(|| format!("configuration: {key} is {}", self.config[key]))
+    }
+
+    /// One of the known words of the configuration.
+    pub fn choice<T: Copy>(&self, key: &str, known: &[(&str, T)]) -> Result<T, String> {
+        let word = self.word(key)?;
+        let found = known.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+        found.ok_or_else(|| format!("configuration: {key} is \"{word}\""))
+    }
+}
+
+impl Array {
+    /// The values at one step.
+    pub fn at(&self, step: usize) -> Self {
+        let size: usize = self.shape[1..].iter().product();
+        Self { shape: self.shape[1..].to_vec(), values: self.values[step * size..(step + 1) * size].to_vec() }
+    }
+
+    /// The values as a tensor.
+    pub fn tensor<const D: usize>(&self) -> burn::tensor::Tensor<D> {
+        let data = burn::tensor::TensorData::new(self.f32(), self.shape.clone());
+        burn::tensor::Tensor::from_data(data, &burn::tensor::Device::default())
+    }
+
+    /// The largest magnitude.
+    pub fn largest(&self) -> f64 {
+        self.values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
+    }
+}
+
+/// Values of a tensor of ours.
+pub fn host<const D: usize>(tensor: burn::tensor::Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec().expect("f32")
+}

@@ -34,8 +34,19 @@ fn a_killed_run_resumes_with_the_same_bits() {
         let optimizer = format!("optimizer.name={}", method.name);
         let mut more = vec!["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
         more.extend(["--set", &optimizer]);
-        if (method.options)().iter().any(|option| option.name == "rank") {
+        let has = |name: &str| method.options().iter().any(|option| option.name == name);
+        // FRUGAL takes a share of matrices instead.
+        if has("rank") && !has("density") {
             more.extend(["--set", "optimizer.rank=6"]);
+        }
+        if has("update_proj_gap") {
+            more.extend(["--set", "optimizer.update_proj_gap=7"]);
+        }
+        if has("proj_group") {
+            more.extend(["--set", "optimizer.proj_group=16"]);
+        }
+        if has("min_8bit_size") {
+            more.extend(["--set", "optimizer.min_8bit_size=0"]);
         }
         resumes_with_the_same_bits(&shop, &more);
     }

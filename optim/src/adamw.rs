@@ -4,6 +4,8 @@ use burn::config::Config;
 use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::{OptimError, check};
+
 /// Configuration of [`AdamW`].
 #[derive(Config, Debug)]
 pub struct AdamWConfig {
@@ -19,6 +21,16 @@ pub struct AdamWConfig {
     /// Decoupled weight decay, 0 or greater.
     #[config(default = 0.0)]
     pub weight_decay: f64,
+    /// Whether epsilon is added to the root before its bias is corrected, as GaLore and its relatives do: it then acts about 30 times stronger
+    /// at the first step.
+    #[config(default = false)]
+    pub legacy_epsilon: bool,
+    /// Whether weights decay after the update rather than before.
+    #[config(default = false)]
+    pub decay_after: bool,
+    /// Learning rate as a multiple of that of the step.
+    #[config(default = 1.0)]
+    pub lr_scale: f64,
 }
 
 /// AdamW: "Decoupled Weight Decay Regularization" (Loshchilov and Hutter, arXiv 1711.05101).
@@ -42,6 +54,12 @@ pub struct AdamWState<const D: usize> {
 }
 
 impl AdamWConfig {
+    /// Refuses values outside what the options allow.
+    pub fn validate(&self) -> Result<(), OptimError> {
+        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
+        check::positive("lr_scale", self.lr_scale)
+    }
+
     /// The bare optimizer, for [`ModuleOptimizer::with_group`].
     pub fn build(&self) -> AdamW {
         AdamW { config: self.clone() }
@@ -55,16 +73,47 @@ impl AdamWConfig {
 
 /// Factors of one step.
 #[derive(Clone, Copy, Debug)]
-struct Factors {
-    beta_1: f32,
-    beta_2: f32,
-    epsilon: f32,
+pub(crate) struct Factors {
+    pub beta_1: f32,
+    pub beta_2: f32,
+    /// One less the first decay, rounded once: in f32 the difference would lose five digits.
+    pub share_1: f32,
+    /// One less the second decay.
+    pub share_2: f32,
+    pub epsilon: f32,
     /// What remains of a weight after decay.
-    keep: f32,
+    pub keep: f32,
     /// Learning rate over the first bias correction.
-    rate: f32,
+    pub rate: f32,
     /// One over the root of the second bias correction.
-    root: f32,
+    pub root: f32,
+}
+
+impl AdamWConfig {
+    /// Factors of step `time`, counted from 1.
+    fn factors(&self, lr: f64, time: usize) -> Factors {
+        let lr = lr * self.lr_scale;
+        let correction = |beta: f64| 1.0 - beta.powf(time as f64);
+        let (keep, root) = (1.0 - lr * self.weight_decay, correction(self.beta_2).sqrt().recip());
+        let rate = lr / correction(self.beta_1);
+        Factors {
+            beta_1: self.beta_1 as f32,
+            beta_2: self.beta_2 as f32,
+            share_1: (1.0 - self.beta_1) as f32,
+            share_2: (1.0 - self.beta_2) as f32,
+            epsilon: if self.legacy_epsilon { self.epsilon * root } else { self.epsilon } as f32,
+            keep: keep as f32,
+            // Decay that comes after also shrinks the update.
+            rate: if self.decay_after { rate * keep } else { rate } as f32,
+            root: root as f32,
+        }
+    }
+}
+
+impl AdamW {
+    pub(crate) fn factors(&self, lr: f64, time: usize) -> Factors {
+        self.config.factors(lr, time)
+    }
 }
 
 impl Optimizer for AdamW {
@@ -84,15 +133,7 @@ impl Optimizer for AdamW {
             AdamWState { time: 0, moment_1: zeros(), moment_2: zeros() }
         });
         let time = state.time + 1;
-        let AdamWConfig { beta_1, beta_2, epsilon, weight_decay } = self.config.clone();
-        let factors = Factors {
-            beta_1: beta_1 as f32,
-            beta_2: beta_2 as f32,
-            epsilon: epsilon as f32,
-            keep: (1.0 - lr * weight_decay) as f32,
-            rate: (lr / (1.0 - beta_1.powf(time as f64))) as f32,
-            root: (1.0 - beta_2.powf(time as f64)).sqrt().recip() as f32,
-        };
+        let factors = self.config.factors(lr, time);
         let moments = (state.moment_1, state.moment_2);
         let (tensor, (moment_1, moment_2)) = update(tensor, grad, moments, factors);
         (tensor.cast(dtype), Some(AdamWState { time, moment_1, moment_2 }))
@@ -111,35 +152,28 @@ type Moments<const D: usize> = (Tensor<D>, Tensor<D>);
 
 fn update<const D: usize>(w: Tensor<D>, g: Tensor<D>, moments: Moments<D>, f: Factors) -> (Tensor<D>, Moments<D>) {
     #[cfg(feature = "flex")]
-    if fused::on_flex(&w.device()) {
+    if crate::host::is_cpu(&w.device()) {
         return fused::update(w, g, moments, f);
     }
     composed(w, g, moments, f)
 }
 
 fn composed<const D: usize>(w: Tensor<D>, g: Tensor<D>, (m, v): Moments<D>, f: Factors) -> (Tensor<D>, Moments<D>) {
-    let m = m.mul_scalar(f.beta_1) + g.clone().mul_scalar(1.0 - f.beta_1);
-    let v = v.mul_scalar(f.beta_2) + g.square().mul_scalar(1.0 - f.beta_2);
+    let m = m.mul_scalar(f.beta_1) + g.clone().mul_scalar(f.share_1);
+    let v = v.mul_scalar(f.beta_2) + g.square().mul_scalar(f.share_2);
     let step = m.clone() / (v.clone().sqrt().mul_scalar(f.root).add_scalar(f.epsilon));
     (w.mul_scalar(f.keep) - step.mul_scalar(f.rate), (m, v))
 }
 
 #[cfg(feature = "flex")]
 mod fused {
-    use burn::backend::{DispatchDevice, Flex};
-    use burn::tensor::{Device, Tensor};
+    use burn::backend::Flex;
+    use burn::tensor::Tensor;
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
     use super::{Factors, Moments};
-
-    /// Values that one task takes.
-    const CHUNK: usize = 1 << 14;
-
-    /// Whether plain tensors of this device live in the CPU backend's memory.
-    pub fn on_flex(device: &Device) -> bool {
-        matches!(device.as_dispatch(), DispatchDevice::Flex(_))
-    }
+    use crate::elementwise::CHUNK;
 
     /// In place, where nobody else holds the tensors.
     pub fn update<const D: usize>(
@@ -156,8 +190,8 @@ mod fused {
             weights.zip(g.storage::<f32>().par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
                 pulp::Arch::new().dispatch(|| {
                     for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
-                        *m = f.beta_1 * *m + (1.0 - f.beta_1) * g;
-                        *v = f.beta_2 * *v + (1.0 - f.beta_2) * (g * g);
+                        *m = f.beta_1 * *m + f.share_1 * g;
+                        *v = f.beta_2 * *v + f.share_2 * (g * g);
                         *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
                     }
                 });
@@ -217,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_fused_form_equals_the_composed_one() {
-        let f = Factors { beta_1: 0.9, beta_2: 0.99, epsilon: 1e-8, keep: 0.999, rate: 0.02, root: 3.0 };
+        let f = AdamWConfig::new().with_weight_decay(0.1).factors(0.01, 3);
         for scale in [1.0, 1e-20, 1e15] {
             let inputs = || {
                 (values(50_005, 1.0), values(50_005, 2.0) * scale, (values(50_005, 3.0), values(50_005, 4.0).square()))

@@ -8,17 +8,26 @@ use std::collections::HashMap;
 use std::f64::consts::PI;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
+use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex32;
 use rustfft::{Fft, FftPlanner};
+use serde::{Deserialize, Serialize};
 
-/// Which of the two orthonormal bases the columns of `D` are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Basis {
+use crate::decompose::orthonormal_factor;
+use crate::host::values;
+use crate::random::{generator, normal};
+
+/// Which orthonormal basis the columns of `D` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DctBasis {
     /// `D = C`: a row times `D` is its DCT-III.
     Dct3,
     /// `D = C^T`: a row times `D` is its DCT-II.
     Dct2,
+    /// A random orthonormal matrix, always the same: to see what the transform itself is worth.
+    Random,
 }
 
 /// The transform of one length. There is one in the process for each length, made when it is first asked for.
@@ -29,6 +38,8 @@ pub struct Dct {
     /// `exp(-i pi k / (2 n))`.
     twiddles: Vec<Complex32>,
     matrix: OnceLock<Vec<f32>>,
+    random: OnceLock<Vec<f32>>,
+    tensors: Mutex<Vec<(DctBasis, Device, Tensor<2>)>>,
 }
 
 impl Dct {
@@ -51,6 +62,8 @@ impl Dct {
             inverse: planner.plan_fft_inverse(n),
             twiddles: (0..n).map(twiddle).collect(),
             matrix: OnceLock::new(),
+            random: OnceLock::new(),
+            tensors: Mutex::default(),
         }
     }
 
@@ -69,19 +82,117 @@ impl Dct {
         })
     }
 
+    /// `D`, `[n, n]`; made once for each device.
+    pub fn tensor(&self, basis: DctBasis, device: &Device) -> Tensor<2> {
+        let mut made = self.tensors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, _, tensor)) = made.iter().find(|(kind, place, _)| *kind == basis && place == device) {
+            return tensor.clone();
+        }
+        let values = match basis {
+            DctBasis::Dct3 => self.matrix().to_vec(),
+            DctBasis::Dct2 => (0..self.n * self.n).map(|i| self.matrix()[i % self.n * self.n + i / self.n]).collect(),
+            DctBasis::Random => self.random().to_vec(),
+        };
+        let tensor = Tensor::from_data(TensorData::new(values, [self.n, self.n]), device);
+        made.push((basis, device.clone(), tensor.clone()));
+        tensor
+    }
+
+    fn random(&self) -> &[f32] {
+        self.random.get_or_init(|| {
+            let draws = normal(&mut generator(0, self.n as u64, 0), self.n * self.n);
+            let gaussian = Tensor::from_data(TensorData::new(draws, [self.n, self.n]), &Device::default());
+            values(orthonormal_factor(&gaussian))
+        })
+    }
+
     /// Every row of `rows` times `D`, in place.
-    pub fn transform_rows(&self, rows: &mut [f32], basis: Basis) {
+    pub fn transform_rows(&self, rows: &mut [f32], basis: DctBasis) {
         // A fixed partition; rows do not depend on one another.
         rows.par_chunks_mut(self.n).for_each_init(
             || vec![Complex32::ZERO; self.n + self.forward.get_inplace_scratch_len()],
             |memory, row| {
                 let (buffer, scratch) = memory.split_at_mut(self.n);
                 match basis {
-                    Basis::Dct2 => self.dct2(row, buffer, scratch),
-                    Basis::Dct3 => self.dct3(row, buffer, scratch),
+                    DctBasis::Dct2 => self.dct2(row, buffer, scratch),
+                    DctBasis::Dct3 => self.dct3(row, buffer, scratch),
+                    DctBasis::Random => self.product(row),
                 }
             },
         );
+    }
+
+    /// Memory that one thread needs for [`Dct::transform_pair`].
+    pub(crate) fn scratch(&self) -> Vec<Complex32> {
+        vec![
+            Complex32::ZERO;
+            self.n + self.forward.get_inplace_scratch_len().max(self.inverse.get_inplace_scratch_len())
+        ]
+    }
+
+    /// Two rows times `D`, or times `D^T` when `back`, in place: one complex transform for both, as its real and its imaginary part.
+    pub(crate) fn transform_pair(
+        &self,
+        a: &mut [f32],
+        b: &mut [f32],
+        basis: DctBasis,
+        back: bool,
+        memory: &mut [Complex32],
+    ) {
+        let (buffer, scratch) = memory.split_at_mut(self.n);
+        match (basis, back) {
+            (DctBasis::Dct2, false) | (DctBasis::Dct3, true) => self.dct2_pair(a, b, buffer, scratch),
+            (DctBasis::Dct3, false) | (DctBasis::Dct2, true) => self.dct3_pair(a, b, buffer, scratch),
+            (DctBasis::Random, _) => unreachable!("a random basis has no fast transform"),
+        }
+    }
+
+    fn dct2_pair(&self, a: &mut [f32], b: &mut [f32], z: &mut [Complex32], scratch: &mut [Complex32]) {
+        let n = self.n;
+        for i in 0..n.div_ceil(2) {
+            z[i] = Complex32::new(a[2 * i], b[2 * i]);
+        }
+        for i in 0..n / 2 {
+            z[n - 1 - i] = Complex32::new(a[2 * i + 1], b[2 * i + 1]);
+        }
+        self.forward.process_with_scratch(z, scratch);
+        // The spectrum of a real row is its own mirror image, which parts the two.
+        let half = (0.5 / n as f32).sqrt();
+        (a[0], b[0]) = (z[0].re * (n as f32).sqrt().recip(), z[0].im * (n as f32).sqrt().recip());
+        let spectra = z[1..].iter().zip(z[1..].iter().rev());
+        let rows = a[1..].iter_mut().zip(&mut b[1..]);
+        for (((a, b), (z, mirror)), w) in rows.zip(spectra).zip(&self.twiddles[1..]) {
+            *a = half * ((z.re + mirror.re) * w.re - (z.im - mirror.im) * w.im);
+            *b = half * ((z.im + mirror.im) * w.re - (mirror.re - z.re) * w.im);
+        }
+    }
+
+    fn dct3_pair(&self, a: &mut [f32], b: &mut [f32], z: &mut [Complex32], scratch: &mut [Complex32]) {
+        let n = self.n;
+        let scale = (0.5 / n as f32).sqrt();
+        let first = (n as f32).sqrt().recip();
+        z[0] = Complex32::new(a[0] * first, b[0] * first);
+        let rows = a[1..].iter().zip(a[1..].iter().rev()).zip(b[1..].iter().zip(b[1..].iter().rev()));
+        for ((z, ((a, a_mirror), (b, b_mirror))), w) in z[1..].iter_mut().zip(rows).zip(&self.twiddles[1..]) {
+            // (a - i a') conj(w) + i (b - i b') conj(w)
+            let (re, im) = (a + b_mirror, b - a_mirror);
+            *z = Complex32::new(scale * (re * w.re + im * w.im), scale * (im * w.re - re * w.im));
+        }
+        self.inverse.process_with_scratch(z, scratch);
+        for i in 0..n.div_ceil(2) {
+            (a[2 * i], b[2 * i]) = (z[i].re, z[i].im);
+        }
+        for i in 0..n / 2 {
+            (a[2 * i + 1], b[2 * i + 1]) = (z[n - 1 - i].re, z[n - 1 - i].im);
+        }
+    }
+
+    fn product(&self, row: &mut [f32]) {
+        let mut result = vec![0.0; self.n];
+        for (x, basis) in row.iter().zip(self.random().chunks(self.n)) {
+            result.iter_mut().zip(basis).for_each(|(sum, d)| *sum += x * d);
+        }
+        row.copy_from_slice(&result);
     }
 
     fn dct2(&self, row: &mut [f32], buffer: &mut [Complex32], scratch: &mut [Complex32]) {
@@ -123,13 +234,14 @@ mod tests {
     use super::*;
 
     /// Rows times the matrix, as the definition has it.
-    fn plain(rows: &[f32], n: usize, basis: Basis) -> Vec<f32> {
+    fn plain(rows: &[f32], n: usize, basis: DctBasis) -> Vec<f32> {
         let dct = Dct::of(n);
         let c = |k: usize, j: usize| f64::from(dct.matrix()[k * n + j]);
         let entry = |row: &[f32], j: usize| -> f32 {
             let d = |k: usize| match basis {
-                Basis::Dct3 => c(k, j),
-                Basis::Dct2 => c(j, k),
+                DctBasis::Dct3 => c(k, j),
+                DctBasis::Dct2 => c(j, k),
+                DctBasis::Random => unreachable!("it is no cosine"),
             };
             row.iter().enumerate().map(|(k, x)| f64::from(*x) * d(k)).sum::<f64>() as f32
         };
@@ -159,7 +271,7 @@ mod tests {
     fn the_fast_form_equals_the_product() {
         for n in [1, 2, 3, 8, 12, 13, 64, 512] {
             let rows: Vec<f32> = (0..3 * n).map(|i| (i as f32 * 1.7).sin() + (i % 5) as f32).collect();
-            for basis in [Basis::Dct2, Basis::Dct3] {
+            for basis in [DctBasis::Dct2, DctBasis::Dct3] {
                 let mut fast = rows.clone();
                 Dct::of(n).transform_rows(&mut fast, basis);
                 let expected = plain(&rows, n, basis);
@@ -175,8 +287,8 @@ mod tests {
     fn one_undoes_the_other() {
         let rows: Vec<f32> = (0..60).map(|i| (i as f32).cos()).collect();
         let mut there = rows.clone();
-        Dct::of(15).transform_rows(&mut there, Basis::Dct2);
-        Dct::of(15).transform_rows(&mut there, Basis::Dct3);
+        Dct::of(15).transform_rows(&mut there, DctBasis::Dct2);
+        Dct::of(15).transform_rows(&mut there, DctBasis::Dct3);
         for (a, b) in rows.iter().zip(there) {
             assert!((a - b).abs() < 1e-6);
         }

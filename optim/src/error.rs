@@ -43,4 +43,16 @@ pub enum OptimError {
         /// How many values of that gradient.
         count: u64,
     },
+    /// A module without matrices for a low-rank optimizer.
+    #[error("no hidden matrix for the optimizer; the parameters are {paths}; patterns (include) can name them")]
+    NothingToProject {
+        /// Some of the parameters.
+        paths: String,
+    },
+    /// A rank above the projected side of every matrix.
+    #[error("the rank is larger than the projected side of every hidden matrix (the largest is {shapes}); lower it")]
+    NothingFits {
+        /// The largest matrix.
+        shapes: String,
+    },
 }

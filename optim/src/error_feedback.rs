@@ -1,7 +1,11 @@
 //! What a projection leaves out, kept for the next step: whole, or quantised row by row.
 
 use burn::optim::{RecordState, StateSink, StateSource};
-use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::host::values;
+use crate::moments::byte_tensor;
 
 /// How the rest of a projection is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +52,55 @@ pub struct QuantisedRow {
 
 /// `floor((x - low) / unit + 1/2)` with `unit = (high - low) / levels`; a constant row has codes 0.
 pub fn quantise_row(row: &[f32], levels: u8) -> QuantisedRow {
-    let low = row.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut codes = vec![0; row.len()];
+    let (low, high) = encode(row, levels, &mut codes);
+    QuantisedRow { codes, low, high }
+}
+
+/// Lanes of the reductions, which would be taken one by one otherwise.
+const LANES: usize = 16;
+
+/// Codes of a row, one a byte; gives its smallest and largest value.
+fn encode(row: &[f32], levels: u8, codes: &mut [u8]) -> (f32, f32) {
+    pulp::Arch::new().dispatch(|| {
+        let (mut lows, mut highs) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+        let (chunks, rest) = row.as_chunks::<LANES>();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                lows[lane] = if chunk[lane] < lows[lane] { chunk[lane] } else { lows[lane] };
+                highs[lane] = if chunk[lane] > highs[lane] { chunk[lane] } else { highs[lane] };
+            }
+        }
+        let low = lows.into_iter().chain(rest.iter().copied()).fold(f32::INFINITY, f32::min);
+        let high = highs.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
+        let top = f32::from(levels);
+        let unit = (high - low) / top;
+        if unit > 0.0 && unit.is_finite() {
+            // A whole number below 256 stands in the lowest byte of its sum with 2^23.
+            const WHOLE: f32 = 8_388_608.0;
+            for (code, x) in codes.iter_mut().zip(row) {
+                let exact = ((x - low) / unit + 0.5).floor();
+                let held = if exact > top { top } else { exact };
+                *code = (held + WHOLE).to_bits() as u8;
+            }
+        } else {
+            codes.fill(0);
+        }
+        (low, high)
+    })
+}
+
+/// Adds the values of codes, one a byte, to a row.
+fn add_decoded(row: &mut [f32], codes: &[u8], (low, high): (f32, f32), levels: u8) {
     let unit = (high - low) / f32::from(levels);
-    let code = |x: f32| match unit > 0.0 {
-        true => ((x - low) / unit + 0.5).floor().clamp(0.0, f32::from(levels)) as u8,
-        false => 0,
-    };
-    QuantisedRow { codes: row.iter().map(|x| code(*x)).collect(), low, high }
+    pulp::Arch::new().dispatch(|| {
+        for (x, code) in row.iter_mut().zip(codes) {
+            let inner = f32::from(*code) * unit + low;
+            // The ends are exact.
+            let value = if *code == levels { high } else { inner };
+            *x += if *code == 0 { low } else { value };
+        }
+    });
 }
 
 impl ErrorBuffer {
@@ -64,7 +109,32 @@ impl ErrorBuffer {
         match how {
             ErrorFeedback::None => None,
             ErrorFeedback::Full => Some(Self { full: Some(rest), codes: None }),
-            ErrorFeedback::Quantised { levels } => Some(Self { full: None, codes: Some(Codes::of(rest, levels)) }),
+            ErrorFeedback::Quantised { levels } => {
+                let (shape, device) = (rest.dims(), rest.device());
+                let rest = values(rest);
+                let row = |row: usize, buffer: &mut [f32]| buffer.copy_from_slice(&rest[row * shape[1]..][..shape[1]]);
+                Some(Self { full: None, codes: Some(Codes::of(shape, levels, &device, row)) })
+            }
+        }
+    }
+
+    /// Keeps the rows that `rest` writes into the buffer that it is given, by their number.
+    pub(crate) fn keep_rows(
+        shape: [usize; 2],
+        levels: u8,
+        device: &Device,
+        rest: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        Self { full: None, codes: Some(Codes::of(shape, levels, device, rest)) }
+    }
+
+    /// Adds the rest to a matrix on the host.
+    pub(crate) fn add_to(&self, matrix: &mut [f32]) {
+        if let Some(codes) = &self.codes {
+            codes.add_to(matrix);
+        } else if let Some(full) = &self.full {
+            let full = values(full.clone());
+            matrix.par_iter_mut().zip(&full).with_min_len(1 << 14).for_each(|(x, rest)| *x += rest);
         }
     }
 
@@ -92,70 +162,72 @@ impl ErrorBuffer {
 /// Up to so many levels a code takes half a byte.
 const HALF_BYTE: u8 = 15;
 
+/// Bytes that a row of codes takes.
+fn row_bytes(columns: usize, levels: u8) -> usize {
+    if levels <= HALF_BYTE { columns.div_ceil(2) } else { columns }
+}
+
 impl Codes {
-    fn of(rest: Tensor<2>, levels: u8) -> Self {
-        let ([_, columns], device) = (rest.dims(), rest.device());
-        let values = host(rest);
-        let rows: Vec<QuantisedRow> = values.chunks(columns).map(|row| quantise_row(row, levels)).collect();
-        let bytes: Vec<u8> = match levels <= HALF_BYTE {
-            true => rows.iter().flat_map(|row| row.codes.chunks(2).map(pack)).collect(),
-            false => rows.iter().flat_map(|row| row.codes.iter().copied()).collect(),
-        };
-        let ranges = |value: fn(&QuantisedRow) -> f32| {
-            let values: Vec<f32> = rows.iter().map(value).collect();
-            let count = values.len();
-            Tensor::from_data(TensorData::new(values, [count]), &device)
-        };
-        Self {
-            bytes: byte_tensor(bytes, &device),
-            low: ranges(|row| row.low),
-            high: ranges(|row| row.high),
-            columns,
-            levels,
-        }
+    /// Of rows that `rest` writes into the buffer that it is given, by their number.
+    fn of([rows, columns]: [usize; 2], levels: u8, device: &Device, rest: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let stride = row_bytes(columns, levels);
+        let mut bytes = vec![0; rows * stride];
+        let (mut low, mut high) = (vec![0.0; rows], vec![0.0; rows]);
+        let ranges = low.par_iter_mut().zip(&mut high);
+        bytes.par_chunks_mut(stride).zip(ranges).enumerate().with_min_len(8).for_each_init(
+            || (vec![0.0; columns], vec![0; columns]),
+            |(values, codes), (row, (bytes, (low, high)))| {
+                rest(row, values);
+                match levels <= HALF_BYTE {
+                    true => {
+                        (*low, *high) = encode(values, levels, codes);
+                        bytes.iter_mut().zip(codes.chunks(2)).for_each(|(byte, pair)| *byte = pack(pair));
+                    }
+                    false => (*low, *high) = encode(values, levels, bytes),
+                }
+            },
+        );
+        let ranges = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [rows]), device);
+        Self { bytes: byte_tensor(bytes, device), low: ranges(low), high: ranges(high), columns, levels }
     }
 
     fn rows(&self) -> Vec<QuantisedRow> {
         let bytes = self.bytes.to_data();
-        let bytes = bytes.as_bytes();
-        let (low, high) = (host(self.low.clone()), host(self.high.clone()));
-        let packed = self.levels <= HALF_BYTE;
-        let stride = if packed { self.columns.div_ceil(2) } else { self.columns };
-        let unpacked = bytes.chunks(stride).map(|row| match packed {
+        let (low, high) = (values(self.low.clone()), values(self.high.clone()));
+        let rows = bytes.as_bytes().chunks(row_bytes(self.columns, self.levels)).map(|row| self.unpack(row));
+        rows.zip(low.into_iter().zip(high)).map(|(codes, (low, high))| QuantisedRow { codes, low, high }).collect()
+    }
+
+    fn unpack(&self, row: &[u8]) -> Vec<u8> {
+        match self.levels <= HALF_BYTE {
             true => row.iter().flat_map(|byte| [byte >> 4, byte & 15]).take(self.columns).collect(),
             false => row.to_vec(),
-        });
-        unpacked.zip(low.into_iter().zip(high)).map(|(codes, (low, high))| QuantisedRow { codes, low, high }).collect()
+        }
+    }
+
+    fn add_to(&self, matrix: &mut [f32]) {
+        let bytes = self.bytes.to_data();
+        let (low, high) = (values(self.low.clone()), values(self.high.clone()));
+        let coded = bytes.as_bytes().par_chunks(row_bytes(self.columns, self.levels)).zip(low.par_iter().zip(&high));
+        matrix.par_chunks_mut(self.columns).zip(coded).with_min_len(8).for_each(
+            |(row, (bytes, (low, high)))| match self.levels <= HALF_BYTE {
+                true => add_decoded(row, &self.unpack(bytes), (*low, *high), self.levels),
+                false => add_decoded(row, bytes, (*low, *high), self.levels),
+            },
+        );
     }
 
     fn restored(&self) -> Tensor<2> {
-        let rows = self.rows();
-        let shape = [rows.len(), self.columns];
-        let value = |row: &QuantisedRow, code: u8| match code {
-            // The ends are exact.
-            code if code == self.levels => row.high,
-            0 => row.low,
-            code => f32::from(code) * ((row.high - row.low) / f32::from(self.levels)) + row.low,
-        };
-        let values: Vec<f32> = rows.iter().flat_map(|row| row.codes.iter().map(|code| value(row, *code))).collect();
-        Tensor::from_data(TensorData::new(values, shape), &self.low.device())
+        let device = self.low.device();
+        let shape = [self.low.dims()[0], self.columns];
+        let mut values = vec![0.0; shape[0] * shape[1]];
+        self.add_to(&mut values);
+        Tensor::from_data(TensorData::new(values, shape), &device)
     }
 }
 
 fn pack(codes: &[u8]) -> u8 {
     codes[0] << 4 | codes.get(1).copied().unwrap_or(0)
-}
-
-fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    match x.into_data().convert::<f32>().try_into_vec() {
-        Ok(values) => values,
-        Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
-    }
-}
-
-fn byte_tensor(bytes: Vec<u8>, device: &Device) -> Tensor<1, Int> {
-    let shape = Shape::from([bytes.len()]);
-    Tensor::from_data(TensorData::from_bytes_vec(bytes, shape, DType::U8), (device, DType::U8))
 }
 
 // By hand: the derive would read the bytes back as integers of four bytes.
@@ -183,6 +255,7 @@ impl RecordState for Codes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::DType;
 
     fn rest(rows: usize, columns: usize) -> Tensor<2> {
         let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * 1.3).sin() * (1.0 + i as f32)).collect();
@@ -194,7 +267,7 @@ mod tests {
         for (levels, columns) in [(255, 12), (15, 12), (15, 7), (1, 5)] {
             let original = rest(6, columns);
             let kept = ErrorBuffer::keep(original.clone(), ErrorFeedback::Quantised { levels }).unwrap();
-            let (restored, original) = (host(kept.restored().unwrap()), host(original));
+            let (restored, original) = (values(kept.restored().unwrap()), values(original));
             for (ours, row) in restored.chunks(columns).zip(original.chunks(columns)) {
                 let QuantisedRow { low, high, .. } = quantise_row(row, levels);
                 let unit = (high - low) / f32::from(levels);
@@ -210,7 +283,7 @@ mod tests {
     fn constant_rows_are_exact() {
         let constant = Tensor::<2>::from_data([[0.0, 0.0, 0.0], [-2.5, -2.5, -2.5]], &Device::default());
         let kept = ErrorBuffer::keep(constant.clone(), ErrorFeedback::Quantised { levels: 255 }).unwrap();
-        assert_eq!(host(kept.restored().unwrap()), host(constant));
+        assert_eq!(values(kept.restored().unwrap()), values(constant));
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! Low-rank optimizers and gradient rules for any Burn module.
 //!
-//! - [`AdamW`]: the measure of the others, in one pass over memory.
-//! - [`DctAdamW`]: moments in a subspace of the discrete cosine transform.
+//! - Optimizers with moments in a subspace, each in the file of its name: [`DctAdamWConfig`], [`GaLoreConfig`], [`FiraConfig`],
+//!   [`FrugalConfig`], [`LdAdamConfig`], [`ApolloConfig`]; any other combination of their pieces with [`ProjectedConfig`] and a [`Projector`]
+//!   of your own.
+//! - Optimizers with orthogonal updates: [`MuonConfig`], [`TrionConfig`], [`DionConfig`].
+//! - [`AdamW8bitConfig`]: moments of one byte; [`AdamW`]: the measure of the others, in one pass over memory.
+//! - [`HiddenMatrices`]: which parameters of a module they are meant for.
 //! - [`rules`]: passes over the gradients of a whole module, such as clipping by their global norm.
 //! - [`StateMeter`]: the bytes that optimizer states really take.
 //! - [`registry`]: the list of optimizers by name, with their options and the memory they take.
@@ -9,20 +13,67 @@
 extern crate alloc;
 
 mod adamw;
+mod adamw_8bit;
+mod apollo;
+mod blocks;
+mod check;
 mod dct;
 mod dct_adamw;
+mod decompose;
+mod dion;
+mod elementwise;
 mod error;
 mod error_feedback;
+mod fira;
+mod frugal;
+mod galore;
+mod host;
+mod ldadam;
+mod matrix;
 mod meter;
+mod moments;
+mod muon;
+mod newton_schulz;
+mod projected;
+mod projector;
+mod quantised;
+mod random;
 pub mod registry;
+mod roles;
 pub mod rules;
+mod subspace;
+mod trion;
 
 // The derive of `RecordState` names these as items of the crate it is used in.
 pub(crate) use burn::optim::{RecordState, StateSink, StateSource, join_path};
 
 pub use adamw::{AdamW, AdamWConfig, AdamWState};
-pub use dct::{Basis, Dct};
-pub use dct_adamw::{DctAdamW, DctAdamWConfig, DctAdamWState, Norm, ProjectedState, Side};
+pub use adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState};
+pub use apollo::ApolloConfig;
+pub use blocks::{DynamicMap, dequantise, quantise};
+pub use dct::{Dct, DctBasis};
+pub use dct_adamw::{DctAdamWConfig, Feedback, Transform};
+pub use decompose::{leading_directions, orthonormal_factor};
+pub use dion::{Dion, DionConfig, DionState, RightFactor};
 pub use error::OptimError;
 pub use error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row};
+pub use fira::FiraConfig;
+pub use frugal::{FrugalConfig, InactiveRule};
+pub use galore::GaLoreConfig;
+pub use ldadam::LdAdamConfig;
+pub use matrix::{ByMatrix, ByMatrixState, MatrixRule, Place};
 pub use meter::{Metered, StateMeter};
+pub use moments::{Blocks, Moment, MomentType, Storage};
+pub use muon::{MomentumRule, MomentumState, Muon, MuonConfig};
+pub use newton_schulz::{Coefficients, Scaling, newton_schulz};
+pub use projected::{
+    BlockOrder, Granularity, Inner, Norm, Projected, ProjectedConfig, ProjectedState, ProjectorKind, RenewAt, Rest,
+    Side, States, Target, longer_gap,
+};
+pub use projector::{
+    DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal, Renewal, Svd,
+};
+pub use quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
+pub use roles::{HiddenMatrices, Parameter, Role};
+pub use subspace::Subspace;
+pub use trion::{Trion, TrionConfig};

@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use burn::module::ParamGroup;
-use burn::optim::ModuleOptimizer;
+use burn::config::Config;
+use burn::optim::{ModuleOptimizer, Optimizer};
+use serde_json::Value;
 
-use crate::{AdamWConfig, DctAdamWConfig, Norm, OptimError, Side, StateMeter};
+use crate::{
+    AdamW, AdamW8bitConfig, AdamWConfig, ApolloConfig, DctAdamWConfig, DionConfig, FiraConfig, FrugalConfig,
+    GaLoreConfig, HiddenMatrices, LdAdamConfig, MuonConfig, OptimError, Place, StateMeter, TrionConfig, check,
+};
 
 /// Where a method was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paper {
     /// Title.
     pub title: &'static str,
-    /// arXiv id.
+    /// arXiv id, or where else it is found.
     pub arxiv: &'static str,
 }
 
@@ -38,8 +42,6 @@ pub enum OptionValue {
     /// A number.
     Number(f64),
     /// A word.
-    Word(&'static str),
-    /// A word that came from outside.
     Text(String),
 }
 
@@ -50,8 +52,27 @@ impl fmt::Display for OptionValue {
             Self::Count(value) => value.fmt(f),
             Self::Number(value) if *value != 0.0 && value.abs() < 1e-3 => write!(f, "{value:e}"),
             Self::Number(value) => value.fmt(f),
-            Self::Word(value) => value.fmt(f),
             Self::Text(value) => value.fmt(f),
+        }
+    }
+}
+
+impl OptionValue {
+    fn of(value: &Value) -> Option<Self> {
+        match value {
+            Value::Bool(flag) => Some(Self::Flag(*flag)),
+            Value::Number(number) => number.as_i64().map(Self::Count).or_else(|| number.as_f64().map(Self::Number)),
+            Value::String(text) => Some(Self::Text(text.clone())),
+            _ => None,
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::Flag(value) => Value::from(*value),
+            Self::Count(value) => Value::from(*value),
+            Self::Number(value) => Value::from(*value),
+            Self::Text(value) => Value::from(value.as_str()),
         }
     }
 }
@@ -59,13 +80,50 @@ impl fmt::Display for OptionValue {
 /// Options by name.
 pub type Options = BTreeMap<String, OptionValue>;
 
-/// Which parameters of a module an optimizer treats in which way.
-#[derive(Clone, Debug)]
-pub struct Groups {
-    /// Matrices inside the model: not the embedding, not the head.
-    pub hidden: ParamGroup,
-    /// All matrices; only these decay.
-    pub matrices: ParamGroup,
+/// What the configuration of every optimizer offers.
+pub trait MethodConfig: Config {
+    /// The bare optimizer.
+    type Optimizer: Optimizer;
+
+    /// The bare optimizer, or why the configuration is refused.
+    fn optimizer(&self) -> Result<Self::Optimizer, OptimError>;
+
+    /// The optimizer of one matrix whose place among the others is known.
+    fn at(optimizer: Self::Optimizer, place: Place) -> Self::Optimizer;
+
+    /// Whether a matrix of this shape is stepped by the method and not by plain AdamW.
+    fn takes(&self, shape: [usize; 2]) -> bool;
+
+    /// AdamW of the same kind for everything else.
+    fn others(&self) -> AdamWConfig;
+
+    /// Bytes of state for a matrix of this shape.
+    fn state_bytes(&self, shape: [usize; 2]) -> usize;
+}
+
+impl MethodConfig for AdamWConfig {
+    type Optimizer = AdamW;
+
+    fn optimizer(&self) -> Result<AdamW, OptimError> {
+        self.validate()?;
+        Ok(self.build())
+    }
+
+    fn at(optimizer: AdamW, _place: Place) -> AdamW {
+        optimizer
+    }
+
+    fn takes(&self, _shape: [usize; 2]) -> bool {
+        true
+    }
+
+    fn others(&self) -> AdamWConfig {
+        self.clone()
+    }
+
+    fn state_bytes(&self, [rows, columns]: [usize; 2]) -> usize {
+        8 * rows * columns
+    }
 }
 
 /// One optimizer.
@@ -79,99 +137,443 @@ pub struct Method {
     pub summary: &'static str,
     /// State of an R x C matrix, in words.
     pub state: &'static str,
-    /// Its options.
-    pub options: fn() -> Vec<OptionSpec>,
-    /// Bytes of state for a matrix of this shape.
-    pub state_bytes: fn(&Options, [usize; 2]) -> Result<usize, OptimError>,
-    build: fn(&Options, &Groups, &StateMeter) -> Result<ModuleOptimizer, OptimError>,
+    /// Options that have to be given.
+    required: &'static [&'static str],
+    /// What its options do, in the order of the configuration.
+    help: &'static [(&'static str, &'static str)],
+    standard: fn() -> Value,
+    check: fn(&Options, &Method) -> Result<(), OptimError>,
+    bytes: fn(&Options, &Method, [usize; 2]) -> Result<usize, OptimError>,
+    build: fn(&Options, &Method, &HiddenMatrices, &StateMeter) -> Result<(ModuleOptimizer, Vec<String>), OptimError>,
+}
+
+/// Options of the projected side, of storage and of Adam that several methods share.
+macro_rules! shared {
+    (side) => {
+        ("side", "projected side: std (the smaller; of a square the columns), std_left (of a square the rows), reverse_std, left, right")
+    };
+    (moments) => {
+        ("moments", "storage of moments: f32, bf16, 8bit (low-rank matrices of less than 4096 values stay f32)")
+    };
+    (seed) => {
+        ("seed", "seed of random subspaces")
+    };
+    (gap) => {
+        ("update_proj_gap", "steps between choices of the subspace, at least 1")
+    };
+    (rank) => {
+        ("rank", "vectors of the subspace, at least 1; a matrix whose projected side is smaller takes AdamW")
+    };
+    (beta_1) => {
+        ("beta_1", "decay of the first moment, from 0 to below 1")
+    };
+    (beta_2) => {
+        ("beta_2", "decay of the second moment, from 0 to below 1")
+    };
+    (epsilon) => {
+        ("epsilon", "added to the root of the second moment, greater than 0")
+    };
+    (decay) => {
+        ("weight_decay", "decoupled weight decay of matrices, 0 or greater")
+    };
+    (limit) => {
+        ("growth_limit", "greatest growth of its norm from step to step, greater than 1; 0 for no limit")
+    };
+    (granularity) => {
+        ("granularity", "scaling factors of a matrix: channel (one a row or column) or matrix (one)")
+    };
+    (momentum) => {
+        ("momentum", "share of the used part that stays in the momentum, from 0 to below 1")
+    };
+    (ns_steps) => {
+        ("ns_steps", "Newton-Schulz steps, at least 1")
+    };
+    (coefficients) => {
+        ("coefficients", "of the Newton-Schulz iteration: jordan, or varying (at most 5 steps)")
+    };
+    (scaling) => {
+        ("scaling", "of the update by shape: kj, sqrt(max(1, d_out/d_in)); spectral, sqrt(d_out/d_in); rms, 0.2 sqrt(max); none")
+    };
+    (rows) => {
+        ("rows_are_outputs", "whether matrices are stored [d_out, d_in], which Burn's are not")
+    };
+    (others) => {
+        ("others_lr_scale", "learning rate of everything else as a multiple of that of the matrices")
+    };
+    (basis) => {
+        ("basis", "orthonormal basis: dct3, dct2, or random")
+    };
+    (transform) => {
+        ("transform", "how coefficients are computed, speed alone: fft or matmul")
+    };
+}
+
+const GALORE: &[(&str, &str)] = &[
+    shared!(rank),
+    shared!(gap),
+    ("scale", "factor of the projected update, greater than 0"),
+    (
+        "side",
+        "projected side: std (the smaller; of a square the columns), std_left, reverse_std, left, right, full (both)",
+    ),
+    ("projector", "how directions are chosen: svd, dct, power, random"),
+    shared!(moments),
+    ("min_8bit_size", "smallest low-rank matrix with 8-bit moments, in values"),
+    ("proj_bits", "bits of the stored projector: 4, 8, or 0 for f32"),
+    ("proj_group", "values of the stored projector that share a scale"),
+    ("weight_bits", "bits of the grid that weights are rounded to at random: 4, 8, or 0 for none"),
+    ("lazy_queue", "renewals whose mean cosine decides on a longer gap; 0 keeps the gap"),
+    ("cos_threshold", "mean cosine of the first direction from which the gap grows"),
+    ("gap_growth", "factor by which the gap grows"),
+    shared!(seed),
+    shared!(beta_1),
+    shared!(beta_2),
+    shared!(epsilon),
+    shared!(decay),
+];
+
+const APOLLO: &[(&str, &str)] = &[
+    ("rank", "directions of the sketch; 0 takes a quarter of the smaller side"),
+    shared!(granularity),
+    ("scale", "its root multiplies the update; greater than 0"),
+    ("scale_front", "whether scale acts before the limit of growth"),
+    shared!(gap),
+    ("projector", "how the sketch is made: gaussian, or svd"),
+    shared!(limit),
+    shared!(side),
+    shared!(moments),
+    shared!(seed),
+    shared!(beta_1),
+    shared!(beta_2),
+    shared!(epsilon),
+    shared!(decay),
+];
+
+const GALORE_PAPER: Paper =
+    Paper { title: "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", arxiv: "2403.03507" };
+const DCT_PAPER: Paper = Paper {
+    title: "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language Models",
+    arxiv: "2505.17967",
+};
+const APOLLO_PAPER: Paper = Paper { title: "APOLLO: SGD-like Memory, AdamW-level Performance", arxiv: "2412.05270" };
+
+/// Fills in what follows from the type of a configuration.
+macro_rules! method {
+    ($config:ty, $standard:expr, $name:literal, $paper:expr, $summary:literal, $state:literal, $required:expr, $help:expr) => {
+        Method {
+            name: $name,
+            paper: $paper,
+            summary: $summary,
+            state: $state,
+            required: $required,
+            help: $help,
+            standard: || serde_json::to_value($standard).unwrap_or_default(),
+            check: |options, method| configured::<$config>(options, method)?.optimizer().map(|_| ()),
+            bytes: |options, method, shape| Ok(configured::<$config>(options, method)?.state_bytes(shape)),
+            build: |options, method, hidden, meter| {
+                let config = configured::<$config>(options, method)?;
+                Ok((hidden.optimizer(&config, meter)?, hidden.report(&config, method.name)))
+            },
+        }
+    };
 }
 
 /// All optimizers.
 pub static METHODS: &[Method] = &[
-    Method {
-        name: "adamw",
-        paper: Paper { title: "Decoupled Weight Decay Regularization", arxiv: "1711.05101" },
-        summary: "Adam with decoupled weight decay, two full moments",
-        state: "2 RC",
-        options: Vec::new,
-        state_bytes: |_, [rows, columns]| Ok(8 * rows * columns),
-        build: |options, groups, meter| with_adamw(options, groups, meter),
-    },
-    Method {
-        name: "dct-adamw",
-        paper: Paper {
-            title: "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language Models",
-            arxiv: "2505.17967",
+    method!(
+        AdamWConfig,
+        AdamWConfig::new().with_beta_2(0.95),
+        "adamw",
+        Paper { title: "Decoupled Weight Decay Regularization", arxiv: "1711.05101" },
+        "Adam with decoupled weight decay, two full moments",
+        "2 RC",
+        &[],
+        &[
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+            shared!(decay),
+            ("legacy_epsilon", "whether epsilon is added before the bias of the second moment is corrected"),
+            ("decay_after", "whether weights decay after the update"),
+            ("lr_scale", "learning rate as a multiple of that of the schedule"),
+        ]
+    ),
+    method!(
+        AdamW8bitConfig,
+        AdamW8bitConfig::new().with_beta_2(0.95),
+        "adamw-8bit",
+        Paper { title: "8-bit Optimizers via Block-wise Quantization", arxiv: "2110.02861" },
+        "AdamW with moments of one byte in blocks; the embedding and the head keep f32",
+        "2 RC bytes + 8 bytes a block",
+        &[],
+        &[
+            ("block", "values that share a scale, a power of two from 64 to 4096"),
+            ("min_8bit_size", "tensors of fewer values keep f32 moments"),
+            ("keep_v_positive", "whether a positive second moment never becomes 0"),
+            ("decay_before", "whether weights decay before the update"),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+            shared!(decay),
+        ]
+    ),
+    method!(
+        DctAdamWConfig,
+        DctAdamWConfig::new(0),
+        "dct-adamw",
+        DCT_PAPER,
+        "AdamW on the DCT coefficients that carry most of the gradient",
+        "2 n_max r + r indices + rest (RC bytes)",
+        &["rank"],
+        &[
+            shared!(rank),
+            ("update_proj_gap", "steps between choices of basis vectors, at least 1"),
+            shared!(side),
+            ("shared_dim", "size of a side that is projected whatever side says; 0 for none"),
+            shared!(basis),
+            shared!(transform),
+            ("norm", "score of a basis vector: l1 or l2"),
+            ("weighted", "whether scores are multiplied with the norm of the basis vector"),
+            ("rotate", "whether moments move with their basis vectors"),
+            ("error_feedback", "what the projection leaves out: none, full, quantised"),
+            ("error_levels", "steps of the quantisation, 1 to 255; up to 15 a value takes half a byte"),
+            ("max_shape", "matrices with a side of this size or more take AdamW"),
+            shared!(moments),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+            shared!(decay),
+        ]
+    ),
+    method!(
+        GaLoreConfig,
+        GaLoreConfig::new(128),
+        "galore",
+        GALORE_PAPER,
+        "Adam on the leading singular directions of the gradient",
+        "2 n_max r + n_min r",
+        &[],
+        GALORE
+    ),
+    method!(
+        GaLoreConfig,
+        GaLoreConfig::eight_bit(128),
+        "galore-8bit",
+        GALORE_PAPER,
+        "GaLore with moments of one byte",
+        "2 n_max r bytes + n_min r",
+        &[],
+        GALORE
+    ),
+    method!(
+        GaLoreConfig,
+        GaLoreConfig::quantised(128),
+        "q-galore",
+        Paper {
+            title: "Q-GaLore: Quantized GaLore with INT4 Projection and Layer-Adaptive Low-Rank Gradients",
+            arxiv: "2407.08296",
         },
-        summary: "AdamW on the DCT coefficients that carry most of the gradient",
-        state: "2 n_max r + r indices + rest (RC bytes)",
-        options: dct_options,
-        state_bytes: |options, shape| Ok(dct_config(options)?.state_bytes(shape)),
-        build: |options, groups, meter| {
-            let method = meter.watch(dct_config(options)?.build());
-            Ok(with_adamw(options, groups, meter)?.with_group(groups.hidden.clone(), method, None))
+        "GaLore with 8-bit moments, a 4-bit projector, weights on an 8-bit grid and rarer renewals",
+        "2 n_max r bytes + n_min r / 2 bytes",
+        &[],
+        GALORE
+    ),
+    method!(
+        FiraConfig,
+        FiraConfig::new(128),
+        "fira",
+        Paper {
+            title: "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?",
+            arxiv: "2410.01623",
         },
-    },
+        "GaLore whose rest moves the weights too, scaled as Adam scaled the inside",
+        "2 n_max r + n_min r",
+        &[],
+        &[
+            shared!(rank),
+            shared!(gap),
+            ("scale", "factor of the projected update, greater than 0"),
+            ("pure", "whether the rest is G - back(low), as in the paper, and not G - scale back(low), as in the code"),
+            shared!(granularity),
+            shared!(limit),
+            shared!(side),
+            ("projector", "how directions are chosen: svd, dct, power, random"),
+            shared!(moments),
+            shared!(seed),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+            shared!(decay),
+        ]
+    ),
+    method!(
+        FrugalConfig,
+        FrugalConfig::new(),
+        "frugal",
+        Paper {
+            title: "FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training",
+            arxiv: "2411.07837",
+        },
+        "Adam on a share of the gradient, its sign for the rest",
+        "2 density RC (+ indices); svd: 2 n_max r + n_min r; dct: 2 n_max r + r",
+        &[],
+        &[
+            ("density", "share that has moments, from 0 (sign descent) to 1"),
+            ("rank", "directions of svd, random and dct instead of a share; 0 takes density"),
+            ("update_proj_gap", "steps between choices of the active part, at least 1"),
+            ("projector", "the active part: block (whole matrices), columns, rows, randk, svd, random, randperm, dct"),
+            ("block_order", "order of blocks: descending, ascending, random, mirror"),
+            ("inactive_rule", "how the inactive part moves the weights: sign_sgd, sgd, no"),
+            ("inactive_lr_scale", "learning rate of the inactive part as a multiple of that of the active one"),
+            ("proj_lr_scale", "learning rate of projected matrices as a multiple of the learning rate"),
+            ("reset_statistics", "whether moments start anew with the active part"),
+            ("inner", "what works in the active part: adam, adam_legacy, lion, momentum"),
+            shared!(side),
+            shared!(moments),
+            shared!(seed),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+            shared!(decay),
+        ]
+    ),
+    method!(
+        LdAdamConfig,
+        LdAdamConfig::new(16),
+        "ldadam",
+        Paper { title: "LDAdam: Adaptive Optimization from Low-Dimensional Gradient Statistics", arxiv: "2410.16103" },
+        "Adam in a subspace that follows momentum and gradient at every step",
+        "2 n_max r + n_min r + rest (RC)",
+        &[],
+        &[
+            shared!(rank),
+            ("rho", "share of the momentum in what the subspace follows, from 0 to below 1"),
+            ("projector", "how the subspace follows: power, svd, dct"),
+            ("error_feedback", "whether what is lost comes back with the next gradient"),
+            shared!(side),
+            shared!(moments),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+            shared!(decay),
+        ]
+    ),
+    method!(
+        ApolloConfig,
+        ApolloConfig::new(),
+        "apollo",
+        APOLLO_PAPER,
+        "the gradient, each row or column scaled as Adam scales it in a random sketch",
+        "2 n_max r",
+        &[],
+        APOLLO
+    ),
+    method!(
+        ApolloConfig,
+        ApolloConfig::mini(),
+        "apollo-mini",
+        APOLLO_PAPER,
+        "the gradient, scaled by one factor from a sketch of one direction",
+        "2 n_max",
+        &[],
+        APOLLO
+    ),
+    method!(
+        TrionConfig,
+        TrionConfig::new(0),
+        "trion",
+        DCT_PAPER,
+        "momentum whose leading DCT columns are made orthogonal",
+        "RC",
+        &["rank"],
+        &[
+            shared!(rank),
+            shared!(momentum),
+            shared!(basis),
+            shared!(transform),
+            shared!(ns_steps),
+            shared!(coefficients),
+            shared!(scaling),
+            shared!(rows),
+            shared!(decay),
+            shared!(others),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+        ]
+    ),
+    method!(
+        DionConfig,
+        DionConfig::new(),
+        "dion",
+        Paper { title: "Dion: Distributed Orthonormalized Updates", arxiv: "2504.05295" },
+        "orthonormal updates of low rank by power iteration on the momentum",
+        "RC + n_min r",
+        &[],
+        &[
+            ("rank", "directions; 0 takes rank_fraction"),
+            ("rank_fraction", "directions as a share of the smaller side, above 0 to 1"),
+            ("rank_multiple_of", "the share is rounded up to a multiple of this"),
+            shared!(momentum),
+            ("power_iters", "power iterations a step, at least 1"),
+            ("right", "normalisation of the right factor: colnorm or qr"),
+            ("norm_epsilon", "added to norms of columns, greater than 0"),
+            shared!(scaling),
+            shared!(rows),
+            ("seed", "seed of the first right factor"),
+            shared!(decay),
+            shared!(others),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+        ]
+    ),
+    method!(
+        MuonConfig,
+        MuonConfig::new(),
+        "muon",
+        Paper { title: "Muon: An optimizer for hidden layers in neural networks", arxiv: "2502.16982" },
+        "momentum made orthogonal",
+        "RC",
+        &[],
+        &[
+            ("momentum", "decay of the momentum, from 0 to below 1"),
+            ("momentum_rule", "how momentum gathers gradients: ema or heavy_ball"),
+            ("nesterov", "whether the update looks one step ahead"),
+            shared!(ns_steps),
+            shared!(coefficients),
+            shared!(scaling),
+            shared!(rows),
+            shared!(decay),
+            shared!(others),
+            shared!(beta_1),
+            shared!(beta_2),
+            shared!(epsilon),
+        ]
+    ),
 ];
 
-/// AdamW for every parameter, with decay for matrices.
-fn with_adamw(options: &Options, groups: &Groups, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
-    let config = AdamWConfig::new()
-        .with_beta_1(number(options, "beta_1")?)
-        .with_beta_2(number(options, "beta_2")?)
-        .with_epsilon(number(options, "epsilon")?);
-    let decaying = config.clone().with_weight_decay(number(options, "weight_decay")?);
-    Ok(config.init().with_group(ParamGroup::all(), meter.watch(config.build()), None).with_group(
-        groups.matrices.clone(),
-        meter.watch(decaying.build()),
-        None,
-    ))
-}
-
-fn dct_options() -> Vec<OptionSpec> {
-    use OptionValue::{Count, Flag, Word};
-    let spec = |name, default, help| OptionSpec { name, default, help };
-    vec![
-        spec(
-            "rank",
-            None,
-            "basis vectors that are kept, at least 1; a matrix whose projected side is smaller takes AdamW",
-        ),
-        spec("update_proj_gap", Some(Count(1)), "steps between choices of basis vectors, at least 1"),
-        spec("side", Some(Word("std")), "projected side: std (the smaller), left (rows), right (columns)"),
-        spec("basis", Some(Word("dct3")), "dct3 or dct2"),
-        spec("transform", Some(Word("matmul")), "matmul or fft; speed alone"),
-        spec("norm", Some(Word("l1")), "score of a basis vector: l1 or l2"),
-        spec("rotate", Some(Flag(true)), "whether moments move with their basis vectors"),
-        spec("error_feedback", Some(Word("quantised")), "what the projection leaves out: none, full, quantised"),
-        spec(
-            "error_levels",
-            Some(Count(255)),
-            "steps of the quantisation, 1 to 255; up to 15 a value takes half a byte",
-        ),
-        spec("max_shape", Some(Count(32_000)), "matrices with a side of this size or more take AdamW"),
-    ]
-}
-
-fn dct_config(options: &Options) -> Result<DctAdamWConfig, OptimError> {
-    let levels = match word(options, "error_feedback", &["none", "full", "quantised"])? {
-        2 => count(options, "error_levels", 1..=255)? as u8,
-        _ => 0,
-    };
-    Ok(DctAdamWConfig::new(count(options, "rank", 1..=usize::MAX)?)
-        .with_update_proj_gap(count(options, "update_proj_gap", 1..=usize::MAX)?)
-        .with_side([Side::Std, Side::Left, Side::Right][word(options, "side", &["std", "left", "right"])?])
-        .with_dct2(word(options, "basis", &["dct3", "dct2"])? == 1)
-        .with_fft(word(options, "transform", &["matmul", "fft"])? == 1)
-        .with_norm([Norm::L1, Norm::L2][word(options, "norm", &["l1", "l2"])?])
-        .with_rotate(flag(options, "rotate")?)
-        .with_error_feedback(word(options, "error_feedback", &["none", "full", "quantised"])? > 0)
-        .with_error_levels(levels)
-        .with_max_shape(count(options, "max_shape", 1..=usize::MAX)?)
-        .with_beta_1(number(options, "beta_1")?)
-        .with_beta_2(number(options, "beta_2")?)
-        .with_epsilon(number(options, "epsilon")?)
-        .with_weight_decay(number(options, "weight_decay")?))
+/// The configuration of a method with options on top of its defaults.
+fn configured<C: MethodConfig>(options: &Options, method: &Method) -> Result<C, OptimError> {
+    let mut values = (method.standard)();
+    let mut config = None;
+    for (option, _) in method.help {
+        let Some(value) = options.get(*option) else { continue };
+        values[*option] = value.json();
+        // One at a time, so that a refusal names its option.
+        match serde_json::from_value(values.clone()) {
+            Ok(parsed) => config = Some(parsed),
+            Err(error) => return check::refused(option, value, error.to_string()),
+        }
+    }
+    match config {
+        Some(config) => Ok(config),
+        None => serde_json::from_value(values).map_err(|error| OptimError::Value {
+            option: "optimizer",
+            value: method.name.into(),
+            reason: error.to_string(),
+        }),
+    }
 }
 
 /// The method of a name.
@@ -183,137 +585,53 @@ pub fn find(name: &str) -> Result<&'static Method, OptimError> {
     })
 }
 
-/// Options that every method has, for its own parameters and for those that take plain AdamW.
-pub fn common_options() -> Vec<OptionSpec> {
-    let spec = |name, default, help| OptionSpec { name, default: Some(OptionValue::Number(default)), help };
-    vec![
-        spec("weight_decay", 0.0, "decoupled weight decay of matrices, 0 or greater"),
-        spec("beta_1", 0.9, "decay of the first moment, from 0 to below 1"),
-        spec("beta_2", 0.999, "decay of the second moment, from 0 to below 1"),
-        spec("epsilon", 1e-8, "added to the root of the second moment, greater than 0"),
-    ]
-}
-
 impl Method {
-    /// Common options and those of the method; the method's own default wins.
-    pub fn all_options(&self) -> Vec<OptionSpec> {
-        let own = (self.options)();
-        let mut all: Vec<OptionSpec> =
-            common_options().into_iter().filter(|common| own.iter().all(|spec| spec.name != common.name)).collect();
-        all.extend(own);
-        all
+    /// Its options with their defaults.
+    pub fn options(&self) -> Vec<OptionSpec> {
+        let standard = (self.standard)();
+        let spec = |(name, help): &(&'static str, &'static str)| OptionSpec {
+            name,
+            default: OptionValue::of(&standard[*name]).filter(|_| !self.required.contains(name)),
+            help,
+        };
+        self.help.iter().map(spec).collect()
     }
 
-    /// Checks the names of options and fills in defaults.
-    pub fn complete(&self, given: &Options) -> Result<Options, OptimError> {
-        let specs = self.all_options();
+    /// Checks names and values of options.
+    pub fn check(&self, given: &Options) -> Result<(), OptimError> {
         for name in given.keys() {
-            if specs.iter().all(|spec| spec.name != name) {
+            if self.help.iter().all(|(option, _)| option != name) {
                 return Err(OptimError::UnknownOption {
                     method: self.name.to_string(),
                     option: name.clone(),
-                    nearest: nearest(name, specs.iter().map(|spec| spec.name)),
-                    known: specs.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", "),
+                    nearest: nearest(name, self.help.iter().map(|(option, _)| *option)),
+                    known: self.help.iter().map(|(option, _)| *option).collect::<Vec<_>>().join(", "),
                 });
             }
         }
-        let mut options = given.clone();
-        for spec in specs {
-            match (options.contains_key(spec.name), spec.default) {
-                (true, _) => {}
-                (false, Some(default)) => {
-                    options.insert(spec.name.to_string(), default);
-                }
-                (false, None) => {
-                    return Err(OptimError::Value {
-                        option: spec.name,
-                        value: "not given".into(),
-                        reason: format!("{} needs it: {}", self.name, spec.help),
-                    });
-                }
+        for (option, help) in self.help {
+            if self.required.contains(option) && !given.contains_key(*option) {
+                return check::refused(option, "not given", format!("{} needs it: {help}", self.name));
             }
         }
-        check_common(&options)?;
-        Ok(options)
+        (self.check)(given, self)
     }
 
-    /// The optimizer for a module whose parameters fall into these groups; its states report to the meter.
-    pub fn init(&self, given: &Options, groups: &Groups, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
-        (self.build)(&self.complete(given)?, groups, meter)
+    /// Bytes of state for a matrix of this shape.
+    pub fn state_bytes(&self, given: &Options, shape: [usize; 2]) -> Result<usize, OptimError> {
+        (self.bytes)(given, self, shape)
     }
-}
 
-fn check_common(options: &Options) -> Result<(), OptimError> {
-    let refuse = |option, value: f64, reason: &str| {
-        Err(OptimError::Value { option, value: value.to_string(), reason: reason.to_string() })
-    };
-    for beta in ["beta_1", "beta_2"] {
-        let value = number(options, beta)?;
-        if !(0.0..1.0).contains(&value) {
-            return refuse(beta, value, "it must be from 0 to below 1");
-        }
+    /// The optimizer for the parameters of a module, whose states report to the meter, and one line a parameter on who steps it.
+    pub fn init(
+        &self,
+        given: &Options,
+        hidden: &HiddenMatrices,
+        meter: &StateMeter,
+    ) -> Result<(ModuleOptimizer, Vec<String>), OptimError> {
+        self.check(given)?;
+        (self.build)(given, self, hidden, meter)
     }
-    let epsilon = number(options, "epsilon")?;
-    if !(epsilon > 0.0 && epsilon.is_finite()) {
-        return refuse("epsilon", epsilon, "it must be greater than 0");
-    }
-    let decay = number(options, "weight_decay")?;
-    if !(decay >= 0.0 && decay.is_finite()) {
-        return refuse("weight_decay", decay, "it must be 0 or greater");
-    }
-    Ok(())
-}
-
-/// A numeric option.
-pub(crate) fn number(options: &Options, option: &'static str) -> Result<f64, OptimError> {
-    match options.get(option) {
-        Some(OptionValue::Number(value)) => Ok(*value),
-        Some(OptionValue::Count(value)) => Ok(*value as f64),
-        other => Err(OptimError::Value {
-            option,
-            value: other.map_or("not given".into(), ToString::to_string),
-            reason: "it must be a number".into(),
-        }),
-    }
-}
-
-fn refused(options: &Options, option: &'static str, reason: String) -> OptimError {
-    let value = options.get(option).map_or("not given".into(), ToString::to_string);
-    OptimError::Value { option, value, reason }
-}
-
-/// A whole number within a range.
-fn count(options: &Options, option: &'static str, range: std::ops::RangeInclusive<usize>) -> Result<usize, OptimError> {
-    let value = match options.get(option) {
-        Some(OptionValue::Count(value)) => usize::try_from(*value).ok(),
-        _ => None,
-    };
-    value.filter(|value| range.contains(value)).ok_or_else(|| {
-        let limit = match *range.end() {
-            usize::MAX => format!("it must be a whole number, {} or greater", range.start()),
-            most => format!("it must be a whole number from {} to {most}", range.start()),
-        };
-        refused(options, option, limit)
-    })
-}
-
-/// True or false.
-fn flag(options: &Options, option: &'static str) -> Result<bool, OptimError> {
-    match options.get(option) {
-        Some(OptionValue::Flag(value)) => Ok(*value),
-        _ => Err(refused(options, option, "it must be true or false".into())),
-    }
-}
-
-/// The place of a word among those allowed.
-fn word(options: &Options, option: &'static str, allowed: &[&str]) -> Result<usize, OptimError> {
-    let given = match options.get(option) {
-        Some(OptionValue::Word(word)) => Some(*word),
-        Some(OptionValue::Text(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let place = given.and_then(|given| allowed.iter().position(|word| *word == given));
-    place.ok_or_else(|| refused(options, option, format!("it must be one of {}", allowed.join(", "))))
 }
 
 /// The known name with the fewest edits, when that is few enough to be a slip.
@@ -326,112 +644,4 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<Strin
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_unique_and_unknown_ones_get_the_nearest() {
-        for method in METHODS {
-            assert_eq!(METHODS.iter().filter(|other| other.name == method.name).count(), 1);
-            assert!(std::ptr::eq(find(method.name).unwrap(), method));
-        }
-        assert!(find("adamv").unwrap_err().to_string().contains("did you mean \"adamw\""));
-    }
-
-    #[test]
-    fn options_are_checked() {
-        let adamw = find("adamw").unwrap();
-        let with = |name: &str, value| adamw.complete(&Options::from([(name.to_string(), value)]));
-        assert!(with("beta_1", OptionValue::Number(1.0)).unwrap_err().to_string().contains("beta_1"));
-        assert!(with("epsilon", OptionValue::Number(0.0)).is_err());
-        assert!(with("weight_decay", OptionValue::Number(-0.1)).is_err());
-        assert!(with("weight_decay", OptionValue::Text("much".into())).is_err());
-        assert!(with("beta1", OptionValue::Number(0.5)).unwrap_err().to_string().contains("did you mean \"beta_1\""));
-        assert_eq!(with("beta_2", OptionValue::Number(0.95)).unwrap()["beta_2"], OptionValue::Number(0.95));
-    }
-
-    /// Steps a matrix and a vector; gives the optimizer back with the bytes of the matrix's state.
-    fn bytes_after_a_step(method: &Method, options: &Options, shape: [usize; 2]) -> u64 {
-        use burn::module::Module;
-        use burn::nn::LinearConfig;
-        use burn::optim::GradientsParams;
-        use burn::tensor::{Device, Tensor};
-        let layer = LinearConfig::new(shape[0], shape[1]).with_bias(false).init(&Device::default().autodiff());
-        let (meter, all) = (StateMeter::new(), ParamGroup::all());
-        let mut optimizer = method.init(options, &Groups { hidden: all.clone(), matrices: all }, &meter).unwrap();
-        let mut bytes = 0;
-        let mut layer = layer;
-        for step in 0..3 {
-            let x = Tensor::<2>::ones([2, shape[0]], &Device::default().autodiff()) * step;
-            let grads = GradientsParams::from_grads(layer.forward(x).square().sum().backward(), &layer);
-            meter.start();
-            layer = optimizer.step(0.1, layer, grads);
-            bytes = meter.stop();
-            let finite = layer.weight.val().inner().is_finite().all().into_scalar::<bool>();
-            assert!(finite, "{}", method.name);
-        }
-        assert_eq!(layer.num_params(), shape[0] * shape[1]);
-        bytes
-    }
-
-    #[test]
-    fn states_take_the_bytes_of_the_formula() {
-        for method in METHODS {
-            let mut options = Options::new();
-            if (method.options)().iter().any(|option| option.name == "rank") {
-                options.insert("rank".into(), OptionValue::Count(3));
-            }
-            let variants: &[(&str, OptionValue)] = match method.name {
-                "dct-adamw" => &[
-                    ("error_feedback", OptionValue::Word("none")),
-                    ("error_feedback", OptionValue::Word("full")),
-                    ("error_levels", OptionValue::Count(255)),
-                    ("error_levels", OptionValue::Count(15)),
-                    ("side", OptionValue::Word("left")),
-                ],
-                _ => &[("beta_1", OptionValue::Number(0.9))],
-            };
-            for (name, value) in variants {
-                options.insert(name.to_string(), value.clone());
-                let complete = method.complete(&options).unwrap();
-                for shape in [[8, 5], [5, 8], [7, 7], [1, 9], [3, 3], [2, 40]] {
-                    let expected = (method.state_bytes)(&complete, shape).unwrap() as u64;
-                    assert_eq!(
-                        bytes_after_a_step(method, &options, shape),
-                        expected,
-                        "{} {shape:?} {options:?}",
-                        method.name
-                    );
-                }
-                options.remove("error_feedback");
-            }
-        }
-    }
-
-    #[test]
-    fn senseless_options_of_the_projection_are_refused() {
-        let method = find("dct-adamw").unwrap();
-        let all = ParamGroup::all();
-        let groups = Groups { hidden: all.clone(), matrices: all };
-        let message = |name: &str, value: OptionValue| {
-            let mut options = Options::from([("rank".to_string(), OptionValue::Count(4))]);
-            options.insert(name.to_string(), value);
-            method.init(&options, &groups, &StateMeter::new()).err().unwrap().to_string()
-        };
-        for (name, value) in [
-            ("rank", OptionValue::Count(0)),
-            ("rank", OptionValue::Number(2.5)),
-            ("update_proj_gap", OptionValue::Count(0)),
-            ("side", OptionValue::Text("top".into())),
-            ("basis", OptionValue::Text("dct4".into())),
-            ("norm", OptionValue::Text("l3".into())),
-            ("error_levels", OptionValue::Count(256)),
-            ("error_levels", OptionValue::Count(0)),
-            ("rotate", OptionValue::Count(1)),
-        ] {
-            assert!(message(name, value).contains(name), "{name}");
-        }
-        let missing = method.init(&Options::new(), &groups, &StateMeter::new()).err().unwrap().to_string();
-        assert!(missing.contains("rank"), "{missing}");
-    }
-}
+mod tests;

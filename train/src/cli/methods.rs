@@ -39,7 +39,7 @@ fn one(name: &str) -> Result<String, JobError> {
         method.name, method.summary, method.paper.title, method.paper.arxiv, method.state
     );
     let mut rows = Vec::new();
-    for option in method.all_options() {
+    for option in method.options() {
         let default = option.default.map_or("required".into(), |value| format!("default {value}"));
         rows.push(vec![format!("  {}", option.name), default, option.help.into()]);
     }

@@ -85,10 +85,9 @@ pub const KEYS: &[Key] = &[
     key("optimizer.name", Kind::Text, "one of `lowrank methods`"),
     key("optimizer.lr", Kind::Number, "highest learning rate, greater than 0"),
     key("optimizer.weight_decay", Kind::Number, "decoupled weight decay of matrices"),
-    key("optimizer.beta_1", Kind::Number, "decay of the first moment"),
-    key("optimizer.beta_2", Kind::Number, "decay of the second moment"),
-    key("optimizer.epsilon", Kind::Number, "added to the root of the second moment"),
     key("optimizer.clip", Kind::Number, "global norm that gradients are scaled down to; 0: no clipping"),
+    key("optimizer.include", Kind::Text, "regular expression for paths of further matrices that the optimizer takes"),
+    key("optimizer.exclude", Kind::Text, "regular expression for paths of matrices that take AdamW instead"),
     key("schedule.kind", Kind::Text, "`cosine`, `linear`, `constant` or `wsd` (warm-up, stable, decay)"),
     key("schedule.warmup_steps", Kind::Count, "steps of linear warm-up"),
     key("schedule.final_fraction", Kind::Number, "last learning rate as a part of the highest, from 0 to 1"),
@@ -146,8 +145,8 @@ pub fn documentation() -> String {
         }
         let default = defaults.get(key.name).map_or("unset".into(), |value| format!("`{value}`"));
         let _ = writeln!(page, "| `{name}` | {} | {default} | {} |", key.kind.name(), key.help);
-        if key.name == "optimizer.clip" {
-            page.push_str("| *method's own* | | | see `lowrank methods NAME` |\n");
+        if key.name == "optimizer.exclude" {
+            page.push_str("| *method's own*, such as `beta_2` | | | see `lowrank methods NAME` |\n");
         }
     }
     page

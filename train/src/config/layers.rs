@@ -144,7 +144,7 @@ impl Layers {
         let mut origins = BTreeMap::new();
         let method = self.assignments.iter().rev().find(|assignment| assignment.key == "optimizer.name");
         let method = method.and_then(|assignment| assignment.value.as_str()).unwrap_or(&base.optimizer.name);
-        let options = registry::find(method).map(|method| method.all_options()).unwrap_or_default();
+        let options = registry::find(method).map(|method| method.options()).unwrap_or_default();
         if method != base.optimizer.name
             && let Some(Value::Table(section)) = table.get_mut("optimizer")
         {

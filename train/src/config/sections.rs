@@ -93,10 +93,9 @@ section! {
         name: String = "adamw".into(),
         lr: f64 = 3e-3,
         weight_decay: f64 = 0.1,
-        beta_1: f64 = 0.9,
-        beta_2: f64 = 0.95,
-        epsilon: f64 = 1e-8,
         clip: f64 = 1.0,
+        include: String = String::new(),
+        exclude: String = String::new(),
         #[serde(flatten)]
         options: BTreeMap<String, Value> = BTreeMap::new(),
     }

@@ -44,6 +44,12 @@ impl Logs {
         });
     }
 
+    /// Which optimizer steps each parameter.
+    pub fn parameters(&mut self, step: u64, lines: &[String], screen: &Screen) {
+        let text = format!("```\n{}\n```\n", lines.join("\n"));
+        self.board(screen, |board| board.text("optimizer", step, &text));
+    }
+
     /// A text that the model wrote.
     pub fn sample(&mut self, step: u64, text: &str, screen: &Screen) {
         self.board(screen, |board| board.text("sample", step, &format!("```\n{text}\n```\n")));

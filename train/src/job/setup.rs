@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::ModuleOptimizer;
-use burn::tensor::Tensor;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_models::{Llama, LlamaConfig};
-use lowrank_optim::StateMeter;
-use lowrank_optim::registry::{self, Groups, OptionValue, Options};
+use lowrank_optim::registry::{self, OptionValue, Options};
+use lowrank_optim::{HiddenMatrices, StateMeter};
 use serde_json::Map;
 
 use super::JobError;
@@ -147,19 +145,15 @@ fn overridden(model: &ModelSection) -> bool {
     *model != ModelSection { name: model.name.clone(), ..ModelSection::default() }
 }
 
-/// The optimizer of the configuration for this model.
-pub(super) fn optimizer(config: &Config, model: &Llama, meter: &StateMeter) -> Result<ModuleOptimizer, JobError> {
+/// The optimizer of the configuration for this model, and one line a parameter on who steps it.
+pub(super) fn optimizer(
+    config: &Config,
+    model: &Llama,
+    meter: &StateMeter,
+) -> Result<(ModuleOptimizer, Vec<String>), JobError> {
     let section = &config.optimizer;
     let method = registry::find(&section.name)?;
-    let mut options = Options::new();
-    for (name, value) in [
-        ("weight_decay", section.weight_decay),
-        ("beta_1", section.beta_1),
-        ("beta_2", section.beta_2),
-        ("epsilon", section.epsilon),
-    ] {
-        options.insert(name.to_string(), OptionValue::Number(value));
-    }
+    let mut options = Options::from([("weight_decay".to_string(), OptionValue::Number(section.weight_decay))]);
     for (name, value) in &section.options {
         let value = match value {
             toml::Value::Boolean(flag) => OptionValue::Flag(*flag),
@@ -174,38 +168,14 @@ pub(super) fn optimizer(config: &Config, model: &Llama, meter: &StateMeter) -> R
         };
         options.insert(name.clone(), value);
     }
-    Ok(method.init(&options, &groups(model), meter)?)
-}
-
-/// Hidden matrices are those of the blocks: not the embedding, not the head.
-fn groups(model: &Llama) -> Groups {
-    let paths = matrices(model);
-    let hidden = paths.iter().filter(|path| path.starts_with("model.layers.")).cloned().collect::<Vec<_>>();
-    Groups { hidden: ParamGroup::from_paths(hidden), matrices: ParamGroup::from_paths(paths) }
-}
-
-fn matrices(model: &Llama) -> Vec<String> {
-    #[derive(Default)]
-    struct Matrices {
-        path: Vec<String>,
-        found: Vec<String>,
+    let mut hidden = HiddenMatrices::of(model);
+    if !section.include.is_empty() {
+        hidden = hidden.including(&section.include)?;
     }
-    impl ModuleVisitor for Matrices {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
-            if D == 2 {
-                self.found.push(self.path.join("."));
-            }
-        }
+    if !section.exclude.is_empty() {
+        hidden = hidden.excluding(&section.exclude)?;
     }
-    let mut visitor = Matrices::default();
-    model.visit(&mut visitor);
-    visitor.found
+    Ok(method.init(&options, &hidden, meter)?)
 }
 
 /// The schedule of the configuration.

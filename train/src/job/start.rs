@@ -58,7 +58,8 @@ impl Pretrain {
             ));
         }
         let meter = StateMeter::new();
-        let mut optimizer = setup::optimizer(&config, &model, &meter)?;
+        let (mut optimizer, parameters) = setup::optimizer(&config, &model, &meter)?;
+        screen.line(&who_steps(&config.optimizer.name, &parameters));
         if let Some((path, state)) = &loaded {
             optimizer = load_optimizer(optimizer, path, state.optimizer_tensors)?;
         }
@@ -87,7 +88,8 @@ impl Pretrain {
         let checkpoints =
             Checkpoints::new(folder.join("checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_best);
         checkpoints.clean()?;
-        let logs = Logs::open(&folder, &config, state.step, &screen);
+        let mut logs = Logs::open(&folder, &config, state.step, &screen);
+        logs.parameters(state.step, &parameters, &screen);
         let state = TrainerState { data, settings: config.deciding_entries(), ..state };
         Ok(Self {
             config,
@@ -152,4 +154,15 @@ fn weight_bytes(model: &Llama) -> u64 {
     let mut bytes = Bytes(0);
     model.visit(&mut bytes);
     bytes.0
+}
+
+/// How many parameters each optimizer steps; the list stands in TensorBoard.
+fn who_steps(method: &str, parameters: &[String]) -> String {
+    let own = parameters.iter().filter(|line| line.ends_with(&format!(": {method}"))).count();
+    let small = parameters.iter().filter(|line| line.contains("is smaller than the rank")).count();
+    let mut text = format!("{method} steps {own} parameters, adamw {}", parameters.len() - own);
+    if small > 0 {
+        text.push_str(&format!("; {small} of these are hidden matrices whose projected side is smaller than the rank"));
+    }
+    text
 }

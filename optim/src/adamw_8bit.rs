@@ -1,0 +1,308 @@
+//! AdamW with moments of one byte.
+
+use burn::config::Config;
+use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
+use burn::tensor::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::adamw::Factors;
+use crate::blocks::DynamicMap;
+use crate::host::{Memory, values};
+use crate::matrix::Place;
+use crate::moments::{Blocks, Moment, MomentType, Storage};
+use crate::registry::MethodConfig;
+use crate::{AdamW, AdamWConfig, AdamWState, OptimError, check};
+
+/// Configuration of [`AdamW8bit`].
+#[derive(Config, Debug)]
+pub struct AdamW8bitConfig {
+    /// Values that share a scale, a power of two from 64 to 4096.
+    #[config(default = 256)]
+    pub block: usize,
+    /// Tensors of fewer values keep f32 moments.
+    #[config(default = 4096)]
+    pub min_8bit_size: usize,
+    /// Whether a positive second moment never becomes 0, which it does below 1.6e-7 of its block's largest.
+    #[config(default = false)]
+    pub keep_v_positive: bool,
+    /// Whether weights decay before the update rather than after.
+    #[config(default = false)]
+    pub decay_before: bool,
+    /// Decay of the first moment, from 0 to below 1.
+    #[config(default = 0.9)]
+    pub beta_1: f64,
+    /// Decay of the second moment, from 0 to below 1.
+    #[config(default = 0.999)]
+    pub beta_2: f64,
+    /// Added to the root of the second moment, greater than 0.
+    #[config(default = 1e-8)]
+    pub epsilon: f64,
+    /// Decoupled weight decay, 0 or greater.
+    #[config(default = 0.0)]
+    pub weight_decay: f64,
+}
+
+/// AdamW with block-wise 8-bit moments: "8-bit Optimizers via Block-wise Quantization" (Dettmers et al., arXiv 2110.02861).
+///
+/// A step decodes a block, moves its weights with the exact new moments and encodes these again: no copy of the moments in f32 exists. Embeddings
+/// should keep 32-bit moments: where a row has no gradient, a second moment that became 0 would make its next step a leap.
+#[derive(Clone, Debug)]
+pub struct AdamW8bit {
+    plain: AdamW,
+    config: AdamW8bitConfig,
+}
+
+/// State of [`AdamW8bit`] for one parameter.
+#[derive(Clone, Debug, RecordState)]
+pub struct AdamW8bitState<const D: usize> {
+    /// Of a tensor that keeps f32 moments.
+    pub plain: Option<AdamWState<D>>,
+    /// Steps taken, for a tensor with 8-bit moments.
+    pub time: usize,
+    /// Moving average of the gradient.
+    pub moment_1: Option<Moment<D>>,
+    /// Moving average of its square.
+    pub moment_2: Option<Moment<D>>,
+}
+
+impl AdamW8bitConfig {
+    /// Refuses values outside what the options allow.
+    pub fn validate(&self) -> Result<(), OptimError> {
+        self.storage().validate()?;
+        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
+    }
+
+    /// The bare optimizer, for [`ModuleOptimizer::with_group`].
+    ///
+    /// # Panics
+    ///
+    /// When [`AdamW8bitConfig::validate`] refuses the configuration.
+    pub fn build(&self) -> AdamW8bit {
+        match self.optimizer() {
+            Ok(optimizer) => optimizer,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The optimizer of a whole module.
+    ///
+    /// # Panics
+    ///
+    /// When [`AdamW8bitConfig::validate`] refuses the configuration.
+    pub fn init(&self) -> ModuleOptimizer {
+        ModuleOptimizer::from(self.build())
+    }
+
+    fn storage(&self) -> Storage {
+        Storage {
+            kind: MomentType::EightBit,
+            block: self.block,
+            min_size: self.min_8bit_size,
+            keep_positive: self.keep_v_positive,
+        }
+    }
+}
+
+impl MethodConfig for AdamW8bitConfig {
+    type Optimizer = AdamW8bit;
+
+    fn optimizer(&self) -> Result<AdamW8bit, OptimError> {
+        self.validate()?;
+        Ok(AdamW8bit { plain: self.others().build(), config: self.clone() })
+    }
+
+    fn at(optimizer: AdamW8bit, _place: Place) -> AdamW8bit {
+        optimizer
+    }
+
+    fn takes(&self, _shape: [usize; 2]) -> bool {
+        true
+    }
+
+    fn others(&self) -> AdamWConfig {
+        AdamWConfig::new()
+            .with_beta_1(self.beta_1)
+            .with_beta_2(self.beta_2)
+            .with_epsilon(self.epsilon)
+            .with_weight_decay(self.weight_decay)
+            .with_decay_after(!self.decay_before)
+    }
+
+    fn state_bytes(&self, [rows, columns]: [usize; 2]) -> usize {
+        2 * self.storage().bytes(rows * columns)
+    }
+}
+
+impl Optimizer for AdamW8bit {
+    type State<const D: usize> = AdamW8bitState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<AdamW8bitState<D>>,
+    ) -> (Tensor<D>, Option<AdamW8bitState<D>>) {
+        let count = tensor.shape().num_elements();
+        if !self.config.storage().as_blocks(count) {
+            let (tensor, plain) = self.plain.step(lr, tensor, grad, state.and_then(|state| state.plain));
+            return (tensor, Some(AdamW8bitState { plain, time: 0, moment_1: None, moment_2: None }));
+        }
+        let (dtype, device, shape) = (tensor.dtype(), tensor.device(), tensor.dims());
+        let (time, moments) = match state {
+            Some(state) => (state.time, state.moment_1.zip(state.moment_2)),
+            None => (0, None),
+        };
+        let fresh = |signed: bool| Coded {
+            codes: vec![DynamicMap::nearest(crate::moments::map(signed), 0.0); count],
+            largest: vec![0.0; count.div_ceil(self.config.block)],
+        };
+        let (mut m, mut v) = match moments {
+            Some((m, v)) => (Coded::of(m), Coded::of(v)),
+            None => (fresh(true), fresh(false)),
+        };
+        let factors = self.plain.factors(lr, time + 1);
+        let (mut w, g) = (Memory::of(tensor.cast(DType::F32)), Memory::of(grad.cast(DType::F32)));
+        update(w.write(), g.read(), &mut m, &mut v, self.config.storage(), factors);
+        let kept = |coded: Coded, signed| {
+            let Coded { codes, largest } = coded;
+            Some(Moment::from_blocks(Blocks::from_parts(
+                codes,
+                largest,
+                shape.to_vec(),
+                signed,
+                self.config.block,
+                &device,
+            )))
+        };
+        let state = AdamW8bitState { plain: None, time: time + 1, moment_1: kept(m, true), moment_2: kept(v, false) };
+        (w.tensor().cast(dtype), Some(state))
+    }
+
+    fn to_device<const D: usize>(state: AdamW8bitState<D>, device: &Device) -> AdamW8bitState<D> {
+        AdamW8bitState {
+            plain: state.plain.map(|plain| AdamW::to_device(plain, device)),
+            time: state.time,
+            moment_1: state.moment_1.map(|moment| moment.to_device(device)),
+            moment_2: state.moment_2.map(|moment| moment.to_device(device)),
+        }
+    }
+}
+
+/// A moment on the host.
+struct Coded {
+    codes: Vec<u8>,
+    largest: Vec<f32>,
+}
+
+impl Coded {
+    fn of<const D: usize>(moment: Moment<D>) -> Self {
+        match moment.into_blocks() {
+            Some(blocks) => {
+                let codes = match blocks.codes.into_data().try_into_vec::<u8>() {
+                    Ok(codes) => codes,
+                    Err(error) => unreachable!("codes are bytes: {error:?}"),
+                };
+                Self { codes, largest: values(blocks.largest) }
+            }
+            None => unreachable!("a tensor of this size is stored as blocks"),
+        }
+    }
+}
+
+fn update(w: &mut [f32], g: &[f32], m: &mut Coded, v: &mut Coded, storage: Storage, f: Factors) {
+    let block = storage.block;
+    let moments = |coded: &mut Coded| std::mem::take(&mut coded.codes);
+    let (mut m_codes, mut v_codes) = (moments(m), moments(v));
+    let tensors = w.par_chunks_mut(block).zip(g.par_chunks(block));
+    let codes = m_codes.par_chunks_mut(block).zip(v_codes.par_chunks_mut(block));
+    let largest = m.largest.par_iter_mut().zip(&mut v.largest);
+    tensors.zip(codes).zip(largest).with_min_len(16).for_each_init(
+        || vec![0f32; 2 * block],
+        |memory, (((w, g), (m_codes, v_codes)), (m_largest, v_largest))| {
+            let (m, v) = memory.split_at_mut(block);
+            let (m, v) = (&mut m[..w.len()], &mut v[..w.len()]);
+            let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
+            signed.decode(m_codes, *m_largest, m);
+            unsigned.decode(v_codes, *v_largest, v);
+            pulp::Arch::new().dispatch(|| {
+                for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
+                    *m = f.beta_1 * *m + f.share_1 * g;
+                    *v = f.beta_2 * *v + f.share_2 * (g * g);
+                    *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
+                }
+            });
+            *m_largest = signed.encode(m, m_codes, false);
+            *v_largest = unsigned.encode(v, v_codes, storage.keep_positive);
+        },
+    );
+    (m.codes, v.codes) = (m_codes, v_codes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+
+    fn matrix(rows: usize, seed: f32) -> Tensor<2> {
+        let values: Vec<f32> = (0..rows * 64).map(|i| (i as f32 * 0.731 + seed).sin()).collect();
+        Tensor::from_data(TensorData::new(values, [rows, 64]), &Device::default())
+    }
+
+    #[test]
+    fn the_first_step_is_that_of_adamw_and_small_tensors_follow_it_exactly() {
+        let ours = AdamW8bitConfig::new().with_weight_decay(0.1).build();
+        let plain = AdamWConfig::new().with_weight_decay(0.1).with_decay_after(true).build();
+        let (a, _) = ours.step(0.01, matrix(100, 0.0), matrix(100, 1.0), None);
+        let (b, _) = plain.step(0.01, matrix(100, 0.0), matrix(100, 1.0), None);
+        assert!(values(a).iter().zip(values(b)).all(|(a, b)| (a - b).abs() <= 1e-6));
+        let (mut a, mut b) = (matrix(63, 0.0), matrix(63, 0.0));
+        let (mut state_a, mut state_b) = (None, None);
+        for step in 0..5 {
+            (a, state_a) = ours.step(0.01, a, matrix(63, step as f32), state_a);
+            (b, state_b) = plain.step(0.01, b, matrix(63, step as f32), state_b);
+        }
+        assert_eq!(values(a), values(b));
+    }
+
+    #[test]
+    fn a_huge_gradient_changes_its_own_block_alone() {
+        let ours = AdamW8bitConfig::new().build();
+        let codes = |g: Tensor<2>| {
+            let (_, state) = ours.step(0.01, matrix(100, 0.0), g, None);
+            Coded::of(state.unwrap().moment_2.unwrap()).codes
+        };
+        let mut spoiled = values(matrix(100, 1.0));
+        spoiled[300] = 1e6;
+        let spoiled = Tensor::from_data(TensorData::new(spoiled, [100, 64]), &Device::default());
+        let (a, b) = (codes(matrix(100, 1.0)), codes(spoiled));
+        assert!(a[..256] == b[..256] && a[512..] == b[512..] && a[256..512] != b[256..512]);
+    }
+
+    #[test]
+    fn least_squares_end_near_those_of_adamw() {
+        // 400 examples of 300 features, eight targets: 2400 weights, all in 8 bits.
+        use crate::projector::normal_matrix;
+        let device = Device::default();
+        let x = normal_matrix(1, 1, [400, 300], &device);
+        let y = x.clone().matmul(normal_matrix(1, 2, [300, 8], &device)) + normal_matrix(1, 3, [400, 8], &device) * 0.1;
+        let run = |eight: bool, steps: usize| {
+            let ours = AdamW8bitConfig::new().with_min_8bit_size(0).build();
+            let plain = AdamWConfig::new().build();
+            let mut w = Tensor::<2>::zeros([300, 8], &device);
+            let (mut a, mut b) = (None, None);
+            for _ in 0..steps {
+                let g = x.clone().transpose().matmul(x.clone().matmul(w.clone()) - y.clone()) / 400.0;
+                match eight {
+                    true => (w, a) = ours.step(0.02, w, g, a),
+                    false => (w, b) = plain.step(0.02, w, g, b),
+                }
+            }
+            (x.clone().matmul(w) - y.clone()).square().mean().into_scalar::<f32>()
+        };
+        for (steps, bound) in [(100, 1.05), (200, 1.25)] {
+            let (eight, plain) = (run(true, steps), run(false, steps));
+            assert!(eight <= plain * bound, "{steps}: {eight} {plain}");
+        }
+    }
+}

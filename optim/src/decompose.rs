@@ -1,0 +1,185 @@
+//! Host decompositions in f64: leading singular directions and orthonormal factors, with fixed signs.
+
+use burn::tensor::{Tensor, TensorData};
+use nalgebra::{DMatrix, SymmetricEigen};
+
+use crate::host::values;
+
+/// Sweeps after which an eigenvalue iteration gives up; it needs a few for each value.
+const SWEEPS: usize = 100;
+
+/// The `rank` leading right (`[columns, rank]`) or left (`[rows, rank]`) singular directions of a matrix.
+///
+/// They are eigenvectors of the smaller product of the matrix with itself, in f64: exact for f32 input down to singular values of 1e-8 of the
+/// largest. The entry of greatest magnitude of each direction is positive, of equal ones the first.
+pub fn leading_directions(matrix: &Tensor<2>, rank: usize, right: bool) -> Tensor<2> {
+    let device = matrix.device();
+    let [rows, columns] = matrix.dims();
+    let g = DMatrix::from_row_slice(rows, columns, &values(matrix.clone())).map(f64::from);
+    let side = if right { columns } else { rows };
+    let directions = directions(g, rank, right);
+    tensor(&directions, [side, rank], &device)
+}
+
+fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> DMatrix<f64> {
+    let (rows, columns) = g.shape();
+    let side = if right { columns } else { rows };
+    let largest = g.amax();
+    if !largest.is_finite() || largest == 0.0 {
+        return DMatrix::identity(side, rank);
+    }
+    let g = g / largest;
+    // The product on the longer side would have eigenvalues that are zero but for rounding.
+    let thin = side <= rows.min(columns);
+    let gram = if right == thin { g.tr_mul(&g) } else { &g * g.transpose() };
+    let Some(eigen) = SymmetricEigen::try_new(gram, f64::EPSILON, SWEEPS * side.max(32)) else {
+        return DMatrix::identity(side, rank);
+    };
+    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]).then(a.cmp(b)));
+    let mut found = DMatrix::zeros(eigen.eigenvectors.nrows(), rank.min(order.len()));
+    for (place, index) in order.into_iter().take(rank).enumerate() {
+        found.set_column(place, &eigen.eigenvectors.column(index));
+    }
+    if !thin {
+        // From the directions of the other side; those without energy are filled up.
+        found = if right { g.tr_mul(&found) } else { &g * found };
+        found = orthonormal(found.resize_horizontally(rank, 0.0));
+    }
+    for mut column in found.column_iter_mut() {
+        let mut top = 0;
+        for (index, value) in column.iter().enumerate() {
+            // Values that differ by rounding count as equal.
+            if value.abs() > column[top].abs() * (1.0 + 1e-9) {
+                top = index;
+            }
+        }
+        if column[top] < 0.0 {
+            column.neg_mut();
+        }
+    }
+    found
+}
+
+/// The orthonormal factor of a thin QR decomposition whose other factor has a positive diagonal, `[n, r]` for `[n, r]`. Dependent columns are
+/// replaced by unit vectors orthogonal to the rest; values that are not finite give the first unit vectors.
+pub fn orthonormal_factor(matrix: &Tensor<2>) -> Tensor<2> {
+    let (shape, device) = (matrix.dims(), matrix.device());
+    let y = DMatrix::from_row_slice(shape[0], shape[1], &values(matrix.clone())).map(f64::from);
+    tensor(&orthonormal(y), shape, &device)
+}
+
+/// Gram-Schmidt, each column twice, which is enough for orthogonality to working precision.
+fn orthonormal(mut y: DMatrix<f64>) -> DMatrix<f64> {
+    let (n, r) = y.shape();
+    if y.iter().any(|value| !value.is_finite()) {
+        return DMatrix::identity(n, r);
+    }
+    let largest = y.column_iter().map(|column| column.norm()).fold(0.0, f64::max);
+    let mut unit = 0;
+    for j in 0..r {
+        let size = y.column(j).norm();
+        reduce(&mut y, j);
+        let mut rest = y.column(j).norm();
+        // Less than rounding leaves no direction; so small a rest is noise of the subtraction.
+        while rest <= 1e-12 * largest || rest <= 1e-14 * size || rest == 0.0 {
+            y.column_mut(j).fill(0.0);
+            y[(unit % n, j)] = 1.0;
+            unit += 1;
+            reduce(&mut y, j);
+            rest = y.column(j).norm();
+            if rest < 1e-6 {
+                rest = 0.0;
+                continue;
+            }
+            break;
+        }
+        y.column_mut(j).scale_mut(rest.recip());
+        reduce(&mut y, j);
+        let norm = y.column(j).norm();
+        y.column_mut(j).scale_mut(norm.recip());
+    }
+    y
+}
+
+/// Takes the parts along the columns before `j` out of column `j`.
+fn reduce(y: &mut DMatrix<f64>, j: usize) {
+    let n = y.nrows();
+    let (before, rest) = y.as_mut_slice().split_at_mut(j * n);
+    let column = &mut rest[..n];
+    for other in before.chunks_exact(n) {
+        let along: f64 = other.iter().zip(column.iter()).map(|(a, b)| a * b).sum();
+        column.iter_mut().zip(other).for_each(|(value, other)| *value -= along * other);
+    }
+}
+
+fn tensor(matrix: &DMatrix<f64>, shape: [usize; 2], device: &burn::tensor::Device) -> Tensor<2> {
+    let values: Vec<f32> = matrix.transpose().iter().map(|value| *value as f32).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn matrix(rows: usize, columns: usize) -> Tensor<2> {
+        let values: Vec<f32> = (0..rows * columns).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
+        Tensor::from_data(TensorData::new(values, [rows, columns]), &Device::default())
+    }
+
+    fn deviation_from_orthonormal(p: &Tensor<2>) -> f32 {
+        let r = p.dims()[1];
+        let gram = p.clone().transpose().matmul(p.clone());
+        (gram - Tensor::eye(r, &p.device())).abs().max().into_scalar()
+    }
+
+    #[test]
+    fn directions_are_orthonormal_and_keep_the_most_energy() {
+        for (rows, columns, right) in [(12, 8, true), (8, 12, true), (12, 8, false), (8, 12, false), (9, 9, true)] {
+            let g = matrix(rows, columns);
+            let p = leading_directions(&g, 4, right);
+            assert!(deviation_from_orthonormal(&p) < 1e-5);
+            let kept = |p: &Tensor<2>| -> f32 {
+                let low = if right { g.clone().matmul(p.clone()) } else { p.clone().transpose().matmul(g.clone()) };
+                low.square().sum().into_scalar()
+            };
+            let best = kept(&p);
+            for seed in 0..20 {
+                let side = if right { columns } else { rows };
+                let other = orthonormal_factor(&matrix(side, 4 + seed).narrow(1, seed, 4));
+                assert!(kept(&other) <= best * 1.00001);
+            }
+            let values = values(p.clone());
+            for column in 0..4 {
+                let column: Vec<f32> = values.iter().skip(column).step_by(4).copied().collect();
+                let top = column.iter().fold(0f32, |top, value| if value.abs() > top.abs() { *value } else { top });
+                assert!(top > 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn zero_dependent_and_infinite_columns_give_orthonormal_ones() {
+        let zero = Tensor::<2>::zeros([6, 4], &Device::default());
+        let same = matrix(6, 1).repeat_dim(1, 4);
+        for y in [zero.clone(), same.clone(), zero.clone() + f32::NAN, same.clone() * 1e-30, same.clone() * 1e30] {
+            assert!(deviation_from_orthonormal(&orthonormal_factor(&y)) < 1e-5);
+            assert!(deviation_from_orthonormal(&leading_directions(&y, 3, true)) < 1e-5);
+            assert!(deviation_from_orthonormal(&leading_directions(&y, 5, false)) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_factor_spans_the_columns_with_a_positive_diagonal() {
+        let y = matrix(10, 4);
+        let q = orthonormal_factor(&y);
+        let r = values(q.clone().transpose().matmul(y.clone()));
+        for i in 0..4 {
+            assert!(r[i * 4 + i] > 0.0);
+            assert!((0..i).all(|j| r[i * 4 + j].abs() < 1e-5));
+        }
+        let back = q.clone().matmul(q.transpose().matmul(y.clone()));
+        assert!((back - y).abs().max().into_scalar::<f32>() < 1e-5);
+    }
+}

@@ -1,0 +1,185 @@
+//! Orthonormal updates of low rank by power iteration on the momentum.
+
+use burn::config::Config;
+use burn::optim::RecordState;
+use burn::tensor::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::decompose::orthonormal_factor;
+use crate::elementwise::{descend, norm};
+use crate::matrix::{MatrixRule, Place, matrix_method};
+use crate::newton_schulz::Scaling;
+use crate::projector::normal_matrix;
+use crate::{AdamWConfig, OptimError, check};
+
+/// How the right factor is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RightFactor {
+    /// Each column has norm 1.
+    Colnorm,
+    /// Columns are orthonormal ("Orth-Dion", arXiv 2605.16341).
+    Qr,
+}
+
+/// Configuration of Dion: "Dion: Distributed Orthonormalized Updates" (Ahn et al., arXiv 2504.05295).
+///
+/// One step of power iteration, from the right factor of the step before, gives the leading directions of the momentum; the weights move by their
+/// orthonormal product, and what was used decays in the momentum. For matrices inside a model; everything else takes AdamW.
+#[derive(Config, Debug)]
+pub struct DionConfig {
+    /// Directions; 0 takes `rank_fraction`.
+    #[config(default = 0)]
+    pub rank: usize,
+    /// Directions as a share of the smaller side, above 0 to 1.
+    #[config(default = 1.0)]
+    pub rank_fraction: f64,
+    /// The share is rounded up to a multiple of this.
+    #[config(default = 1)]
+    pub rank_multiple_of: usize,
+    /// Share of the used part that stays in the momentum, from 0 to below 1.
+    #[config(default = 0.95)]
+    pub momentum: f64,
+    /// Power iterations a step, at least 1.
+    #[config(default = 1)]
+    pub power_iters: usize,
+    /// How the right factor is normalised.
+    #[config(default = "RightFactor::Colnorm")]
+    pub right: RightFactor,
+    /// Added to norms of columns, greater than 0.
+    #[config(default = 1e-8)]
+    pub norm_epsilon: f64,
+    /// Scale of the update by the shape of the matrix.
+    #[config(default = "Scaling::Spectral")]
+    pub scaling: Scaling,
+    /// Whether matrices are stored `[d_out, d_in]`, which Burn's linear layers are not.
+    #[config(default = false)]
+    pub rows_are_outputs: bool,
+    /// Seed of the first right factor.
+    #[config(default = 0)]
+    pub seed: u64,
+    /// Decoupled weight decay, 0 or greater.
+    #[config(default = 0.01)]
+    pub weight_decay: f64,
+    /// Learning rate of everything else as a multiple of that of the matrices.
+    #[config(default = 1.0)]
+    pub others_lr_scale: f64,
+    /// Decay of the first moment of everything else.
+    #[config(default = 0.9)]
+    pub beta_1: f64,
+    /// Decay of the second moment of everything else.
+    #[config(default = 0.95)]
+    pub beta_2: f64,
+    /// Epsilon of everything else.
+    #[config(default = 1e-8)]
+    pub epsilon: f64,
+}
+
+/// Dion's rule for one matrix.
+#[derive(Clone, Debug)]
+pub struct Dion {
+    config: DionConfig,
+}
+
+/// What Dion keeps of a matrix.
+#[derive(Clone, Debug, RecordState)]
+pub struct DionState {
+    /// Momentum, as large as the matrix.
+    pub momentum: Tensor<2>,
+    /// Right factor, `[n_min, r]`.
+    pub q: Tensor<2>,
+}
+
+impl DionConfig {
+    /// Refuses values outside what the options allow.
+    pub fn validate(&self) -> Result<(), OptimError> {
+        if !(self.rank_fraction > 0.0 && self.rank_fraction <= 1.0) {
+            return check::refused("rank_fraction", self.rank_fraction, "it must be above 0 and at most 1");
+        }
+        check::at_least_one("rank_multiple_of", self.rank_multiple_of)?;
+        check::fraction("momentum", self.momentum)?;
+        check::at_least_one("power_iters", self.power_iters)?;
+        check::positive("norm_epsilon", self.norm_epsilon)?;
+        check::positive("others_lr_scale", self.others_lr_scale)?;
+        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
+    }
+
+    fn rule(&self) -> Dion {
+        Dion { config: self.clone() }
+    }
+
+    /// AdamW of everything else.
+    pub fn others(&self) -> AdamWConfig {
+        AdamWConfig::new()
+            .with_beta_1(self.beta_1)
+            .with_beta_2(self.beta_2)
+            .with_epsilon(self.epsilon)
+            .with_weight_decay(self.weight_decay)
+            .with_lr_scale(self.others_lr_scale)
+    }
+
+    /// Directions of a matrix.
+    pub fn rank_of(&self, [rows, columns]: [usize; 2]) -> usize {
+        let side = rows.min(columns);
+        match self.rank {
+            0 => {
+                let share = (self.rank_fraction * side as f64).ceil() as usize;
+                share.max(1).next_multiple_of(self.rank_multiple_of).min(side)
+            }
+            rank => rank,
+        }
+    }
+
+    /// Bytes of state for a matrix of this shape.
+    pub fn state_bytes(&self, shape @ [rows, columns]: [usize; 2]) -> usize {
+        let (side, rank) = (rows.min(columns), self.rank_of(shape));
+        if rank > side { 8 * rows * columns } else { 4 * (rows * columns + side * rank) }
+    }
+}
+
+matrix_method!(DionConfig, Dion);
+
+impl MatrixRule for Dion {
+    type State = DionState;
+
+    fn takes(&self, shape @ [rows, columns]: [usize; 2]) -> bool {
+        self.config.rank_of(shape) <= rows.min(columns)
+    }
+
+    fn fresh(&self, shape: [usize; 2], place: Place, device: &Device) -> DionState {
+        let side = shape[0].min(shape[1]);
+        let q = normal_matrix(self.config.seed, place.key, [side, self.config.rank_of(shape)], device);
+        DionState { momentum: Tensor::zeros(shape, (device, DType::F32)), q }
+    }
+
+    fn step(&self, lr: f64, w: Tensor<2>, g: Tensor<2>, state: DionState) -> (Tensor<2>, DionState) {
+        let c = &self.config;
+        let (shape, keep) = (w.dims(), 1.0 - lr * c.weight_decay);
+        let turned = shape[0] < shape[1];
+        let turn = |x: Tensor<2>| if turned { x.transpose() } else { x };
+        let b = turn(state.momentum + g);
+        if norm(&b) == 0.0 {
+            return (w.mul_scalar(keep), DionState { momentum: turn(b), q: state.q });
+        }
+        let (mut p, mut r) = (b.clone(), state.q);
+        for _ in 0..c.power_iters {
+            p = orthonormal_factor(&b.clone().matmul(r));
+            r = b.clone().transpose().matmul(p.clone());
+        }
+        let momentum = descend(b, 1.0, 1.0 - c.momentum, p.clone().matmul(r.clone().transpose()));
+        let q = match c.right {
+            RightFactor::Colnorm => {
+                let norms = r.clone().square().sum_dim(0).sqrt().add_scalar(c.norm_epsilon);
+                r / norms
+            }
+            RightFactor::Qr => orthonormal_factor(&r),
+        };
+        let rate = lr * c.scaling.factor(shape, c.rows_are_outputs);
+        let update = turn(p.matmul(q.clone().transpose()));
+        (descend(w, keep, rate, update), DionState { momentum: turn(momentum), q })
+    }
+
+    fn to_device(state: DionState, device: &Device) -> DionState {
+        DionState { momentum: state.momentum.to_device(device), q: state.q.to_device(device) }
+    }
+}

@@ -1,0 +1,65 @@
+//! Values of tensors on the host. On the CPU backend they are the tensor's own memory: nothing is copied when nobody else holds the tensor.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// Row-major values of a float tensor.
+pub fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    match x.into_data().convert::<f32>().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+    }
+}
+
+/// Values of an index tensor.
+pub fn indices(x: &Tensor<1, Int>) -> Vec<i32> {
+    match x.to_data().convert::<i32>().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("data converted to i32 is i32: {error:?}"),
+    }
+}
+
+/// Whether plain tensors of this device live in the CPU backend's memory.
+pub fn is_cpu(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_));
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// The values of an f32 tensor, to be changed in place.
+pub struct Memory<const D: usize> {
+    data: TensorData,
+    device: Device,
+}
+
+impl<const D: usize> Memory<D> {
+    /// Takes the tensor's memory, or a copy of it where others hold the tensor.
+    pub fn of(x: Tensor<D>) -> Self {
+        let device = x.device();
+        Self { data: x.into_data().convert::<f32>(), device }
+    }
+
+    /// The values.
+    pub fn read(&self) -> &[f32] {
+        match self.data.as_slice() {
+            Ok(values) => values,
+            Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+        }
+    }
+
+    /// The values.
+    pub fn write(&mut self) -> &mut [f32] {
+        match self.data.as_mut_slice() {
+            Ok(values) => values,
+            Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+        }
+    }
+
+    /// The tensor again.
+    pub fn tensor(self) -> Tensor<D> {
+        Tensor::from_data(self.data, &self.device)
+    }
+}

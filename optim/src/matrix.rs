@@ -1,0 +1,169 @@
+//! From a rule for one matrix to an optimizer for any parameter.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::optim::{Optimizer, RecordState};
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::{AdamW, AdamWState};
+
+/// Where a matrix stands among those of its optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Tells the random draws of different matrices apart.
+    pub key: u64,
+    /// Its number, from 0.
+    pub number: usize,
+    /// How many there are; 0 when nobody counted them.
+    pub count: usize,
+}
+
+/// How one matrix is stepped. Matrices come and go in f32, as they are stored.
+pub trait MatrixRule: Clone + Debug + Send + Sync + 'static {
+    /// What is kept between steps.
+    type State: RecordState + Clone + Debug;
+
+    /// Whether a matrix of this shape is stepped by this rule and not by plain AdamW.
+    fn takes(&self, shape: [usize; 2]) -> bool;
+
+    /// State before the first step.
+    fn fresh(&self, shape: [usize; 2], place: Place, device: &Device) -> Self::State;
+
+    /// One step at a learning rate with a gradient.
+    fn step(&self, lr: f64, w: Tensor<2>, g: Tensor<2>, state: Self::State) -> (Tensor<2>, Self::State);
+
+    /// The state on another device.
+    fn to_device(state: Self::State, device: &Device) -> Self::State;
+}
+
+/// An optimizer that steps matrices by a rule and every other parameter by AdamW.
+#[derive(Clone, Debug)]
+pub struct ByMatrix<R> {
+    rule: R,
+    others: AdamW,
+    place: Option<Place>,
+    met: Arc<AtomicU64>,
+}
+
+/// State of [`ByMatrix`] for one parameter.
+#[derive(Clone, Debug, RecordState)]
+pub struct ByMatrixState<const D: usize, S: RecordState> {
+    /// Of a parameter that takes AdamW.
+    pub plain: Option<AdamWState<D>>,
+    /// Of a matrix that takes the rule.
+    pub matrix: Option<S>,
+}
+
+impl<R: MatrixRule> ByMatrix<R> {
+    /// Joins a rule with the optimizer of everything else.
+    pub fn new(rule: R, others: AdamW) -> Self {
+        Self { rule, others, place: None, met: Arc::default() }
+    }
+
+    /// For one matrix whose place is known; without it matrices are numbered in the order of their first steps.
+    pub fn at(mut self, place: Place) -> Self {
+        self.place = Some(place);
+        self
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> &R {
+        &self.rule
+    }
+
+    fn place(&self) -> Place {
+        self.place.unwrap_or_else(|| {
+            let number = self.met.fetch_add(1, Ordering::Relaxed);
+            Place { key: number, number: number as usize, count: 0 }
+        })
+    }
+}
+
+impl<R: MatrixRule> Optimizer for ByMatrix<R> {
+    type State<const D: usize> = ByMatrixState<D, R::State>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let shape = tensor.dims();
+        let matrix = <[usize; 2]>::try_from(&shape[..]).ok().filter(|shape| self.rule.takes(*shape));
+        let Some(matrix_shape) = matrix else {
+            let (tensor, plain) = self.others.step(lr, tensor, grad, state.and_then(|state| state.plain));
+            return (tensor, Some(ByMatrixState { plain, matrix: None }));
+        };
+        let (dtype, device) = (tensor.dtype(), tensor.device());
+        let (w, g) = (tensor.cast(DType::F32).reshape(matrix_shape), grad.cast(DType::F32).reshape(matrix_shape));
+        let state = state
+            .and_then(|state| state.matrix)
+            .unwrap_or_else(|| self.rule.fresh(matrix_shape, self.place(), &device));
+        let (w, state) = self.rule.step(lr, w, g, state);
+        (w.reshape(shape).cast(dtype), Some(ByMatrixState { plain: None, matrix: Some(state) }))
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        ByMatrixState {
+            plain: state.plain.map(|plain| AdamW::to_device(plain, device)),
+            matrix: state.matrix.map(|matrix| R::to_device(matrix, device)),
+        }
+    }
+}
+
+/// Gives the configuration of a matrix rule what all optimizers have.
+macro_rules! matrix_method {
+    ($config:ident, $rule:ident) => {
+        impl $config {
+            /// The bare optimizer, for [`ModuleOptimizer::with_group`](burn::optim::ModuleOptimizer::with_group).
+            ///
+            /// # Panics
+            ///
+            /// When `validate` refuses the configuration.
+            pub fn build(&self) -> crate::ByMatrix<$rule> {
+                match crate::registry::MethodConfig::optimizer(self) {
+                    Ok(optimizer) => optimizer,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+
+            /// The optimizer of a whole module: of every matrix in it, embeddings and head included.
+            ///
+            /// # Panics
+            ///
+            /// When `validate` refuses the configuration.
+            pub fn init(&self) -> burn::optim::ModuleOptimizer {
+                burn::optim::ModuleOptimizer::from(self.build())
+            }
+        }
+
+        impl crate::registry::MethodConfig for $config {
+            type Optimizer = crate::ByMatrix<$rule>;
+
+            fn optimizer(&self) -> Result<crate::ByMatrix<$rule>, OptimError> {
+                self.validate()?;
+                Ok(crate::ByMatrix::new(self.rule(), self.others().build()))
+            }
+
+            fn at(optimizer: Self::Optimizer, place: Place) -> Self::Optimizer {
+                optimizer.at(place)
+            }
+
+            fn takes(&self, shape: [usize; 2]) -> bool {
+                self.rule().takes(shape)
+            }
+
+            fn others(&self) -> AdamWConfig {
+                self.others()
+            }
+
+            fn state_bytes(&self, shape: [usize; 2]) -> usize {
+                self.state_bytes(shape)
+            }
+        }
+    };
+}
+pub(crate) use matrix_method;

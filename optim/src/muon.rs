@@ -1,0 +1,139 @@
+//! Momentum whose update is made orthogonal.
+
+use burn::config::Config;
+use burn::optim::RecordState;
+use burn::tensor::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::elementwise::descend;
+use crate::matrix::{MatrixRule, Place, matrix_method};
+use crate::newton_schulz::{Coefficients, Scaling, newton_schulz, validate};
+use crate::{AdamWConfig, OptimError, check};
+
+/// How momentum gathers gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MomentumRule {
+    /// `M <- mu M + (1 - mu) G`.
+    Ema,
+    /// `M <- mu M + G`.
+    HeavyBall,
+}
+
+/// Configuration of Muon: "Muon: An optimizer for hidden layers in neural networks" (Jordan et al., 2024), with the scale of "Muon is Scalable for
+/// LLM Training" (arXiv 2502.16982).
+///
+/// For matrices inside a model. The embedding and the head run without an error and are silently worse: give Muon only what
+/// [`HiddenMatrices`](crate::HiddenMatrices) finds. Everything else takes AdamW.
+#[derive(Config, Debug)]
+pub struct MuonConfig {
+    /// Decay of the momentum, from 0 to below 1.
+    #[config(default = 0.95)]
+    pub momentum: f64,
+    /// How momentum gathers gradients.
+    #[config(default = "MomentumRule::Ema")]
+    pub momentum_rule: MomentumRule,
+    /// Whether the update looks one step ahead.
+    #[config(default = true)]
+    pub nesterov: bool,
+    /// Newton-Schulz steps, at least 1.
+    #[config(default = 5)]
+    pub ns_steps: usize,
+    /// Coefficients of the iteration.
+    #[config(default = "Coefficients::Jordan")]
+    pub coefficients: Coefficients,
+    /// Scale of the update by the shape of the matrix.
+    #[config(default = "Scaling::Kj")]
+    pub scaling: Scaling,
+    /// Whether matrices are stored `[d_out, d_in]`, which Burn's linear layers are not.
+    #[config(default = false)]
+    pub rows_are_outputs: bool,
+    /// Decoupled weight decay, 0 or greater.
+    #[config(default = 0.0)]
+    pub weight_decay: f64,
+    /// Learning rate of everything else as a multiple of that of the matrices.
+    #[config(default = 0.015)]
+    pub others_lr_scale: f64,
+    /// Decay of the first moment of everything else.
+    #[config(default = 0.9)]
+    pub beta_1: f64,
+    /// Decay of the second moment of everything else.
+    #[config(default = 0.95)]
+    pub beta_2: f64,
+    /// Epsilon of everything else.
+    #[config(default = 1e-10)]
+    pub epsilon: f64,
+}
+
+/// Muon's rule for one matrix.
+#[derive(Clone, Debug)]
+pub struct Muon {
+    config: MuonConfig,
+}
+
+/// What momentum methods keep of a matrix.
+#[derive(Clone, Debug, RecordState)]
+pub struct MomentumState {
+    /// Momentum, as large as the matrix.
+    pub momentum: Tensor<2>,
+}
+
+impl MuonConfig {
+    /// Refuses values outside what the options allow.
+    pub fn validate(&self) -> Result<(), OptimError> {
+        check::fraction("momentum", self.momentum)?;
+        check::positive("others_lr_scale", self.others_lr_scale)?;
+        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
+        validate(self.ns_steps, self.coefficients)
+    }
+
+    fn rule(&self) -> Muon {
+        Muon { config: self.clone() }
+    }
+
+    /// AdamW of everything else.
+    pub fn others(&self) -> AdamWConfig {
+        AdamWConfig::new()
+            .with_beta_1(self.beta_1)
+            .with_beta_2(self.beta_2)
+            .with_epsilon(self.epsilon)
+            .with_weight_decay(self.weight_decay)
+            .with_lr_scale(self.others_lr_scale)
+    }
+
+    /// Bytes of state for a matrix of this shape.
+    pub fn state_bytes(&self, [rows, columns]: [usize; 2]) -> usize {
+        4 * rows * columns
+    }
+}
+
+matrix_method!(MuonConfig, Muon);
+
+impl MatrixRule for Muon {
+    type State = MomentumState;
+
+    fn takes(&self, _shape: [usize; 2]) -> bool {
+        true
+    }
+
+    fn fresh(&self, shape: [usize; 2], _place: Place, device: &Device) -> MomentumState {
+        MomentumState { momentum: Tensor::zeros(shape, (device, DType::F32)) }
+    }
+
+    fn step(&self, lr: f64, w: Tensor<2>, g: Tensor<2>, state: MomentumState) -> (Tensor<2>, MomentumState) {
+        let c = &self.config;
+        let share = if c.momentum_rule == MomentumRule::Ema { 1.0 - c.momentum } else { 1.0 };
+        let momentum = state.momentum.mul_scalar(c.momentum) + g.clone().mul_scalar(share);
+        let update = match c.nesterov {
+            true => g.mul_scalar(share) + momentum.clone().mul_scalar(c.momentum),
+            false => momentum.clone(),
+        };
+        let update = newton_schulz(update, c.ns_steps, c.coefficients);
+        let rate = lr * c.scaling.factor(w.dims(), c.rows_are_outputs);
+        (descend(w, 1.0 - lr * c.weight_decay, rate, update), MomentumState { momentum })
+    }
+
+    fn to_device(state: MomentumState, device: &Device) -> MomentumState {
+        MomentumState { momentum: state.momentum.to_device(device) }
+    }
+}

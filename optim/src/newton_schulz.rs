@@ -1,0 +1,130 @@
+//! Orthogonalisation by Newton-Schulz iteration, as Muon and Trion use it.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::OptimError;
+use crate::check;
+use crate::elementwise::norm;
+
+/// Coefficients of the iteration `X <- a X + (b Y + c Y^2) X` with `Y = X X^T`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Coefficients {
+    /// The same in every step: singular values end between 0.68 and 1.21.
+    Jordan,
+    /// Five sets, one a step: between 0.97 and 1.04.
+    Varying,
+}
+
+const JORDAN: [f64; 3] = [3.4445, -4.7750, 2.0315];
+
+const VARYING: [[f64; 3]; 5] = [
+    [4.0848, -6.8946, 2.9270],
+    [3.9505, -6.3029, 2.6377],
+    [3.7418, -5.5913, 2.3037],
+    [2.8769, -3.1427, 1.2046],
+    [2.8366, -3.0525, 1.2012],
+];
+
+/// Keeps a zero matrix zero.
+const GUARD: f64 = 1e-7;
+
+/// How the update of a matrix of `d_out` outputs and `d_in` inputs is scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scaling {
+    /// `sqrt(max(1, d_out / d_in))`.
+    Kj,
+    /// `sqrt(d_out / d_in)`.
+    Spectral,
+    /// `0.2 sqrt(max(d_out, d_in))`, which allows learning rates of AdamW.
+    Rms,
+    /// 1.
+    None,
+}
+
+impl Scaling {
+    /// The factor for a matrix of this shape; Burn's linear layers store `[d_in, d_out]`, PyTorch's `[d_out, d_in]`.
+    pub fn factor(self, [rows, columns]: [usize; 2], rows_are_outputs: bool) -> f64 {
+        let (outputs, inputs) = if rows_are_outputs { (rows, columns) } else { (columns, rows) };
+        let ratio = outputs as f64 / inputs as f64;
+        match self {
+            Self::Kj => ratio.max(1.0).sqrt(),
+            Self::Spectral => ratio.sqrt(),
+            Self::Rms => 0.2 * (outputs.max(inputs) as f64).sqrt(),
+            Self::None => 1.0,
+        }
+    }
+}
+
+/// Refuses numbers of steps for which there are no coefficients.
+pub(crate) fn validate(steps: usize, coefficients: Coefficients) -> Result<(), OptimError> {
+    check::at_least_one("ns_steps", steps)?;
+    match coefficients == Coefficients::Varying && steps > VARYING.len() {
+        true => check::refused("ns_steps", steps, "coefficients = varying has 5 sets, one a step"),
+        false => Ok(()),
+    }
+}
+
+/// A matrix with the singular vectors of `x` and singular values near 1, `[rows, columns]` as `x`.
+pub fn newton_schulz(x: Tensor<2>, steps: usize, coefficients: Coefficients) -> Tensor<2> {
+    let [rows, columns] = x.dims();
+    let tall = rows > columns;
+    let size = norm(&x);
+    let x = if tall { x.transpose() } else { x };
+    let mut x = x.div_scalar(size + GUARD);
+    for step in 0..steps {
+        let [a, b, c] = match coefficients {
+            Coefficients::Jordan => JORDAN,
+            Coefficients::Varying => VARYING[step.min(VARYING.len() - 1)],
+        };
+        let y = x.clone().matmul(x.clone().transpose());
+        let y = y.clone().mul_scalar(b) + y.clone().matmul(y).mul_scalar(c);
+        x = x.clone().mul_scalar(a) + y.matmul(x);
+    }
+    if tall { x.transpose() } else { x }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decompose::orthonormal_factor;
+    use crate::host::values;
+    use crate::projector::normal_matrix;
+    use burn::tensor::Device;
+
+    fn near(a: Tensor<2>, b: Tensor<2>, tolerance: f32) {
+        for (a, b) in values(a).iter().zip(values(b)) {
+            assert!((a - b).abs() <= tolerance, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn turns_with_its_argument_and_forgets_its_size() {
+        let device = Device::default();
+        let x = normal_matrix(0, 1, [12, 7], &device);
+        let q = orthonormal_factor(&normal_matrix(0, 2, [12, 12], &device));
+        for coefficients in [Coefficients::Jordan, Coefficients::Varying] {
+            let plain = newton_schulz(x.clone(), 5, coefficients);
+            near(newton_schulz(q.clone().matmul(x.clone()), 5, coefficients), q.clone().matmul(plain.clone()), 1e-5);
+            near(newton_schulz(x.clone().transpose(), 5, coefficients), plain.clone().transpose(), 1e-5);
+            near(newton_schulz(x.clone() * 1e20, 5, coefficients), plain.clone(), 1e-5);
+            near(newton_schulz(x.zeros_like(), 5, coefficients), x.zeros_like(), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_diagonal_follows_the_polynomial() {
+        let (entries, device) = ([0.8f32, 0.5, 0.2], Device::default());
+        let size = entries.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt() + GUARD;
+        let diagonal = Tensor::<2>::from_data([[0.8, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.2]], &device);
+        let result = values(newton_schulz(diagonal, 5, Coefficients::Varying));
+        for (i, entry) in entries.iter().enumerate() {
+            let expected =
+                VARYING.iter().fold(f64::from(*entry) / size, |x, [a, b, c]| a * x + b * x.powi(3) + c * x.powi(5));
+            assert!((f64::from(result[4 * i]) - expected).abs() < 2e-6);
+        }
+        assert!([1, 2, 3, 5, 6, 7].iter().all(|place| result[*place].abs() < 1e-6));
+    }
+}

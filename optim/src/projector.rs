@@ -1,0 +1,278 @@
+//! Choosing the subspace of a gradient.
+
+use std::fmt::Debug;
+
+use burn::tensor::Tensor;
+
+use crate::dct::{Dct, DctBasis};
+use crate::decompose::{leading_directions, orthonormal_factor};
+use crate::elementwise::norm;
+use crate::host::values;
+use crate::projected::{BlockOrder, Norm};
+use crate::random::{generator, normal, sample};
+use crate::subspace::{Subspace, index_tensor};
+use crate::{Place, quantised::QuantisedMatrix};
+
+/// What a projector is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Renewal<'a> {
+    /// The matrix whose subspace is looked for, `[R, C]`: the gradient with what error feedback adds, or a mix of it with the momentum.
+    pub gradient: &'a Tensor<2>,
+    /// Whether the subspace is one of rows (`G P`) and not of columns (`P^T G`).
+    pub right: bool,
+    /// Vectors, or values, to choose.
+    pub rank: usize,
+    /// The subspace so far.
+    pub previous: Option<&'a Subspace>,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Which matrix this is.
+    pub place: Place,
+    /// Renewals of this matrix before this one.
+    pub count: u64,
+}
+
+impl Renewal<'_> {
+    /// Length of the vectors that span the subspace.
+    pub fn side(&self) -> usize {
+        self.gradient.dims()[usize::from(self.right)]
+    }
+}
+
+/// A way to choose the subspace of a gradient.
+pub trait Projector: Debug + Send + Sync {
+    /// The subspace from here on.
+    fn choose(&self, renewal: &Renewal) -> Subspace;
+}
+
+/// Leading singular directions.
+#[derive(Clone, Copy, Debug)]
+pub struct Svd;
+
+impl Projector for Svd {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        Subspace::Dense(leading_directions(renewal.gradient, renewal.rank, renewal.right))
+    }
+}
+
+/// Leading singular directions of both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct TwoSidedSvd;
+
+impl Projector for TwoSidedSvd {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let side = |right| leading_directions(renewal.gradient, renewal.rank, right);
+        Subspace::TwoSided(side(false), side(true))
+    }
+}
+
+/// Columns of a fixed orthonormal basis that carry most of the gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct DctColumns {
+    /// The basis.
+    pub basis: DctBasis,
+    /// Whether coefficients come from a fast Fourier transform.
+    pub fft: bool,
+    /// Score of a basis vector.
+    pub norm: Norm,
+    /// Whether scores are multiplied with the norm of the basis vector.
+    pub weighted: bool,
+}
+
+impl Projector for DctColumns {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let device = renewal.gradient.device();
+        let coefficients = self.coefficients(renewal.gradient, renewal.right);
+        let scores = match self.norm {
+            Norm::L1 => coefficients.abs(),
+            Norm::L2 => coefficients.square(),
+        };
+        let mut scores = values(scores.sum_dim(usize::from(!renewal.right)));
+        if self.weighted {
+            self.weigh(&mut scores);
+        }
+        Subspace::Dct(self.basis, index_tensor(best(&scores, renewal.rank), &device))
+    }
+}
+
+impl DctColumns {
+    /// `G D` on the right, `D^T G` on the left.
+    pub fn coefficients(&self, g: &Tensor<2>, right: bool) -> Tensor<2> {
+        let dct = Dct::of(g.dims()[usize::from(right)]);
+        if !self.fft {
+            let d = dct.tensor(self.basis, &g.device());
+            return if right { g.clone().matmul(d) } else { d.transpose().matmul(g.clone()) };
+        }
+        let rows = if right { g.clone() } else { g.clone().transpose() };
+        let (shape, device) = (rows.dims(), rows.device());
+        let mut values = values(rows);
+        dct.transform_rows(&mut values, self.basis);
+        let rows = Tensor::from_data(burn::tensor::TensorData::new(values, shape), &device);
+        if right { rows } else { rows.transpose() }
+    }
+
+    /// Multiplies each score with the norm of its basis vector, which changes something for the sum of magnitudes alone.
+    fn weigh(&self, scores: &mut [f32]) {
+        let n = scores.len();
+        let d = values(Dct::of(n).tensor(self.basis, &burn::tensor::Device::default()));
+        for (j, score) in scores.iter_mut().enumerate() {
+            let column = (0..n).map(|i| f64::from(d[i * n + j]));
+            *score *= match self.norm {
+                Norm::L1 => column.map(f64::abs).sum::<f64>() as f32,
+                Norm::L2 => column.map(|x| x * x).sum::<f64>().sqrt() as f32,
+            };
+        }
+    }
+}
+
+/// Places of the greatest scores, ascending; of equal ones the lower place.
+pub(crate) fn best(scores: &[f32], count: usize) -> Vec<i32> {
+    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+    let by_score = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, by_score);
+        order.truncate(count);
+    }
+    order.sort_unstable();
+    order.into_iter().map(|place| place as i32).collect()
+}
+
+/// One step of block power iteration from the previous subspace; singular directions at the first renewal.
+#[derive(Clone, Copy, Debug)]
+pub struct PowerIteration;
+
+impl Projector for PowerIteration {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let mut b = renewal.gradient.clone();
+        let size = norm(&b);
+        // Its square is taken below; the subspace does not depend on its size.
+        if size > 1e15 || size < 1e-15 && size > 0.0 {
+            b = b.div_scalar(size);
+        }
+        let previous = renewal.previous.and_then(|previous| previous.columns(renewal.side(), &b.device()));
+        let Some(p) = previous else { return Svd.choose(renewal) };
+        let y = match renewal.right {
+            true => b.clone().transpose().matmul(b.clone().matmul(p)),
+            false => b.clone().matmul(b.clone().transpose().matmul(p)),
+        };
+        Subspace::Dense(orthonormal_factor(&y))
+    }
+}
+
+/// The orthonormal factor of a random matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomOrthonormal;
+
+impl Projector for RandomOrthonormal {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let Renewal { seed, place, count, rank, .. } = *renewal;
+        let draws = Subspace::Gaussian { seed, key: place.key, count, rank };
+        match draws.columns(renewal.side(), &renewal.gradient.device()) {
+            Some(columns) => Subspace::Dense(orthonormal_factor(&columns)),
+            None => Subspace::Nothing,
+        }
+    }
+}
+
+/// A random matrix that is not orthonormal and is not stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Gaussian;
+
+impl Projector for Gaussian {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let Renewal { seed, place, count, rank, .. } = *renewal;
+        Subspace::Gaussian { seed, key: place.key, count, rank }
+    }
+}
+
+/// Random columns or rows of the matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomCoordinates;
+
+impl Projector for RandomCoordinates {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let mut rng = generator(renewal.seed, renewal.place.key, renewal.count);
+        let chosen = sample(&mut rng, renewal.side(), renewal.rank);
+        Subspace::Coordinates(index_tensor(chosen, &renewal.gradient.device()))
+    }
+}
+
+/// Random single values of the matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomEntries;
+
+impl Projector for RandomEntries {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let mut rng = generator(renewal.seed, renewal.place.key, renewal.count);
+        let chosen = sample(&mut rng, renewal.gradient.shape().num_elements(), renewal.rank);
+        Subspace::Entries(index_tensor(chosen, &renewal.gradient.device()))
+    }
+}
+
+/// The whole of some matrices and nothing of the others, in turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks {
+    /// Share of matrices that are active.
+    pub density: f64,
+    /// In which order they take their turn.
+    pub order: BlockOrder,
+}
+
+impl Blocks {
+    /// Matrices that are active at a time.
+    pub fn active(&self, count: usize) -> usize {
+        (self.density * count as f64).round() as usize
+    }
+}
+
+impl Projector for Blocks {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        let (count, number) = (renewal.place.count.max(1), renewal.place.number);
+        let active = self.active(count);
+        // Turns before this renewal; the cursor wraps around.
+        let start = |each: usize| (renewal.count as usize).wrapping_mul(each);
+        let within = |place: usize, start: usize, length: usize, each: usize| {
+            (place + length - start % length.max(1)) % length.max(1) < each
+        };
+        let chosen = match self.order {
+            BlockOrder::Ascending => within(number, start(active), count, active),
+            BlockOrder::Descending => within(count - 1 - number, start(active), count, active),
+            BlockOrder::Random => {
+                // The same draw for every matrix: its number and not its key.
+                let draw = sample(&mut generator(renewal.seed, u64::MAX, renewal.count), count, active);
+                draw.binary_search(&(number as i32)).is_ok()
+            }
+            BlockOrder::Mirror => {
+                let from_end = number.min(count - 1 - number);
+                within(from_end, start(active / 2), count / 2, active / 2)
+            }
+        };
+        if chosen { Subspace::Whole } else { Subspace::Nothing }
+    }
+}
+
+/// A projector whose columns are stored as small integers.
+#[derive(Debug)]
+pub struct Rounded<P> {
+    /// What chooses them.
+    pub projector: P,
+    /// Bits of an integer.
+    pub bits: u32,
+    /// Values that share a scale.
+    pub group: usize,
+}
+
+impl<P: Projector> Projector for Rounded<P> {
+    fn choose(&self, renewal: &Renewal) -> Subspace {
+        match self.projector.choose(renewal) {
+            Subspace::Dense(columns) => Subspace::Quantised(QuantisedMatrix::of(columns, self.bits, self.group)),
+            other => other,
+        }
+    }
+}
+
+/// Draws of a normal distribution, `[n, r]`: where an iteration starts.
+pub(crate) fn normal_matrix(seed: u64, key: u64, shape: [usize; 2], device: &burn::tensor::Device) -> Tensor<2> {
+    let draws = normal(&mut generator(seed, key, 0), shape[0] * shape[1]);
+    Tensor::from_data(burn::tensor::TensorData::new(draws, shape), device)
+}

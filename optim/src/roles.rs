@@ -1,0 +1,273 @@
+//! Which parameters of a module a low-rank optimizer is meant for.
+
+use std::fmt;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
+use burn::optim::ModuleOptimizer;
+use burn::tensor::Tensor;
+use regex::Regex;
+
+use crate::matrix::Place;
+use crate::random::key_of;
+use crate::registry::MethodConfig;
+use crate::{OptimError, StateMeter};
+
+/// What a parameter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A matrix inside the model.
+    Hidden,
+    /// A matrix that turns ids into vectors.
+    Embedding,
+    /// The last matrix, which gives the outputs.
+    Head,
+    /// Any other matrix that a pattern took out.
+    Excluded,
+    /// Not a matrix: norms, biases, kernels of convolutions.
+    Other,
+}
+
+/// A parameter with its role.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Path in the module.
+    pub path: String,
+    /// Id.
+    pub id: ParamId,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// The parameters of a module by role, to give its hidden matrices another optimizer than the rest.
+///
+/// A matrix is an embedding when it lies in a module `Embedding` or in a field `embed...`, `wte` or `wpe`; the head when it lies in a field
+/// `lm_head`, `head`, `output`, `classifier`, `score`, `unembed...`; else hidden. Patterns decide otherwise.
+///
+/// ```no_run
+/// # use lowrank_optim::{DctAdamWConfig, HiddenMatrices, StateMeter};
+/// # fn example(model: burn::nn::Linear) -> Result<(), lowrank_optim::OptimError> {
+/// let hidden = HiddenMatrices::of(&model).excluding("gate")?;
+/// let mut optimizer = hidden.optimizer(&DctAdamWConfig::new(64), &StateMeter::new())?;
+/// println!("{hidden}");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct HiddenMatrices {
+    parameters: Vec<Parameter>,
+}
+
+impl HiddenMatrices {
+    /// Looks at all parameters of a module.
+    pub fn of<M: Module>(module: &M) -> Self {
+        let mut finder = Finder::default();
+        module.visit(&mut finder);
+        Self { parameters: finder.found }
+    }
+
+    /// Counts matrices whose path matches as hidden.
+    pub fn including(self, pattern: &str) -> Result<Self, OptimError> {
+        self.turn(pattern, "include", Role::Hidden)
+    }
+
+    /// Counts matrices whose path matches as not hidden.
+    pub fn excluding(self, pattern: &str) -> Result<Self, OptimError> {
+        self.turn(pattern, "exclude", Role::Excluded)
+    }
+
+    fn turn(mut self, pattern: &str, option: &'static str, role: Role) -> Result<Self, OptimError> {
+        let refuse = |reason: String| OptimError::Value { option, value: pattern.to_string(), reason };
+        let regex = Regex::new(pattern).map_err(|error| refuse(error.to_string()))?;
+        let mut matched = 0;
+        for parameter in self.parameters.iter_mut().filter(|parameter| regex.is_match(&parameter.path)) {
+            if parameter.shape.len() == 2 {
+                parameter.role = role;
+                matched += 1;
+            }
+        }
+        if matched == 0 {
+            let paths: Vec<&str> = self.matrices().map(|parameter| parameter.path.as_str()).take(8).collect();
+            return Err(refuse(format!("no matrix has such a path; there are {}", paths.join(", "))));
+        }
+        Ok(self)
+    }
+
+    /// All parameters.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().filter(|parameter| parameter.shape.len() == 2)
+    }
+
+    fn hidden(&self) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().filter(|parameter| parameter.role == Role::Hidden)
+    }
+
+    /// The group of hidden matrices, for [`ModuleOptimizer::with_group`]; that there are none is an error.
+    pub fn group(&self) -> Result<ParamGroup, OptimError> {
+        let ids: Vec<ParamId> = self.hidden().map(|parameter| parameter.id).collect();
+        if ids.is_empty() {
+            return Err(OptimError::NothingToProject { paths: self.paths() });
+        }
+        Ok(ParamGroup::from_ids(ids))
+    }
+
+    fn paths(&self) -> String {
+        let paths: Vec<String> = self.parameters.iter().map(|p| format!("{} {:?}", p.path, p.shape)).take(8).collect();
+        paths.join(", ")
+    }
+
+    /// The optimizer of the module: the method for hidden matrices, AdamW of the same kind for everything else, with decay for matrices alone.
+    /// States report to the meter. Random draws are told apart by the paths of matrices, whatever the order of steps.
+    pub fn optimizer<C: MethodConfig>(&self, config: &C, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
+        self.group()?;
+        let shapes: Vec<[usize; 2]> = self.hidden().map(|p| [p.shape[0], p.shape[1]]).collect();
+        if !shapes.iter().any(|shape| config.takes(*shape)) {
+            return Err(OptimError::NothingFits { shapes: format!("{:?}", shapes.iter().max()) });
+        }
+        let others = config.others();
+        let decaying: Vec<ParamId> = self.matrices().map(|parameter| parameter.id).collect();
+        let mut optimizer = ModuleOptimizer::from(others.clone().with_weight_decay(0.0).build())
+            .with_group(ParamGroup::all(), meter.watch(others.clone().with_weight_decay(0.0).build()), None)
+            .with_group(ParamGroup::from_ids(decaying), meter.watch(others.build()), None);
+        let count = shapes.len();
+        for (number, parameter) in self.hidden().enumerate() {
+            let place = Place { key: key_of(&parameter.path), number, count };
+            let method = meter.watch(C::at(config.optimizer()?, place));
+            optimizer = optimizer.with_group(ParamGroup::from_ids(vec![parameter.id]), method, None);
+        }
+        Ok(optimizer)
+    }
+
+    /// One line a parameter: path, shape, and whether the method or AdamW steps it.
+    pub fn report<C: MethodConfig>(&self, config: &C, name: &str) -> Vec<String> {
+        let line = |parameter: &Parameter| {
+            let who = match (parameter.role, parameter.shape.as_slice()) {
+                (Role::Hidden, [rows, columns]) if config.takes([*rows, *columns]) => name.to_string(),
+                (Role::Hidden, _) => format!("adamw (its projected side is smaller than the rank of {name})"),
+                _ => "adamw".to_string(),
+            };
+            format!("{} {:?} {}: {who}", parameter.path, parameter.shape, parameter.role)
+        };
+        self.parameters.iter().map(line).collect()
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hidden => "hidden matrix",
+            Self::Embedding => "embedding",
+            Self::Head => "head",
+            Self::Excluded => "excluded matrix",
+            Self::Other => "no matrix",
+        })
+    }
+}
+
+impl fmt::Display for HiddenMatrices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for parameter in &self.parameters {
+            writeln!(f, "{} {:?} {}", parameter.path, parameter.shape, parameter.role)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Finder {
+    path: Vec<(String, bool)>,
+    found: Vec<Parameter>,
+}
+
+impl Finder {
+    fn role(&self) -> Role {
+        let named = |words: &[&str], starts: &[&str]| {
+            let is = |part: &str| words.contains(&part) || starts.iter().any(|start| part.starts_with(start));
+            self.path.iter().any(|(part, _)| is(part))
+        };
+        let in_embedding = self.path.iter().any(|(_, embedding)| *embedding);
+        if in_embedding || named(&["wte", "wpe"], &["embed"]) {
+            return Role::Embedding;
+        }
+        if named(&["lm_head", "head", "output", "classifier", "score"], &["unembed"]) {
+            return Role::Head;
+        }
+        Role::Hidden
+    }
+}
+
+impl ModuleVisitor for Finder {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        // The container is the type whose field this is.
+        self.path.push((name.to_string(), container.ends_with(":Embedding")));
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".");
+        let role = if D == 2 { self.role() } else { Role::Other };
+        self.found.push(Parameter { path, id: param.id, shape: param.shape().as_slice().to_vec(), role });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GaLoreConfig;
+    use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    #[derive(Module, Debug)]
+    struct Classifier {
+        words: Embedding,
+        layers: Vec<Linear>,
+        norm: LayerNorm,
+        head: Linear,
+    }
+
+    fn classifier() -> Classifier {
+        let device = Device::default();
+        Classifier {
+            words: EmbeddingConfig::new(20, 8).init(&device),
+            layers: (0..2).map(|_| LinearConfig::new(8, 8).init(&device)).collect(),
+            norm: LayerNormConfig::new(8).init(&device),
+            head: LinearConfig::new(8, 3).init(&device),
+        }
+    }
+
+    fn hidden(matrices: &HiddenMatrices) -> Vec<&str> {
+        matrices.hidden().map(|parameter| parameter.path.as_str()).collect()
+    }
+
+    #[test]
+    fn roles_follow_types_and_names_and_patterns_win() {
+        let all = HiddenMatrices::of(&classifier());
+        assert_eq!(hidden(&all), ["layers.0.weight", "layers.1.weight"]);
+        let role = |path: &str| all.parameters.iter().find(|p| p.path == path).unwrap().role;
+        assert_eq!(role("words.weight"), Role::Embedding);
+        assert_eq!(role("head.weight"), Role::Head);
+        assert_eq!(role("layers.0.bias"), Role::Other);
+        let fewer = all.clone().excluding(r"layers\.0").unwrap().including("head").unwrap();
+        assert_eq!(hidden(&fewer), ["layers.1.weight", "head.weight"]);
+        assert!(all.to_string().contains("words.weight [20, 8] embedding"));
+    }
+
+    #[test]
+    fn matching_nothing_is_an_error() {
+        let all = HiddenMatrices::of(&classifier());
+        assert!(all.clone().excluding("attention").unwrap_err().to_string().contains("layers.0.weight"));
+        assert!(all.clone().including("(").is_err());
+        let none = all.clone().excluding("layers").unwrap();
+        assert!(none.group().unwrap_err().to_string().contains("words.weight"));
+        let meter = StateMeter::new();
+        assert!(all.optimizer(&GaLoreConfig::new(9), &meter).is_err(), "no matrix has a side of 9");
+        assert!(all.optimizer(&GaLoreConfig::new(8), &meter).is_ok());
+    }
+}
