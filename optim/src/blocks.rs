@@ -71,30 +71,39 @@ impl DynamicMap {
         code + u8::from(self.middles[usize::from(code)] < x)
     }
 
-    /// The code of a moment's value: the sign survives, a positive value may become 0. With `keep_positive`, it does not.
-    #[inline]
-    fn code(&self, x: f32, keep_positive: bool) -> u8 {
-        let code = self.nearest(x);
-        let value = self.values[usize::from(code)];
-        match self.signed {
-            true if x < 0.0 && value >= 0.0 => code - 1,
-            true if x > 0.0 && value < 0.0 => code + 1,
-            _ => code + u8::from(keep_positive && x > 0.0 && value == 0.0),
-        }
-    }
-
-    /// Codes of one block; gives its largest magnitude.
-    pub fn encode(&self, values: &[f32], codes: &mut [u8], keep_positive: bool) -> f32 {
-        // The square of a huge gradient is infinite, and infinity times code 0 is not a number.
-        let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs())).min(f32::MAX);
+    /// Codes of one block; gives its largest magnitude. The sign of a first moment survives, though a positive one may become 0; with
+    /// `keep_positive` a positive second moment does not.
+    pub fn encode(&self, values: &mut [f32], codes: &mut [u8], keep_positive: bool) -> f32 {
+        let largest = pulp::Arch::new().dispatch(|| {
+            const LANES: usize = 16;
+            let mut lanes = [0f32; LANES];
+            let (chunks, rest) = values.as_chunks::<LANES>();
+            for chunk in chunks {
+                for (lane, value) in lanes.iter_mut().zip(chunk) {
+                    *lane = if value.abs() > *lane { value.abs() } else { *lane };
+                }
+            }
+            let largest = lanes.iter().chain(rest).fold(0f32, |largest, value| largest.max(value.abs()));
+            // The square of a huge gradient is infinite, and infinity times code 0 is not a number.
+            let largest = largest.min(f32::MAX);
+            for value in values.iter_mut() {
+                // A quotient and not a product with 1 / largest, which is infinite for denormal numbers.
+                *value = value.clamp(-f32::MAX, f32::MAX) / largest;
+            }
+            largest
+        });
         if largest == 0.0 {
-            let zero = self.nearest(0.0);
-            codes.fill(zero);
+            codes.fill(self.nearest(0.0));
             return 0.0;
         }
-        for (code, value) in codes.iter_mut().zip(values) {
-            // A quotient and not a product with 1 / largest, which is infinite for denormal numbers.
-            *code = self.code(value.clamp(-f32::MAX, f32::MAX) / largest, keep_positive);
+        let zero = self.nearest(0.0);
+        for (code, value) in codes.iter_mut().zip(values.iter()) {
+            let nearest = self.nearest(*value);
+            let lost = nearest == zero && *value != 0.0;
+            *code = match self.signed {
+                true => nearest - u8::from(lost && *value < 0.0),
+                false => nearest + u8::from(lost && keep_positive),
+            };
         }
         largest
     }
@@ -110,10 +119,11 @@ impl DynamicMap {
 
 /// Codes and largest magnitudes of all blocks of `values`.
 pub fn quantise(map: &DynamicMap, values: &[f32], block: usize, keep_positive: bool) -> (Vec<u8>, Vec<f32>) {
+    let mut values = values.to_vec();
     let mut codes = vec![0; values.len()];
     let mut largest = vec![0.0; values.len().div_ceil(block)];
     values
-        .par_chunks(block)
+        .par_chunks_mut(block)
         .zip(codes.par_chunks_mut(block))
         .zip(&mut largest)
         .for_each(|((values, codes), largest)| *largest = map.encode(values, codes, keep_positive));

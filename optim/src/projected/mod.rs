@@ -4,6 +4,8 @@ mod config;
 mod fused;
 mod state;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use config::{
     BlockOrder, Granularity, Inner, Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States, Target,

@@ -1,5 +1,6 @@
 //! The commands of the program.
 
+mod compare;
 mod eval;
 mod generate;
 mod inspect;
@@ -30,6 +31,7 @@ enum Command {
     Eval(eval::Args),
     Inspect(inspect::Args),
     Methods(methods::Args),
+    Compare(compare::Args),
 }
 
 /// Parses the arguments of the process, runs the command and tells what went wrong.
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Methods(args) => methods::run(args),
+        Command::Compare(args) => compare::run(args),
     };
     match done {
         Ok(code) => code,
