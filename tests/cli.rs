@@ -32,6 +32,8 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ("optimizer.beta_1=1.5", ["beta_1", "1.5"]),
         ("optimizer.exclude=attn[", ["exclude", "attn["]),
         ("optimizer.include=attention", ["include", "model.layers.0"]),
+        ("model.parameterization=sparse", ["sparse", "sltrain"]),
+        ("model.rank=4", ["model.rank", "dense"]),
         ("train.device=tpu", ["tpu", "cuda"]),
         ("train.device=cuda", ["cuda", "--features cuda"]),
         ("train.seq_len=129", ["129", "128 positions"]),
@@ -45,6 +47,21 @@ fn bad_settings_are_refused_and_leave_nothing() {
         let output = shop.run(&shop.tiny("run", &["--steps", "3", "--set", setting]));
         refused(&output, &parts);
         assert!(!shop.path("run").exists(), "{setting} left a folder");
+    }
+    for (settings, parts) in [
+        (vec!["model.parameterization=sltrain", "model.rank=0"], ["rank", "at least 1"]),
+        (vec!["model.parameterization=sltrain", "model.rank=1000"], ["1000", "smaller side, 32"]),
+        (vec!["model.parameterization=sltrain", "model.rank=4", "model.density=1"], ["density", "below 1"]),
+        (vec!["model.parameterization=sltrain", "model.rank=4", "model.density=0.0001"], ["density", "less than one"]),
+        (vec!["model.parameterization=sltrain", "model.rank=4", "model.alpha=0"], ["alpha", "greater than 0"]),
+        (vec!["model.parameterization=cola", "model.rank=4", "model.alpha=3"], ["model.alpha", "cola"]),
+        (vec!["model.parameterization=low_rank", "model.rank=4", "model.init=svd"], ["svd", "spectral"]),
+        (vec!["model.parameterization=lost", "model.rank=4", "model.gamma=2"], ["gamma", "from 0 to 1"]),
+        (vec!["optimizer.name=galore", "optimizer.rank=1000"], ["rank", "larger than"]),
+    ] {
+        let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        refused(&shop.run(&shop.tiny("run", &[&["--steps", "3"], &more[..]].concat())), &parts);
+        assert!(!shop.path("run").exists(), "{settings:?} left a folder");
     }
     refused(&shop.run(&["pretrain", "--steps", "many"]), &["--steps", "many"]);
     refused(&shop.run(&["pretrain", "--config", "missing.toml"]), &["missing.toml"]);

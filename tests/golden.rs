@@ -11,6 +11,8 @@ mod dct;
 mod llama;
 #[path = "golden_momentum.rs"]
 mod momentum;
+#[path = "golden_parameterizations.rs"]
+mod parameterizations;
 #[path = "golden_projected.rs"]
 mod projected;
 
@@ -35,6 +37,8 @@ fn runner(method: &str) -> Option<Runner> {
         "ldadam" => Some(projected::ldadam),
         "llama" => Some(llama::run),
         "muon" => Some(momentum::muon),
+        "pretraining-parameterisations" => Some(parameterizations::others),
+        "sltrain" => Some(parameterizations::sltrain),
         "trion" => Some(momentum::trion),
         _ => None,
     }

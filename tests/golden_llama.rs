@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
-use lowrank_models::{Layout, Llama, LlamaConfig, ModelError, WeightSource, ids_tensor};
-use lowrank_optim::AdamWConfig;
+use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource, ids_tensor};
 use lowrank_optim::rules::GlobalNormClip;
+use lowrank_optim::{AdamWConfig, ModulePath};
 
 use super::case::{Array, Case, Outcome};
 
@@ -73,18 +73,22 @@ struct Weights<'a> {
 }
 
 impl WeightSource for Weights<'_> {
-    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError> {
-        let values = self.gain(path, shape[0] * shape[1])?;
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError> {
+        let values = self.vector(path, shape[0] * shape[1], init)?;
         Ok(match layout {
             Layout::AsStored => values,
             Layout::Transposed => transpose(&values, shape[1], shape[0]),
         })
     }
 
-    fn gain(&mut self, path: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+    fn vector(&mut self, path: &str, len: usize, _: Init) -> Result<Vec<f32>, ModelError> {
         let array = self.case.array(&format!("{}{path}", self.prefix)).map_err(ModelError::Config)?;
         assert_eq!(array.values.len(), len, "{path}");
         Ok(array.f32())
+    }
+
+    fn positions(&mut self, _: &str, _: usize, _: usize, _: Option<Choose>) -> Result<Vec<i32>, ModelError> {
+        unreachable!("a dense model has no positions")
     }
 }
 
@@ -100,18 +104,15 @@ fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 fn values_of(model: &Llama, grads: Option<&GradientsParams>) -> BTreeMap<String, Vec<f32>> {
     struct Collector<'a> {
         grads: Option<&'a GradientsParams>,
-        path: Vec<String>,
-        linear: usize,
+        path: ModulePath,
         values: BTreeMap<String, Vec<f32>>,
     }
     impl ModuleVisitor for Collector<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.push(name.to_string());
-            self.linear += usize::from(container == "Struct:Linear");
+            self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.path.pop();
-            self.linear -= usize::from(container == "Struct:Linear");
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let tensor = match self.grads {
@@ -120,11 +121,12 @@ fn values_of(model: &Llama, grads: Option<&GradientsParams>) -> BTreeMap<String,
             };
             let dims = tensor.dims();
             let values = host(tensor);
-            let values = if self.linear > 0 { transpose(&values, dims[0], dims[1]) } else { values };
-            self.values.insert(self.path.join("."), values);
+            let linear = self.path.containers().any(|container| container == "Struct:Dense");
+            let values = if linear { transpose(&values, dims[0], dims[1]) } else { values };
+            self.values.insert(self.path.joined(), values);
         }
     }
-    let mut collector = Collector { grads, path: Vec::new(), linear: 0, values: BTreeMap::new() };
+    let mut collector = Collector { grads, path: ModulePath::default(), values: BTreeMap::new() };
     model.visit(&mut collector);
     collector.values
 }

@@ -6,6 +6,7 @@ mod program;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_optim::registry::METHODS;
 use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary, tensors};
 
@@ -49,6 +50,30 @@ fn a_killed_run_resumes_with_the_same_bits() {
             more.extend(["--set", "optimizer.min_8bit_size=0"]);
         }
         resumes_with_the_same_bits(&shop, &more);
+    }
+}
+
+#[test]
+fn every_parameterization_resumes_exports_and_generates() {
+    for method in PARAMETERIZATIONS.iter().filter(|method| method.name != "dense") {
+        let shop = Workshop::new(40);
+        let mut more = vec!["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
+        more.extend(["--parameterization", method.name, "--set", "model.rank=6", "--set", "optimizer.weight_decay=0"]);
+        resumes_with_the_same_bits(&shop, &more);
+        let last = checkpoints(&shop.path("whole")).pop().expect("a checkpoint");
+        let last = last.to_str().expect("a path");
+        succeeded(shop.run(&["inspect", last]));
+        let text =
+            |model: &str| succeeded(shop.run(&["generate", "--model", model, "--greedy", "--tokens", "20"])).stdout;
+        let export = shop.run(&["export", "--model", last, "--out", "dense"]);
+        if method.options.iter().any(|(option, ..)| ["keep_gate", "gamma"].contains(option)) {
+            assert_eq!(export.status.code(), Some(2));
+            assert!(stderr(&export).contains("non-linearity") && !shop.path("dense").exists(), "{}", stderr(&export));
+        } else {
+            succeeded(export);
+            assert_eq!(text("dense"), text(last), "{}", method.name);
+            assert_eq!(shop.run(&["export", "--model", last, "--out", "dense"]).status.code(), Some(2), "it exists");
+        }
     }
 }
 

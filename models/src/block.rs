@@ -43,6 +43,19 @@ impl DecoderBlock {
         })
     }
 
+    /// The seven linear layers by their names.
+    pub fn linears(&self) -> [(&'static str, &Linear); 7] {
+        [
+            ("self_attn.q_proj", &self.self_attn.q_proj),
+            ("self_attn.k_proj", &self.self_attn.k_proj),
+            ("self_attn.v_proj", &self.self_attn.v_proj),
+            ("self_attn.o_proj", &self.self_attn.o_proj),
+            ("mlp.gate_proj", &self.mlp.gate_proj),
+            ("mlp.up_proj", &self.mlp.up_proj),
+            ("mlp.down_proj", &self.mlp.down_proj),
+        ]
+    }
+
     /// `x [batch, positions, hidden_size]` to the same shape.
     pub fn forward(&self, x: Tensor<3>, context: &BlockContext) -> Tensor<3> {
         self.around(x, |attention, normed| {
@@ -88,11 +101,14 @@ impl Attention {
         let hidden = config.hidden_size;
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
+        let mut linear = |name: &str, d_in, d_out| {
+            Linear::build(builder, &format!("{path}.{name}"), d_in, d_out, &config.parameterization)
+        };
         Ok(Self {
-            q_proj: Linear::build(builder, &format!("{path}.q_proj"), hidden, queries)?,
-            k_proj: Linear::build(builder, &format!("{path}.k_proj"), hidden, keys)?,
-            v_proj: Linear::build(builder, &format!("{path}.v_proj"), hidden, keys)?,
-            o_proj: Linear::build(builder, &format!("{path}.o_proj"), queries, hidden)?,
+            q_proj: linear("q_proj", hidden, queries)?,
+            k_proj: linear("k_proj", hidden, keys)?,
+            v_proj: linear("v_proj", hidden, keys)?,
+            o_proj: linear("o_proj", queries, hidden)?,
             head_dim: config.head_dim,
         })
     }
@@ -130,22 +146,29 @@ pub struct Mlp {
     pub up_proj: Linear,
     /// Output.
     pub down_proj: Linear,
+    #[module(skip)]
+    keep_gate: bool,
 }
 
 impl Mlp {
     fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let mut linear = |name: &str, d_in, d_out| {
+            Linear::build(builder, &format!("{path}.{name}"), d_in, d_out, &config.parameterization)
+        };
         Ok(Self {
-            gate_proj: Linear::build(builder, &format!("{path}.gate_proj"), hidden, inner)?,
-            up_proj: Linear::build(builder, &format!("{path}.up_proj"), hidden, inner)?,
-            down_proj: Linear::build(builder, &format!("{path}.down_proj"), inner, hidden)?,
+            gate_proj: linear("gate_proj", hidden, inner)?,
+            up_proj: linear("up_proj", hidden, inner)?,
+            down_proj: linear("down_proj", inner, hidden)?,
+            keep_gate: config.parameterization.keeps_gate(),
         })
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, positions, hidden] = x.dims();
         let rows = x.reshape([batch * positions, hidden]);
-        let inner = ops::swiglu(self.gate_proj.forward(rows.clone()), self.up_proj.forward(rows));
+        let (gate, up) = (self.gate_proj.forward(rows.clone()), self.up_proj.forward(rows));
+        let inner = if self.keep_gate { ops::swiglu(gate, up) } else { gate * up };
         self.down_proj.forward(inner).reshape([batch, positions, hidden])
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
+use crate::linear::Parameterization;
 
 /// Shape and constants of a LLaMA model.
 ///
@@ -34,6 +35,13 @@ pub struct LlamaConfig {
     pub tie_word_embeddings: bool,
     /// Standard deviation of the normal distribution that weights start from.
     pub initializer_range: f64,
+    /// What the linear layers of the blocks hold.
+    #[serde(default, skip_serializing_if = "is_dense")]
+    pub parameterization: Parameterization,
+}
+
+fn is_dense(parameterization: &Parameterization) -> bool {
+    *parameterization == Parameterization::Dense
 }
 
 /// Shapes used by the papers on memory-efficient pretraining: name, hidden, intermediate, heads, layers, positions.
@@ -81,6 +89,7 @@ impl LlamaConfig {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             initializer_range: 0.02,
+            parameterization: Parameterization::Dense,
         })
     }
 
@@ -118,6 +127,7 @@ impl LlamaConfig {
         if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
             return refuse(format!("initializer_range is {}; it must be 0 or greater", self.initializer_range));
         }
+        self.parameterization.validate()?;
         Ok(())
     }
 
@@ -139,11 +149,24 @@ impl LlamaConfig {
             + self.hidden_size
     }
 
-    /// Values in the seven matrices of one block.
+    /// Trained values in place of the seven matrices of one block.
     pub fn block_matrices(&self) -> usize {
+        self.block_shapes().map(|[d_in, d_out]| self.parameterization.values(d_in, d_out)).sum()
+    }
+
+    /// Positions of sparse parts in the whole model, which are stored but not trained.
+    pub fn positions(&self) -> usize {
+        let block: usize = self.block_shapes().map(|[d_in, d_out]| self.parameterization.positions(d_in, d_out)).sum();
+        self.num_hidden_layers * block
+    }
+
+    /// `[d_in, d_out]` of the seven linear layers of a block.
+    pub fn block_shapes(&self) -> impl Iterator<Item = [usize; 2]> {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let queries = self.num_attention_heads * self.head_dim;
         let keys = self.num_key_value_heads * self.head_dim;
-        self.hidden_size * (2 * queries + 2 * keys + 3 * self.intermediate_size)
+        let attention = [[hidden, queries], [hidden, keys], [hidden, keys], [queries, hidden]];
+        attention.into_iter().chain([[hidden, inner], [hidden, inner], [inner, hidden]])
     }
 }
 

@@ -4,6 +4,8 @@
 //! Generalized Multi-Query Transformer Models from Multi-Head Checkpoints" (arXiv 2305.13245). Fields carry the names of Hugging Face's
 //! implementation, so that the path of a parameter is its name in a model file.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -11,10 +13,10 @@ use crate::block::{BlockContext, DecoderBlock};
 use crate::cache::KvCache;
 use crate::config::LlamaConfig;
 use crate::error::ModelError;
-use crate::linear::Linear;
+use crate::linear::{Dense, Parameterization};
 use crate::norm::RmsNorm;
 use crate::ops::{self, Rotary};
-use crate::weights::{Builder, Layout, RandomWeights, WeightSource};
+use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource};
 
 /// Token embedding.
 #[derive(Module, Debug)]
@@ -40,7 +42,7 @@ pub struct Llama {
     /// Embedding, blocks and final norm.
     pub model: LlamaBody,
     /// Output head `[hidden_size, vocab_size]`; none when the embedding serves as head.
-    pub lm_head: Option<Linear>,
+    pub lm_head: Option<Dense>,
     #[module(skip)]
     config: LlamaConfig,
 }
@@ -57,16 +59,47 @@ impl Llama {
         config.validate()?;
         let mut builder = Builder { source, device };
         let table = [config.vocab_size, config.hidden_size];
-        let embed_tokens = Embedding { weight: builder.matrix("model.embed_tokens.weight", table, Layout::AsStored)? };
+        let embed_tokens =
+            Embedding { weight: builder.matrix("model.embed_tokens.weight", table, Layout::AsStored, Init::Standard)? };
         let layers = (0..config.num_hidden_layers)
             .map(|layer| DecoderBlock::build(&mut builder, &format!("model.layers.{layer}"), config))
             .collect::<Result<_, _>>()?;
         let norm = RmsNorm::build(&mut builder, "model.norm", config)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
-            false => Some(Linear::build(&mut builder, "lm_head", config.hidden_size, config.vocab_size)?),
+            false => Some(Dense::build(&mut builder, "lm_head", config.hidden_size, config.vocab_size)?),
         };
         Ok(Self { model: LlamaBody { embed_tokens, layers, norm }, lm_head, config: config.clone() })
+    }
+
+    /// The same model with dense weights, which other programs read. Refused where no dense weight gives the same outputs.
+    pub fn to_dense(&self, device: &Device) -> Result<Self, ModelError> {
+        let mut weights = BTreeMap::new();
+        for (layer, block) in self.model.layers.iter().enumerate() {
+            for (name, linear) in block.linears() {
+                let dense = linear.to_dense().ok_or_else(|| {
+                    ModelError::Config(format!(
+                        "{} has a non-linearity between its factors: no dense weight gives the same outputs",
+                        self.config.parameterization.name()
+                    ))
+                })?;
+                weights.insert(format!("model.layers.{layer}.{name}.weight"), dense);
+            }
+            let norms = [
+                ("input_layernorm", &block.input_layernorm),
+                ("post_attention_layernorm", &block.post_attention_layernorm),
+            ];
+            for (name, norm) in norms {
+                weights.insert(format!("model.layers.{layer}.{name}.weight"), norm.weight.val().inner().unsqueeze());
+            }
+        }
+        weights.insert("model.norm.weight".into(), self.model.norm.weight.val().inner().unsqueeze());
+        weights.insert("model.embed_tokens.weight".into(), self.model.embed_tokens.weight.val().inner());
+        if let Some(head) = &self.lm_head {
+            weights.insert("lm_head.weight".into(), head.weight.val().inner());
+        }
+        let config = LlamaConfig { parameterization: Parameterization::Dense, ..self.config.clone() };
+        Self::build(&config, &mut Given { weights }, device)
     }
 
     /// The configuration the model was built from.
@@ -137,6 +170,36 @@ impl Llama {
 
     fn rotary(&self, positions: usize, device: &Device) -> Rotary {
         Rotary::new(self.config.head_dim, positions, self.config.rope_theta, device)
+    }
+}
+
+/// Weights of another model, in the model's own order.
+struct Given {
+    weights: BTreeMap<String, Tensor<2>>,
+}
+
+impl Given {
+    fn take(&mut self, path: &str) -> Result<Vec<f32>, ModelError> {
+        let weight = self.weights.remove(path);
+        let weight = weight.ok_or_else(|| ModelError::Config(format!("{path} is missing in the other model")))?;
+        match weight.into_data().convert::<f32>().try_into_vec() {
+            Ok(values) => Ok(values),
+            Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+        }
+    }
+}
+
+impl WeightSource for Given {
+    fn matrix(&mut self, path: &str, _: [usize; 2], _: Layout, _: Init) -> Result<Vec<f32>, ModelError> {
+        self.take(path)
+    }
+
+    fn vector(&mut self, path: &str, _: usize, _: Init) -> Result<Vec<f32>, ModelError> {
+        self.take(path)
+    }
+
+    fn positions(&mut self, path: &str, _: usize, _: usize, _: Option<Choose>) -> Result<Vec<i32>, ModelError> {
+        Err(ModelError::Config(format!("{path}: a dense model has no positions")))
     }
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use crate::config::LlamaConfig;
 use crate::error::ModelError;
 use crate::ops;
-use crate::weights::Builder;
+use crate::weights::{Builder, Init};
 
 /// RMS norm over the last dimension, with a gain.
 #[derive(Module, Debug)]
@@ -19,7 +19,10 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     pub(crate) fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
-        Ok(Self { weight: builder.gain(&format!("{path}.weight"), config.hidden_size)?, eps: config.rms_norm_eps })
+        Ok(Self {
+            weight: builder.vector(&format!("{path}.weight"), config.hidden_size, Init::Constant(1.0))?,
+            eps: config.rms_norm_eps,
+        })
     }
 
     /// `x [.., hidden_size]`, any number of leading dimensions.

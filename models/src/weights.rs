@@ -1,7 +1,7 @@
 //! Where the first values of a model's parameters come from: random numbers or a file.
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -20,11 +20,37 @@ pub enum Layout {
 ///
 /// Paths are the names of Hugging Face's files, such as `model.layers.0.self_attn.q_proj.weight`; shapes are the model's.
 pub trait WeightSource {
-    /// Values of a matrix in row-major order, `shape` as the model stores it.
-    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError>;
-    /// Values of the gain vector of a norm.
-    fn gain(&mut self, path: &str, len: usize) -> Result<Vec<f32>, ModelError>;
+    /// Values of a matrix in row-major order, `shape` as the model stores it; `init` says how a new model begins.
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError>;
+    /// Values of a vector.
+    fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError>;
+    /// `count` different positions below `below`, ascending; by lot unless `chosen` gives those of a new model.
+    fn positions(
+        &mut self,
+        path: &str,
+        count: usize,
+        below: usize,
+        chosen: Option<Choose>,
+    ) -> Result<Vec<i32>, ModelError>;
 }
+
+/// How a parameter of a new model begins.
+#[derive(Clone, Copy)]
+pub enum Init<'a> {
+    /// Normal with the model's deviation.
+    Standard,
+    /// Normal with this deviation.
+    Normal(f64),
+    /// Uniform between plus and minus this.
+    Uniform(f64),
+    /// The same value everywhere.
+    Constant(f32),
+    /// From other random weights of the same seed.
+    Computed(&'a dyn Fn(&mut RandomWeights) -> Result<Vec<f32>, ModelError>),
+}
+
+/// Positions that follow from the random weights of a new model.
+pub type Choose<'a> = &'a dyn Fn(&mut RandomWeights) -> Result<Vec<i32>, ModelError>;
 
 /// Matrices from a normal distribution with mean 0, gains of 1.
 ///
@@ -38,13 +64,22 @@ pub struct RandomWeights {
     pub std: f64,
 }
 
-impl WeightSource for RandomWeights {
-    fn matrix(&mut self, path: &str, shape: [usize; 2], _layout: Layout) -> Result<Vec<f32>, ModelError> {
+impl RandomWeights {
+    fn draw(&mut self, path: &str, count: usize, init: Init) -> Result<Vec<f32>, ModelError> {
         let mut random = StdRng::seed_from_u64(self.seed ^ path_hash(path));
-        let count = shape[0] * shape[1];
+        let std = match init {
+            Init::Standard => self.std,
+            Init::Normal(std) => std,
+            Init::Uniform(bound) => {
+                let draws = std::iter::repeat_with(|| ((2.0 * random.random::<f64>() - 1.0) * bound) as f32);
+                return Ok(draws.take(count).collect());
+            }
+            Init::Constant(value) => return Ok(vec![value; count]),
+            Init::Computed(compute) => return compute(self),
+        };
         let mut values = Vec::with_capacity(count + 1);
         while values.len() < count {
-            let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * self.std;
+            let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * std;
             let (sin, cos) = (std::f64::consts::TAU * random.random::<f64>()).sin_cos();
             values.push((radius * cos) as f32);
             values.push((radius * sin) as f32);
@@ -52,9 +87,33 @@ impl WeightSource for RandomWeights {
         values.truncate(count);
         Ok(values)
     }
+}
 
-    fn gain(&mut self, _path: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        Ok(vec![1.0; len])
+impl WeightSource for RandomWeights {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], _layout: Layout, init: Init) -> Result<Vec<f32>, ModelError> {
+        self.draw(path, shape[0] * shape[1], init)
+    }
+
+    fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError> {
+        self.draw(path, len, init)
+    }
+
+    fn positions(
+        &mut self,
+        path: &str,
+        count: usize,
+        below: usize,
+        chosen: Option<Choose>,
+    ) -> Result<Vec<i32>, ModelError> {
+        if let Some(choose) = chosen {
+            return choose(self);
+        }
+        // Takes memory for the positions drawn, not for all there are.
+        let mut random = StdRng::seed_from_u64(self.seed ^ path_hash(path));
+        let drawn = rand::seq::index::sample(&mut random, below, count);
+        let mut positions: Vec<i32> = drawn.iter().map(|position| position as i32).collect();
+        positions.sort_unstable();
+        Ok(positions)
     }
 }
 
@@ -65,14 +124,34 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    pub fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Param<Tensor<2>>, ModelError> {
-        let values = self.source.matrix(path, shape, layout)?;
+    pub fn matrix(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        layout: Layout,
+        init: Init,
+    ) -> Result<Param<Tensor<2>>, ModelError> {
+        let values = self.source.matrix(path, shape, layout, init)?;
         Ok(self.param(path, TensorData::new(values, shape)))
     }
 
-    pub fn gain(&mut self, path: &str, len: usize) -> Result<Param<Tensor<1>>, ModelError> {
-        let values = self.source.gain(path, len)?;
+    pub fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Param<Tensor<1>>, ModelError> {
+        let values = self.source.vector(path, len, init)?;
         Ok(self.param(path, TensorData::new(values, [len])))
+    }
+
+    /// Positions are not trained and take 4 bytes each.
+    pub fn positions(
+        &mut self,
+        path: &str,
+        count: usize,
+        below: usize,
+        chosen: Option<Choose>,
+    ) -> Result<Param<Tensor<1, Int>>, ModelError> {
+        let values = self.source.positions(path, count, below, chosen)?;
+        let plain = self.device.clone().inner();
+        let tensor = Tensor::from_data(TensorData::new(values, [count]), (&plain, DType::I32));
+        Ok(Param::initialized(parameter_id(path), tensor))
     }
 
     fn param<const D: usize>(&self, path: &str, data: TensorData) -> Param<Tensor<D>> {
@@ -100,7 +179,9 @@ mod tests {
 
     #[test]
     fn random_weights_depend_on_seed_and_path_alone() {
-        let draw = |seed, path: &str| RandomWeights { seed, std: 0.02 }.matrix(path, [3, 5], Layout::AsStored).unwrap();
+        let draw = |seed, path: &str| {
+            RandomWeights { seed, std: 0.02 }.matrix(path, [3, 5], Layout::AsStored, Init::Standard).unwrap()
+        };
         assert_eq!(draw(1, "a"), draw(1, "a"));
         assert_ne!(draw(1, "a"), draw(2, "a"));
         assert_ne!(draw(1, "a"), draw(1, "b"));
@@ -108,7 +189,8 @@ mod tests {
 
     #[test]
     fn random_weights_have_the_stated_deviation() {
-        let values = RandomWeights { seed: 7, std: 0.02 }.matrix("w", [200, 200], Layout::AsStored).unwrap();
+        let values =
+            RandomWeights { seed: 7, std: 0.02 }.matrix("w", [200, 200], Layout::AsStored, Init::Standard).unwrap();
         let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / values.len() as f64;
         let variance = values.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / values.len() as f64;
         assert!(mean.abs() < 5e-4, "{mean}");

@@ -5,6 +5,7 @@
 //!   of your own.
 //! - Optimizers with orthogonal updates: [`MuonConfig`], [`TrionConfig`], [`DionConfig`].
 //! - [`AdamW8bitConfig`]: moments of one byte; [`AdamW`]: the measure of the others, in one pass over memory.
+//! - [`loro`]: steps of two factors along the manifold of their product.
 //! - [`HiddenMatrices`]: which parameters of a module they are meant for.
 //! - [`rules`]: passes over the gradients of a whole module, such as clipping by their global norm.
 //! - [`StateMeter`]: the bytes that optimizer states really take.
@@ -29,11 +30,13 @@ mod frugal;
 mod galore;
 mod host;
 mod ldadam;
+pub mod loro;
 mod matrix;
 mod meter;
 mod moments;
 mod muon;
 mod newton_schulz;
+mod path;
 mod projected;
 mod projector;
 mod quantised;
@@ -66,6 +69,7 @@ pub use meter::{Metered, StateMeter};
 pub use moments::{Blocks, Moment, MomentType, Storage};
 pub use muon::{MomentumRule, MomentumState, Muon, MuonConfig};
 pub use newton_schulz::{Coefficients, Scaling, newton_schulz};
+pub use path::ModulePath;
 pub use projected::{
     BlockOrder, Granularity, Inner, Norm, Projected, ProjectedConfig, ProjectedState, ProjectorKind, RenewAt, Rest,
     Side, States, Target, longer_gap,

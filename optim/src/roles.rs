@@ -10,7 +10,7 @@ use regex::Regex;
 use crate::matrix::Place;
 use crate::random::key_of;
 use crate::registry::MethodConfig;
-use crate::{OptimError, StateMeter};
+use crate::{ModulePath, OptimError, StateMeter};
 
 /// What a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl fmt::Display for HiddenMatrices {
 
 #[derive(Default)]
 struct Finder {
-    path: Vec<(String, bool)>,
+    path: ModulePath,
     found: Vec<Parameter>,
 }
 
@@ -187,9 +187,9 @@ impl Finder {
     fn role(&self) -> Role {
         let named = |words: &[&str], starts: &[&str]| {
             let is = |part: &str| words.contains(&part) || starts.iter().any(|start| part.starts_with(start));
-            self.path.iter().any(|(part, _)| is(part))
+            self.path.names().any(is)
         };
-        let in_embedding = self.path.iter().any(|(_, embedding)| *embedding);
+        let in_embedding = self.path.containers().any(|container| container.ends_with(":Embedding"));
         if in_embedding || named(&["wte", "wpe"], &["embed"]) {
             return Role::Embedding;
         }
@@ -202,16 +202,15 @@ impl Finder {
 
 impl ModuleVisitor for Finder {
     fn enter_module(&mut self, name: &str, container: &str) {
-        // The container is the type whose field this is.
-        self.path.push((name.to_string(), container.ends_with(":Embedding")));
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".");
+        let path = self.path.joined();
         let role = if D == 2 { self.role() } else { Role::Other };
         self.found.push(Parameter { path, id: param.id, shape: param.shape().as_slice().to_vec(), role });
     }

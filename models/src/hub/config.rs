@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::LlamaConfig;
 use crate::error::ModelError;
+use crate::linear::Parameterization;
 
 /// A `config.json`: what the model needs, and the remaining keys, which are kept when the model is written again.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +80,11 @@ impl HubConfig {
             rms_norm_eps: keys.number("rms_norm_eps", 1e-6)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             initializer_range: keys.number("initializer_range", 0.02)?,
+            parameterization: match keys.take("parameterization") {
+                None => Parameterization::Dense,
+                Some(value) => serde_json::from_value(value.clone())
+                    .map_err(|error| format!("parameterization is {value}: {error}"))?,
+            },
         };
         llama.validate().map_err(|error| error.to_string())?;
         // What says how the file was written would be untrue of the next one.

@@ -12,7 +12,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
 use crate::error::ModelError;
 use crate::llama::Llama;
-use crate::weights::{Layout, WeightSource};
+use crate::weights::{Choose, Init, Layout, WeightSource};
 
 /// A model folder whose configuration has been read.
 #[derive(Clone, Debug)]
@@ -92,13 +92,33 @@ impl TensorFiles {
                 return Err(self.tensor_error(name, format!("has type {other:?}; only floating point can be read")));
             }
         };
-        let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
-        let mut file = File::open(&path).map_err(ModelError::io(&path))?;
-        file.seek(SeekFrom::Start(begin + from as u64)).map_err(ModelError::io(&path))?;
-        file.read_exact(&mut bytes).map_err(ModelError::io(&path))?;
+        let bytes = read_bytes(&path, begin, &info)?;
         let data = TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), dtype).convert::<f32>();
         data.try_into_vec::<f32>().map_err(|error| self.tensor_error(name, format!("{error:?}")))
+    }
+
+    /// Reads whole numbers of four or eight bytes and takes them off the list.
+    fn take_positions(&mut self, name: &str, count: usize) -> Result<Vec<i32>, ModelError> {
+        let Some((path, begin, info)) = self.tensors.remove(name) else {
+            return Err(self.tensor_error(name, "is missing".into()));
+        };
+        if info.shape != [count] {
+            let reason = format!("has shape {:?}; the configuration asks for [{count}]", info.shape);
+            return Err(self.tensor_error(name, reason));
+        }
+        let bytes = read_bytes(&path, begin, &info)?;
+        match info.dtype {
+            Dtype::I32 => Ok(bytes.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect()),
+            Dtype::I64 => {
+                let wide = bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+                wide.map(|position| {
+                    let fits = i32::try_from(position);
+                    fits.map_err(|_| self.tensor_error(name, format!("has position {position}")))
+                })
+                .collect()
+            }
+            other => Err(self.tensor_error(name, format!("has type {other:?}; positions are whole numbers"))),
+        }
     }
 
     /// Refuses tensors that nobody asked for.
@@ -138,7 +158,7 @@ impl TensorFiles {
 }
 
 impl WeightSource for TensorFiles {
-    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout) -> Result<Vec<f32>, ModelError> {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, _init: Init) -> Result<Vec<f32>, ModelError> {
         match layout {
             Layout::AsStored => self.take(path, &shape),
             Layout::Transposed => {
@@ -148,8 +168,22 @@ impl WeightSource for TensorFiles {
         }
     }
 
-    fn gain(&mut self, path: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+    fn vector(&mut self, path: &str, len: usize, _init: Init) -> Result<Vec<f32>, ModelError> {
         self.take(path, &[len])
+    }
+
+    fn positions(&mut self, path: &str, count: usize, below: usize, _: Option<Choose>) -> Result<Vec<i32>, ModelError> {
+        let positions = self.take_positions(path, count)?;
+        for (place, position) in positions.iter().enumerate() {
+            if usize::try_from(*position).map_or(true, |position| position >= below) {
+                return Err(self.tensor_error(path, format!("has position {position}; there are {below}, from 0")));
+            }
+            if place > 0 && positions[place - 1] >= *position {
+                let reason = format!("has {position} after {}; positions must ascend", positions[place - 1]);
+                return Err(self.tensor_error(path, reason));
+            }
+        }
+        Ok(positions)
     }
 }
 
@@ -167,6 +201,15 @@ pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32>
         }
     }
     out
+}
+
+fn read_bytes(path: &Path, begin: u64, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {
+    let (from, to) = info.data_offsets;
+    let mut bytes = vec![0; to - from];
+    let mut file = File::open(path).map_err(ModelError::io(path))?;
+    file.seek(SeekFrom::Start(begin + from as u64)).map_err(ModelError::io(path))?;
+    file.read_exact(&mut bytes).map_err(ModelError::io(path))?;
+    Ok(bytes)
 }
 
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
+use lowrank_optim::ModulePath;
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
 
@@ -80,16 +81,25 @@ fn split(tensors: Vec<(String, Stored)>, limit: u64) -> Vec<Vec<(String, Stored)
 /// A tensor that is brought into the order of the file only when its turn to be written comes.
 struct Stored {
     /// Values in the model's order.
-    flat: Tensor<1>,
+    flat: Flat,
     /// Shape in the file.
     shape: Vec<usize>,
     /// Whether the file's order is the transposed one.
     transposed: bool,
 }
 
+/// Values one after another; each takes 4 bytes.
+enum Flat {
+    Float(Tensor<1>),
+    Whole(Tensor<1, Int>),
+}
+
 impl View for Stored {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.flat {
+            Flat::Float(_) => Dtype::F32,
+            Flat::Whole(_) => Dtype::I32,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -97,7 +107,11 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let data = self.flat.to_data().convert::<f32>();
+        let flat = match &self.flat {
+            Flat::Float(flat) => flat,
+            Flat::Whole(whole) => return Cow::Owned(whole.to_data().convert::<i32>().as_bytes().to_vec()),
+        };
+        let data = flat.to_data().convert::<f32>();
         let values = match data.as_slice::<f32>() {
             Ok(values) => values,
             Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
@@ -117,30 +131,41 @@ impl View for Stored {
 /// Collects the parameters under the names of their paths.
 #[derive(Default)]
 struct Collector {
-    path: Vec<String>,
-    containers: Vec<String>,
+    path: ModulePath,
     tensors: Vec<(String, Stored)>,
+}
+
+impl Collector {
+    fn push(&mut self, stored: Stored) {
+        self.tensors.push((self.path.joined(), stored));
+    }
 }
 
 impl ModuleVisitor for Collector {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.push(name.to_string());
-        self.containers.push(container.to_string());
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-        self.containers.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let tensor = param.val().inner();
         let mut shape = tensor.dims().to_vec();
-        let transposed = self.containers.iter().rev().any(|container| container == "Struct:Linear");
+        let linear = |container: &str| container == "Enum:Linear" || container == "Struct:Dense";
+        let transposed = D == 2 && self.path.containers().any(linear);
         if transposed {
             shape.reverse();
         }
         let flat = tensor.reshape([shape.iter().product::<usize>()]);
-        self.tensors.push((self.path.join("."), Stored { flat, shape, transposed }));
+        self.push(Stored { flat: Flat::Float(flat), shape, transposed });
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let tensor = param.val();
+        let shape = tensor.dims().to_vec();
+        let flat = Flat::Whole(tensor.reshape([shape.iter().product::<usize>()]));
+        self.push(Stored { flat, shape, transposed: false });
     }
 }

@@ -10,6 +10,7 @@ mod cross_entropy;
 mod flex;
 mod rms_norm;
 mod rotary;
+mod sparse_low_rank;
 mod swiglu;
 
 use burn::tensor::{Int, Tensor};
@@ -18,6 +19,7 @@ pub use attention::causal_attention;
 pub use cross_entropy::{IGNORE, linear_cross_entropy};
 pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};
+pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};
 pub use swiglu::swiglu;
 
 /// Rows of `weight [vocabulary, d]` for token ids `[b, t]`: `[b, t, d]`.

@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use crate::OptimError;
+use crate::{ModulePath, OptimError};
 
 /// Scales all gradients by one factor when their common norm is above a maximum.
 ///
@@ -48,7 +48,7 @@ impl GlobalNormClip {
     ///
     /// Refuses gradients that are infinite or not a number, naming the first such parameter in the order of the module.
     pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<Clipped, OptimError> {
-        let mut sums = Squares { grads: &grads, path: Vec::new(), total: 0.0, bytes: 0, refused: None };
+        let mut sums = Squares { grads: &grads, path: ModulePath::default(), total: 0.0, bytes: 0, refused: None };
         module.visit(&mut sums);
         if let Some(refused) = sums.refused {
             return Err(refused);
@@ -66,19 +66,19 @@ impl GlobalNormClip {
 
 struct Squares<'a> {
     grads: &'a GradientsParams,
-    path: Vec<String>,
+    path: ModulePath,
     total: f64,
     bytes: u64,
     refused: Option<OptimError>,
 }
 
 impl ModuleVisitor for Squares<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -92,7 +92,7 @@ impl ModuleVisitor for Squares<'_> {
         let (sum, non_finite) = sum_of_squares(grad);
         self.total += sum;
         if non_finite > 0 {
-            self.refused = Some(OptimError::NonFiniteGradient { path: self.path.join("."), count: non_finite });
+            self.refused = Some(OptimError::NonFiniteGradient { path: self.path.joined(), count: non_finite });
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod compare;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod methods;
@@ -30,6 +31,7 @@ enum Command {
     Tokenize(tokenize::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
+    Export(export::Args),
     Methods(methods::Args),
     Compare(compare::Args),
 }
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Export(args) => export::run(args),
         Command::Methods(args) => methods::run(args),
         Command::Compare(args) => compare::run(args),
     };

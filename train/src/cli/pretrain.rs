@@ -32,6 +32,9 @@ pub struct Args {
     /// Named shape such as llama-9m, or a Hugging Face model folder to go on from
     #[arg(long)]
     model: Option<String>,
+    /// What the linear layers hold: dense, low_rank, sltrain, cola, lost; see `lowrank methods`
+    #[arg(long, value_name = "NAME")]
+    parameterization: Option<String>,
     /// Text: a file or folder; may be repeated
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
@@ -122,6 +125,9 @@ fn layers(args: &Args) -> Result<Layers, crate::config::ConfigError> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     if let Some(model) = &args.model {
         layers.flag("--model", "model.name", model.as_str());
+    }
+    if let Some(name) = &args.parameterization {
+        layers.flag("--parameterization", "model.parameterization", name.as_str());
     }
     if !args.data.is_empty() {
         layers.flag("--data", "data.path", args.data.iter().map(|path| text(path)).collect::<Vec<_>>());

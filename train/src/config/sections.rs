@@ -53,6 +53,14 @@ section! {
     /// The model's shape.
     ModelSection {
         name: String = String::new(),
+        parameterization: String = "dense".into(),
+        rank: Option<usize> = None,
+        alpha: Option<f64> = None,
+        density: Option<f64> = None,
+        trained_scale: Option<bool> = None,
+        init: Option<String> = None,
+        gamma: Option<f64> = None,
+        keep_gate: Option<bool> = None,
         hidden_size: Option<usize> = None,
         intermediate_size: Option<usize> = None,
         num_hidden_layers: Option<usize> = None,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use lowrank_optim::ModulePath;
 
 use super::TrainError;
 
@@ -11,15 +13,21 @@ use super::TrainError;
 pub(super) struct Fingerprints(BTreeMap<String, u64>);
 
 impl Fingerprints {
-    pub fn of<M: Module>(model: &M) -> Self {
-        let mut visitor = Hasher::default();
+    /// Of all trainable tensors but those whose gradient is zero everywhere: the first factor of a product whose second one begins at zero has
+    /// such a gradient and rightly stays.
+    pub fn of<M: Module>(model: &M, grads: &GradientsParams) -> Self {
+        Self::visit(model, Some(grads))
+    }
+
+    fn visit<M: Module>(model: &M, grads: Option<&GradientsParams>) -> Self {
+        let mut visitor = Hasher { grads, path: ModulePath::default(), hashes: BTreeMap::new() };
         model.visit(&mut visitor);
         Self(visitor.hashes)
     }
 
     /// Refuses when a tensor has the same bits as at the time of `self`.
     pub fn refuse_unmoved<M: Module>(&self, model: &M) -> Result<(), TrainError> {
-        let now = Self::of(model).0;
+        let now = Self::visit(model, None).0;
         let unmoved: Vec<&str> =
             self.0.iter().filter(|(path, hash)| now.get(*path) == Some(hash)).map(|(path, _)| path.as_str()).collect();
         if unmoved.is_empty() {
@@ -30,23 +38,27 @@ impl Fingerprints {
     }
 }
 
-#[derive(Default)]
-struct Hasher {
-    path: Vec<String>,
+struct Hasher<'a> {
+    grads: Option<&'a GradientsParams>,
+    path: ModulePath,
     hashes: BTreeMap<String, u64>,
 }
 
-impl ModuleVisitor for Hasher {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+impl ModuleVisitor for Hasher<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if !param.is_require_grad() {
+            return;
+        }
+        let grad = self.grads.and_then(|grads| grads.get::<D>(param.id));
+        if grad.is_some_and(|grad| !grad.not_equal_elem(0.0).any().into_scalar::<bool>()) {
             return;
         }
         let data = param.val().inner().into_data();
@@ -58,7 +70,7 @@ impl ModuleVisitor for Hasher {
         let hash = words.fold(0xcbf2_9ce4_8422_2325, |hash: u64, word| {
             (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
         });
-        self.hashes.insert(self.path.join("."), hash);
+        self.hashes.insert(self.path.joined(), hash);
     }
 }
 
@@ -71,7 +83,8 @@ mod tests {
     #[test]
     fn tensors_that_stay_are_named_and_frozen_ones_do_not_count() {
         let layer = LinearConfig::new(3, 2).init(&Device::default().autodiff());
-        let before = Fingerprints::of(&layer);
+        let none = GradientsParams::new();
+        let before = Fingerprints::of(&layer, &none);
         let message = before.refuse_unmoved(&layer).unwrap_err().to_string();
         assert!(message.contains("2 trainable tensors") && message.contains("bias"), "{message}");
         let moved = |layer: &Linear| Linear {
@@ -80,7 +93,11 @@ mod tests {
         };
         let message = before.refuse_unmoved(&moved(&layer)).unwrap_err().to_string();
         assert!(message.contains("1 trainable tensors") && message.contains("bias"), "{message}");
+        let mut zero = GradientsParams::new();
+        zero.register(layer.weight.id, Tensor::<2>::zeros([3, 2], &Device::default()));
+        let message = Fingerprints::of(&layer, &zero).refuse_unmoved(&layer).unwrap_err().to_string();
+        assert!(message.contains("1 trainable tensors") && message.contains("bias"), "{message}");
         let frozen = layer.no_grad();
-        Fingerprints::of(&frozen).refuse_unmoved(&frozen).unwrap();
+        Fingerprints::of(&frozen, &none).refuse_unmoved(&frozen).unwrap();
     }
 }

@@ -166,7 +166,7 @@ impl Trainer {
 
     fn update(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
         let first = self.step == self.skipped_steps && lr >= SMALLEST_VISIBLE_RATE;
-        let before = first.then(|| Fingerprints::of(self.model()));
+        let before = first.then(|| Fingerprints::of(self.model(), &grads));
         if let Some(model) = self.model.take() {
             self.model = Some(self.optimizer.step(lr, model, grads));
         }

@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use lowrank_models::Llama;
+use lowrank_optim::ModulePath;
 
 use crate::config::Config;
 use crate::run::{Metrics, MetricsFile, RunFolder, Screen, TensorBoard};
@@ -58,7 +59,7 @@ impl Logs {
     /// Histograms of all weights and gradients.
     pub fn histograms(&mut self, step: u64, model: &Llama, grads: &GradientsParams, screen: &Screen) {
         self.board(screen, |board| {
-            let mut visitor = Histograms { board, grads, step, path: Vec::new(), written: Ok(()) };
+            let mut visitor = Histograms { board, grads, step, path: ModulePath::default(), written: Ok(()) };
             model.visit(&mut visitor);
             visitor.written
         });
@@ -84,21 +85,21 @@ struct Histograms<'a> {
     board: &'a mut TensorBoard,
     grads: &'a GradientsParams,
     step: u64,
-    path: Vec<String>,
+    path: ModulePath,
     written: std::io::Result<()>,
 }
 
 impl ModuleVisitor for Histograms<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+        self.path.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
+        let path = self.path.joined();
         for (kind, tensor) in [("weights", Some(param.val().inner())), ("gradients", self.grads.get::<D>(param.id))] {
             let Some(tensor) = tensor else { continue };
             let data = tensor.into_data().convert::<f32>();

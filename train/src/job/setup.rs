@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use burn::optim::ModuleOptimizer;
 use lowrank_models::hub::{HubConfig, ModelFolder};
-use lowrank_models::{Llama, LlamaConfig};
+use lowrank_models::linear::PARAMETERIZATIONS;
+use lowrank_models::{Llama, LlamaConfig, Parameterization};
 use lowrank_optim::registry::{self, OptionValue, Options};
 use lowrank_optim::{HiddenMatrices, StateMeter};
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::JobError;
 use crate::config::{Config, ModelSection};
@@ -33,7 +34,45 @@ fn default_shape(vocab_size: usize) -> LlamaConfig {
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
         initializer_range: 0.02,
+        parameterization: Parameterization::Dense,
     }
+}
+
+/// What the linear layers hold, of the options that are given and the defaults of the others.
+fn parameterization(model: &ModelSection) -> Result<Parameterization, JobError> {
+    let name = model.parameterization.as_str();
+    let Some(method) = PARAMETERIZATIONS.iter().find(|method| method.name == name) else {
+        let known: Vec<&str> = PARAMETERIZATIONS.iter().map(|method| method.name).collect();
+        return Err(JobError::Settings(format!(
+            "model.parameterization = {name}: it must be one of {}",
+            known.join(", ")
+        )));
+    };
+    let given = [
+        ("rank", model.rank.map(Value::from)),
+        ("alpha", model.alpha.map(Value::from)),
+        ("density", model.density.map(Value::from)),
+        ("trained_scale", model.trained_scale.map(Value::from)),
+        ("init", model.init.clone().map(Value::from)),
+        ("gamma", model.gamma.map(Value::from)),
+        ("keep_gate", model.keep_gate.map(Value::from)),
+    ];
+    let mut values = Map::from_iter([("name".to_string(), Value::from(name))]);
+    for (option, default, _) in method.options {
+        // Words are no JSON.
+        let default = serde_json::from_str(default).unwrap_or_else(|_| Value::from(*default));
+        values.insert(option.to_string(), default);
+    }
+    for (option, value) in given {
+        let Some(value) = value else { continue };
+        if values.insert(option.to_string(), value).is_none() {
+            return Err(JobError::Settings(format!(
+                "model.{option} has no meaning with model.parameterization = {name}; take it away"
+            )));
+        }
+    }
+    serde_json::from_value(Value::Object(values))
+        .map_err(|error| JobError::Settings(format!("model.parameterization = {name}: {error}")))
 }
 
 /// What the configuration says of text and tokenizer.
@@ -136,6 +175,7 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> 
         }
         None => {}
     }
+    llama.parameterization = parameterization(model)?;
     llama.validate()?;
     let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), separator.into()));
     Ok(HubConfig { llama, extra: Map::from_iter(extra) })

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use lowrank_models::Llama;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_optim::StateMeter;
@@ -147,6 +147,11 @@ fn weight_bytes(model: &Llama) -> u64 {
     struct Bytes(u64);
     impl ModuleVisitor for Bytes {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            self.0 += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
+        }
+
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
             let tensor = param.val();
             self.0 += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
         }

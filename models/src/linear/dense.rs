@@ -1,21 +1,21 @@
-//! The linear layer that every weight matrix of a block goes through.
+//! One dense weight.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::error::ModelError;
-use crate::weights::{Builder, Layout};
+use crate::weights::{Builder, Init, Layout};
 
-/// A linear layer without bias, `y = x W`.
+/// `y = x W`.
 #[derive(Module, Debug)]
-pub struct Linear {
+pub struct Dense {
     /// Weight `[d_in, d_out]`.
     pub weight: Param<Tensor<2>>,
 }
 
-impl Linear {
+impl Dense {
     pub(crate) fn build(builder: &mut Builder, path: &str, d_in: usize, d_out: usize) -> Result<Self, ModelError> {
-        let weight = builder.matrix(&format!("{path}.weight"), [d_in, d_out], Layout::Transposed)?;
+        let weight = builder.matrix(&format!("{path}.weight"), [d_in, d_out], Layout::Transposed, Init::Standard)?;
         Ok(Self { weight })
     }
 

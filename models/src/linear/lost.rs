@@ -1,0 +1,108 @@
+//! Low rank with a non-linearity, and whole input channels ("LOST: Low-rank and Sparse Pre-training for Large Language Models", arXiv
+//! 2508.02668). Written from the abstract and the public reviews; the authors' code could not be read.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{Int, Tensor, activation};
+
+use super::config::channels;
+use super::low_rank::spectral_factors;
+use crate::error::ModelError;
+use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource};
+
+/// `y = gamma silu(x A) B + (1 - gamma) x[:, channels] S`. No dense weight gives the same outputs.
+#[derive(Module, Debug)]
+pub struct Lost {
+    /// First factor `[d_in, rank]`.
+    pub a: Param<Tensor<2>>,
+    /// Second factor `[rank, d_out]`.
+    pub b: Param<Tensor<2>>,
+    /// Weights of the channels `[channels, d_out]`.
+    pub sparse: Param<Tensor<2>>,
+    /// The channels, ascending: those that the factors left most of at the start.
+    pub channels: Param<Tensor<1, Int>>,
+    #[module(skip)]
+    gamma: f64,
+}
+
+/// What LOST begins with.
+pub struct LostStart {
+    /// First factor `[d_in, rank]`, row by row.
+    pub a: Vec<f32>,
+    /// Second factor `[rank, d_out]`, row by row.
+    pub b: Vec<f32>,
+    /// Norm of what the factors leave of each input channel.
+    pub norms: Vec<f32>,
+    /// The channels with the largest norms, ascending.
+    pub channels: Vec<i32>,
+}
+
+impl Lost {
+    pub(super) fn build(
+        builder: &mut Builder,
+        path: &str,
+        shape @ [d_in, d_out]: [usize; 2],
+        rank: usize,
+        density: f64,
+        gamma: f64,
+    ) -> Result<Self, ModelError> {
+        let count = channels(density, d_in);
+        let start = |random: &mut RandomWeights| -> Result<(Vec<f32>, LostStart), ModelError> {
+            let dense = random.matrix(&format!("{path}.weight"), shape, Layout::Transposed, Init::Standard)?;
+            let (a, b) = spectral_factors(random, path, shape, rank)?;
+            let start = Self::start(&dense, a, b, shape, count);
+            Ok((dense, start))
+        };
+        let first = |random: &mut RandomWeights| Ok(start(random)?.1.a);
+        let second = |random: &mut RandomWeights| Ok(start(random)?.1.b);
+        let chosen = |random: &mut RandomWeights| Ok(start(random)?.1.channels);
+        let rows = |random: &mut RandomWeights| {
+            let (dense, start) = start(random)?;
+            let row = |channel: &i32| dense[*channel as usize * d_out..][..d_out].to_vec();
+            Ok(start.channels.iter().flat_map(row).collect())
+        };
+        let name = |part: &str| format!("{path}.{part}");
+        Ok(Self {
+            a: builder.matrix(&name("a"), [d_in, rank], Layout::Transposed, Init::Computed(&first))?,
+            b: builder.matrix(&name("b"), [rank, d_out], Layout::Transposed, Init::Computed(&second))?,
+            sparse: builder.matrix(&name("sparse"), [count, d_out], Layout::Transposed, Init::Computed(&rows))?,
+            channels: builder.positions(&name("channels"), count, d_in, Some(&chosen))?,
+            gamma,
+        })
+    }
+
+    /// A layer of given parts.
+    pub fn from_parts(a: Tensor<2>, b: Tensor<2>, sparse: Tensor<2>, channels: Tensor<1, Int>, gamma: f64) -> Self {
+        Self {
+            a: Param::from_tensor(a),
+            b: Param::from_tensor(b),
+            sparse: Param::from_tensor(sparse),
+            channels: Param::initialized(ParamId::new(), channels),
+            gamma,
+        }
+    }
+
+    /// Factors and channels of a dense weight `[d_in, d_out]`, given its leading factors.
+    pub fn start(dense: &[f32], a: Vec<f32>, b: Vec<f32>, [d_in, d_out]: [usize; 2], count: usize) -> LostStart {
+        let rank = a.len() / d_in;
+        let norm = |channel: usize| {
+            let inside = |output: usize| {
+                (0..rank).map(|k| f64::from(a[channel * rank + k]) * f64::from(b[k * d_out + output])).sum::<f64>()
+            };
+            let square = |output: usize| (f64::from(dense[channel * d_out + output]) - inside(output)).powi(2);
+            (0..d_out).map(square).sum::<f64>().sqrt() as f32
+        };
+        let norms: Vec<f32> = (0..d_in).map(norm).collect();
+        let mut order: Vec<i32> = (0..d_in as i32).collect();
+        order.sort_by(|x, y| norms[*y as usize].total_cmp(&norms[*x as usize]).then(x.cmp(y)));
+        order.truncate(count);
+        order.sort_unstable();
+        LostStart { a, b, norms, channels: order }
+    }
+
+    /// `x [rows, d_in]` to `[rows, d_out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let inner = activation::silu(x.clone().matmul(self.a.val())).matmul(self.b.val());
+        let channels = x.select(1, self.channels.val()).matmul(self.sparse.val());
+        inner.mul_scalar(self.gamma) + channels.mul_scalar(1.0 - self.gamma)
+    }
+}

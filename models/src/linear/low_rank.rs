@@ -1,0 +1,79 @@
+//! The product of two factors ("Exploring Low Rank Training of Deep Neural Networks", arXiv 2209.13569).
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use lowrank_optim::leading_directions;
+
+use super::config::LowRankInit;
+use crate::error::ModelError;
+use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource};
+
+/// `y = x A B`.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// First factor `[d_in, rank]`.
+    pub a: Param<Tensor<2>>,
+    /// Second factor `[rank, d_out]`.
+    pub b: Param<Tensor<2>>,
+}
+
+impl LowRank {
+    pub(super) fn build(
+        builder: &mut Builder,
+        path: &str,
+        d_in: usize,
+        d_out: usize,
+        rank: usize,
+        init: LowRankInit,
+    ) -> Result<Self, ModelError> {
+        let spectral = |random: &mut RandomWeights| spectral_factors(random, path, [d_in, d_out], rank);
+        let first = |random: &mut RandomWeights| Ok(spectral(random)?.0);
+        let second = |random: &mut RandomWeights| Ok(spectral(random)?.1);
+        let bound = (d_in as f64).sqrt().recip();
+        let (first, second) = match init {
+            LowRankInit::Spectral => (Init::Computed(&first), Init::Computed(&second)),
+            LowRankInit::Gaussian => (Init::Normal(bound), Init::Normal((rank as f64).sqrt().recip())),
+            LowRankInit::Lora => (Init::Uniform(bound), Init::Constant(0.0)),
+        };
+        Ok(Self {
+            a: builder.matrix(&format!("{path}.a"), [d_in, rank], Layout::Transposed, first)?,
+            b: builder.matrix(&format!("{path}.b"), [rank, d_out], Layout::Transposed, second)?,
+        })
+    }
+
+    /// `x [rows, d_in]` to `[rows, d_out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.a.val()).matmul(self.b.val())
+    }
+
+    pub(super) fn to_dense(&self) -> Tensor<2> {
+        self.a.val().inner().matmul(self.b.val().inner())
+    }
+}
+
+/// The factors of the best approximation of an ordinary dense beginning, which share the roots of its singular values.
+pub(super) fn spectral_factors(
+    random: &mut RandomWeights,
+    path: &str,
+    [d_in, d_out]: [usize; 2],
+    rank: usize,
+) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
+    let device = Device::default();
+    let values = random.matrix(&format!("{path}.weight"), [d_in, d_out], Layout::Transposed, Init::Standard)?;
+    let dense = Tensor::<2>::from_data(TensorData::new(values, [d_in, d_out]), &device);
+    let right = leading_directions(&dense, rank, true);
+    let left = dense.matmul(right.clone());
+    let singular = left.clone().square().sum_dim(0).sqrt();
+    // A direction without energy has no left vector; its factors are zero.
+    let roots = singular.clone().sqrt();
+    let a = left / roots.clone().clamp_min(f32::MIN_POSITIVE);
+    let b = (right * roots).transpose();
+    Ok((host(a), host(b)))
+}
+
+pub(super) fn host(x: Tensor<2>) -> Vec<f32> {
+    match x.into_data().convert::<f32>().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+    }
+}
