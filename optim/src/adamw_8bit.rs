@@ -28,6 +28,9 @@ pub struct AdamW8bitConfig {
     /// Whether weights decay before the update rather than after.
     #[config(default = false)]
     pub decay_before: bool,
+    /// Learning rate as a multiple of that of the step, greater than 0.
+    #[config(default = 1.0)]
+    pub lr_scale: f64,
     /// Decay of the first moment, from 0 to below 1.
     #[config(default = 0.9)]
     pub beta_1: f64,
@@ -69,6 +72,7 @@ impl AdamW8bitConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         self.storage().validate()?;
+        check::positive("lr_scale", self.lr_scale)?;
         check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
     }
 
@@ -108,7 +112,8 @@ impl MethodConfig for AdamW8bitConfig {
 
     fn optimizer(&self) -> Result<AdamW8bit, OptimError> {
         self.validate()?;
-        Ok(AdamW8bit { plain: self.others().build(), config: self.clone() })
+        let plain = self.others().with_lr_scale(self.lr_scale).build();
+        Ok(AdamW8bit { plain, config: self.clone() })
     }
 
     fn at(optimizer: AdamW8bit, _place: Place) -> AdamW8bit {

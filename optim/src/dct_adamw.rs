@@ -68,6 +68,9 @@ pub struct DctAdamWConfig {
     /// Steps of the kept part's quantisation, 1 to 255; up to 15 a value takes half a byte.
     #[config(default = 255)]
     pub error_levels: u8,
+    /// Learning rate of projected matrices as a multiple of that of everything else, 0 or greater.
+    #[config(default = 1.0)]
+    pub proj_lr_scale: f64,
     /// Matrices with a side of this size or more take AdamW.
     #[config(default = 32_000)]
     pub max_shape: usize,
@@ -110,6 +113,7 @@ impl DctAdamWConfig {
             })
             .with_error_levels(self.error_levels)
             .with_max_shape(self.max_shape)
+            .with_proj_lr_scale(self.proj_lr_scale)
             .with_moments(self.moments)
             .with_beta_1(self.beta_1)
             .with_beta_2(self.beta_2)

@@ -20,6 +20,9 @@ pub struct LdAdamConfig {
     /// How the subspace follows: power, svd or dct.
     #[config(default = "ProjectorKind::Power")]
     pub projector: ProjectorKind,
+    /// Learning rate of projected matrices as a multiple of that of everything else, 0 or greater.
+    #[config(default = 1.0)]
+    pub proj_lr_scale: f64,
     /// Whether what is lost comes back with the next gradient.
     #[config(default = true)]
     pub error_feedback: bool,
@@ -51,6 +54,7 @@ impl LdAdamConfig {
             .with_update_proj_gap(1)
             .with_target(Target::Momentum)
             .with_rho(self.rho)
+            .with_proj_lr_scale(self.proj_lr_scale)
             .with_projector(self.projector)
             .with_states(States::Transport)
             .with_rest(if self.error_feedback { Rest::Full } else { Rest::None })

@@ -118,7 +118,7 @@ impl MethodConfig for AdamWConfig {
     }
 
     fn others(&self) -> AdamWConfig {
-        self.clone()
+        self.clone().with_lr_scale(1.0)
     }
 
     fn state_bytes(&self, [rows, columns]: [usize; 2]) -> usize {
@@ -295,7 +295,7 @@ pub static METHODS: &[Method] = &[
             shared!(decay),
             ("legacy_epsilon", "whether epsilon is added before the bias of the second moment is corrected"),
             ("decay_after", "whether weights decay after the update"),
-            ("lr_scale", "learning rate as a multiple of that of the schedule"),
+            ("lr_scale", "learning rate of hidden matrices as a multiple of that of everything else"),
         ]
     ),
     method!(
@@ -311,6 +311,7 @@ pub static METHODS: &[Method] = &[
             ("min_8bit_size", "tensors of fewer values keep f32 moments"),
             ("keep_v_positive", "whether a positive second moment never becomes 0"),
             ("decay_before", "whether weights decay before the update"),
+            ("lr_scale", "learning rate of hidden matrices as a multiple of that of everything else"),
             shared!(beta_1),
             shared!(beta_2),
             shared!(epsilon),
@@ -337,6 +338,7 @@ pub static METHODS: &[Method] = &[
             ("rotate", "whether moments move with their basis vectors"),
             ("error_feedback", "what the projection leaves out: none, full, quantised"),
             ("error_levels", "steps of the quantisation, 1 to 255; up to 15 a value takes half a byte"),
+            ("proj_lr_scale", "learning rate of projected matrices as a multiple of that of everything else"),
             ("max_shape", "matrices with a side of this size or more take AdamW"),
             shared!(moments),
             shared!(beta_1),
@@ -425,7 +427,7 @@ pub static METHODS: &[Method] = &[
             ("block_order", "order of blocks: descending, ascending, random, mirror"),
             ("inactive_rule", "how the inactive part moves the weights: sign_sgd, sgd, no"),
             ("inactive_lr_scale", "learning rate of the inactive part as a multiple of that of the active one"),
-            ("proj_lr_scale", "learning rate of projected matrices as a multiple of the learning rate"),
+            ("proj_lr_scale", "learning rate of projected matrices as a multiple of that of everything else"),
             ("reset_statistics", "whether moments start anew with the active part"),
             ("inner", "what works in the active part: adam, adam_legacy, lion, momentum"),
             shared!(side),
@@ -449,6 +451,7 @@ pub static METHODS: &[Method] = &[
             shared!(rank),
             ("rho", "share of the momentum in what the subspace follows, from 0 to below 1"),
             ("projector", "how the subspace follows: power, svd, dct"),
+            ("proj_lr_scale", "learning rate of projected matrices as a multiple of that of everything else"),
             ("error_feedback", "whether what is lost comes back with the next gradient"),
             shared!(side),
             shared!(moments),

@@ -15,6 +15,9 @@ use crate::run::{Screen, bytes};
 ///
 /// Each run is one of `lowrank pretrain` in a folder of its own below --out; runs that are finished are not repeated, so a comparison that was
 /// stopped goes on where it was. When the best learning rate is the smallest or the largest one, the next one on that side is tried too.
+///
+/// Matrices inside the model learn at a quarter of the rate of the embedding, the head and the norms, which is GaLore's scale, with every optimizer
+/// that has such a setting.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lowrank compare --steps 400
@@ -87,9 +90,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Three learning rates about the one that the method's paper takes for small models.
 fn usual(method: &str) -> [f64; 3] {
     match method {
-        "galore" | "galore-8bit" | "q-galore" | "fira" | "apollo" | "apollo-mini" => [0.003, 0.01, 0.03],
         "muon" | "trion" | "dion" => [0.005, 0.02, 0.06],
-        _ => [0.001, 0.003, 0.01],
+        _ => [0.003, 0.01, 0.03],
     }
 }
 
@@ -118,6 +120,10 @@ fn trial(args: &Args, method: &Method, lr: f64) -> anyhow::Result<Trial> {
         // FRUGAL takes a share, a quarter as the others at this rank; one direction is what APOLLO-Mini is.
         if has("rank") && !has("density") && method.name != "apollo-mini" {
             settings.push(format!("optimizer.rank={}", args.rank));
+        }
+        // As GaLore's scale has it: what small models learn best with is a larger rate for the embedding than for the matrices.
+        for scale in ["lr_scale", "proj_lr_scale"].into_iter().filter(|scale| has(scale)) {
+            settings.push(format!("optimizer.{scale}=0.25"));
         }
         for setting in settings.iter().chain(&args.set) {
             command.args(["--set", setting]);
