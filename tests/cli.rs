@@ -57,6 +57,14 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (vec!["model.parameterization=cola", "model.rank=4", "model.alpha=3"], ["model.alpha", "cola"]),
         (vec!["model.parameterization=low_rank", "model.rank=4", "model.init=svd"], ["svd", "spectral"]),
         (vec!["model.parameterization=lost", "model.rank=4", "model.gamma=2"], ["gamma", "from 0 to 1"]),
+        (vec!["train.backward=per-layer"], ["optimizer.clip", "block_clip"]),
+        (
+            vec!["train.backward=per-layer", "optimizer.clip=0", "train.accumulation=2"],
+            ["train.accumulation", "set it to 1"],
+        ),
+        (vec!["train.backward=per-layer", "optimizer.clip=0", "train.max_skipped_steps=1"], ["max_skipped_steps", "0"]),
+        (vec!["optimizer.block_clip=1"], ["block_clip", "per-layer"]),
+        (vec!["train.backward=backwards"], ["backwards", "checkpointed"]),
         (vec!["optimizer.name=galore", "optimizer.rank=1000"], ["rank", "larger than"]),
     ] {
         let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();

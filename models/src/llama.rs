@@ -114,10 +114,15 @@ impl Llama {
     /// - returns `[batch, positions, hidden_size]`
     pub fn hidden(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [_, positions] = ids.dims();
-        let context = BlockContext { rotary: self.rotary(positions, &ids.device()), starts };
+        let context = self.context(positions, &ids.device(), starts);
         let embedded = ops::embedding(self.model.embed_tokens.weight.val(), ids);
         let hidden = self.model.layers.iter().fold(embedded, |x, block| block.forward(x, &context));
         self.model.norm.forward(hidden)
+    }
+
+    /// What the blocks share in a forward pass of so many positions; `starts` as in [`Llama::hidden`].
+    pub fn context(&self, positions: usize, device: &Device, starts: Option<Tensor<2, Int>>) -> BlockContext {
+        BlockContext { rotary: self.rotary(positions, device), starts }
     }
 
     /// Logits `[batch, positions, vocab_size]` of token ids `[batch, positions]`; `starts` as in [`Llama::hidden`].
@@ -131,8 +136,17 @@ impl Llama {
     ///
     /// Targets `[batch, positions]` are already shifted: the target at a position is the token that follows it.
     pub fn loss_sum(&self, ids: Tensor<2, Int>, targets: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<1> {
-        let [batch, positions] = ids.dims();
-        let hidden = self.hidden(ids, starts).reshape([batch * positions, self.config.hidden_size]);
+        self.loss_of_hidden(self.hidden(ids, starts), targets)
+    }
+
+    /// As [`Llama::loss_sum`], from the output `[batch, positions, hidden_size]` of the last block, before the norm.
+    pub fn loss_of(&self, x: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<1> {
+        self.loss_of_hidden(self.model.norm.forward(x), targets)
+    }
+
+    fn loss_of_hidden(&self, hidden: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<1> {
+        let [batch, positions, width] = hidden.dims();
+        let hidden = hidden.reshape([batch * positions, width]);
         ops::linear_cross_entropy(hidden, self.head_weight(), targets.reshape([batch * positions]))
     }
 

@@ -44,6 +44,9 @@ pub struct Args {
     /// Optimizer, see `lowrank methods`
     #[arg(long)]
     optimizer: Option<String>,
+    /// whole; checkpointed (less memory, more time); per-layer (each block is updated at once)
+    #[arg(long, value_name = "MODE")]
+    backward: Option<String>,
     /// Steps of the run
     #[arg(long)]
     steps: Option<u32>,
@@ -140,6 +143,9 @@ fn layers(args: &Args) -> Result<Layers, crate::config::ConfigError> {
     }
     if let Some(device) = &args.device {
         layers.flag("--device", "train.device", device.as_str());
+    }
+    if let Some(mode) = &args.backward {
+        layers.flag("--backward", "train.backward", mode.as_str());
     }
     let counts = [
         ("--steps", "train.steps", args.steps),

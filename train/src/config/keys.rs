@@ -98,6 +98,11 @@ pub const KEYS: &[Key] = &[
     key("optimizer.lr", Kind::Number, "highest learning rate, greater than 0"),
     key("optimizer.weight_decay", Kind::Number, "decoupled weight decay of matrices"),
     key("optimizer.clip", Kind::Number, "global norm that gradients are scaled down to; 0: no clipping"),
+    key(
+        "optimizer.block_clip",
+        Kind::Number,
+        "with `train.backward = per-layer`: norm that the gradients of each block are scaled down to, another thing than a global norm; 0: no clipping",
+    ),
     key("optimizer.include", Kind::Text, "regular expression for paths of further matrices that the optimizer takes"),
     key("optimizer.exclude", Kind::Text, "regular expression for paths of matrices that take AdamW instead"),
     key("schedule.kind", Kind::Text, "`cosine`, `linear`, `constant` or `wsd` (warm-up, stable, decay)"),
@@ -110,6 +115,11 @@ pub const KEYS: &[Key] = &[
     key("train.batch", Kind::Count, "sequences in a micro-batch"),
     key("train.seq_len", Kind::Count, "tokens in a sequence"),
     key("train.accumulation", Kind::Count, "micro-batches in a step"),
+    key(
+        "train.backward",
+        Kind::Text,
+        "`whole`; `checkpointed`: block by block, in less memory and more time; `per-layer`: and each block is updated at once",
+    ),
     key("train.seed", Kind::Count, "seed of weights, order and samples"),
     key(
         "train.device",

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{Config, KEYS, Kind};
+use crate::engine::BackwardMode;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,7 +179,7 @@ impl Layers {
 
 fn section_error(section: &str, values: &Value, message: &str, origin_of: &dyn Fn(&str) -> Origin) -> ConfigError {
     // Enumerations are the only values whose content the kinds of keys do not check.
-    let culprit = ["kind", "format"].into_iter().find(|key| values.get(key).is_some()).unwrap_or("");
+    let culprit = ["kind", "format", "backward"].into_iter().find(|key| values.get(key).is_some()).unwrap_or("");
     let key = format!("{section}.{culprit}");
     ConfigError::Value {
         value: values.get(culprit).map(ToString::to_string).unwrap_or_default(),
@@ -254,7 +255,41 @@ fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), Conf
     if !(c.optimizer.lr > 0.0 && c.optimizer.lr.is_finite()) {
         return refuse("optimizer.lr", "it must be greater than 0");
     }
-    for (key, value) in [("optimizer.clip", c.optimizer.clip), ("train.minutes", c.train.minutes)] {
+    if c.train.backward == BackwardMode::PerLayer {
+        let wrong = [
+            (
+                "optimizer.clip",
+                c.optimizer.clip > 0.0,
+                "the global norm is known only when all blocks are updated; set it to 0, and optimizer.block_clip for clipping block by block",
+            ),
+            (
+                "train.accumulation",
+                c.train.accumulation > 1,
+                "a block would be updated before the next micro-batch; set it to 1 and raise train.batch",
+            ),
+            (
+                "train.max_skipped_steps",
+                c.train.max_skipped_steps > 0,
+                "a step cannot be left out when some of its blocks are updated; set it to 0",
+            ),
+        ];
+        for (key, wrong, reason) in wrong {
+            if wrong {
+                return refuse(key, &format!("with train.backward = per-layer {reason}"));
+            }
+        }
+    } else if c.optimizer.block_clip > 0.0 {
+        return refuse(
+            "optimizer.block_clip",
+            "it needs train.backward = per-layer; optimizer.clip is the global norm",
+        );
+    }
+    let numbers = [
+        ("optimizer.clip", c.optimizer.clip),
+        ("optimizer.block_clip", c.optimizer.block_clip),
+        ("train.minutes", c.train.minutes),
+    ];
+    for (key, value) in numbers {
         if !(value >= 0.0 && value.is_finite()) {
             return refuse(key, "it must be 0 or greater");
         }

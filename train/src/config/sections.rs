@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::data::Format;
-use crate::engine::ScheduleKind;
+use crate::engine::{BackwardMode, ScheduleKind};
 
 /// Everything that a run can be told.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -102,6 +102,7 @@ section! {
         lr: f64 = 3e-3,
         weight_decay: f64 = 0.1,
         clip: f64 = 1.0,
+        block_clip: f64 = 0.0,
         include: String = String::new(),
         exclude: String = String::new(),
         #[serde(flatten)]
@@ -128,6 +129,7 @@ section! {
         batch: usize = 4,
         seq_len: usize = 256,
         accumulation: usize = 1,
+        backward: BackwardMode = BackwardMode::Whole,
         seed: u64 = 42,
         device: String = "cpu".into(),
         threads: usize = 0,

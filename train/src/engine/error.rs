@@ -28,6 +28,24 @@ pub enum TrainError {
         /// Names the parameter.
         source: OptimError,
     },
+    /// A gradient is infinite or not a number, and the blocks above it are updated already.
+    #[error(
+        "step {step}: {source}; the blocks above it are updated already: resume from the last checkpoint, with a lower optimizer.lr or a longer warm-up"
+    )]
+    BlockGradient {
+        /// The step that was not completed.
+        step: u64,
+        /// Names the parameter.
+        source: OptimError,
+    },
+    /// Micro-batches where blocks are updated one by one.
+    #[error(
+        "{count} micro-batches a step: with train.backward = per-layer a block is updated before the next micro-batch; set train.accumulation=1"
+    )]
+    Accumulation {
+        /// How many.
+        count: usize,
+    },
     /// A gradient rule or the optimizer failed.
     #[error(transparent)]
     Optim(#[from] OptimError),

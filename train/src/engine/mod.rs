@@ -5,10 +5,12 @@ mod evaluate;
 mod moved;
 mod sample;
 mod schedule;
+mod segments;
 mod trainer;
 
 pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};
 pub use sample::sample_text;
 pub use schedule::{Schedule, ScheduleKind};
+pub use segments::BackwardMode;
 pub use trainer::{StepReport, Trainer, TrainerOptions, batch_tensors};

@@ -13,21 +13,22 @@ use super::TrainError;
 pub(super) struct Fingerprints(BTreeMap<String, u64>);
 
 impl Fingerprints {
-    /// Of all trainable tensors but those whose gradient is zero everywhere: the first factor of a product whose second one begins at zero has
-    /// such a gradient and rightly stays.
-    pub fn of<M: Module>(model: &M, grads: &GradientsParams) -> Self {
-        Self::visit(model, Some(grads))
-    }
-
-    fn visit<M: Module>(model: &M, grads: Option<&GradientsParams>) -> Self {
-        let mut visitor = Hasher { grads, path: ModulePath::default(), hashes: BTreeMap::new() };
+    pub fn of<M: Module>(model: &M) -> Self {
+        let mut visitor = Hasher::default();
         model.visit(&mut visitor);
         Self(visitor.hashes)
     }
 
+    /// Forgets the tensors whose gradient is zero everywhere: the first factor of a product whose second one begins at zero has such a gradient
+    /// and rightly stays.
+    pub fn excuse<M: Module>(&mut self, model: &M, grads: &GradientsParams) {
+        let mut visitor = Quiet { grads, path: ModulePath::default(), fingerprints: self };
+        model.visit(&mut visitor);
+    }
+
     /// Refuses when a tensor has the same bits as at the time of `self`.
     pub fn refuse_unmoved<M: Module>(&self, model: &M) -> Result<(), TrainError> {
-        let now = Self::visit(model, None).0;
+        let now = Self::of(model).0;
         let unmoved: Vec<&str> =
             self.0.iter().filter(|(path, hash)| now.get(*path) == Some(hash)).map(|(path, _)| path.as_str()).collect();
         if unmoved.is_empty() {
@@ -38,13 +39,13 @@ impl Fingerprints {
     }
 }
 
-struct Hasher<'a> {
-    grads: Option<&'a GradientsParams>,
+#[derive(Default)]
+struct Hasher {
     path: ModulePath,
     hashes: BTreeMap<String, u64>,
 }
 
-impl ModuleVisitor for Hasher<'_> {
+impl ModuleVisitor for Hasher {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
     }
@@ -55,10 +56,6 @@ impl ModuleVisitor for Hasher<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if !param.is_require_grad() {
-            return;
-        }
-        let grad = self.grads.and_then(|grads| grads.get::<D>(param.id));
-        if grad.is_some_and(|grad| !grad.not_equal_elem(0.0).any().into_scalar::<bool>()) {
             return;
         }
         let data = param.val().inner().into_data();
@@ -74,6 +71,29 @@ impl ModuleVisitor for Hasher<'_> {
     }
 }
 
+struct Quiet<'a> {
+    grads: &'a GradientsParams,
+    path: ModulePath,
+    fingerprints: &'a mut Fingerprints,
+}
+
+impl ModuleVisitor for Quiet<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let grad = self.grads.get::<D>(param.id);
+        if grad.is_some_and(|grad| !grad.not_equal_elem(0.0).any().into_scalar::<bool>()) {
+            self.fingerprints.0.remove(&self.path.joined());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,8 +103,7 @@ mod tests {
     #[test]
     fn tensors_that_stay_are_named_and_frozen_ones_do_not_count() {
         let layer = LinearConfig::new(3, 2).init(&Device::default().autodiff());
-        let none = GradientsParams::new();
-        let before = Fingerprints::of(&layer, &none);
+        let before = Fingerprints::of(&layer);
         let message = before.refuse_unmoved(&layer).unwrap_err().to_string();
         assert!(message.contains("2 trainable tensors") && message.contains("bias"), "{message}");
         let moved = |layer: &Linear| Linear {
@@ -95,9 +114,11 @@ mod tests {
         assert!(message.contains("1 trainable tensors") && message.contains("bias"), "{message}");
         let mut zero = GradientsParams::new();
         zero.register(layer.weight.id, Tensor::<2>::zeros([3, 2], &Device::default()));
-        let message = Fingerprints::of(&layer, &zero).refuse_unmoved(&layer).unwrap_err().to_string();
+        let mut excused = Fingerprints::of(&layer);
+        excused.excuse(&layer, &zero);
+        let message = excused.refuse_unmoved(&layer).unwrap_err().to_string();
         assert!(message.contains("1 trainable tensors") && message.contains("bias"), "{message}");
         let frozen = layer.no_grad();
-        Fingerprints::of(&frozen, &none).refuse_unmoved(&frozen).unwrap();
+        Fingerprints::of(&frozen).refuse_unmoved(&frozen).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use lowrank_optim::OptimError;
 use lowrank_optim::rules::GlobalNormClip;
 
 use super::moved::Fingerprints;
-use super::{Schedule, TrainError};
+use super::{BackwardMode, Schedule, TrainError};
 use crate::data::{Batch, Batches};
 
 /// Settings of a [`Trainer`] beyond model, optimizer and data.
@@ -25,6 +25,10 @@ pub struct TrainerOptions {
     pub max_skipped_steps: u64,
     /// Whether attention stays inside a document.
     pub document_mask: bool,
+    /// How gradients are computed.
+    pub backward: BackwardMode,
+    /// Norm that the gradients of each block are scaled down to when blocks are updated one by one; none for no clipping.
+    pub block_clip: Option<f64>,
 }
 
 /// What one step did.
@@ -38,7 +42,7 @@ pub struct StepReport {
     pub lr: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Bytes of all gradients.
+    /// Most bytes of gradients that existed at a time.
     pub gradient_bytes: u64,
     /// Tokens that counted.
     pub tokens: u64,
@@ -88,7 +92,7 @@ impl Trainer {
         &self.optimizer
     }
 
-    /// Takes one step on the next samples. `observe` sees the gradients before clipping.
+    /// Takes one step on the next samples. `observe` sees the gradients before clipping; none when blocks are updated one by one.
     pub fn step(
         &mut self,
         batches: &Batches,
@@ -104,7 +108,10 @@ impl Trainer {
         if counted == 0 {
             return Err(TrainError::NoTargets { step });
         }
-        let (nats, grads) = self.gradients(&micro, counted);
+        if self.options.backward == BackwardMode::PerLayer {
+            return self.step_by_block(&micro, counted, begin, observe);
+        }
+        let (nats, grads) = self.gradients(&micro, counted)?;
         let loss = nats / counted as f64;
         observe(self.model(), &grads);
         let clipped = match loss.is_finite() {
@@ -146,30 +153,101 @@ impl Trainer {
     }
 
     /// Sum of the losses in nats, and the gradient of their mean over all micro-batches: each weighs as many tokens as it has.
-    fn gradients(&self, micro: &[Batch], counted: u64) -> (f64, GradientsParams) {
-        let model = self.model();
+    fn gradients(&mut self, micro: &[Batch], counted: u64) -> Result<(f64, GradientsParams), TrainError> {
         let mut accumulator = GradientsAccumulator::new();
         let mut nats = 0.0;
         for batch in micro {
-            let LanguageBatch { inputs, targets, starts } =
-                batch_tensors(batch, self.options.document_mask, &self.device);
+            let batch = batch_tensors(batch, self.options.document_mask, &self.device);
+            if self.options.backward == BackwardMode::Checkpointed {
+                nats += self.segments(batch, 1.0 / counted as f64, &mut |trainer, grads| {
+                    accumulator.accumulate(trainer.model(), grads);
+                    Ok(())
+                })?;
+                continue;
+            }
+            let model = self.model();
+            let LanguageBatch { inputs, targets, starts } = batch;
             let loss = model.loss_sum(inputs, targets, starts);
             nats += f64::from(loss.clone().inner().into_scalar::<f32>());
             let grads = GradientsParams::from_grads(loss.div_scalar(counted as f64).backward(), model);
             if micro.len() == 1 {
-                return (nats, grads);
+                return Ok((nats, grads));
             }
             accumulator.accumulate(model, grads);
         }
-        (nats, accumulator.grads())
+        Ok((nats, accumulator.grads()))
     }
 
-    fn update(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
-        let first = self.step == self.skipped_steps && lr >= SMALLEST_VISIBLE_RATE;
-        let before = first.then(|| Fingerprints::of(self.model(), &grads));
+    /// A step in which each block is updated before the gradients of the one below it exist.
+    fn step_by_block(
+        &mut self,
+        micro: &[Batch],
+        counted: u64,
+        begin: Instant,
+        observe: &mut dyn FnMut(&Llama, &GradientsParams),
+    ) -> Result<StepReport, TrainError> {
+        let [batch] = micro else {
+            return Err(TrainError::Accumulation { count: micro.len() });
+        };
+        let step = self.step + 1;
+        let lr = self.options.schedule.rate(step);
+        observe(self.model(), &GradientsParams::new());
+        let tensors = batch_tensors(batch, self.options.document_mask, &self.device);
+        let mut fingerprints = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
+        let (mut squares, mut most) = (0.0, 0);
+        let rule = GlobalNormClip::new(self.options.block_clip);
+        let nats = self.segments(tensors, 1.0 / counted as f64, &mut |trainer, grads| {
+            if let Some(fingerprints) = &mut fingerprints {
+                fingerprints.excuse(trainer.model(), &grads);
+            }
+            let clipped = rule.apply(trainer.model(), grads).map_err(|source| match source {
+                OptimError::NonFiniteGradient { .. } => TrainError::BlockGradient { step, source },
+                other => other.into(),
+            })?;
+            squares += clipped.norm * clipped.norm;
+            most = most.max(clipped.bytes);
+            trainer.apply(lr, clipped.grads);
+            Ok(())
+        })?;
+        let loss = nats / counted as f64;
+        if !loss.is_finite() {
+            return Err(TrainError::Loss { step, loss });
+        }
+        if let Some(fingerprints) = fingerprints {
+            fingerprints.refuse_unmoved(self.model())?;
+        }
+        self.step = step;
+        self.samples += batch.batch as u64;
+        self.tokens += counted;
+        Ok(StepReport {
+            step,
+            loss,
+            lr,
+            grad_norm: f64::sqrt(squares),
+            gradient_bytes: most,
+            tokens: counted,
+            seconds: begin.elapsed().as_secs_f64(),
+            skipped: false,
+        })
+    }
+
+    /// Whether this update is the first that must move every tensor.
+    fn checks_moved(&self, lr: f64) -> bool {
+        self.step == self.skipped_steps && lr >= SMALLEST_VISIBLE_RATE
+    }
+
+    fn apply(&mut self, lr: f64, grads: GradientsParams) {
         if let Some(model) = self.model.take() {
             self.model = Some(self.optimizer.step(lr, model, grads));
         }
+    }
+
+    fn update(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
+        let mut before = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
+        if let Some(before) = &mut before {
+            before.excuse(self.model(), &grads);
+        }
+        self.apply(lr, grads);
         match before {
             Some(before) => before.refuse_unmoved(self.model()),
             None => Ok(()),

@@ -69,6 +69,8 @@ impl Pretrain {
             clip: (config.optimizer.clip > 0.0).then_some(config.optimizer.clip),
             max_skipped_steps: config.train.max_skipped_steps,
             document_mask: config.data.document_mask,
+            backward: config.train.backward,
+            block_clip: (config.optimizer.block_clip > 0.0).then_some(config.optimizer.block_clip),
         };
         let mut summary = Summary {
             weight_bytes: weight_bytes(&model),
