@@ -20,7 +20,7 @@ impl Projector for Hadamard {
         assert!(n.is_power_of_two(), "the Hadamard matrix of {n} is not built here");
         let first = renewal.count as usize * rank;
         let scale = (n as f32).sqrt().recip();
-        let entry = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { scale } else { -scale };
+        let entry = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { scale } else { -scale };
         let values: Vec<f32> = (0..n).flat_map(|i| (0..rank).map(move |j| entry(i, (first + j) % n))).collect();
         Subspace::Dense(Tensor::from_data(TensorData::new(values, [n, rank]), &renewal.gradient.device()))
     }

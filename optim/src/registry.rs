@@ -126,6 +126,9 @@ impl MethodConfig for AdamWConfig {
     }
 }
 
+/// An optimizer, and one line a parameter on who steps it.
+pub type Built = (ModuleOptimizer, Vec<String>);
+
 /// One optimizer.
 #[derive(Clone, Copy, Debug)]
 pub struct Method {
@@ -144,7 +147,7 @@ pub struct Method {
     standard: fn() -> Value,
     check: fn(&Options, &Method) -> Result<(), OptimError>,
     bytes: fn(&Options, &Method, [usize; 2]) -> Result<usize, OptimError>,
-    build: fn(&Options, &Method, &HiddenMatrices, &StateMeter) -> Result<(ModuleOptimizer, Vec<String>), OptimError>,
+    build: fn(&Options, &Method, &HiddenMatrices, &StateMeter) -> Result<Built, OptimError>,
 }
 
 /// Options of the projected side, of storage and of Adam that several methods share.
@@ -626,12 +629,7 @@ impl Method {
     }
 
     /// The optimizer for the parameters of a module, whose states report to the meter, and one line a parameter on who steps it.
-    pub fn init(
-        &self,
-        given: &Options,
-        hidden: &HiddenMatrices,
-        meter: &StateMeter,
-    ) -> Result<(ModuleOptimizer, Vec<String>), OptimError> {
+    pub fn init(&self, given: &Options, hidden: &HiddenMatrices, meter: &StateMeter) -> Result<Built, OptimError> {
         self.check(given)?;
         (self.build)(given, self, hidden, meter)
     }

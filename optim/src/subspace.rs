@@ -10,6 +10,8 @@ use crate::random::{generator, normal};
 
 /// A subspace of the gradient of an `[R, C]` matrix. On the right it is spanned by vectors of `n = C` values and the low-rank gradient is
 /// `G P`, `[R, r]`; on the left `n = R` and it is `P^T G`, `[r, C]`.
+// There is one a matrix: some hundred bytes beside the moments of thousands of values.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Subspace {
     /// The whole matrix.
