@@ -79,6 +79,20 @@ fn transformers_opens_a_pretrained_checkpoint() {
     }
 }
 
+/// The logits are those of the sparse plus low-rank model; Python multiplies with the dense weights.
+#[test]
+fn transformers_opens_an_exported_sltrain_model() {
+    let shop = Workshop::new(30);
+    let more = ["--steps", "20", "--parameterization", "sltrain", "--set", "model.rank=6", "--lr", "0.01"];
+    succeeded(shop.run(&shop.tiny("sparse", &more)));
+    let checkpoint = checkpoints(&shop.path("sparse")).pop().unwrap();
+    succeeded(shop.run(&["export", "--model", checkpoint.to_str().unwrap(), "--out", "dense"]));
+    let model = ModelFolder::open(&checkpoint).unwrap().load(&Device::default()).unwrap();
+    let dense = shop.path("dense");
+    write_expected(&dense, &model, Some(&Tokenizer::from_file(&dense.join("tokenizer.json")).unwrap()));
+    python("interop_model.py", &["check", dense.to_str().unwrap()]);
+}
+
 #[test]
 fn transformers_opens_untied_grouped_and_sharded_models() {
     let mut config = LlamaConfig::named("llama-9m", 211).unwrap();
