@@ -26,7 +26,7 @@ pub fn muon(case: &Case) -> Outcome {
     let coefficients = case.choice("ns", COEFFICIENTS)?;
     if case.has("x") {
         let steps = case.array("coefficients")?.shape[0];
-        let y = newton_schulz(case.array("x")?.tensor(), steps, coefficients);
+        let y = newton_schulz(case.array("x")?.tensor(), steps, coefficients, false);
         let worst = case.array("y")?.near("y", &host(y), 1e-5, 0.0)?;
         return Ok(format!("within {worst:.1e}"));
     }

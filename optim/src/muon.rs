@@ -42,6 +42,9 @@ pub struct MuonConfig {
     /// Coefficients of the iteration.
     #[config(default = "Coefficients::Jordan")]
     pub coefficients: Coefficients,
+    /// Whether the iteration's products are in bf16.
+    #[config(default = false)]
+    pub ns_bf16: bool,
     /// Scale of the update by the shape of the matrix.
     #[config(default = "Scaling::Kj")]
     pub scaling: Scaling,
@@ -128,7 +131,7 @@ impl MatrixRule for Muon {
             true => g.mul_scalar(share) + momentum.clone().mul_scalar(c.momentum),
             false => momentum.clone(),
         };
-        let update = newton_schulz(update, c.ns_steps, c.coefficients);
+        let update = newton_schulz(update, c.ns_steps, c.coefficients, c.ns_bf16);
         let rate = lr * c.scaling.factor(w.dims(), c.rows_are_outputs);
         (descend(w, 1.0 - lr * c.weight_decay, rate, update), MomentumState { momentum })
     }

@@ -194,6 +194,9 @@ macro_rules! shared {
     (coefficients) => {
         ("coefficients", "of the Newton-Schulz iteration: jordan, or varying (at most 5 steps)")
     };
+    (ns_bf16) => {
+        ("ns_bf16", "whether the iteration's products are in bf16, as in the published code")
+    };
     (scaling) => {
         ("scaling", "of the update by shape: kj, sqrt(max(1, d_out/d_in)); spectral, sqrt(d_out/d_in); rms, 0.2 sqrt(max); none")
     };
@@ -499,6 +502,7 @@ pub static METHODS: &[Method] = &[
             shared!(transform),
             shared!(ns_steps),
             shared!(coefficients),
+            shared!(ns_bf16),
             shared!(scaling),
             shared!(rows),
             shared!(decay),
@@ -548,6 +552,7 @@ pub static METHODS: &[Method] = &[
             ("nesterov", "whether the update looks one step ahead"),
             shared!(ns_steps),
             shared!(coefficients),
+            shared!(ns_bf16),
             shared!(scaling),
             shared!(rows),
             shared!(decay),

@@ -40,6 +40,9 @@ pub struct TrionConfig {
     /// Coefficients of the iteration.
     #[config(default = "Coefficients::Jordan")]
     pub coefficients: Coefficients,
+    /// Whether the iteration's products are in bf16.
+    #[config(default = false)]
+    pub ns_bf16: bool,
     /// Scale of the update by the shape of the matrix.
     #[config(default = "Scaling::Kj")]
     pub scaling: Scaling,
@@ -134,7 +137,7 @@ impl MatrixRule for Trion {
             false => q.clone().matmul(low),
         };
         let momentum = descend(b, 1.0, 1.0 - c.momentum, back(low.clone()));
-        let update = back(newton_schulz(low, c.ns_steps, c.coefficients));
+        let update = back(newton_schulz(low, c.ns_steps, c.coefficients, c.ns_bf16));
         let rate = lr * c.scaling.factor(shape, c.rows_are_outputs);
         (descend(w, 1.0 - lr * c.weight_decay, rate, update), MomentumState { momentum })
     }

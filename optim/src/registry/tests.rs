@@ -227,6 +227,21 @@ fn weights_move_and_stay_finite_whatever_the_gradient() {
     }
 }
 
+/// What is not finite is refused before ([`GlobalNormClip`](crate::rules::GlobalNormClip)); whoever leaves that out sees it in the weights.
+#[test]
+fn gradients_that_are_not_finite_neither_hang_nor_panic() {
+    for shape in [[8, 5], [5, 8], [1, 1]] {
+        for (method, options) in variants(shape[0].min(shape[1])) {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut run = Run::new(method, &options, shape);
+                run.step(wave(shape, 1.0));
+                run.step(wave(shape, 2.0) * bad);
+                run.step(wave(shape, 3.0));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_missing_gradient_leaves_weights_and_states_alone() {
     for (method, options) in variants(5) {
