@@ -17,7 +17,7 @@ use crate::run::{Screen, bytes};
 /// stopped goes on where it was. When the best learning rate is the smallest or the largest one, the next one on that side is tried too.
 ///
 /// Matrices inside the model learn at a quarter of the rate of the embedding, the head and the norms, which is GaLore's scale, with every optimizer
-/// that has such a setting.
+/// that has such a setting; at twice that rate where their updates are orthogonal.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lowrank compare --steps 400
@@ -124,6 +124,10 @@ fn trial(args: &Args, method: &Method, lr: f64) -> anyhow::Result<Trial> {
         // As GaLore's scale has it: what small models learn best with is a larger rate for the embedding than for the matrices.
         for scale in ["lr_scale", "proj_lr_scale"].into_iter().filter(|scale| has(scale)) {
             settings.push(format!("optimizer.{scale}=0.25"));
+        }
+        // Orthogonal updates are of another size than Adam's; the rest learns at about the rate that it has with the others.
+        if has("others_lr_scale") {
+            settings.push("optimizer.others_lr_scale=0.5".into());
         }
         for setting in settings.iter().chain(&args.set) {
             command.args(["--set", setting]);
