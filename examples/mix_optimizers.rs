@@ -53,7 +53,9 @@ fn main() -> anyhow::Result<()> {
     // The last layer keeps full moments: patterns decide where roles do not.
     let hidden = HiddenMatrices::of(&model).excluding(r"layers\.2")?;
     let mut optimizer = hidden.optimizer(&method, &meter)?;
-    println!("{}", hidden.report(&method, "dct-adamw").join("\n"));
+    for stepped in hidden.report(&method, "dct-adamw") {
+        println!("{stepped}");
+    }
 
     let text = "the quick brown fox jumps over the lazy dog while five wizards box and jugs of liquor pack my quartz ";
     let ids: Vec<i32> = text.bytes().map(|byte| if byte == b' ' { 26 } else { i32::from(byte - b'a') }).collect();

@@ -1,7 +1,7 @@
 //! DCT-AdamW against the authors' code: transforms, and trajectories with every part of the state.
 
 use burn::optim::Optimizer;
-use lowrank_optim::{ByMatrix, ByMatrixState, Dct, DctBasis, Projected, ProjectedState};
+use lowrank_optim::{ByMatrix, Dct, DctBasis, Projected};
 
 use super::case::{Case, Outcome, host};
 use super::projected::{Tolerance, dct_adamw, trajectory};
@@ -36,38 +36,11 @@ fn both_transforms(case: &Case) -> Outcome {
         let config = config.clone().with_fft(fft);
         let remark = trajectory(case, &config, config.build(), Tolerance(2e-5, 1e-5))?;
         remarks.push(format!("{remark} by {}", if fft { "fast transform" } else { "product" }));
-        codes(case, config.build())?;
     }
     if case.has("b0") {
         vector(case, config.build())?;
     }
     Ok(remarks.join(", "))
-}
-
-/// Codes and ranges of a quantised rest.
-fn codes(case: &Case, optimizer: ByMatrix<Projected>) -> Result<(), String> {
-    if !case.has("error_codes") {
-        return Ok(());
-    }
-    let (grads, rates) = (case.array("grads")?, case.array("lr")?);
-    let mut w = case.array("w0")?.tensor::<2>();
-    let mut state: Option<ByMatrixState<2, ProjectedState>> = None;
-    for step in 0..grads.shape[0] {
-        (w, state) = optimizer.step(rates.values[step], w, grads.at(step).tensor(), state);
-        let matrix = state.as_ref().and_then(|state| state.matrix.as_ref());
-        let rows = matrix.and_then(|matrix| matrix.error.as_ref()?.quantised());
-        let Some(rows) = rows else { return Err("no codes are kept".into()) };
-        let name = |part: &str| format!("{part} at step {}", step + 1);
-        let ours: Vec<i32> = rows.iter().flat_map(|row| row.codes.iter().map(|code| i32::from(*code))).collect();
-        if ours != case.array("error_codes")?.at(step).i32() {
-            return Err(format!("{} differ", name("error_codes")));
-        }
-        let lows: Vec<f32> = rows.iter().map(|row| row.low).collect();
-        let highs: Vec<f32> = rows.iter().map(|row| row.high).collect();
-        case.array("error_min")?.at(step).near(&name("error_min"), &lows, 2e-5, 1e-5)?;
-        case.array("error_max")?.at(step).near(&name("error_max"), &highs, 2e-5, 1e-5)?;
-    }
-    Ok(())
 }
 
 /// A parameter with one dimension takes plain AdamW.

@@ -266,6 +266,16 @@ fn compare(
     } else if case.has("error") && config.rest != Rest::None {
         return Err("no error buffer is kept".into());
     }
+    if case.has("error_codes") {
+        let rows = state.error.as_ref().and_then(|error| error.quantised()).ok_or("no codes are kept")?;
+        let ours: Vec<i32> = rows.iter().flat_map(|row| row.codes.iter().map(|code| i32::from(*code))).collect();
+        if ours != case.array("error_codes")?.at(step).i32() {
+            return Err(format!("{} differ", name("error_codes")));
+        }
+        let (lows, highs): (Vec<f32>, Vec<f32>) = rows.iter().map(|row| (row.low, row.high)).unzip();
+        case.array("error_min")?.at(step).near(&name("error_min"), &lows, 2e-5, 1e-5)?;
+        case.array("error_max")?.at(step).near(&name("error_max"), &highs, 2e-5, 1e-5)?;
+    }
     Ok(())
 }
 

@@ -1,12 +1,12 @@
 //! Continuing a text, token by token.
 
-use burn::tensor::Tensor;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::cache::KvCache;
 use crate::error::ModelError;
 use crate::llama::{Llama, ids_tensor};
+use crate::weights::host;
 
 /// How the next token is chosen from the logits.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,11 +116,6 @@ pub fn generate(
         input = vec![next];
     }
     Ok(output)
-}
-
-fn host(logits: Tensor<2>) -> Vec<f32> {
-    let data = logits.into_data().convert::<f32>();
-    data.try_into_vec::<f32>().unwrap_or_else(|error| unreachable!("data converted to f32 is f32: {error:?}"))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::error::ModelError;
 use crate::linear::{Dense, Parameterization};
 use crate::norm::RmsNorm;
 use crate::ops::{self, Rotary};
-use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource};
+use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
 
 /// Token embedding.
 #[derive(Module, Debug)]
@@ -196,10 +196,7 @@ impl Given {
     fn take(&mut self, path: &str) -> Result<Vec<f32>, ModelError> {
         let weight = self.weights.remove(path);
         let weight = weight.ok_or_else(|| ModelError::Config(format!("{path} is missing in the other model")))?;
-        match weight.into_data().convert::<f32>().try_into_vec() {
-            Ok(values) => Ok(values),
-            Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
-        }
+        Ok(host(weight))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use lowrank_optim::key_of;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -66,7 +67,7 @@ pub struct RandomWeights {
 
 impl RandomWeights {
     fn draw(&mut self, path: &str, count: usize, init: Init) -> Result<Vec<f32>, ModelError> {
-        let mut random = StdRng::seed_from_u64(self.seed ^ path_hash(path));
+        let mut random = StdRng::seed_from_u64(self.seed ^ key_of(path));
         let std = match init {
             Init::Standard => self.std,
             Init::Normal(std) => std,
@@ -109,7 +110,7 @@ impl WeightSource for RandomWeights {
             return choose(self);
         }
         // Takes memory for the positions drawn, not for all there are.
-        let mut random = StdRng::seed_from_u64(self.seed ^ path_hash(path));
+        let mut random = StdRng::seed_from_u64(self.seed ^ key_of(path));
         let drawn = rand::seq::index::sample(&mut random, below, count);
         let mut positions: Vec<i32> = drawn.iter().map(|position| position as i32).collect();
         positions.sort_unstable();
@@ -165,12 +166,15 @@ impl Builder<'_> {
 ///
 /// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
 pub fn parameter_id(path: &str) -> ParamId {
-    ParamId::from(path_hash(path))
+    ParamId::from(key_of(path))
 }
 
-/// FNV-1a, 64 bits: small, stable across versions and platforms.
-fn path_hash(path: &str) -> u64 {
-    path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+/// Row-major values of a tensor.
+pub(crate) fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    match x.into_data().convert::<f32>().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+    }
 }
 
 #[cfg(test)]

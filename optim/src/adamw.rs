@@ -90,6 +90,11 @@ pub(crate) struct Factors {
 }
 
 impl AdamWConfig {
+    /// Defaults but for these.
+    pub(crate) fn adam(beta_1: f64, beta_2: f64, epsilon: f64, weight_decay: f64) -> Self {
+        Self { beta_1, beta_2, epsilon, weight_decay, ..Self::new() }
+    }
+
     /// Factors of step `time`, counted from 1.
     fn factors(&self, lr: f64, time: usize) -> Factors {
         let lr = lr * self.lr_scale;

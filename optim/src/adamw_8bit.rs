@@ -125,11 +125,7 @@ impl MethodConfig for AdamW8bitConfig {
     }
 
     fn others(&self) -> AdamWConfig {
-        AdamWConfig::new()
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
+        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
             .with_decay_after(!self.decay_before)
     }
 

@@ -108,16 +108,15 @@ impl Dct {
 
     /// Every row of `rows` times `D`, in place.
     pub fn transform_rows(&self, rows: &mut [f32], basis: DctBasis) {
+        if basis == DctBasis::Random {
+            return rows.par_chunks_mut(self.n).for_each(|row| self.product(row));
+        }
         // A fixed partition; rows do not depend on one another.
-        rows.par_chunks_mut(self.n).for_each_init(
-            || vec![Complex32::ZERO; self.n + self.forward.get_inplace_scratch_len()],
-            |memory, row| {
-                let (buffer, scratch) = memory.split_at_mut(self.n);
-                match basis {
-                    DctBasis::Dct2 => self.dct2(row, buffer, scratch),
-                    DctBasis::Dct3 => self.dct3(row, buffer, scratch),
-                    DctBasis::Random => self.product(row),
-                }
+        rows.par_chunks_mut(2 * self.n).for_each_init(
+            || (self.scratch(), vec![0.0; self.n]),
+            |(memory, spare), rows| {
+                let (a, b) = rows.split_at_mut(self.n);
+                self.transform_pair(a, if b.is_empty() { spare } else { b }, basis, false, memory);
             },
         );
     }
@@ -193,39 +192,6 @@ impl Dct {
             result.iter_mut().zip(basis).for_each(|(sum, d)| *sum += x * d);
         }
         row.copy_from_slice(&result);
-    }
-
-    fn dct2(&self, row: &mut [f32], buffer: &mut [Complex32], scratch: &mut [Complex32]) {
-        let n = self.n;
-        for i in 0..n.div_ceil(2) {
-            buffer[i] = row[2 * i].into();
-        }
-        for i in 0..n / 2 {
-            buffer[n - 1 - i] = row[2 * i + 1].into();
-        }
-        self.forward.process_with_scratch(buffer, scratch);
-        let scale = (2.0 / n as f32).sqrt();
-        for (value, (spectrum, twiddle)) in row.iter_mut().zip(buffer.iter().zip(&self.twiddles)) {
-            *value = scale * (spectrum * twiddle).re;
-        }
-        row[0] *= std::f32::consts::FRAC_1_SQRT_2;
-    }
-
-    fn dct3(&self, row: &mut [f32], buffer: &mut [Complex32], scratch: &mut [Complex32]) {
-        let n = self.n;
-        let scale = (n as f32 / 2.0).sqrt();
-        row[0] *= std::f32::consts::SQRT_2;
-        for k in 0..n {
-            let mirrored = if k == 0 { 0.0 } else { row[n - k] };
-            buffer[k] = Complex32::new(row[k], -mirrored) * self.twiddles[k].conj() * (scale / n as f32);
-        }
-        self.inverse.process_with_scratch(buffer, scratch);
-        for i in 0..n.div_ceil(2) {
-            row[2 * i] = buffer[i].re;
-        }
-        for i in 0..n / 2 {
-            row[2 * i + 1] = buffer[n - 1 - i].re;
-        }
     }
 }
 

@@ -110,12 +110,7 @@ impl DionConfig {
 
     /// AdamW of everything else.
     pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::new()
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
-            .with_lr_scale(self.others_lr_scale)
+        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay).with_lr_scale(self.others_lr_scale)
     }
 
     /// Directions of a matrix.

@@ -78,6 +78,7 @@ pub use projector::{
     DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal, Renewal, Svd,
 };
 pub use quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
-pub use roles::{HiddenMatrices, Parameter, Role};
+pub use random::key_of;
+pub use roles::{HiddenMatrices, Parameter, Role, Stepped, Who};
 pub use subspace::Subspace;
 pub use trion::{Trion, TrionConfig};

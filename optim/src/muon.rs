@@ -81,6 +81,16 @@ pub struct MomentumState {
     pub momentum: Tensor<2>,
 }
 
+impl MomentumState {
+    pub(crate) fn zeros(shape: [usize; 2], device: &Device) -> Self {
+        Self { momentum: Tensor::zeros(shape, (device, DType::F32)) }
+    }
+
+    pub(crate) fn to_device(self, device: &Device) -> Self {
+        Self { momentum: self.momentum.to_device(device) }
+    }
+}
+
 impl MuonConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
@@ -96,12 +106,7 @@ impl MuonConfig {
 
     /// AdamW of everything else.
     pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::new()
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
-            .with_lr_scale(self.others_lr_scale)
+        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay).with_lr_scale(self.others_lr_scale)
     }
 
     /// Bytes of state for a matrix of this shape.
@@ -120,7 +125,7 @@ impl MatrixRule for Muon {
     }
 
     fn fresh(&self, shape: [usize; 2], _place: Place, device: &Device) -> MomentumState {
-        MomentumState { momentum: Tensor::zeros(shape, (device, DType::F32)) }
+        MomentumState::zeros(shape, device)
     }
 
     fn step(&self, lr: f64, w: Tensor<2>, g: Tensor<2>, state: MomentumState) -> (Tensor<2>, MomentumState) {
@@ -137,6 +142,6 @@ impl MatrixRule for Muon {
     }
 
     fn to_device(state: MomentumState, device: &Device) -> MomentumState {
-        MomentumState { momentum: state.momentum.to_device(device) }
+        state.to_device(device)
     }
 }

@@ -31,7 +31,7 @@ pub fn sample(rng: &mut StdRng, length: usize, count: usize) -> Vec<i32> {
     chosen
 }
 
-/// A number for a name (FNV-1a).
+/// A number for a name (FNV-1a, 64 bits): small, stable across versions and platforms.
 pub fn key_of(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     AdamW, AdamW8bitConfig, AdamWConfig, ApolloConfig, DctAdamWConfig, DionConfig, FiraConfig, FrugalConfig,
-    GaLoreConfig, HiddenMatrices, LdAdamConfig, MuonConfig, OptimError, Place, StateMeter, TrionConfig, check,
+    GaLoreConfig, HiddenMatrices, LdAdamConfig, MuonConfig, OptimError, Place, StateMeter, Stepped, TrionConfig, check,
 };
 
 /// Where a method was published.
@@ -126,8 +126,8 @@ impl MethodConfig for AdamWConfig {
     }
 }
 
-/// An optimizer, and one line a parameter on who steps it.
-pub type Built = (ModuleOptimizer, Vec<String>);
+/// An optimizer, and who steps each parameter.
+pub type Built = (ModuleOptimizer, Vec<Stepped>);
 
 /// One optimizer.
 #[derive(Clone, Copy, Debug)]
@@ -633,7 +633,7 @@ impl Method {
         (self.bytes)(given, self, shape)
     }
 
-    /// The optimizer for the parameters of a module, whose states report to the meter, and one line a parameter on who steps it.
+    /// The optimizer for the parameters of a module, whose states report to the meter, and who steps each parameter.
     pub fn init(&self, given: &Options, hidden: &HiddenMatrices, meter: &StateMeter) -> Result<Built, OptimError> {
         self.check(given)?;
         (self.build)(given, self, hidden, meter)

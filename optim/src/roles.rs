@@ -142,17 +142,46 @@ impl HiddenMatrices {
         Ok(optimizer)
     }
 
-    /// One line a parameter: path, shape, and whether the method or AdamW steps it.
-    pub fn report<C: MethodConfig>(&self, config: &C, name: &str) -> Vec<String> {
-        let line = |parameter: &Parameter| {
-            let who = match (parameter.role, parameter.shape.as_slice()) {
-                (Role::Hidden, [rows, columns]) if config.takes([*rows, *columns]) => name.to_string(),
-                (Role::Hidden, _) => format!("adamw (its projected side is smaller than the rank of {name})"),
-                _ => "adamw".to_string(),
-            };
-            format!("{} {:?} {}: {who}", parameter.path, parameter.shape, parameter.role)
+    /// Who steps each parameter.
+    pub fn report<C: MethodConfig>(&self, config: &C, name: &'static str) -> Vec<Stepped> {
+        let who = |parameter: &Parameter| match (parameter.role, parameter.shape.as_slice()) {
+            (Role::Hidden, [rows, columns]) if config.takes([*rows, *columns]) => Who::Method(name),
+            (Role::Hidden, _) => Who::TooSmall(name),
+            _ => Who::AdamW,
         };
-        self.parameters.iter().map(line).collect()
+        self.parameters.iter().map(|p| Stepped { parameter: p.clone(), who: who(p) }).collect()
+    }
+}
+
+/// A parameter and who steps it; displayed as one line.
+#[derive(Clone, Debug)]
+pub struct Stepped {
+    /// The parameter.
+    pub parameter: Parameter,
+    /// Who steps it.
+    pub who: Who,
+}
+
+/// Who steps a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The method of this name.
+    Method(&'static str),
+    /// AdamW, because the matrix is too small for the method of this name.
+    TooSmall(&'static str),
+    /// AdamW.
+    AdamW,
+}
+
+impl fmt::Display for Stepped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parameter { path, shape, role, .. } = &self.parameter;
+        write!(f, "{path} {shape:?} {role}: ")?;
+        match self.who {
+            Who::Method(name) => f.write_str(name),
+            Who::TooSmall(name) => write!(f, "adamw (its projected side is smaller than the rank of {name})"),
+            Who::AdamW => f.write_str("adamw"),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Momentum whose leading DCT columns are made orthogonal.
 
 use burn::config::Config;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::dct::{Dct, DctBasis};
 use crate::dct_adamw::Transform;
@@ -88,12 +88,7 @@ impl TrionConfig {
 
     /// AdamW of everything else.
     pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::new()
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
-            .with_lr_scale(self.others_lr_scale)
+        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay).with_lr_scale(self.others_lr_scale)
     }
 
     /// Bytes of state for a matrix of this shape.
@@ -112,7 +107,7 @@ impl MatrixRule for Trion {
     }
 
     fn fresh(&self, shape: [usize; 2], _place: Place, device: &Device) -> MomentumState {
-        MomentumState { momentum: Tensor::zeros(shape, (device, DType::F32)) }
+        MomentumState::zeros(shape, device)
     }
 
     fn step(&self, lr: f64, w: Tensor<2>, g: Tensor<2>, state: MomentumState) -> (Tensor<2>, MomentumState) {
@@ -143,6 +138,6 @@ impl MatrixRule for Trion {
     }
 
     fn to_device(state: MomentumState, device: &Device) -> MomentumState {
-        MomentumState { momentum: state.momentum.to_device(device) }
+        state.to_device(device)
     }
 }

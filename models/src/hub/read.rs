@@ -76,14 +76,8 @@ impl TensorFiles {
 
     /// Reads a tensor as f32 and takes it off the list.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let Some((path, begin, info)) = self.tensors.remove(name) else {
-            return Err(self.tensor_error(name, "is missing".into()));
-        };
-        if info.shape != shape {
-            let reason = format!("has shape {:?}; the configuration asks for {shape:?}", info.shape);
-            return Err(self.tensor_error(name, reason));
-        }
-        let dtype = match info.dtype {
+        let (bytes, dtype) = self.entry(name, shape)?;
+        let dtype = match dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
@@ -92,22 +86,14 @@ impl TensorFiles {
                 return Err(self.tensor_error(name, format!("has type {other:?}; only floating point can be read")));
             }
         };
-        let bytes = read_bytes(&path, begin, &info)?;
         let data = TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), dtype).convert::<f32>();
         data.try_into_vec::<f32>().map_err(|error| self.tensor_error(name, format!("{error:?}")))
     }
 
     /// Reads whole numbers of four or eight bytes and takes them off the list.
     fn take_positions(&mut self, name: &str, count: usize) -> Result<Vec<i32>, ModelError> {
-        let Some((path, begin, info)) = self.tensors.remove(name) else {
-            return Err(self.tensor_error(name, "is missing".into()));
-        };
-        if info.shape != [count] {
-            let reason = format!("has shape {:?}; the configuration asks for [{count}]", info.shape);
-            return Err(self.tensor_error(name, reason));
-        }
-        let bytes = read_bytes(&path, begin, &info)?;
-        match info.dtype {
+        let (bytes, dtype) = self.entry(name, &[count])?;
+        match dtype {
             Dtype::I32 => Ok(bytes.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect()),
             Dtype::I64 => {
                 let wide = bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
@@ -119,6 +105,18 @@ impl TensorFiles {
             }
             other => Err(self.tensor_error(name, format!("has type {other:?}; positions are whole numbers"))),
         }
+    }
+
+    /// Bytes and type of a tensor, which is taken off the list.
+    fn entry(&mut self, name: &str, shape: &[usize]) -> Result<(Vec<u8>, Dtype), ModelError> {
+        let Some((path, begin, info)) = self.tensors.remove(name) else {
+            return Err(self.tensor_error(name, "is missing".into()));
+        };
+        if info.shape != shape {
+            let reason = format!("has shape {:?}; the configuration asks for {shape:?}", info.shape);
+            return Err(self.tensor_error(name, reason));
+        }
+        Ok((read_bytes(&path, begin, &info)?, info.dtype))
     }
 
     /// Refuses tensors that nobody asked for.

@@ -1,11 +1,13 @@
 //! Low rank with a non-linearity, and whole input channels ("LOST: Low-rank and Sparse Pre-training for Large Language Models", arXiv
 //! 2508.02668). Written from the abstract and the public reviews; the authors' code could not be read.
 
+use std::cell::OnceCell;
+
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Int, Tensor, activation};
 
 use super::config::channels;
-use super::low_rank::spectral_factors;
+use super::low_rank::{once, spectral_factors};
 use crate::error::ModelError;
 use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource};
 
@@ -46,20 +48,21 @@ impl Lost {
         gamma: f64,
     ) -> Result<Self, ModelError> {
         let count = channels(density, d_in);
-        let start = |random: &mut RandomWeights| -> Result<(Vec<f32>, LostStart), ModelError> {
-            let dense = random.matrix(&format!("{path}.weight"), shape, Layout::Transposed, Init::Standard)?;
-            let (a, b) = spectral_factors(random, path, shape, rank)?;
-            let start = Self::start(&dense, a, b, shape, count);
-            Ok((dense, start))
+        let made = OnceCell::new();
+        let start = |random: &mut RandomWeights| -> Result<&(LostStart, Vec<f32>), ModelError> {
+            once(&made, || {
+                let dense = random.matrix(&format!("{path}.weight"), shape, Layout::Transposed, Init::Standard)?;
+                let (a, b) = spectral_factors(random, path, shape, rank)?;
+                let start = Self::start(&dense, a, b, shape, count);
+                let row = |channel: &i32| dense[*channel as usize * d_out..][..d_out].to_vec();
+                let rows = start.channels.iter().flat_map(row).collect();
+                Ok((start, rows))
+            })
         };
-        let first = |random: &mut RandomWeights| Ok(start(random)?.1.a);
-        let second = |random: &mut RandomWeights| Ok(start(random)?.1.b);
-        let chosen = |random: &mut RandomWeights| Ok(start(random)?.1.channels);
-        let rows = |random: &mut RandomWeights| {
-            let (dense, start) = start(random)?;
-            let row = |channel: &i32| dense[*channel as usize * d_out..][..d_out].to_vec();
-            Ok(start.channels.iter().flat_map(row).collect())
-        };
+        let first = |random: &mut RandomWeights| Ok(start(random)?.0.a.clone());
+        let second = |random: &mut RandomWeights| Ok(start(random)?.0.b.clone());
+        let chosen = |random: &mut RandomWeights| Ok(start(random)?.0.channels.clone());
+        let rows = |random: &mut RandomWeights| Ok(start(random)?.1.clone());
         let name = |part: &str| format!("{path}.{part}");
         Ok(Self {
             a: builder.matrix(&name("a"), [d_in, rank], Layout::Transposed, Init::Computed(&first))?,

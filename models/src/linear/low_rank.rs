@@ -1,12 +1,14 @@
 //! The product of two factors ("Exploring Low Rank Training of Deep Neural Networks", arXiv 2209.13569).
 
+use std::cell::OnceCell;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_optim::leading_directions;
 
 use super::config::LowRankInit;
 use crate::error::ModelError;
-use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource};
+use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource, host};
 
 /// `y = x A B`.
 #[derive(Module, Debug)]
@@ -26,7 +28,10 @@ impl LowRank {
         rank: usize,
         init: LowRankInit,
     ) -> Result<Self, ModelError> {
-        let spectral = |random: &mut RandomWeights| spectral_factors(random, path, [d_in, d_out], rank);
+        let factors = OnceCell::new();
+        let spectral = |random: &mut RandomWeights| {
+            once(&factors, || spectral_factors(random, path, [d_in, d_out], rank)).cloned()
+        };
         let first = |random: &mut RandomWeights| Ok(spectral(random)?.0);
         let second = |random: &mut RandomWeights| Ok(spectral(random)?.1);
         let bound = (d_in as f64).sqrt().recip();
@@ -71,9 +76,13 @@ pub(super) fn spectral_factors(
     Ok((host(a), host(b)))
 }
 
-pub(super) fn host(x: Tensor<2>) -> Vec<f32> {
-    match x.into_data().convert::<f32>().try_into_vec() {
-        Ok(values) => values,
-        Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+/// What several parameters of a layer begin with is computed once.
+pub(super) fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, ModelError>) -> Result<&T, ModelError> {
+    match cell.get() {
+        Some(made) => Ok(made),
+        None => {
+            let made = make()?;
+            Ok(cell.get_or_init(|| made))
+        }
     }
 }

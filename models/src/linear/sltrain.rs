@@ -26,7 +26,6 @@ pub struct SlTrain {
 }
 
 impl SlTrain {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn build(
         builder: &mut Builder,
         path: &str,

@@ -160,10 +160,28 @@ mod fused {
         }
     }
 
-    fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
-        let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
+    /// `x A`, row-major.
+    fn narrow(x: &FlexTensor, a: &FlexTensor) -> Vec<f32> {
+        let ([rows, _], [_, rank]) = (size(x), size(a));
         let mut h = vec![0.0; rows * rank];
         product(Matrix::row_major(&mut h[..], rows, rank), false, 1.0, matrix(x), matrix(a), true);
+        h
+    }
+
+    /// Adds to each sum the column that an entry `((from, to), value)` names, times its value.
+    fn scatter<'a>(entries: impl Iterator<Item = ((u32, u32), &'a f32)>, columns: &[f32], sums: &mut [f32]) {
+        sums.fill(0.0);
+        vectorised(|| {
+            for ((from, to), value) in entries {
+                let (sum, column) = (lane_mut(sums, to), lane(columns, from));
+                sum.iter_mut().zip(column).for_each(|(sum, x)| *sum += value * x);
+            }
+        });
+    }
+
+    fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
+        let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
+        let h = narrow(x, a);
         let mut y = vec![0.0; rows * d_out];
         let h = Matrix::row_major(&h[..], rows, rank);
         product(Matrix::row_major(&mut y[..], rows, d_out), false, scale, h, matrix(b), true);
@@ -172,13 +190,7 @@ mod fused {
             || (vec![0.0; CHUNK * d_in], vec![0.0; CHUNK * d_out]),
             |(columns, sums), (y, x)| {
                 to_columns(x, d_in, columns);
-                sums.fill(0.0);
-                vectorised(|| {
-                    for ((output, input), value) in pairs.iter().zip(sparse) {
-                        let (sum, x) = (lane_mut(sums, *output), lane(columns, *input));
-                        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += value * x);
-                    }
-                });
+                scatter(pairs.iter().map(|(output, input)| (*input, *output)).zip(sparse), columns, sums);
                 add_columns(sums, d_out, y);
             },
         );
@@ -195,8 +207,7 @@ mod fused {
         let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
         let db = wants_b.then(|| {
             // Cheaper to compute again than to keep.
-            let mut h = vec![0.0; rows * rank];
-            product(Matrix::row_major(&mut h[..], rows, rank), false, 1.0, matrix(x), matrix(a), true);
+            let h = narrow(x, a);
             let mut db = vec![0.0; rank * d_out];
             let h = Matrix::row_major(&h[..], rows, rank).transposed();
             product(Matrix::row_major(&mut db[..], rank, d_out), false, scale, h, matrix(dy), true);
@@ -227,13 +238,7 @@ mod fused {
             let (first, last) = (number * CHUNK, rows.min((number + 1) * CHUNK));
             to_columns(&values(dy)[first * d_out..last * d_out], d_out, outputs);
             if !dx.is_empty() {
-                sums.fill(0.0);
-                vectorised(|| {
-                    for ((output, input), value) in pairs.iter().zip(sparse) {
-                        let (sum, dy) = (lane_mut(sums, *input), lane(outputs, *output));
-                        sum.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += value * dy);
-                    }
-                });
+                scatter(pairs.iter().copied().zip(sparse), outputs, sums);
                 add_columns(sums, d_in, dx);
             }
             if !part.is_empty() {

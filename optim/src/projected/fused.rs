@@ -138,7 +138,7 @@ impl Step<'_> {
 
         self.back(&dct, x, y, &low, &direction, &chosen);
         let rate = lr * c.proj_lr_scale * c.scale * c2.sqrt() / c1;
-        let w = self.finish(lr, rate, w, g, x, y, &mut s);
+        let w = self.finish(lr, rate, w, g, [x, y], &mut s);
 
         let storage = Storage::from(MomentType::F32);
         s.moment_1 = Some(storage.keep(m, true));
@@ -239,15 +239,13 @@ impl Step<'_> {
     }
 
     /// Moves the weights and keeps the rest.
-    #[allow(clippy::too_many_arguments)]
     fn finish(
         &self,
         lr: f64,
         rate: f64,
         w: Tensor<2>,
         g: Memory<2>,
-        x: &[f32],
-        y: &[f32],
+        [x, y]: [&[f32]; 2],
         s: &mut ProjectedState,
     ) -> Tensor<2> {
         let (c, device, columns) = (self.c, w.device(), self.shape[1]);

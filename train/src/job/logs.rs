@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use lowrank_models::Llama;
-use lowrank_optim::ModulePath;
+use lowrank_optim::{ModulePath, Stepped};
 
 use crate::config::Config;
 use crate::run::{Metrics, MetricsFile, RunFolder, Screen, TensorBoard};
@@ -46,8 +46,9 @@ impl Logs {
     }
 
     /// Which optimizer steps each parameter.
-    pub fn parameters(&mut self, step: u64, lines: &[String], screen: &Screen) {
-        let text = format!("```\n{}\n```\n", lines.join("\n"));
+    pub fn parameters(&mut self, step: u64, parameters: &[Stepped], screen: &Screen) {
+        let lines: String = parameters.iter().map(|stepped| format!("{stepped}\n")).collect();
+        let text = format!("```\n{lines}```\n");
         self.board(screen, |board| board.text("optimizer", step, &text));
     }
 

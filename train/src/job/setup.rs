@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::optim::ModuleOptimizer;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_models::{Llama, LlamaConfig, Parameterization};
-use lowrank_optim::registry::{self, OptionValue, Options};
+use lowrank_optim::registry::{self, Built, OptionValue, Options};
 use lowrank_optim::{HiddenMatrices, StateMeter};
 use serde_json::{Map, Value};
 
@@ -185,12 +184,8 @@ fn overridden(model: &ModelSection) -> bool {
     *model != ModelSection { name: model.name.clone(), ..ModelSection::default() }
 }
 
-/// The optimizer of the configuration for this model, and one line a parameter on who steps it.
-pub(super) fn optimizer(
-    config: &Config,
-    model: &Llama,
-    meter: &StateMeter,
-) -> Result<(ModuleOptimizer, Vec<String>), JobError> {
+/// The optimizer of the configuration for this model, and who steps each parameter.
+pub(super) fn optimizer(config: &Config, model: &Llama, meter: &StateMeter) -> Result<Built, JobError> {
     let section = &config.optimizer;
     let method = registry::find(&section.name)?;
     let mut options = Options::from([("weight_decay".to_string(), OptionValue::Number(section.weight_decay))]);

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Int, Tensor};
 use lowrank_models::Llama;
 use lowrank_models::hub::{HubConfig, ModelFolder};
-use lowrank_optim::StateMeter;
+use lowrank_optim::{StateMeter, Stepped, Who};
 
 use super::logs::Logs;
 use super::{JobError, Pretrain, device, model_config, prepare_data, set_threads, setup};
@@ -164,9 +164,10 @@ fn weight_bytes(model: &Llama) -> u64 {
 }
 
 /// How many parameters each optimizer steps; the list stands in TensorBoard.
-fn who_steps(method: &str, parameters: &[String]) -> String {
-    let own = parameters.iter().filter(|line| line.ends_with(&format!(": {method}"))).count();
-    let small = parameters.iter().filter(|line| line.contains("is smaller than the rank")).count();
+fn who_steps(method: &str, parameters: &[Stepped]) -> String {
+    let count = |is: fn(&Who) -> bool| parameters.iter().filter(|stepped| is(&stepped.who)).count();
+    let own = count(|who| matches!(who, Who::Method(_)));
+    let small = count(|who| matches!(who, Who::TooSmall(_)));
     let mut text = format!("{method} steps {own} parameters, adamw {}", parameters.len() - own);
     if small > 0 {
         text.push_str(&format!("; {small} of these are hidden matrices whose projected side is smaller than the rank"));
