@@ -3,12 +3,16 @@
 //! Walks the folder named by `LOWRANK_GOLDEN` (default: `golden` beside this file): one folder a method, one safetensors file a case,
 //! configuration as JSON under `config` in the header. What a case asks for follows from its tensors and configuration.
 
+#[path = "golden_adapters.rs"]
+mod adapters;
 #[path = "golden_case.rs"]
 mod case;
 #[path = "golden_dct.rs"]
 mod dct;
 #[path = "golden_llama.rs"]
 mod llama;
+#[path = "golden_lora.rs"]
+mod lora;
 #[path = "golden_momentum.rs"]
 mod momentum;
 #[path = "golden_parameterizations.rs"]
@@ -36,6 +40,7 @@ fn runner(method: &str) -> Option<Runner> {
         "galore" => Some(projected::galore),
         "ldadam" => Some(projected::ldadam),
         "llama" => Some(llama::run),
+        "lora" => Some(lora::run),
         "muon" => Some(momentum::muon),
         "pretraining-parameterisations" => Some(parameterizations::others),
         "sltrain" => Some(parameterizations::sltrain),

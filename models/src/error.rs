@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::adapter::AdapterError;
+
 /// An error of a model, its configuration or its files.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -42,6 +44,9 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// An adapter that cannot be had.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// A sampling setting outside its range.
     #[error("generation: {0}")]
     Sampling(String),

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::adapter::{AdapterError, Attach, Report};
 use crate::block::{BlockContext, DecoderBlock};
 use crate::cache::KvCache;
 use crate::config::LlamaConfig;
@@ -100,6 +101,17 @@ impl Llama {
         }
         let config = LlamaConfig { parameterization: Parameterization::Dense, ..self.config.clone() };
         Self::build(&config, &mut Given { weights }, device)
+    }
+
+    /// The model with an adapter on those of its linear layers that match, and everything else frozen.
+    pub fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
+        if self.config.parameterization != Parameterization::Dense {
+            return Err(AdapterError::Refused(format!(
+                "adapters stand on dense weights; the layers of this model are {}: export it as a dense model first",
+                self.config.parameterization.name()
+            )));
+        }
+        attach.factored().to(self)
     }
 
     /// The configuration the model was built from.

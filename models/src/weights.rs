@@ -68,26 +68,32 @@ pub struct RandomWeights {
 impl RandomWeights {
     fn draw(&mut self, path: &str, count: usize, init: Init) -> Result<Vec<f32>, ModelError> {
         let mut random = StdRng::seed_from_u64(self.seed ^ key_of(path));
-        let std = match init {
-            Init::Standard => self.std,
-            Init::Normal(std) => std,
-            Init::Uniform(bound) => {
-                let draws = std::iter::repeat_with(|| ((2.0 * random.random::<f64>() - 1.0) * bound) as f32);
-                return Ok(draws.take(count).collect());
-            }
-            Init::Constant(value) => return Ok(vec![value; count]),
+        Ok(match init {
+            Init::Standard => normal_values(&mut random, count, self.std),
+            Init::Normal(std) => normal_values(&mut random, count, std),
+            Init::Uniform(bound) => uniform_values(&mut random, count, bound),
+            Init::Constant(value) => vec![value; count],
             Init::Computed(compute) => return compute(self),
-        };
-        let mut values = Vec::with_capacity(count + 1);
-        while values.len() < count {
-            let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * std;
-            let (sin, cos) = (std::f64::consts::TAU * random.random::<f64>()).sin_cos();
-            values.push((radius * cos) as f32);
-            values.push((radius * sin) as f32);
-        }
-        values.truncate(count);
-        Ok(values)
+        })
     }
+}
+
+/// Uniform draws between plus and minus `bound`.
+pub(crate) fn uniform_values(random: &mut StdRng, count: usize, bound: f64) -> Vec<f32> {
+    std::iter::repeat_with(|| ((2.0 * random.random::<f64>() - 1.0) * bound) as f32).take(count).collect()
+}
+
+/// Normal draws with mean 0 and deviation `std`.
+pub(crate) fn normal_values(random: &mut StdRng, count: usize, std: f64) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * std;
+        let (sin, cos) = (std::f64::consts::TAU * random.random::<f64>()).sin_cos();
+        values.push((radius * cos) as f32);
+        values.push((radius * sin) as f32);
+    }
+    values.truncate(count);
+    values
 }
 
 impl WeightSource for RandomWeights {

@@ -21,6 +21,34 @@ pub fn leading_directions(matrix: &Tensor<2>, rank: usize, right: bool) -> Tenso
     tensor(&directions, [side, rank], &device)
 }
 
+/// The `rank` leading singular values of a matrix with their directions; see [`thin_svd`].
+#[derive(Clone, Debug)]
+pub struct ThinSvd {
+    /// Left directions `[rows, rank]`.
+    pub left: Tensor<2>,
+    /// Singular values, falling.
+    pub values: Vec<f64>,
+    /// Right directions `[columns, rank]`.
+    pub right: Tensor<2>,
+}
+
+/// The leading part of a singular value decomposition, in f64, on the host. The entry of greatest magnitude of each left direction is positive;
+/// directions without energy are filled up to orthonormal ones.
+pub fn thin_svd(matrix: &Tensor<2>, rank: usize) -> ThinSvd {
+    let device = matrix.device();
+    let [rows, columns] = matrix.dims();
+    let g = DMatrix::from_row_slice(rows, columns, &values(matrix.clone())).map(f64::from);
+    let left = directions(g.clone(), rank, false);
+    let products = g.tr_mul(&left);
+    let singular: Vec<f64> = products.column_iter().map(|column| column.norm()).collect();
+    let right = orthonormal(products);
+    ThinSvd {
+        left: tensor(&left, [rows, rank], &device),
+        values: singular,
+        right: tensor(&right, [columns, rank], &device),
+    }
+}
+
 fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> DMatrix<f64> {
     let (rows, columns) = g.shape();
     let side = if right { columns } else { rows };
@@ -156,6 +184,20 @@ mod tests {
                 let top = column.iter().fold(0f32, |top, value| if value.abs() > top.abs() { *value } else { top });
                 assert!(top > 0.0);
             }
+        }
+    }
+
+    #[test]
+    fn the_decomposition_gives_the_matrix_back() {
+        for (rows, columns) in [(12, 8), (8, 12), (9, 9)] {
+            let g = matrix(rows, columns);
+            let svd = thin_svd(&g, rows.min(columns));
+            assert!(svd.values.is_sorted_by(|a, b| a >= b));
+            assert!(deviation_from_orthonormal(&svd.left) < 1e-5 && deviation_from_orthonormal(&svd.right) < 1e-5);
+            let sizes: Vec<f32> = svd.values.iter().map(|value| *value as f32).collect();
+            let sizes = Tensor::<1>::from_data(TensorData::new(sizes, [svd.values.len()]), &Device::default());
+            let back = (svd.left * sizes.unsqueeze::<2>()).matmul(svd.right.transpose());
+            assert!((back - g).abs().max().into_scalar::<f32>() < 1e-5);
         }
     }
 

@@ -8,6 +8,7 @@ mod check;
 mod cross_entropy;
 #[cfg(feature = "flex")]
 mod flex;
+mod low_rank_linear;
 mod rms_norm;
 mod rotary;
 mod sparse_low_rank;
@@ -17,6 +18,7 @@ use burn::tensor::{Int, Tensor};
 
 pub use attention::causal_attention;
 pub use cross_entropy::{IGNORE, linear_cross_entropy};
+pub use low_rank_linear::low_rank_linear;
 pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};

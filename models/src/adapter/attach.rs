@@ -1,0 +1,376 @@
+//! Attaching adapters to any Burn module.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
+use burn::tensor::{DType, Tensor};
+use lowrank_optim::{ModulePath, key_of};
+
+use super::config::{AdapterConfig, Found};
+use super::control::Control;
+use super::error::AdapterError;
+use super::init;
+use super::site::{GivenTensors, Place, SharedTensors, Site};
+use super::stack::{Adapter, Attached, each_adapter, layer_of};
+use super::structure::{Spec, TensorRole};
+
+/// Gradients of base weights `[d_in, d_out]`, summed over some samples, by the path of their layer.
+pub type BaseGradients = BTreeMap<String, Tensor<2>>;
+
+/// Attaches an adapter to a module.
+///
+/// ```no_run
+/// # use lowrank_models::adapter::{AdapterConfig, AdapterError, Attach};
+/// # fn example(model: burn::nn::Linear) -> Result<(), AdapterError> {
+/// let config = AdapterConfig::new("lora").with_rank(16);
+/// let (model, report) = Attach::new(config).to(model)?;
+/// println!("{report}");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Attach {
+    config: AdapterConfig,
+    gradients: BaseGradients,
+    tensors: Option<BTreeMap<String, GivenTensors>>,
+    factored: bool,
+}
+
+impl Attach {
+    /// A new adapter.
+    pub fn new(config: AdapterConfig) -> Self {
+        Self { config, gradients: BaseGradients::new(), tensors: None, factored: false }
+    }
+
+    /// With gradients of the base weights, for starts that ask for them.
+    pub fn with_gradients(self, gradients: BaseGradients) -> Self {
+        Self { gradients, ..self }
+    }
+
+    /// With tensors that were read from a file, by the path of the layer and the name of the field, laid out as in files.
+    pub fn with_tensors(self, tensors: BTreeMap<String, GivenTensors>) -> Self {
+        Self { tensors: Some(tensors), ..self }
+    }
+
+    /// For modules whose linear layers are all [`Dense`](crate::Dense), which asks its adapters for the output; other layers see the composed
+    /// weight alone.
+    pub fn factored(self) -> Self {
+        Self { factored: true, ..self }
+    }
+
+    /// Freezes all parameters of the module, puts the adapter on the layers that match, on top of those that are there, and tells what was done.
+    ///
+    /// Fails before anything is changed; the module is lost only where building fails (a file without a tensor, no memory).
+    pub fn to<M: Module>(self, module: M) -> Result<(M, Report), AdapterError> {
+        let found = find(&module)?;
+        let names: Vec<Found> = found.values().cloned().collect();
+        let mut below = BTreeMap::new();
+        let mut taken = false;
+        each_adapter(&module, |layer, adapter| {
+            taken |= adapter.stack.iter().any(|attached| attached.control().name() == self.config.name);
+            below.insert(layer.to_string(), adapter.stack.clone());
+        });
+        if taken {
+            return Err(AdapterError::Setting {
+                key: "name".into(),
+                value: self.config.name.clone(),
+                reason: "the model has an adapter of this name; give another, or take that one off first".into(),
+            });
+        }
+        let entry = self.config.entry()?;
+        if self.config.dropout > 0.0 && !self.factored {
+            return Err(AdapterError::Setting {
+                key: "dropout".into(),
+                value: self.config.dropout.to_string(),
+                reason:
+                    "on layers that are not of this crate an adapter sees the weight alone, not the input; take it away"
+                        .into(),
+            });
+        }
+        let places = self.config.places(&names)?;
+        if entry.spec.changes_bias && !self.factored && places.iter().any(|place| place.bias) {
+            return Err(AdapterError::Refused(format!(
+                "{} acts on the layer's output with its bias; on layers that are not of this crate it sees the weight alone",
+                entry.spec.name
+            )));
+        }
+        // Switched off, adapters fold into nothing; those that stay are put back below the new one.
+        let before: Vec<(Control, bool)> = controls(&below);
+        before.iter().for_each(|(control, _)| control.switch(false));
+        let module = if below.is_empty() { module } else { module.materialize() };
+        before.iter().for_each(|(control, on)| control.switch(*on));
+
+        let control = Control::new(&self.config.name, self.config.dropout, self.config.seed);
+        let mut tensors = self.tensors;
+        let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new() };
+        let mut builder = Builder {
+            config: &self.config,
+            gradients: self.gradients,
+            tensors: &mut tensors,
+            ids: found.iter().map(|(id, layer)| (*id, layer.path.clone())).collect(),
+            places: places.iter().map(|place| (place.path.as_str(), place)).collect(),
+            below,
+            shared: SharedTensors::default(),
+            control,
+            report: &mut report,
+            failed: None,
+        };
+        let module = module.apply_reparameterization(&mut builder);
+        if let Some(error) = builder.failed.take() {
+            return Err(error);
+        }
+        if let Some(layer) = tensors.and_then(|tensors| tensors.into_keys().next()) {
+            return Err(AdapterError::Tensor {
+                path: layer,
+                tensor: "all".into(),
+                reason: "belong to a layer that the configuration does not adapt".into(),
+            });
+        }
+        Ok((module, report))
+    }
+}
+
+/// Takes an adapter off; the base keeps its bits.
+pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
+    let mut stacks = BTreeMap::new();
+    each_adapter(&module, |layer, adapter| {
+        stacks.insert(layer.to_string(), adapter.stack.clone());
+    });
+    let all = controls(&stacks);
+    if !all.iter().any(|(control, _)| control.name() == name) {
+        let known: Vec<&str> = all.iter().map(|(control, _)| control.name()).collect();
+        return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"; it has {known:?}")));
+    }
+    all.iter().for_each(|(control, _)| control.switch(false));
+    let found = find(&module)?;
+    let module = module.materialize();
+    all.iter().for_each(|(control, on)| control.switch(*on));
+    for stack in stacks.values_mut() {
+        stack.retain(|attached| attached.control().name() != name);
+    }
+    stacks.retain(|_, stack| !stack.is_empty());
+    let ids = found.into_iter().map(|(id, layer)| (id, layer.path)).collect();
+    Ok(module.apply_reparameterization(PutBack { ids, stacks }))
+}
+
+/// Names and handles of a module's adapters, in the order they were attached.
+pub fn adapters_of<M: Module>(module: &M) -> Vec<Control> {
+    let mut stacks = BTreeMap::new();
+    each_adapter(module, |layer, adapter| {
+        stacks.insert(layer.to_string(), adapter.stack.clone());
+    });
+    controls(&stacks).into_iter().map(|(control, _)| control).collect()
+}
+
+fn controls(stacks: &BTreeMap<String, Vec<Attached>>) -> Vec<(Control, bool)> {
+    let mut found: Vec<(Control, bool)> = Vec::new();
+    for attached in stacks.values().flatten() {
+        if found.iter().all(|(control, _)| control.name() != attached.control().name()) {
+            found.push((attached.control().clone(), attached.control().is_on()));
+        }
+    }
+    found
+}
+
+/// What was attached.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The structure.
+    pub structure: &'static Spec,
+    /// The handle of the adapter.
+    pub control: Control,
+    /// The layers.
+    pub layers: Vec<Adapted>,
+}
+
+/// A layer that was adapted.
+#[derive(Clone, Debug)]
+pub struct Adapted {
+    /// Its numbers.
+    pub place: Place,
+    /// Values that are trained.
+    pub trained: usize,
+    /// Values that are stored for this layer and stay as they are.
+    pub frozen: usize,
+    /// Bytes of tensors that other layers use too, by key.
+    pub shared: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// Values that are trained in all layers.
+    pub fn trained(&self) -> usize {
+        self.layers.iter().map(|layer| layer.trained).sum()
+    }
+
+    /// Bytes stored beside the trained values; what layers share counts once.
+    pub fn frozen_bytes(&self) -> u64 {
+        let own: usize = self.layers.iter().map(|layer| layer.frozen * 4).sum();
+        let shared: BTreeMap<&String, &u64> = self.layers.iter().flat_map(|layer| &layer.shared).collect();
+        own as u64 + shared.into_values().sum::<u64>()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} on {} layers: {} values trained, {} bytes stored beside them",
+            self.structure.name,
+            self.layers.len(),
+            self.trained(),
+            self.frozen_bytes()
+        )
+    }
+}
+
+/// Linear weights of a module by their ids.
+fn find<M: Module>(module: &M) -> Result<BTreeMap<ParamId, Found>, AdapterError> {
+    #[derive(Default)]
+    struct Finder {
+        path: ModulePath,
+        weights: Vec<(ParamId, String, [usize; 2])>,
+        vectors: Vec<String>,
+        depth: usize,
+        foreign: Option<String>,
+    }
+    impl ModuleVisitor for Finder {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+            if container == "Reparameterization" {
+                self.depth += 1;
+                if name != <Adapter as burn::module::Reparameterization>::NAME {
+                    self.foreign = Some(format!("{} ({name})", self.path.joined()));
+                }
+            }
+        }
+
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.path.exit();
+            self.depth -= usize::from(container == "Reparameterization");
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.depth > 0 {
+                return;
+            }
+            let path = self.path.joined();
+            let embedding = self.path.containers().any(|container| container.ends_with(":Embedding"));
+            match param.lazy_shape().as_slice() {
+                [d_in, d_out] if !embedding => {
+                    self.weights.push((param.id, layer_of(&path).to_string(), [*d_in, *d_out]));
+                }
+                _ => self.vectors.push(path),
+            }
+        }
+    }
+    let mut finder = Finder::default();
+    module.visit(&mut finder);
+    if let Some(path) = finder.foreign {
+        return Err(AdapterError::Refused(format!(
+            "{path} carries an adapter of another kind; Burn would keep that one and drop the new one: merge or remove it first"
+        )));
+    }
+    let with_bias = |path: String, shape| {
+        let bias = finder.vectors.contains(&format!("{path}.bias"));
+        Found { path, shape, bias }
+    };
+    Ok(finder.weights.into_iter().map(|(id, path, shape)| (id, with_bias(path, shape))).collect())
+}
+
+struct Builder<'a> {
+    config: &'a AdapterConfig,
+    gradients: BaseGradients,
+    tensors: &'a mut Option<BTreeMap<String, GivenTensors>>,
+    ids: BTreeMap<ParamId, String>,
+    places: BTreeMap<&'a str, &'a Place>,
+    below: BTreeMap<String, Vec<Attached>>,
+    shared: SharedTensors,
+    control: Control,
+    report: &'a mut Report,
+    failed: Option<AdapterError>,
+}
+
+impl Builder<'_> {
+    fn attached(&mut self, place: &Place, weight: Tensor<2>) -> Result<Attached, AdapterError> {
+        let entry = self.config.entry()?;
+        let device = weight.device();
+        let plain = weight.without_autodiff();
+        let given = match self.tensors {
+            None => None,
+            Some(tensors) => Some(tensors.remove(&place.path).ok_or_else(|| AdapterError::Tensor {
+                path: place.path.clone(),
+                tensor: "all".into(),
+                reason: "are missing".into(),
+            })?),
+        };
+        let mut site = Site {
+            place,
+            name: &self.config.name,
+            spec: entry.spec,
+            seed: self.config.seed,
+            device,
+            weight: plain.cast(DType::F32),
+            gradient: self.gradients.remove(&place.path),
+            given,
+            shared: &mut self.shared,
+        };
+        let structure = entry.build(&self.config.options, &mut site)?;
+        let factors = structure.get().as_factors().map(|[a, b]| [a.without_autodiff(), b.without_autodiff()]);
+        let scale = place.scale;
+        let origin = init::origin(&mut site, factors.map(|[a, b]| [a, b.div_scalar(scale)]))?;
+        site.finish()?;
+        let shared = structure.get().shared().into_iter().map(|shared| (shared.key, shared.bytes)).collect();
+        let attached = Attached { structure, origin, control: self.control.clone(), layer: key_of(&place.path) };
+        let count = |frozen: bool| {
+            let counted = attached.shapes().into_iter().filter(|tensor| (tensor.role == TensorRole::Frozen) == frozen);
+            counted.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+        };
+        let (trained, frozen) = (count(false), count(true));
+        self.report.layers.push(Adapted { place: place.clone(), trained, frozen, shared });
+        Ok(attached)
+    }
+}
+
+impl Reparameterizer for &mut Builder<'_> {
+    type Reparam = Adapter;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+        let param = param.set_require_grad(false);
+        let Some(path) = self.ids.get(&param.id).cloned().filter(|_| self.failed.is_none() && D == 2) else {
+            return (param, None);
+        };
+        let mut stack = self.below.remove(&path).unwrap_or_default();
+        // Only the newest adapter is trained.
+        stack = stack.into_iter().map(Module::no_grad).collect();
+        if let Some(place) = self.places.get(path.as_str()).copied() {
+            let shape = place.shape;
+            match self.attached(place, param.base().reshape(shape)) {
+                Ok(attached) => stack.push(attached),
+                Err(error) => self.failed = Some(error),
+            }
+        }
+        (param, (!stack.is_empty()).then_some(Adapter { stack }))
+    }
+}
+
+struct PutBack {
+    ids: BTreeMap<ParamId, String>,
+    stacks: BTreeMap<String, Vec<Attached>>,
+}
+
+impl Reparameterizer for PutBack {
+    type Reparam = Adapter;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+        let stack = self.ids.get(&param.id).filter(|_| D == 2).and_then(|path| self.stacks.remove(path));
+        (param, stack.map(|stack| Adapter { stack }))
+    }
+}

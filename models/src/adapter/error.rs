@@ -1,0 +1,57 @@
+//! What can go wrong with adapters.
+
+/// An error of an adapter.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// A structure that is not in the list.
+    #[error("no adapter is named \"{name}\"; known are {known}")]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// All known names.
+        known: String,
+    },
+    /// A setting outside what it allows, or that does not go together with another.
+    #[error("adapter.{key} = {value}: {reason}")]
+    Setting {
+        /// The setting.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A layer that the method has no meaning for.
+    #[error("{path} [{d_in}, {d_out}]: {reason}")]
+    Place {
+        /// The layer.
+        path: String,
+        /// Its inputs.
+        d_in: usize,
+        /// Its outputs.
+        d_out: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No layer matches.
+    #[error("no linear layer matches {what}; there are {known}")]
+    NoMatch {
+        /// What was asked for.
+        what: String,
+        /// Some layers that exist.
+        known: String,
+    },
+    /// A tensor of an adapter that is missing, left over or of another shape.
+    #[error("adapter tensor {tensor} of {path}: {reason}")]
+    Tensor {
+        /// The layer.
+        path: String,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What cannot be done with this adapter.
+    #[error("{0}")]
+    Refused(String),
+}

@@ -1,0 +1,73 @@
+//! What a training loop asks the adapters of a module around each step.
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use super::stack::each_adapter;
+use super::structure::{PenaltyAt, StepOf, TensorRole};
+
+/// Sum of the adapters' penalties that enter at this place, shape `[1]`; none when there are none.
+pub fn penalty<M: Module>(module: &M, at: PenaltyAt) -> Option<Tensor<1>> {
+    let mut sum: Option<Tensor<1>> = None;
+    each_adapter(module, |_, adapter| {
+        let on = adapter.stack.iter().filter(|attached| attached.control().is_on());
+        for penalty in on.filter_map(|attached| attached.structure().penalty()).filter(|penalty| penalty.at == at) {
+            sum = Some(match sum.take() {
+                Some(sum) => sum + penalty.value,
+                None => penalty.value,
+            });
+        }
+    });
+    sum
+}
+
+/// Adds the gradients of penalties that enter after clipping, divided by the peak learning rate.
+pub fn add_after_clipping<M: Module>(module: &M, mut grads: GradientsParams, peak_lr: f64) -> GradientsParams {
+    struct Add<'a> {
+        grads: &'a mut GradientsParams,
+        more: GradientsParams,
+    }
+    impl ModuleVisitor for Add<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(more) = self.more.remove::<D>(param.id) else { return };
+            let sum = match self.grads.remove::<D>(param.id) {
+                Some(grad) => grad + more,
+                None => more,
+            };
+            self.grads.register(param.id, sum);
+        }
+    }
+    if let Some(penalty) = penalty(module, PenaltyAt::AfterClipping) {
+        let more = GradientsParams::from_grads(penalty.div_scalar(peak_lr).backward(), module);
+        module.visit(&mut Add { grads: &mut grads, more });
+    }
+    grads
+}
+
+/// Drops the gradients of tensors that rest in this step.
+pub fn drop_resting<M: Module>(module: &M, mut grads: GradientsParams, step: StepOf) -> GradientsParams {
+    struct Drop<'a> {
+        grads: &'a mut GradientsParams,
+        resting: Vec<ParamId>,
+    }
+    impl ModuleVisitor for Drop<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.resting.contains(&param.id) {
+                self.grads.remove::<D>(param.id);
+            }
+        }
+    }
+    let mut resting = Vec::new();
+    each_adapter(module, |_, adapter| {
+        for attached in &adapter.stack {
+            let tensors = attached.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
+            let rests = tensors.filter(|tensor| attached.structure().rests(&tensor.field, step));
+            resting.extend(rests.map(|tensor| tensor.id));
+        }
+    });
+    if !resting.is_empty() {
+        module.visit(&mut Drop { grads: &mut grads, resting });
+    }
+    grads
+}

@@ -1,0 +1,41 @@
+//! Adapters: trained changes of a layer whose weight stays as it is.
+//!
+//! An adapter has a structure ([`STRUCTURES`], each in the file of its name), a start, a scaling and a training rule; [`AdapterConfig`] asks for
+//! one, [`Attach`] puts it on the linear layers of any Burn module. There Burn composes the weight; on the layers of this crate adapters run
+//! factored, so that neither the dense update nor the dense gradient of the weight is formed.
+//!
+//! The base weight is never changed: an adapter that begins as part of the weight takes that part from what it stands on. Switching one off
+//! ([`Control::switch`]) or taking it off ([`detach`]) gives the bits of the base.
+//!
+//! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and add a line to the list in `registry.rs`.
+
+mod attach;
+mod base;
+mod config;
+mod control;
+mod error;
+mod hooks;
+mod init;
+mod lora;
+mod registry;
+mod site;
+mod stack;
+mod structure;
+mod targets;
+mod tensors;
+
+pub use attach::{Adapted, Attach, BaseGradients, Report, adapters_of, detach};
+pub use base::{Base, Input};
+pub use config::{AdapterConfig, Scaling};
+pub use control::Control;
+pub use error::AdapterError;
+pub use hooks::{add_after_clipping, drop_resting, penalty};
+pub use init::leaves_the_base;
+pub use registry::{AdapterOptions, AnyStructure, STRUCTURES, StructureEntry};
+pub use site::{GivenTensors, Place, Shared, Site};
+pub use stack::{Adapter, Attached, each_adapter};
+pub use structure::{
+    Alpha, Method, Penalty, PenaltyAt, Rank, SharedBytes, Spec, StepOf, Structure, TensorRole, TensorSpec,
+};
+pub use targets::Targets;
+pub use tensors::NamedTensor;

@@ -1,0 +1,246 @@
+//! Where an adapter is built: one layer, with what its tensors begin with.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use lowrank_optim::key_of;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::error::AdapterError;
+use super::structure::Spec;
+use crate::weights::{host, normal_values, parameter_id, uniform_values};
+
+/// A layer to adapt, by its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Path of the layer, as in model files: `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// `[d_in, d_out]`.
+    pub shape: [usize; 2],
+    /// Rank; 0 for methods without.
+    pub rank: usize,
+    /// Alpha; 0 for methods without.
+    pub alpha: f64,
+    /// What the update is multiplied by: `alpha / rank`, or `alpha / sqrt(rank)`.
+    pub scale: f64,
+    /// Initialisation: `default`, or one of [`Spec::inits`].
+    pub init: String,
+    /// Layers that the same adapter stands on.
+    pub layers: usize,
+    /// Largest `d_in` and largest `d_out` among them.
+    pub largest: [usize; 2],
+    /// Whether the layer has a bias.
+    pub bias: bool,
+}
+
+impl Place {
+    /// Refuses a rank outside 1 to the smaller side.
+    pub fn check_rank(&self) -> Result<(), String> {
+        let most = self.shape[0].min(self.shape[1]);
+        match self.rank {
+            0 => Err("rank must be at least 1".into()),
+            rank if rank > most => Err(format!("rank {rank} is larger than the smaller side, {most}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Tensors of one layer's adapter read from a file, in the layout of the file, by field name.
+pub type GivenTensors = BTreeMap<String, TensorData>;
+
+/// What all layers of an adapter share while they are built.
+#[derive(Debug, Default)]
+pub struct SharedTensors {
+    made: BTreeMap<String, Tensor<1>>,
+}
+
+/// The layer that an adapter is being built for.
+pub struct Site<'a> {
+    /// Numbers of the layer.
+    pub place: &'a Place,
+    pub(super) name: &'a str,
+    pub(super) spec: &'static Spec,
+    pub(super) seed: u64,
+    /// Device of the new tensors; trained ones are tracked where it is an autodiff device.
+    pub(super) device: Device,
+    pub(super) weight: Tensor<2>,
+    pub(super) gradient: Option<Tensor<2>>,
+    pub(super) given: Option<GivenTensors>,
+    pub(super) shared: &'a mut SharedTensors,
+}
+
+impl Site<'_> {
+    /// The base weight `[d_in, d_out]` in f32, without gradient.
+    pub fn weight(&self) -> Tensor<2> {
+        self.weight.clone()
+    }
+
+    /// The summed gradient `[d_in, d_out]` of the base weight over the first samples, for initialisations that ask for it.
+    pub fn gradient(&self) -> Result<Tensor<2>, AdapterError> {
+        self.gradient.clone().ok_or_else(|| {
+            AdapterError::Refused(format!(
+                "{} begins from gradients of the base weight: collect them over some samples first",
+                self.spec.name
+            ))
+        })
+    }
+
+    /// The plain device (without autodiff).
+    pub fn plain_device(&self) -> Device {
+        self.device.clone().inner()
+    }
+
+    /// A stream of random numbers of this layer's own, told apart by `what`.
+    pub fn random(&self, what: &str) -> StdRng {
+        StdRng::seed_from_u64(self.seed ^ key_of(&format!("{}.{what}", self.place.path)))
+    }
+
+    /// A stream of random numbers that all layers of the adapter have in common.
+    pub fn common_random(&self, what: &str) -> StdRng {
+        StdRng::seed_from_u64(self.seed ^ key_of(what))
+    }
+
+    /// Uniform draws between plus and minus `bound`, from this layer's own stream.
+    pub fn uniform(&self, what: &str, count: usize, bound: f64) -> Vec<f32> {
+        uniform_values(&mut self.random(what), count, bound)
+    }
+
+    /// Normal draws of deviation `std`, from this layer's own stream.
+    pub fn normal(&self, what: &str, count: usize, std: f64) -> Vec<f32> {
+        normal_values(&mut self.random(what), count, std)
+    }
+
+    /// A seed for generators that are run again, told apart by `what`.
+    pub fn seed_of(&self, what: &str) -> u64 {
+        self.random(what).random()
+    }
+
+    /// Whether tensors come from a file.
+    pub fn is_given(&self) -> bool {
+        self.given.is_some()
+    }
+
+    /// A trained tensor: row-major values that `start` gives, unless a file has them.
+    pub fn trained<const D: usize>(
+        &mut self,
+        field: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Param<Tensor<D>>, AdapterError> {
+        let tensor = self.tensor(field, shape, start)?;
+        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        Ok(Param::initialized(self.id(field), tensor))
+    }
+
+    /// A tensor of this layer that stays as it is.
+    pub fn frozen<const D: usize>(
+        &mut self,
+        field: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Param<Tensor<D>>, AdapterError> {
+        let tensor = self.tensor(field, shape, start)?;
+        Ok(Param::initialized(self.id(field), tensor).set_require_grad(false))
+    }
+
+    /// A tensor that all layers with the same key have in common, on the plain device; made once. Not a parameter: it is neither trained
+    /// nor counted with the layer.
+    pub fn shared<const D: usize>(
+        &mut self,
+        field: &str,
+        key: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Shared<D>, AdapterError> {
+        let key = format!("{}.{key}", self.name);
+        if let Some(made) = self.shared.made.get(&key).cloned() {
+            if let Some(given) = &mut self.given {
+                given.remove(field);
+            }
+            return Ok(Shared { key, tensor: made.reshape(shape) });
+        }
+        let values = self.values(field, &shape, start)?;
+        let count = values.len();
+        let flat = Tensor::<1>::from_data(TensorData::new(values, [count]), (&self.plain_device(), DType::F32));
+        self.shared.made.insert(key.clone(), flat.clone());
+        Ok(Shared { key, tensor: flat.reshape(shape) })
+    }
+
+    fn id(&self, field: &str) -> burn::module::ParamId {
+        parameter_id(&format!("{}.{}.{field}", self.place.path, self.name))
+    }
+
+    fn tensor<const D: usize>(
+        &mut self,
+        field: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Tensor<D>, AdapterError> {
+        let values = self.values(field, &shape, start)?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), (&self.device, DType::F32)))
+    }
+
+    fn values(
+        &mut self,
+        field: &str,
+        shape: &[usize],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Vec<f32>, AdapterError> {
+        let wrong =
+            |reason: String| AdapterError::Tensor { path: self.place.path.clone(), tensor: field.to_string(), reason };
+        let count: usize = shape.iter().product();
+        let Some(given) = &mut self.given else {
+            let values = start(self)?;
+            assert_eq!(values.len(), count, "a structure gives as many values as its tensor has");
+            return Ok(values);
+        };
+        let Some(data) = given.remove(field) else {
+            return Err(wrong("is missing".into()));
+        };
+        let turned = shape.len() == 2 && self.spec.tensor(field).is_some_and(|tensor| tensor.turned);
+        let expected: Vec<usize> = if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() };
+        if data.shape().as_slice() != expected.as_slice() {
+            return Err(wrong(format!("has shape {:?}; rank and layer ask for {expected:?}", data.shape().as_slice())));
+        }
+        let data = data.convert::<f32>();
+        let plain = Device::default();
+        match turned {
+            true => Ok(host(Tensor::<2>::from_data(data, &plain).transpose())),
+            false => data.try_into_vec::<f32>().map_err(|error| wrong(format!("{error:?}"))),
+        }
+    }
+
+    /// Refuses tensors of the file that the structure did not ask for.
+    pub(super) fn finish(self) -> Result<(), AdapterError> {
+        match self.given.and_then(|given| given.into_keys().next()) {
+            None => Ok(()),
+            Some(tensor) => Err(AdapterError::Tensor {
+                path: self.place.path.clone(),
+                tensor,
+                reason: format!("has no place in {}", self.spec.name),
+            }),
+        }
+    }
+}
+
+/// A frozen tensor that several layers share.
+#[derive(Clone, Debug)]
+pub struct Shared<const D: usize> {
+    key: String,
+    tensor: Tensor<D>,
+}
+
+impl<const D: usize> Shared<D> {
+    /// The tensor, on the plain device.
+    pub fn val(&self) -> Tensor<D> {
+        self.tensor.clone()
+    }
+
+    /// Its bytes, for [`Structure::shared`](super::Structure::shared).
+    pub fn bytes(&self) -> super::structure::SharedBytes {
+        let bytes = self.tensor.shape().num_elements() as u64 * 4;
+        super::structure::SharedBytes { key: self.key.clone(), bytes }
+    }
+}

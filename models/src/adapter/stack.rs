@@ -1,0 +1,185 @@
+//! The adapters of one layer, as Burn attaches them to a weight.
+
+use std::cell::RefCell;
+
+use burn::module::{Content, Param, Reparameterization};
+use burn::module::{Devices, LoraAdapter, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
+use burn::tensor::{Device, Tensor};
+use lowrank_optim::ModulePath;
+
+use super::base::{Base, Input};
+use super::control::Control;
+use super::registry::AnyStructure;
+use super::structure::Structure;
+
+/// One adapter on one layer.
+#[derive(Module, Debug)]
+pub struct Attached {
+    /// What it is.
+    pub structure: AnyStructure,
+    /// The product that the factors began with, where they began as part of the weight: it is taken from the base, so that the layer starts as
+    /// it was. The weight itself is never changed.
+    pub origin: Option<LoraAdapter>,
+    #[module(skip)]
+    pub(super) control: Control,
+    #[module(skip)]
+    pub(super) layer: u64,
+}
+
+impl Attached {
+    /// The handle that all layers of the adapter share.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The structure.
+    pub fn structure(&self) -> &dyn Structure {
+        self.structure.get()
+    }
+
+    /// The output `[rows, d_out]` of the layer with the adapter, where it is on.
+    pub fn forward(&self, base: Base<'_>, x: Tensor<2>) -> Tensor<2> {
+        if !self.control.is_on() {
+            return base.forward(x);
+        }
+        let dropped = self.control.drop(self.layer, &x);
+        self.structure().forward(&base.less(self.origin.as_ref()), Input { x, dropped })
+    }
+
+    /// The weight `[d_in, d_out]` with the adapter.
+    pub fn weight(&self, base: Base<'_>) -> Tensor<2> {
+        if !self.control.is_on() {
+            return base.weight();
+        }
+        let weight = base.less(self.origin.as_ref()).weight();
+        let update = self.structure().update(&weight);
+        weight + update
+    }
+
+    /// The bias `[d_out]` with the adapter.
+    pub fn bias(&self, base: Base<'_>) -> Option<Tensor<1>> {
+        if !self.control.is_on() {
+            return base.bias();
+        }
+        let weight = base.less(self.origin.as_ref()).weight();
+        self.structure().merged_bias(&weight, base.bias())
+    }
+}
+
+/// The adapters of one layer, first to last; each stands on those before it.
+#[derive(Clone, Debug, Default)]
+pub struct Adapter {
+    /// The adapters.
+    pub stack: Vec<Attached>,
+}
+
+impl Adapter {
+    /// The layer that stands on this base with all its adapters.
+    pub fn over<'a>(&'a self, weight: &'a Tensor<2>, bias: Option<&'a Tensor<1>>) -> Base<'a> {
+        Base::new(weight, bias).under(&self.stack)
+    }
+}
+
+impl Reparameterization for Adapter {
+    const NAME: &'static str = "adapter";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let shape = base.dims();
+        if self.stack.iter().all(|attached| !attached.control.is_on()) || D != 2 {
+            return base;
+        }
+        let weight = base.reshape([shape[0], shape[1]]);
+        self.over(&weight, None).weight().reshape(shape)
+    }
+}
+
+thread_local! {
+    /// Where adapters put themselves while [`each_adapter`] visits: Burn shows a visitor the tensors of a reparameterization but not itself.
+    static SEEN: RefCell<Option<Vec<Adapter>>> = const { RefCell::new(None) };
+}
+
+const FIELD: (&str, &str) = ("stack", "Struct:Adapter");
+
+impl Module for Adapter {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.stack.collect_devices(devices)
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        Self { stack: self.stack.fork(device) }
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        Self { stack: self.stack.to_device(device) }
+    }
+
+    fn train(self) -> Self {
+        Self { stack: Module::train(self.stack) }
+    }
+
+    fn valid(&self) -> Self {
+        Self { stack: self.stack.valid() }
+    }
+
+    fn materialize(self) -> Self {
+        Self { stack: self.stack.materialize() }
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        SEEN.with_borrow_mut(|seen| {
+            if let Some(seen) = seen {
+                seen.push(self.clone());
+            }
+        });
+        visitor.enter_module(FIELD.0, FIELD.1);
+        self.stack.visit(visitor);
+        visitor.exit_module(FIELD.0, FIELD.1);
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        mapper.enter_module(FIELD.0, FIELD.1);
+        let stack = self.stack.map(mapper);
+        mapper.exit_module(FIELD.0, FIELD.1);
+        Self { stack }
+    }
+}
+
+impl ModuleDisplayDefault for Adapter {
+    fn content(&self, content: Content) -> Option<Content> {
+        content.set_top_level_type("Adapter").add_formatted(&self.stack.len()).optional()
+    }
+}
+
+impl ModuleDisplay for Adapter {}
+
+/// Shows every adapted layer of a module: its path, the id of its weight, and its adapters.
+pub fn each_adapter<M: Module>(module: &M, see: impl FnMut(&str, &Adapter)) {
+    struct Walk<F> {
+        path: ModulePath,
+        see: F,
+    }
+    impl<F: FnMut(&str, &Adapter)> ModuleVisitor for Walk<F> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit();
+            if (name, container) == (Adapter::NAME, "Reparameterization") {
+                for adapter in SEEN.replace(Some(Vec::new())).into_iter().flatten() {
+                    (self.see)(layer_of(&self.path.joined()), &adapter);
+                }
+            }
+        }
+
+        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {}
+    }
+    SEEN.set(Some(Vec::new()));
+    module.visit(&mut Walk { path: ModulePath::default(), see });
+    SEEN.set(None);
+}
+
+/// The path of the layer that a parameter belongs to.
+pub(super) fn layer_of(parameter: &str) -> &str {
+    parameter.strip_suffix(".weight").unwrap_or(parameter)
+}
