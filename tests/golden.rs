@@ -19,6 +19,8 @@ mod momentum;
 mod parameterizations;
 #[path = "golden_projected.rs"]
 mod projected;
+#[path = "golden_structures.rs"]
+mod structures;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,7 @@ fn runner(method: &str) -> Option<Runner> {
     match method {
         "adamw-8bit" => Some(momentum::adamw_8bit),
         "apollo" => Some(projected::apollo),
+        "block-lora" => Some(structures::block_lora),
         "dct-adamw" => Some(dct::run),
         "dion" => Some(momentum::dion),
         "fira" => Some(projected::fira),

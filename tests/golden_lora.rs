@@ -18,7 +18,7 @@ pub fn run(case: &Case) -> Outcome {
 fn config(case: &Case) -> Result<AdapterConfig, String> {
     let config = AdapterConfig::new("lora").with_rank(case.count("rank")?).with_alpha(case.number("alpha")?);
     let scaling = if case.flag("rslora").unwrap_or(false) { Scaling::RootRank } else { Scaling::Rank };
-    Ok(AdapterConfig { scaling, ..config })
+    Ok(AdapterConfig { scaling: Some(scaling), ..config })
 }
 
 /// The layer `W` (and `bias`) with tensors of the case, `(field, name)`.

@@ -30,8 +30,8 @@ pub struct AdapterConfig {
     pub rank: Option<usize>,
     /// Numerator of the scale; the method's own when none.
     pub alpha: Option<f64>,
-    /// What alpha is divided by.
-    pub scaling: Scaling,
+    /// What alpha is divided by; the method's own when none.
+    pub scaling: Option<Scaling>,
     /// Share of the branches' inputs that is dropped in training.
     pub dropout: f64,
     /// How the tensors begin: `default`, or another start that the structure knows.
@@ -59,7 +59,7 @@ impl Default for AdapterConfig {
             structure: "lora".into(),
             rank: None,
             alpha: None,
-            scaling: Scaling::Rank,
+            scaling: None,
             dropout: 0.0,
             init: "default".into(),
             targets: Targets::AllLinear,
@@ -136,8 +136,8 @@ impl AdapterConfig {
                 return refuse("alpha", alpha.to_string(), "needs an alpha above 0");
             }
         }
-        if spec.alpha == Alpha::None && self.scaling != Scaling::Rank {
-            return refuse("scaling", "root-rank".into(), "has no scale; take it away");
+        if let (Alpha::None, Some(scaling)) = (spec.alpha, self.scaling) {
+            return refuse("scaling", format!("{scaling:?}"), "has no scale; take it away");
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return refuse("dropout", self.dropout.to_string(), "needs a dropout from 0 to below 1");
@@ -184,7 +184,7 @@ impl AdapterConfig {
                 (None, Alpha::Ranks(times)) => times * rank as f64,
                 (None, Alpha::None) => 0.0,
             };
-            let divisor = match self.scaling {
+            let divisor = match self.scaling.unwrap_or(entry.spec.scaling) {
                 Scaling::Rank => rank.max(1) as f64,
                 Scaling::RootRank => (rank.max(1) as f64).sqrt(),
             };

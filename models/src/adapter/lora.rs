@@ -6,6 +6,7 @@ use burn::module::LoraAdapter;
 use burn::tensor::Tensor;
 
 use super::base::{Base, Input};
+use super::config::Scaling;
 use super::error::AdapterError;
 use super::init;
 use super::site::{Place, Site};
@@ -41,6 +42,7 @@ impl Method for LoraAdapter {
         dense_forward: false,
         rank: Rank::Fixed(8),
         alpha: Alpha::Ranks(1.0),
+        scaling: Scaling::Rank,
         inits: init::OF_FACTORS,
         dropout: true,
         merges: Ok(()),

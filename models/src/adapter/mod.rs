@@ -11,6 +11,7 @@
 
 mod attach;
 mod base;
+mod block_lora;
 mod config;
 mod control;
 mod error;
@@ -26,6 +27,7 @@ mod tensors;
 
 pub use attach::{Adapted, Attach, BaseGradients, Report, adapters_of, detach};
 pub use base::{Base, Input};
+pub use block_lora::{BlockLora, BlockLoraOptions};
 pub use config::{AdapterConfig, Scaling};
 pub use control::Control;
 pub use error::AdapterError;

@@ -3,6 +3,7 @@
 use burn::module::{LoraAdapter, Module};
 use serde_json::{Map, Value};
 
+use super::block_lora::BlockLora;
 use super::error::AdapterError;
 use super::site::{Place, Site};
 use super::structure::{Method, Spec, Structure};
@@ -46,6 +47,7 @@ macro_rules! structures {
 
 structures! {
     Lora(LoraAdapter),
+    BlockLora(BlockLora),
 }
 
 /// Options of a structure by name.

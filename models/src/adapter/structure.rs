@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::base::{Base, Input};
+use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
 
@@ -128,6 +129,8 @@ pub struct Spec {
     pub rank: Rank,
     /// Alpha when none is given.
     pub alpha: Alpha,
+    /// What alpha is divided by when nothing is said.
+    pub scaling: Scaling,
     /// Initialisations besides its own.
     pub inits: &'static [&'static str],
     /// Whether dropout on the branch's input has a meaning.
