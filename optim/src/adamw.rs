@@ -193,13 +193,16 @@ mod fused {
             let moments =
                 m.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(v.storage_mut::<f32>().par_chunks_mut(CHUNK));
             weights.zip(g.storage::<f32>().par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
-                pulp::Arch::new().dispatch(|| {
-                    for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
-                        *m = f.beta_1 * *m + f.share_1 * g;
-                        *v = f.beta_2 * *v + f.share_2 * (g * g);
-                        *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
-                    }
-                });
+                pulp::Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
+                            *m = f.beta_1 * *m + f.share_1 * g;
+                            *v = f.beta_2 * *v + f.share_2 * (g * g);
+                            *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
+                        }
+                    },
+                );
             });
         }
         (tensor(w), (tensor(m), tensor(v)))

@@ -226,13 +226,16 @@ fn update(w: &mut [f32], g: &[f32], m: &mut Coded, v: &mut Coded, storage: Stora
             let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
             signed.decode(m_codes, *m_largest, m);
             unsigned.decode(v_codes, *v_largest, v);
-            pulp::Arch::new().dispatch(|| {
-                for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
-                    *m = f.beta_1 * *m + f.share_1 * g;
-                    *v = f.beta_2 * *v + f.share_2 * (g * g);
-                    *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
-                }
-            });
+            pulp::Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
+                        *m = f.beta_1 * *m + f.share_1 * g;
+                        *v = f.beta_2 * *v + f.share_2 * (g * g);
+                        *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
+                    }
+                },
+            );
             *m_largest = signed.encode(m, m_codes, false);
             *v_largest = unsigned.encode(v, v_codes, storage.keep_positive);
         },

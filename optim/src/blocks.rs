@@ -74,24 +74,27 @@ impl DynamicMap {
     /// Codes of one block; gives its largest magnitude. The sign of a first moment survives, though a positive one may become 0; with
     /// `keep_positive` a positive second moment does not.
     pub fn encode(&self, values: &mut [f32], codes: &mut [u8], keep_positive: bool) -> f32 {
-        let largest = pulp::Arch::new().dispatch(|| {
-            const LANES: usize = 16;
-            let mut lanes = [0f32; LANES];
-            let (chunks, rest) = values.as_chunks::<LANES>();
-            for chunk in chunks {
-                for (lane, value) in lanes.iter_mut().zip(chunk) {
-                    *lane = if value.abs() > *lane { value.abs() } else { *lane };
+        let largest = pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                const LANES: usize = 16;
+                let mut lanes = [0f32; LANES];
+                let (chunks, rest) = values.as_chunks::<LANES>();
+                for chunk in chunks {
+                    for (lane, value) in lanes.iter_mut().zip(chunk) {
+                        *lane = if value.abs() > *lane { value.abs() } else { *lane };
+                    }
                 }
-            }
-            let largest = lanes.iter().chain(rest).fold(0f32, |largest, value| largest.max(value.abs()));
-            // The square of a huge gradient is infinite, and infinity times code 0 is not a number.
-            let largest = largest.min(f32::MAX);
-            for value in values.iter_mut() {
-                // A quotient and not a product with 1 / largest, which is infinite for denormal numbers.
-                *value = value.clamp(-f32::MAX, f32::MAX) / largest;
-            }
-            largest
-        });
+                let largest = lanes.iter().chain(rest).fold(0f32, |largest, value| largest.max(value.abs()));
+                // The square of a huge gradient is infinite, and infinity times code 0 is not a number.
+                let largest = largest.min(f32::MAX);
+                for value in values.iter_mut() {
+                    // A quotient and not a product with 1 / largest, which is infinite for denormal numbers.
+                    *value = value.clamp(-f32::MAX, f32::MAX) / largest;
+                }
+                largest
+            },
+        );
         if largest == 0.0 {
             codes.fill(self.nearest(0.0));
             return 0.0;

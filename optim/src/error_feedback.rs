@@ -62,45 +62,51 @@ const LANES: usize = 16;
 
 /// Codes of a row, one a byte; gives its smallest and largest value.
 fn encode(row: &[f32], levels: u8, codes: &mut [u8]) -> (f32, f32) {
-    pulp::Arch::new().dispatch(|| {
-        let (mut lows, mut highs) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-        let (chunks, rest) = row.as_chunks::<LANES>();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                lows[lane] = if chunk[lane] < lows[lane] { chunk[lane] } else { lows[lane] };
-                highs[lane] = if chunk[lane] > highs[lane] { chunk[lane] } else { highs[lane] };
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let (mut lows, mut highs) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+            let (chunks, rest) = row.as_chunks::<LANES>();
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    lows[lane] = if chunk[lane] < lows[lane] { chunk[lane] } else { lows[lane] };
+                    highs[lane] = if chunk[lane] > highs[lane] { chunk[lane] } else { highs[lane] };
+                }
             }
-        }
-        let low = lows.into_iter().chain(rest.iter().copied()).fold(f32::INFINITY, f32::min);
-        let high = highs.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
-        let top = f32::from(levels);
-        let unit = (high - low) / top;
-        if unit > 0.0 && unit.is_finite() {
-            // A whole number below 256 stands in the lowest byte of its sum with 2^23.
-            const WHOLE: f32 = 8_388_608.0;
-            for (code, x) in codes.iter_mut().zip(row) {
-                let exact = ((x - low) / unit + 0.5).floor();
-                let held = if exact > top { top } else { exact };
-                *code = (held + WHOLE).to_bits() as u8;
+            let low = lows.into_iter().chain(rest.iter().copied()).fold(f32::INFINITY, f32::min);
+            let high = highs.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
+            let top = f32::from(levels);
+            let unit = (high - low) / top;
+            if unit > 0.0 && unit.is_finite() {
+                // A whole number below 256 stands in the lowest byte of its sum with 2^23.
+                const WHOLE: f32 = 8_388_608.0;
+                for (code, x) in codes.iter_mut().zip(row) {
+                    let exact = ((x - low) / unit + 0.5).floor();
+                    let held = if exact > top { top } else { exact };
+                    *code = (held + WHOLE).to_bits() as u8;
+                }
+            } else {
+                codes.fill(0);
             }
-        } else {
-            codes.fill(0);
-        }
-        (low, high)
-    })
+            (low, high)
+        },
+    )
 }
 
 /// Adds the values of codes, one a byte, to a row.
 fn add_decoded(row: &mut [f32], codes: &[u8], (low, high): (f32, f32), levels: u8) {
     let unit = (high - low) / f32::from(levels);
-    pulp::Arch::new().dispatch(|| {
-        for (x, code) in row.iter_mut().zip(codes) {
-            let inner = f32::from(*code) * unit + low;
-            // The ends are exact.
-            let value = if *code == levels { high } else { inner };
-            *x += if *code == 0 { low } else { value };
-        }
-    });
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (x, code) in row.iter_mut().zip(codes) {
+                let inner = f32::from(*code) * unit + low;
+                // The ends are exact.
+                let value = if *code == levels { high } else { inner };
+                *x += if *code == 0 { low } else { value };
+            }
+        },
+    );
 }
 
 impl ErrorBuffer {

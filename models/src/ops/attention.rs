@@ -241,16 +241,19 @@ mod fused {
                     let span = to - from;
                     let scores = &mut scores[..count * span];
                     self.scores(scores, place, block);
-                    vectorised(|| {
-                        for (row, (scores, logarithm)) in
-                            scores.chunks_exact_mut(span).zip(&mut logarithms[first..]).enumerate()
-                        {
-                            let visible = self.visible(batch, row, block);
-                            scores[..visible.start].fill(0.0);
-                            scores[visible.end..].fill(0.0);
-                            *logarithm = softmax(&mut scores[visible]);
-                        }
-                    });
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (row, (scores, logarithm)) in
+                                scores.chunks_exact_mut(span).zip(&mut logarithms[first..]).enumerate()
+                            {
+                                let visible = self.visible(batch, row, block);
+                                scores[..visible.start].fill(0.0);
+                                scores[visible.end..].fill(0.0);
+                                *logarithm = softmax(&mut scores[visible]);
+                            }
+                        },
+                    );
                     let out = Matrix::row_major(
                         &mut output[first * self.width..(first + count) * self.width],
                         count,
@@ -291,25 +294,30 @@ mod fused {
                         let dy = self.rows(&upstream, self.heads, place, first, first + count);
                         let v = self.rows(&self.v, self.kv_heads, (batch, kv_head), from, to);
                         product(Matrix::row_major(&mut *slopes, count, span), false, 1.0, dy, v.transposed(), false);
-                        vectorised(|| {
-                            for row in 0..count {
-                                let weights = &mut weights[row * span..][..span];
-                                let slopes = &mut slopes[row * span..][..span];
-                                let visible = self.visible(batch, row, block);
-                                for hidden in [0..visible.start, visible.end..span] {
-                                    weights[hidden.clone()].fill(0.0);
-                                    slopes[hidden].fill(0.0);
+                        vectorised(
+                            #[inline(always)]
+                            || {
+                                for row in 0..count {
+                                    let weights = &mut weights[row * span..][..span];
+                                    let slopes = &mut slopes[row * span..][..span];
+                                    let visible = self.visible(batch, row, block);
+                                    for hidden in [0..visible.start, visible.end..span] {
+                                        weights[hidden.clone()].fill(0.0);
+                                        slopes[hidden].fill(0.0);
+                                    }
+                                    let output =
+                                        &values(&heads_first)[(own + first + row) * self.width..][..self.width];
+                                    let dy = &dy.data[row * dy.row_stride..][..self.width];
+                                    let pull: f32 = output.iter().zip(dy).map(|(y, dy)| y * dy).sum();
+                                    let logarithm = logarithms[own + first + row];
+                                    for (weight, slope) in weights[visible.clone()].iter_mut().zip(&mut slopes[visible])
+                                    {
+                                        *weight = exp(*weight - logarithm);
+                                        *slope = *weight * (*slope - pull);
+                                    }
                                 }
-                                let output = &values(&heads_first)[(own + first + row) * self.width..][..self.width];
-                                let dy = &dy.data[row * dy.row_stride..][..self.width];
-                                let pull: f32 = output.iter().zip(dy).map(|(y, dy)| y * dy).sum();
-                                let logarithm = logarithms[own + first + row];
-                                for (weight, slope) in weights[visible.clone()].iter_mut().zip(&mut slopes[visible]) {
-                                    *weight = exp(*weight - logarithm);
-                                    *slope = *weight * (*slope - pull);
-                                }
-                            }
-                        });
+                            },
+                        );
                         let (weights, slopes) =
                             (Matrix::row_major(&*weights, count, span), Matrix::row_major(&*slopes, count, span));
                         let range = from * self.width..to * self.width;

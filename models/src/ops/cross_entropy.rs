@@ -140,7 +140,12 @@ mod fused {
                 let losses: Vec<f64> = logits
                     .par_chunks_mut(vocabulary)
                     .zip(targets)
-                    .map(|(logits, target)| vectorised(|| row_loss(logits, *target, slopes)))
+                    .map(|(logits, target)| {
+                        vectorised(
+                            #[inline(always)]
+                            || row_loss(logits, *target, slopes),
+                        )
+                    })
                     .collect();
                 sum += losses.iter().sum::<f64>();
                 let dlogits = Matrix::row_major(&*logits, count, vocabulary);

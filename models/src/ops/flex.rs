@@ -47,6 +47,9 @@ pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
 }
 
 /// Runs a loop compiled for the widest vectors that this processor has.
+///
+/// The closure must be `#[inline(always)]`: a closure that stays a function of its own is compiled for the oldest processors, where a fused
+/// multiplication and addition is a call.
 pub(super) fn vectorised<R>(run: impl FnOnce() -> R) -> R {
     struct Run<F>(F);
     impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Run<F> {

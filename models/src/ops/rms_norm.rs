@@ -87,15 +87,18 @@ mod fused {
         let mut scales = vec![0.0; source.len() / width];
         y.par_chunks_mut(ROWS * width).zip(source.par_chunks(ROWS * width)).zip(scales.par_chunks_mut(ROWS)).for_each(
             |((y, x), scales)| {
-                vectorised(|| {
-                    for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scales) {
-                        let mean = dot(x, x) / width as f32;
-                        *scale = 1.0 / (mean + eps as f32).sqrt();
-                        for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
-                            *y = x * *scale * gain;
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scales) {
+                            let mean = dot(x, x) / width as f32;
+                            *scale = 1.0 / (mean + eps as f32).sqrt();
+                            for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {
+                                *y = x * *scale * gain;
+                            }
                         }
-                    }
-                });
+                    },
+                );
             },
         );
         (tensor(y, x.shape()), scales)
@@ -113,22 +116,28 @@ mod fused {
             .zip(scales.par_chunks(ROWS))
             .map(|(((dx, x), dy), scales)| {
                 let mut dgain = vec![0.0; width];
-                vectorised(|| {
-                    let rows =
-                        dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)).zip(scales);
-                    for (((dx, x), dy), scale) in rows {
-                        for (((u, dy), gain), (dgain, x)) in
-                            dx.iter_mut().zip(dy).zip(gains).zip(dgain.iter_mut().zip(x))
-                        {
-                            *u = dy * gain;
-                            *dgain += dy * x * scale;
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let rows = dx
+                            .chunks_exact_mut(width)
+                            .zip(x.chunks_exact(width))
+                            .zip(dy.chunks_exact(width))
+                            .zip(scales);
+                        for (((dx, x), dy), scale) in rows {
+                            for (((u, dy), gain), (dgain, x)) in
+                                dx.iter_mut().zip(dy).zip(gains).zip(dgain.iter_mut().zip(x))
+                            {
+                                *u = dy * gain;
+                                *dgain += dy * x * scale;
+                            }
+                            let pull = dot(dx, x) / width as f32 * scale * scale;
+                            for (dx, x) in dx.iter_mut().zip(x) {
+                                *dx = scale * (*dx - x * pull);
+                            }
                         }
-                        let pull = dot(dx, x) / width as f32 * scale * scale;
-                        for (dx, x) in dx.iter_mut().zip(x) {
-                            *dx = scale * (*dx - x * pull);
-                        }
-                    }
-                });
+                    },
+                );
                 dgain
             })
             .collect();

@@ -120,16 +120,19 @@ mod fused {
         y.par_chunks_mut(row).zip(values(&x).par_chunks(row)).enumerate().for_each(|(place, (y, x))| {
             let angles = place % positions * half..(place % positions + 1) * half;
             let (cos, sin) = (&values(cos)[angles.clone()], &values(sin)[angles]);
-            vectorised(|| {
-                for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                    let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
-                    for i in 0..half {
-                        let sin = direction * sin[i];
-                        y1[i] = x1[i] * cos[i] - x2[i] * sin;
-                        y2[i] = x2[i] * cos[i] + x1[i] * sin;
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                        let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+                        for i in 0..half {
+                            let sin = direction * sin[i];
+                            y1[i] = x1[i] * cos[i] - x2[i] * sin;
+                            y2[i] = x2[i] * cos[i] + x1[i] * sin;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         tensor(y, shape)
     }

@@ -171,12 +171,15 @@ mod fused {
     /// Adds to each sum the column that an entry `((from, to), value)` names, times its value.
     fn scatter<'a>(entries: impl Iterator<Item = ((u32, u32), &'a f32)>, columns: &[f32], sums: &mut [f32]) {
         sums.fill(0.0);
-        vectorised(|| {
-            for ((from, to), value) in entries {
-                let (sum, column) = (lane_mut(sums, to), lane(columns, from));
-                sum.iter_mut().zip(column).for_each(|(sum, x)| *sum += value * x);
-            }
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((from, to), value) in entries {
+                    let (sum, column) = (lane_mut(sums, to), lane(columns, from));
+                    sum.iter_mut().zip(column).for_each(|(sum, x)| *sum += value * x);
+                }
+            },
+        );
     }
 
     fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
@@ -243,11 +246,14 @@ mod fused {
             }
             if !part.is_empty() {
                 to_columns(&values(x)[first * d_in..last * d_in], d_in, inputs);
-                vectorised(|| {
-                    for ((output, input), slope) in pairs.iter().zip(part) {
-                        *slope = dot(lane(inputs, *input), lane(outputs, *output));
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((output, input), slope) in pairs.iter().zip(part) {
+                            *slope = dot(lane(inputs, *input), lane(outputs, *output));
+                        }
+                    },
+                );
             }
         };
         let memory = || [vec![0.0; CHUNK * d_in], vec![0.0; CHUNK * d_out], vec![0.0; CHUNK * d_in]];

@@ -91,11 +91,14 @@ mod fused {
         let mut y = vec![0.0; gates.len()];
         y.par_chunks_mut(CHUNK).zip(gates.par_chunks(CHUNK)).zip(ups.par_chunks(CHUNK)).for_each(
             |((y, gates), ups)| {
-                vectorised(|| {
-                    for ((y, gate), up) in y.iter_mut().zip(gates).zip(ups) {
-                        *y = gate * sigmoid(*gate) * up;
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for ((y, gate), up) in y.iter_mut().zip(gates).zip(ups) {
+                            *y = gate * sigmoid(*gate) * up;
+                        }
+                    },
+                );
             },
         );
         tensor(y, gate.shape())
@@ -108,13 +111,17 @@ mod fused {
         let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
         let inputs = gates.par_chunks(CHUNK).zip(ups.par_chunks(CHUNK)).zip(upstream.par_chunks(CHUNK));
         outputs.zip(inputs).for_each(|((dgate, dup), ((gates, ups), dy))| {
-            vectorised(|| {
-                for (((dgate, dup), (gate, up)), dy) in dgate.iter_mut().zip(dup).zip(gates.iter().zip(ups)).zip(dy) {
-                    let s = sigmoid(*gate);
-                    *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
-                    *dup = dy * gate * s;
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (((dgate, dup), (gate, up)), dy) in dgate.iter_mut().zip(dup).zip(gates.iter().zip(ups)).zip(dy)
+                    {
+                        let s = sigmoid(*gate);
+                        *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+                        *dup = dy * gate * s;
+                    }
+                },
+            );
         });
         (tensor(dgate, gate.shape()), tensor(dup, gate.shape()))
     }

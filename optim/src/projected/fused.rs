@@ -162,10 +162,13 @@ impl Step<'_> {
                     }
                     let mut scores = vec![0.0; if scored { n } else { 0 }];
                     for line in lines.chunks(n).filter(|_| scored) {
-                        pulp::Arch::new().dispatch(|| match self.c.norm {
-                            Norm::L1 => scores.iter_mut().zip(line).for_each(|(score, x)| *score += x.abs()),
-                            Norm::L2 => scores.iter_mut().zip(line).for_each(|(score, x)| *score += x * x),
-                        });
+                        pulp::Arch::new().dispatch(
+                            #[inline(always)]
+                            || match self.c.norm {
+                                Norm::L1 => scores.iter_mut().zip(line).for_each(|(score, x)| *score += x.abs()),
+                                Norm::L2 => scores.iter_mut().zip(line).for_each(|(score, x)| *score += x * x),
+                            },
+                        );
                     }
                     scores
                 },
@@ -256,9 +259,12 @@ impl Step<'_> {
             || vec![0.0; TILE * columns],
             |tile, (number, w)| {
                 let y = self.rows(y, number * TILE, w.len() / columns, tile);
-                pulp::Arch::new().dispatch(|| {
-                    w.iter_mut().zip(y).for_each(|(w, y)| *w = *w * keep - rate * y);
-                });
+                pulp::Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        w.iter_mut().zip(y).for_each(|(w, y)| *w = *w * keep - rate * y);
+                    },
+                );
             },
         );
         let how = match c.rest {
@@ -272,7 +278,10 @@ impl Step<'_> {
                 || vec![0.0; TILE * columns],
                 |tile, (number, g)| {
                     let x = self.rows(x, number * TILE, g.len() / columns, tile);
-                    pulp::Arch::new().dispatch(|| g.iter_mut().zip(x).for_each(|(g, x)| *g -= x));
+                    pulp::Arch::new().dispatch(
+                        #[inline(always)]
+                        || g.iter_mut().zip(x).for_each(|(g, x)| *g -= x),
+                    );
                 },
             );
         }
