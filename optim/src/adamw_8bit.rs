@@ -110,6 +110,8 @@ impl AdamW8bitConfig {
 impl MethodConfig for AdamW8bitConfig {
     type Optimizer = AdamW8bit;
 
+    const NEEDS_MATRICES: bool = false;
+
     fn optimizer(&self) -> Result<AdamW8bit, OptimError> {
         self.validate()?;
         let plain = self.others().with_lr_scale(self.lr_scale).build();

@@ -29,7 +29,7 @@ impl StateMeter {
 
     /// Lets an optimizer report to this meter.
     pub fn watch<O: Optimizer>(&self, optimizer: O) -> Metered<O> {
-        Metered { optimizer, meter: self.clone() }
+        Metered { optimizer, meter: self.clone(), lr_scale: 1.0 }
     }
 
     /// Begins a measurement.
@@ -62,6 +62,14 @@ impl StateMeter {
 pub struct Metered<O> {
     optimizer: O,
     meter: StateMeter,
+    lr_scale: f64,
+}
+
+impl<O> Metered<O> {
+    /// At this multiple of the learning rate of the step.
+    pub fn at_rate(self, lr_scale: f64) -> Self {
+        Self { lr_scale, ..self }
+    }
 }
 
 impl<O: Optimizer> DynOptimizer for Metered<O> {
@@ -73,7 +81,7 @@ impl<O: Optimizer> DynOptimizer for Metered<O> {
         grad: BridgeTensor,
         state: Option<DynState>,
     ) -> (BridgeTensor, Option<DynState>) {
-        let (tensor, state) = self.optimizer.step_dyn(rank, lr, tensor, grad, state);
+        let (tensor, state) = self.optimizer.step_dyn(rank, lr * self.lr_scale, tensor, grad, state);
         self.meter.add(&self.optimizer, state.as_ref());
         (tensor, state)
     }

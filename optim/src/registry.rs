@@ -85,6 +85,9 @@ pub trait MethodConfig: Config {
     /// The bare optimizer.
     type Optimizer: Optimizer;
 
+    /// Whether it is refused for modules without a hidden matrix that it takes.
+    const NEEDS_MATRICES: bool = true;
+
     /// The bare optimizer, or why the configuration is refused.
     fn optimizer(&self) -> Result<Self::Optimizer, OptimError>;
 
@@ -103,6 +106,8 @@ pub trait MethodConfig: Config {
 
 impl MethodConfig for AdamWConfig {
     type Optimizer = AdamW;
+
+    const NEEDS_MATRICES: bool = false;
 
     fn optimizer(&self) -> Result<AdamW, OptimError> {
         self.validate()?;

@@ -1,9 +1,10 @@
 //! Which parameters of a module a low-rank optimizer is meant for.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::optim::ModuleOptimizer;
+use burn::optim::{ModuleOptimizer, SgdConfig};
 use burn::tensor::Tensor;
 use regex::Regex;
 
@@ -25,6 +26,8 @@ pub enum Role {
     Excluded,
     /// Not a matrix: norms, biases, kernels of convolutions.
     Other,
+    /// Its gradient is the step already, made so by a rule: plain descent.
+    Descent,
 }
 
 /// A parameter with its role.
@@ -38,6 +41,12 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
+    /// Whether it is trained.
+    pub trained: bool,
+    /// Whether weight decay acts on it: on matrices, where nothing else is said.
+    pub decays: bool,
+    /// Its learning rate as a multiple of that of the step.
+    pub lr_scale: f64,
 }
 
 /// The parameters of a module by role, to give its hidden matrices another optimizer than the rest.
@@ -64,6 +73,13 @@ impl HiddenMatrices {
         let mut finder = Finder::default();
         module.visit(&mut finder);
         Self { parameters: finder.found }
+    }
+
+    /// Only parameters that are trained, as `tune` would have them: with another role, learning rate or decay.
+    pub fn trained(mut self, mut tune: impl FnMut(&mut Parameter)) -> Self {
+        self.parameters.retain(|parameter| parameter.trained);
+        self.parameters.iter_mut().for_each(&mut tune);
+        self
     }
 
     /// Counts matrices whose path matches as hidden.
@@ -123,21 +139,44 @@ impl HiddenMatrices {
     /// The optimizer of the module: the method for hidden matrices, AdamW of the same kind for everything else, with decay for matrices alone.
     /// States report to the meter. Random draws are told apart by the paths of matrices, whatever the order of steps.
     pub fn optimizer<C: MethodConfig>(&self, config: &C, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
-        self.group()?;
         let shapes: Vec<[usize; 2]> = self.hidden().map(|p| [p.shape[0], p.shape[1]]).collect();
-        if !shapes.iter().any(|shape| config.takes(*shape)) {
-            return Err(OptimError::NothingFits { shapes: format!("{:?}", shapes.iter().max()) });
+        if C::NEEDS_MATRICES {
+            self.group()?;
+            if !shapes.iter().any(|shape| config.takes(*shape)) {
+                return Err(OptimError::NothingFits { shapes: format!("{:?}", shapes.iter().max()) });
+            }
         }
-        let others = config.others();
-        let decaying: Vec<ParamId> = self.matrices().map(|parameter| parameter.id).collect();
-        let mut optimizer = ModuleOptimizer::from(others.clone().with_weight_decay(0.0).build())
-            .with_group(ParamGroup::all(), meter.watch(others.clone().with_weight_decay(0.0).build()), None)
-            .with_group(ParamGroup::from_ids(decaying), meter.watch(others.build()), None);
-        let count = shapes.len();
-        for (number, parameter) in self.hidden().enumerate() {
-            let place = Place { key: key_of(&parameter.path), number, count };
-            let method = meter.watch(C::at(config.optimizer()?, place));
-            optimizer = optimizer.with_group(ParamGroup::from_ids(vec![parameter.id]), method, None);
+        let plain = |decays: bool| {
+            let others = config.others();
+            if decays { others.build() } else { others.with_weight_decay(0.0).build() }
+        };
+        let mut optimizer = ModuleOptimizer::from(plain(false));
+        // One group for each of the few combinations that there are.
+        let mut groups: BTreeMap<(bool, u64), Vec<ParamId>> = BTreeMap::new();
+        let mut number = 0;
+        for parameter in &self.parameters {
+            let key = (parameter.decays, parameter.lr_scale.to_bits());
+            groups.entry(key).or_default().push(parameter.id);
+        }
+        for ((decays, lr_scale), ids) in groups {
+            let others = meter.watch(plain(decays)).at_rate(f64::from_bits(lr_scale));
+            optimizer = optimizer.with_group(ParamGroup::from_ids(ids), others, None);
+        }
+        for parameter in &self.parameters {
+            let group = ParamGroup::from_ids(vec![parameter.id]);
+            match parameter.role {
+                Role::Hidden => {
+                    let place = Place { key: key_of(&parameter.path), number, count: shapes.len() };
+                    number += 1;
+                    let method = meter.watch(C::at(config.optimizer()?, place)).at_rate(parameter.lr_scale);
+                    optimizer = optimizer.with_group(group, method, None);
+                }
+                Role::Descent => {
+                    let descent = meter.watch(SgdConfig::new().build()).at_rate(parameter.lr_scale);
+                    optimizer = optimizer.with_group(group, descent, None);
+                }
+                _ => {}
+            }
         }
         Ok(optimizer)
     }
@@ -147,6 +186,7 @@ impl HiddenMatrices {
         let who = |parameter: &Parameter| match (parameter.role, parameter.shape.as_slice()) {
             (Role::Hidden, [rows, columns]) if config.takes([*rows, *columns]) => Who::Method(name),
             (Role::Hidden, _) => Who::TooSmall(name),
+            (Role::Descent, _) => Who::Descent,
             _ => Who::AdamW,
         };
         self.parameters.iter().map(|p| Stepped { parameter: p.clone(), who: who(p) }).collect()
@@ -171,6 +211,8 @@ pub enum Who {
     TooSmall(&'static str),
     /// AdamW.
     AdamW,
+    /// Plain descent: a rule has made the gradient the step.
+    Descent,
 }
 
 impl fmt::Display for Stepped {
@@ -181,6 +223,7 @@ impl fmt::Display for Stepped {
             Who::Method(name) => f.write_str(name),
             Who::TooSmall(name) => write!(f, "adamw (its projected side is smaller than the rank of {name})"),
             Who::AdamW => f.write_str("adamw"),
+            Who::Descent => f.write_str("descent along what the training rule gives"),
         }
     }
 }
@@ -193,6 +236,7 @@ impl fmt::Display for Role {
             Self::Head => "head",
             Self::Excluded => "excluded matrix",
             Self::Other => "no matrix",
+            Self::Descent => "factor of a rule",
         })
     }
 }
@@ -241,7 +285,9 @@ impl ModuleVisitor for Finder {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let path = self.path.joined();
         let role = if D == 2 { self.role() } else { Role::Other };
-        self.found.push(Parameter { path, id: param.id, shape: param.shape().as_slice().to_vec(), role });
+        let (trained, decays) = (param.is_require_grad(), D == 2);
+        let shape = param.shape().as_slice().to_vec();
+        self.found.push(Parameter { path, id: param.id, shape, role, trained, decays, lr_scale: 1.0 });
     }
 }
 

@@ -19,6 +19,7 @@ mod hooks;
 mod init;
 mod lora;
 mod registry;
+mod rule;
 mod site;
 mod stack;
 mod structure;
@@ -34,6 +35,7 @@ pub use error::AdapterError;
 pub use hooks::{add_after_clipping, drop_resting, penalty};
 pub use init::leaves_the_base;
 pub use registry::{AdapterOptions, AnyStructure, STRUCTURES, StructureEntry};
+pub use rule::{GradientRule, RULES, Rule, RuleEntry};
 pub use site::{GivenTensors, Place, Shared, Site};
 pub use stack::{Adapter, Attached, each_adapter};
 pub use structure::{

@@ -3,6 +3,10 @@
 //! A rule takes [`GradientsParams`](burn::optim::GradientsParams) and gives [`GradientsParams`](burn::optim::GradientsParams), so that it works
 //! in a hand-written loop and, in one line, in an overridden [`TrainStep::optimize`](burn::train::TrainStep::optimize).
 
+mod allora;
 mod global_norm;
+mod lora_pro;
 
+pub use allora::NormOf;
 pub use global_norm::{Clipped, GlobalNormClip};
+pub use lora_pro::{LoraProMode, LoraProX};
