@@ -86,7 +86,7 @@ impl MomentumState {
         Self { momentum: Tensor::zeros(shape, (device, DType::F32)) }
     }
 
-    pub(crate) fn to_device(self, device: &Device) -> Self {
+    pub(crate) fn on(self, device: &Device) -> Self {
         Self { momentum: self.momentum.to_device(device) }
     }
 }
@@ -142,6 +142,6 @@ impl MatrixRule for Muon {
     }
 
     fn to_device(state: MomentumState, device: &Device) -> MomentumState {
-        state.to_device(device)
+        state.on(device)
     }
 }

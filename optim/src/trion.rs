@@ -138,6 +138,6 @@ impl MatrixRule for Trion {
     }
 
     fn to_device(state: MomentumState, device: &Device) -> MomentumState {
-        state.to_device(device)
+        state.on(device)
     }
 }

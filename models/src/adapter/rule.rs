@@ -330,10 +330,10 @@ impl Rule {
             };
         }
         match self {
-            Self::LoraPlus { ratio } => {
-                if role.is_some_and(|(role, _)| role == TensorRole::B) || parameter.shape.len() == 1 {
-                    parameter.lr_scale *= ratio;
-                }
+            Self::LoraPlus { ratio }
+                if parameter.shape.len() == 1 || role.is_some_and(|(role, _)| role == TensorRole::B) =>
+            {
+                parameter.lr_scale *= ratio;
             }
             Self::LoraPro { mode: LoraProMode::Full | LoraProMode::Sgd, .. }
                 if role.is_some_and(|(role, _)| matches!(role, TensorRole::A | TensorRole::B)) =>
