@@ -9,6 +9,8 @@ mod adapters;
 mod case;
 #[path = "golden_dct.rs"]
 mod dct;
+#[path = "golden_decompositions.rs"]
+mod decompositions;
 #[path = "golden_llama.rs"]
 mod llama;
 #[path = "golden_lora.rs"]
@@ -36,17 +38,23 @@ fn runner(method: &str) -> Option<Runner> {
         "adamw-8bit" => Some(momentum::adamw_8bit),
         "apollo" => Some(projected::apollo),
         "block-lora" => Some(structures::block_lora),
+        "bone" => Some(structures::bone),
         "dct-adamw" => Some(dct::run),
         "dion" => Some(momentum::dion),
         "fira" => Some(projected::fira),
         "frugal" => Some(projected::frugal),
         "galore" => Some(projected::galore),
+        "hydra" => Some(structures::hydra),
         "ldadam" => Some(projected::ldadam),
         "llama" => Some(llama::run),
+        "loldu" => Some(decompositions::loldu),
         "lora" => Some(lora::run),
         "muon" => Some(momentum::muon),
         "pretraining-parameterisations" => Some(parameterizations::others),
+        "salt" => Some(decompositions::salt),
         "sltrain" => Some(parameterizations::sltrain),
+        "sorsa" => Some(decompositions::sorsa),
+        "svfit" => Some(decompositions::svfit),
         "trion" => Some(momentum::trion),
         _ => None,
     }

@@ -1,7 +1,7 @@
-//! Host decompositions in f64: leading singular directions and orthonormal factors, with fixed signs.
+//! Host decompositions in f64: singular directions and orthonormal factors with fixed signs, triangles, inverses.
 
 use burn::tensor::{Tensor, TensorData};
-use nalgebra::{DMatrix, SymmetricEigen};
+use nalgebra::{DMatrix, DVector, SymmetricEigen};
 
 use crate::host::values;
 
@@ -15,9 +15,8 @@ const SWEEPS: usize = 100;
 pub fn leading_directions(matrix: &Tensor<2>, rank: usize, right: bool) -> Tensor<2> {
     let device = matrix.device();
     let [rows, columns] = matrix.dims();
-    let g = DMatrix::from_row_slice(rows, columns, &values(matrix.clone())).map(f64::from);
     let side = if right { columns } else { rows };
-    let directions = directions(g, rank, right);
+    let directions = directions(host(matrix), rank, right);
     tensor(&directions, [side, rank], &device)
 }
 
@@ -32,21 +31,90 @@ pub struct ThinSvd {
     pub right: Tensor<2>,
 }
 
+/// Singular values down to this share of the largest have directions that come out orthogonal from the product with those of the other side.
+const STRONG: f64 = 1e-2;
+
 /// The leading part of a singular value decomposition, in f64, on the host. The entry of greatest magnitude of each left direction is positive;
-/// directions without energy are filled up to orthonormal ones.
+/// directions without energy are filled up to orthonormal ones. The rank is at most the smaller side.
 pub fn thin_svd(matrix: &Tensor<2>, rank: usize) -> ThinSvd {
     let device = matrix.device();
     let [rows, columns] = matrix.dims();
-    let g = DMatrix::from_row_slice(rows, columns, &values(matrix.clone())).map(f64::from);
-    let left = directions(g.clone(), rank, false);
-    let products = g.tr_mul(&left);
-    let singular: Vec<f64> = products.column_iter().map(|column| column.norm()).collect();
-    let right = orthonormal(products);
+    let g = host(matrix);
+    // Those of the shorter side first: eigenvectors of the smaller product, orthonormal as they come.
+    let right_first = columns < rows;
+    let near = directions(g.clone(), rank, right_first);
+    let far = if right_first { g * &near } else { g.transpose() * &near };
+    let singular: Vec<f64> = far.column_iter().map(|column| column.norm()).collect();
+    let strong = singular.iter().take_while(|value| **value > STRONG * singular[0]).count();
+    let far = orthonormal(far, strong);
+    let (mut left, mut right) = if right_first { (far, near) } else { (near, far) };
+    for (mut left, mut right) in left.column_iter_mut().zip(right.column_iter_mut()) {
+        if points_down(left.as_slice()) {
+            left.neg_mut();
+            right.neg_mut();
+        }
+    }
     ThinSvd {
         left: tensor(&left, [rows, rank], &device),
         values: singular,
         right: tensor(&right, [columns, rank], &device),
     }
+}
+
+/// A matrix as lower times diagonal times upper triangle with its rows in another order; see [`pivoted_lu`].
+#[derive(Clone, Debug)]
+pub struct PivotedLu {
+    /// Row `permutation[i]` of the matrix is row `i` of the product.
+    pub permutation: Vec<usize>,
+    /// Lower triangle `[rows, k]` with ones on the diagonal and nothing larger below, `k` the smaller side.
+    pub lower: Tensor<2>,
+    /// The `k` pivots.
+    pub diagonal: Vec<f64>,
+    /// Upper triangle `[k, columns]` with ones on the diagonal.
+    pub upper: Tensor<2>,
+}
+
+/// Pivots of at most this share of the largest divide nothing.
+const TINY: f64 = 1e-6;
+
+/// LU factors with row pivoting, in f64, on the host. A pivot that is too small to divide by counts as 1, and its row of `upper` stays undivided:
+/// the product is the matrix for singular ones too.
+pub fn pivoted_lu(matrix: &Tensor<2>) -> PivotedLu {
+    let device = matrix.device();
+    let [rows, columns] = matrix.dims();
+    let side = rows.min(columns);
+    let lu = host(matrix).lu();
+    let mut order = DVector::from_iterator(rows, 0..rows);
+    lu.p().permute_rows(&mut order);
+    let (lower, mut upper) = (lu.l(), lu.u());
+    let mut diagonal: Vec<f64> = (0..side).map(|place| upper[(place, place)]).collect();
+    let largest = diagonal.iter().fold(0.0, |largest: f64, pivot| largest.max(pivot.abs()));
+    for (pivot, mut row) in diagonal.iter_mut().zip(upper.row_iter_mut()) {
+        if pivot.abs() > TINY * largest {
+            row /= *pivot;
+        } else {
+            *pivot = 1.0;
+        }
+    }
+    PivotedLu {
+        permutation: order.iter().copied().collect(),
+        lower: tensor(&lower, [rows, side], &device),
+        diagonal,
+        upper: tensor(&upper, [side, columns], &device),
+    }
+}
+
+/// The inverse of a square matrix, worked out in f64; none where a product with it would lose more than f32 has digits.
+pub fn inverse(matrix: &Tensor<2>) -> Option<Tensor<2>> {
+    let dense = host(matrix);
+    let inverse = dense.clone().try_inverse()?;
+    let condition = dense.norm() * inverse.norm();
+    (condition < f32::EPSILON.recip().into()).then(|| tensor(&inverse, matrix.dims(), &matrix.device()))
+}
+
+fn host(matrix: &Tensor<2>) -> DMatrix<f64> {
+    let [rows, columns] = matrix.dims();
+    DMatrix::from_row_slice(rows, columns, &values(matrix.clone())).map(f64::from)
 }
 
 fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> DMatrix<f64> {
@@ -59,7 +127,7 @@ fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> DMatrix<f64> {
     let g = g / largest;
     // The product on the longer side would have eigenvalues that are zero but for rounding.
     let thin = side <= rows.min(columns);
-    let gram = if right == thin { g.tr_mul(&g) } else { &g * g.transpose() };
+    let gram = if right == thin { g.transpose() * &g } else { &g * g.transpose() };
     let Some(eigen) = SymmetricEigen::try_new(gram, f64::EPSILON, SWEEPS * side.max(32)) else {
         return DMatrix::identity(side, rank);
     };
@@ -71,41 +139,49 @@ fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> DMatrix<f64> {
     }
     if !thin {
         // From the directions of the other side; those without energy are filled up.
-        found = if right { g.tr_mul(&found) } else { &g * found };
-        found = orthonormal(found.resize_horizontally(rank, 0.0));
+        found = if right { g.transpose() * found } else { &g * found };
+        found = orthonormal(found.resize_horizontally(rank, 0.0), 0);
     }
     for mut column in found.column_iter_mut() {
-        let mut top = 0;
-        for (index, value) in column.iter().enumerate() {
-            // Values that differ by rounding count as equal.
-            if value.abs() > column[top].abs() * (1.0 + 1e-9) {
-                top = index;
-            }
-        }
-        if column[top] < 0.0 {
+        if points_down(column.as_slice()) {
             column.neg_mut();
         }
     }
     found
 }
 
+/// Whether the entry of greatest magnitude is negative, of equal ones the first.
+fn points_down(column: &[f64]) -> bool {
+    let mut top = 0;
+    for (index, value) in column.iter().enumerate() {
+        // Values that differ by rounding count as equal.
+        if value.abs() > column[top].abs() * (1.0 + 1e-9) {
+            top = index;
+        }
+    }
+    column[top] < 0.0
+}
+
 /// The orthonormal factor of a thin QR decomposition whose other factor has a positive diagonal, `[n, r]` for `[n, r]`. Dependent columns are
 /// replaced by unit vectors orthogonal to the rest; values that are not finite give the first unit vectors.
 pub fn orthonormal_factor(matrix: &Tensor<2>) -> Tensor<2> {
     let (shape, device) = (matrix.dims(), matrix.device());
-    let y = DMatrix::from_row_slice(shape[0], shape[1], &values(matrix.clone())).map(f64::from);
-    tensor(&orthonormal(y), shape, &device)
+    tensor(&orthonormal(host(matrix), 0), shape, &device)
 }
 
-/// Gram-Schmidt, each column twice, which is enough for orthogonality to working precision.
-fn orthonormal(mut y: DMatrix<f64>) -> DMatrix<f64> {
+/// Gram-Schmidt, each column twice, which is enough for orthogonality to working precision. Of the first `orthogonal` columns only the lengths
+/// change.
+fn orthonormal(mut y: DMatrix<f64>, orthogonal: usize) -> DMatrix<f64> {
     let (n, r) = y.shape();
     if y.iter().any(|value| !value.is_finite()) {
         return DMatrix::identity(n, r);
     }
     let largest = y.column_iter().map(|column| column.norm()).fold(0.0, f64::max);
+    for mut column in y.column_iter_mut().take(orthogonal) {
+        column.normalize_mut();
+    }
     let mut unit = 0;
-    for j in 0..r {
+    for j in orthogonal..r {
         let size = y.column(j).norm();
         reduce(&mut y, j);
         let mut rest = y.column(j).norm();
@@ -135,10 +211,27 @@ fn reduce(y: &mut DMatrix<f64>, j: usize) {
     let n = y.nrows();
     let (before, rest) = y.as_mut_slice().split_at_mut(j * n);
     let column = &mut rest[..n];
-    for other in before.chunks_exact(n) {
-        let along: f64 = other.iter().zip(column.iter()).map(|(a, b)| a * b).sum();
-        column.iter_mut().zip(other).for_each(|(value, other)| *value -= along * other);
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for other in before.chunks_exact(n) {
+                let along = dot(other, column);
+                column.iter_mut().zip(other).for_each(|(value, other)| *value -= along * other);
+            }
+        },
+    );
+}
+
+/// The sum of products, in 16 parts.
+#[inline(always)]
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut parts = [0.0; 16];
+    let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        parts.iter_mut().zip(a).zip(b).for_each(|((part, a), b)| *part += a * b);
     }
+    let rest: f64 = rest_of_a.iter().zip(rest_of_b).map(|(a, b)| a * b).sum();
+    parts.iter().sum::<f64>() + rest
 }
 
 fn tensor(matrix: &DMatrix<f64>, shape: [usize; 2], device: &burn::tensor::Device) -> Tensor<2> {
@@ -149,7 +242,7 @@ fn tensor(matrix: &DMatrix<f64>, shape: [usize; 2], device: &burn::tensor::Devic
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, Int};
 
     fn matrix(rows: usize, columns: usize) -> Tensor<2> {
         let values: Vec<f32> = (0..rows * columns).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
@@ -199,6 +292,36 @@ mod tests {
             let back = (svd.left * sizes.unsqueeze::<2>()).matmul(svd.right.transpose());
             assert!((back - g).abs().max().into_scalar::<f32>() < 1e-5);
         }
+    }
+
+    fn close(a: Tensor<2>, b: Tensor<2>) -> bool {
+        (a - b).abs().max().into_scalar::<f32>() < 1e-5
+    }
+
+    #[test]
+    fn triangles_give_the_matrix_back_also_singular_ones() {
+        let rows = |count: usize| matrix(1, 5).repeat_dim(0, count);
+        let singular =
+            [rows(4), Tensor::zeros([3, 5], &Device::default()), Tensor::cat(vec![rows(2) * 0.0, rows(1)], 0)];
+        for g in [matrix(12, 8), matrix(8, 12), matrix(9, 9)].into_iter().chain(singular) {
+            let lu = pivoted_lu(&g);
+            let pivots: Vec<f32> = lu.diagonal.iter().map(|pivot| *pivot as f32).collect();
+            let pivots = Tensor::<1>::from_data(TensorData::new(pivots, [lu.diagonal.len()]), &Device::default());
+            let product = (lu.lower.clone() * pivots.unsqueeze::<2>()).matmul(lu.upper);
+            let order: Vec<i32> = lu.permutation.iter().map(|row| *row as i32).collect();
+            let order = Tensor::<1, Int>::from_data(TensorData::new(order, [g.dims()[0]]), &Device::default());
+            assert!(close(product, g.select(0, order)));
+            assert!(lu.lower.abs().max().into_scalar::<f32>() <= 1.0);
+        }
+    }
+
+    #[test]
+    fn an_inverse_exists_where_its_digits_do() {
+        let square = matrix(6, 6);
+        let inverse = inverse(&square).unwrap();
+        assert!(close(inverse.matmul(square), Tensor::eye(6, &Device::default())));
+        assert!(super::inverse(&matrix(1, 6).repeat_dim(0, 6)).is_none());
+        assert!(super::inverse(&(matrix(6, 6) * f32::NAN)).is_none());
     }
 
     #[test]

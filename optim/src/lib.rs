@@ -56,7 +56,7 @@ pub use apollo::ApolloConfig;
 pub use blocks::{DynamicMap, dequantise, quantise};
 pub use dct::{Dct, DctBasis};
 pub use dct_adamw::{DctAdamWConfig, Feedback, Transform};
-pub use decompose::{ThinSvd, leading_directions, orthonormal_factor, thin_svd};
+pub use decompose::{PivotedLu, ThinSvd, inverse, leading_directions, orthonormal_factor, pivoted_lu, thin_svd};
 pub use dion::{Dion, DionConfig, DionState, RightFactor};
 pub use error::OptimError;
 pub use error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row};

@@ -105,6 +105,7 @@ impl Attach {
         let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new() };
         let mut builder = Builder {
             config: &self.config,
+            factored: self.factored,
             gradients: self.gradients,
             tensors: &mut tensors,
             ids: found.iter().map(|(id, layer)| (*id, layer.path.clone())).collect(),
@@ -279,6 +280,7 @@ fn find<M: Module>(module: &M) -> Result<BTreeMap<ParamId, Found>, AdapterError>
 
 struct Builder<'a> {
     config: &'a AdapterConfig,
+    factored: bool,
     gradients: BaseGradients,
     tensors: &'a mut Option<BTreeMap<String, GivenTensors>>,
     ids: BTreeMap<ParamId, String>,
@@ -315,9 +317,13 @@ impl Builder<'_> {
             shared: &mut self.shared,
         };
         let structure = entry.build(&self.config.options, &mut site)?;
-        let factors = structure.get().as_factors().map(|[a, b]| [a.without_autodiff(), b.without_autodiff()]);
-        let scale = place.scale;
-        let origin = init::origin(&mut site, factors.map(|[a, b]| [a, b.div_scalar(scale)]))?;
+        if !self.factored && structure.get().merged_bias(&site.weight(), None).is_some() {
+            return Err(AdapterError::Refused(format!(
+                "{}: {} adds a bias; on layers that are not of this crate it sees the weight alone",
+                place.path, entry.spec.name
+            )));
+        }
+        let origin = init::origin(&mut site, structure.get())?;
         site.finish()?;
         let shared = structure.get().shared().into_iter().map(|shared| (shared.key, shared.bytes)).collect();
         let attached = Attached { structure, origin, control: self.control.clone(), layer: key_of(&place.path) };

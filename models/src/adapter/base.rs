@@ -2,7 +2,9 @@
 
 use burn::module::LoraAdapter;
 use burn::tensor::Tensor;
+use lowrank_optim::key_of;
 
+use super::control::Control;
 use super::stack::Attached;
 use crate::ops;
 
@@ -39,13 +41,7 @@ impl<'a> Base<'a> {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = match self.below.split_last() {
             Some((top, below)) => top.forward(Self { below, less: None, ..*self }, x.clone()),
-            None => {
-                let y = x.clone().matmul(self.weight.clone());
-                match self.bias {
-                    Some(bias) => y + bias.clone().unsqueeze(),
-                    None => y,
-                }
-            }
+            None => self.biased(x.clone().matmul(self.weight.clone())),
         };
         match self.less {
             Some(product) => y - branch(product, x),
@@ -61,16 +57,30 @@ impl<'a> Base<'a> {
 
     /// The output with that of two factors beside it: `x W + b + scale (x A) B`.
     pub fn plus_product(&self, input: Input, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
-        match (self.below, self.less, &input.dropped) {
+        if self.is_bare() && !input.drops() {
             // Nothing in between: one operation that keeps only its inputs.
-            ([], None, None) => {
-                let y = ops::low_rank_linear(input.x, self.weight.clone(), a, b, scale);
-                match self.bias {
-                    Some(bias) => y + bias.clone().unsqueeze(),
-                    None => y,
-                }
-            }
-            _ => self.plus(input, |x| x.matmul(a).matmul(b).mul_scalar(scale)),
+            return self.biased(ops::low_rank_linear(input.x, self.weight.clone(), a, b, scale));
+        }
+        self.plus(input, |x| x.matmul(a).matmul(b).mul_scalar(scale))
+    }
+
+    /// The output with that of a dense update `[d_in, d_out]` of the weight: `x (W + update) + b`.
+    pub fn plus_update(&self, x: Tensor<2>, update: Tensor<2>) -> Tensor<2> {
+        match self.is_bare() {
+            true => self.biased(x.matmul(self.weight.clone() + update)),
+            false => self.forward(x.clone()) + x.matmul(update),
+        }
+    }
+
+    /// Whether there is nothing but the weight and its bias.
+    fn is_bare(&self) -> bool {
+        self.below.is_empty() && self.less.is_none()
+    }
+
+    fn biased(&self, y: Tensor<2>) -> Tensor<2> {
+        match self.bias {
+            Some(bias) => y + bias.clone().unsqueeze(),
+            None => y,
         }
     }
 
@@ -105,17 +115,40 @@ pub(super) fn branch(product: &LoraAdapter, x: Tensor<2>) -> Tensor<2> {
 pub struct Input {
     /// The input as it is.
     pub x: Tensor<2>,
-    pub(super) dropped: Option<Tensor<2>>,
+    pub(super) dropout: Option<Dropout>,
+}
+
+/// The adapter's dropout on one layer, while it is on.
+#[derive(Clone, Debug)]
+pub(super) struct Dropout {
+    pub control: Control,
+    pub layer: u64,
 }
 
 impl Input {
     /// An input without dropout.
     pub fn new(x: Tensor<2>) -> Self {
-        Self { x, dropped: None }
+        Self { x, dropout: None }
     }
 
-    /// What the branch sees.
+    /// Whether values are dropped.
+    pub fn drops(&self) -> bool {
+        self.dropout.is_some()
+    }
+
+    /// What the branch sees of the input.
     pub fn branch(&self) -> Tensor<2> {
-        self.dropped.as_ref().unwrap_or(&self.x).clone()
+        match &self.dropout {
+            Some(dropout) => dropout.control.drop(dropout.layer, &self.x),
+            None => self.x.clone(),
+        }
+    }
+
+    /// What goes on of values `[rows, n]` inside a branch, where the dropout has its place there; `what` tells places apart.
+    pub fn inside(&self, what: &str, values: Tensor<2>) -> Tensor<2> {
+        match &self.dropout {
+            Some(dropout) => dropout.control.drop(dropout.layer ^ key_of(what), &values),
+            None => values,
+        }
     }
 }

@@ -195,6 +195,7 @@ impl AdapterConfig {
                 rank,
                 alpha,
                 scale,
+                dropout: self.dropout,
                 init: self.init.clone(),
                 layers: chosen.len(),
                 largest,

@@ -51,16 +51,18 @@ impl Control {
         self.0.pass.store(pass, Ordering::Relaxed);
     }
 
-    /// What of `x [rows, d_in]` the branch of a layer sees: none when that is all of it.
-    pub(super) fn drop(&self, layer: u64, x: &Tensor<2>) -> Option<Tensor<2>> {
+    /// Whether values are dropped in this pass.
+    pub(super) fn drops(&self) -> bool {
+        self.0.dropout > 0.0 && self.0.pass.load(Ordering::Relaxed) > 0
+    }
+
+    /// What of `x [rows, n]` remains at a place of its own mask.
+    pub(super) fn drop(&self, place: u64, x: &Tensor<2>) -> Tensor<2> {
         let pass = self.0.pass.load(Ordering::Relaxed);
-        if self.0.dropout == 0.0 || pass == 0 {
-            return None;
-        }
         let shape = x.dims();
         let keep = 1.0 - self.0.dropout;
         let (limit, scale) = ((keep * 2f64.powi(32)) as u64, (1.0 / keep) as f32);
-        let mut state = self.0.seed ^ layer ^ pass.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut state = self.0.seed ^ place ^ pass.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut mask = Vec::with_capacity(shape[0] * shape[1] + 1);
         while mask.len() < shape[0] * shape[1] {
             let bits = next(&mut state);
@@ -70,7 +72,7 @@ impl Control {
         }
         mask.truncate(shape[0] * shape[1]);
         let plain = x.device().inner();
-        Some(x.clone() * Tensor::from_data(TensorData::new(mask, shape), (&plain, DType::F32)))
+        x.clone() * Tensor::from_data(TensorData::new(mask, shape), (&plain, DType::F32))
     }
 }
 

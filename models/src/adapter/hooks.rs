@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+use super::error::AdapterError;
 use super::stack::each_adapter;
 use super::structure::{PenaltyAt, StepOf, TensorRole};
 
@@ -23,7 +24,11 @@ pub fn penalty<M: Module>(module: &M, at: PenaltyAt) -> Option<Tensor<1>> {
 }
 
 /// Adds the gradients of penalties that enter after clipping, divided by the peak learning rate.
-pub fn add_after_clipping<M: Module>(module: &M, mut grads: GradientsParams, peak_lr: f64) -> GradientsParams {
+pub fn add_after_clipping<M: Module>(
+    module: &M,
+    mut grads: GradientsParams,
+    peak_lr: f64,
+) -> Result<GradientsParams, AdapterError> {
     struct Add<'a> {
         grads: &'a mut GradientsParams,
         more: GradientsParams,
@@ -39,10 +44,15 @@ pub fn add_after_clipping<M: Module>(module: &M, mut grads: GradientsParams, pea
         }
     }
     if let Some(penalty) = penalty(module, PenaltyAt::AfterClipping) {
+        if !(peak_lr > 0.0 && peak_lr.is_finite()) {
+            return Err(AdapterError::Refused(format!(
+                "the adapter's penalty is divided by the peak learning rate, which is {peak_lr}: give one above 0, or take the penalty away"
+            )));
+        }
         let more = GradientsParams::from_grads(penalty.div_scalar(peak_lr).backward(), module);
         module.visit(&mut Add { grads: &mut grads, more });
     }
-    grads
+    Ok(grads)
 }
 
 /// Drops the gradients of tensors that rest in this step.

@@ -19,6 +19,7 @@ use lowrank_optim::{orthonormal_factor, thin_svd};
 
 use super::error::AdapterError;
 use super::site::{Place, Site};
+use super::structure::Structure;
 use crate::weights::host;
 
 /// Starts that a structure of two factors knows besides the default.
@@ -31,7 +32,7 @@ pub(super) fn is_part_of_the_weight(init: &str) -> bool {
 
 /// Whether the layer begins as something else than the base.
 pub fn leaves_the_base(init: &str) -> bool {
-    matches!(init, "random" | "lora-sb")
+    matches!(init, "random" | "lora-sb" | "small_random")
 }
 
 pub(super) fn check(place: &Place) -> Result<(), String> {
@@ -109,23 +110,20 @@ fn pissa(site: &Site<'_>) -> Factors {
 }
 
 /// The product that the factors begin with, where they begin as part of the weight.
-pub(super) fn origin(
-    site: &mut Site<'_>,
-    factors: Option<[Tensor<2>; 2]>,
-) -> Result<Option<LoraAdapter>, AdapterError> {
-    if !is_part_of_the_weight(&site.place.init) {
+pub(super) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<Option<LoraAdapter>, AdapterError> {
+    if !is_part_of_the_weight(&site.place.init) && !structure.begins_in_weight() {
         return Ok(None);
     }
-    let Some([a, b]) = factors else {
+    let Some([a, b]) = structure.as_factors() else {
         return Err(AdapterError::Refused(format!(
             "{} has no factors that begin as part of the weight",
             site.spec.name
         )));
     };
-    let ([d_in, d_out], rank) = (site.place.shape, site.place.rank);
+    let ([d_in, d_out], rank, scale) = (site.place.shape, site.place.rank, site.place.scale);
     Ok(Some(LoraAdapter {
         a: site.frozen("origin.a", [d_in, rank], |_| Ok(host(a)))?,
-        b: site.frozen("origin.b", [rank, d_out], |_| Ok(host(b)))?,
-        scale: site.place.scale,
+        b: site.frozen("origin.b", [rank, d_out], |_| Ok(host(b.div_scalar(scale))))?,
+        scale,
     }))
 }

@@ -11,35 +11,49 @@
 
 mod attach;
 mod base;
+#[cfg(test)]
+mod bench;
 mod block_lora;
+mod bone;
 mod config;
 mod control;
 mod error;
 mod hooks;
+mod hydra;
 mod init;
+mod loldu;
 mod lora;
 mod registry;
 mod rule;
+mod salt;
 mod site;
+mod sorsa;
 mod stack;
 mod structure;
+mod svfit;
 mod targets;
 mod tensors;
 
 pub use attach::{Adapted, Attach, BaseGradients, Report, adapters_of, detach};
 pub use base::{Base, Input};
 pub use block_lora::{BlockLora, BlockLoraOptions};
+pub use bone::{Bone, BoneBlock, BoneMode, BoneOptions};
 pub use config::{AdapterConfig, Scaling};
 pub use control::Control;
 pub use error::AdapterError;
 pub use hooks::{add_after_clipping, drop_resting, penalty};
+pub use hydra::{Hydra, HydraOptions};
 pub use init::leaves_the_base;
+pub use loldu::{LoLdu, LoLduOptions, PivotStart};
 pub use registry::{AdapterOptions, AnyStructure, STRUCTURES, StructureEntry};
 pub use rule::{GradientRule, RULES, Rule, RuleEntry};
+pub use salt::{Salt, SaltOptions, SaltRelu};
 pub use site::{GivenTensors, Place, Shared, Site};
+pub use sorsa::{Sorsa, SorsaOptions};
 pub use stack::{Adapter, Attached, each_adapter};
 pub use structure::{
     Alpha, Method, Penalty, PenaltyAt, Rank, SharedBytes, Spec, StepOf, Structure, TensorRole, TensorSpec,
 };
+pub use svfit::{SvFit, SvFitOptions};
 pub use targets::Targets;
 pub use tensors::NamedTensor;

@@ -4,9 +4,15 @@ use burn::module::{LoraAdapter, Module};
 use serde_json::{Map, Value};
 
 use super::block_lora::BlockLora;
+use super::bone::Bone;
 use super::error::AdapterError;
+use super::hydra::Hydra;
+use super::loldu::LoLdu;
+use super::salt::Salt;
 use super::site::{Place, Site};
+use super::sorsa::Sorsa;
 use super::structure::{Method, Spec, Structure};
+use super::svfit::SvFit;
 
 macro_rules! structures {
     ($($variant:ident($type:ty)),* $(,)?) => {
@@ -48,6 +54,12 @@ macro_rules! structures {
 structures! {
     Lora(LoraAdapter),
     BlockLora(BlockLora),
+    Bone(Bone),
+    Hydra(Hydra),
+    LoLdu(LoLdu),
+    Salt(Salt),
+    Sorsa(Sorsa),
+    SvFit(SvFit),
 }
 
 /// Options of a structure by name.

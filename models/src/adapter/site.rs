@@ -25,6 +25,8 @@ pub struct Place {
     pub alpha: f64,
     /// What the update is multiplied by: `alpha / rank`, or `alpha / sqrt(rank)`.
     pub scale: f64,
+    /// Share of values that is dropped in training.
+    pub dropout: f64,
     /// Initialisation: `default`, or one of [`Spec::inits`].
     pub init: String,
     /// Layers that the same adapter stands on.
@@ -122,6 +124,12 @@ impl Site<'_> {
         self.given.is_some()
     }
 
+    /// Shape of a tensor that comes from a file, as the file has it.
+    pub fn given_shape(&self, field: &str) -> Option<Vec<usize>> {
+        let data = self.given.as_ref()?.get(field)?;
+        Some(data.shape().as_slice().to_vec())
+    }
+
     /// A trained tensor: row-major values that `start` gives, unless a file has them.
     pub fn trained<const D: usize>(
         &mut self,
@@ -199,7 +207,8 @@ impl Site<'_> {
         let Some(data) = given.remove(field) else {
             return Err(wrong("is missing".into()));
         };
-        let turned = shape.len() == 2 && self.spec.tensor(field).is_some_and(|tensor| tensor.turned);
+        let is_turned = field.starts_with("origin.") || self.spec.tensor(field).is_some_and(|tensor| tensor.turned);
+        let turned = shape.len() == 2 && is_turned;
         let expected: Vec<usize> = if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         if data.shape().as_slice() != expected.as_slice() {
             return Err(wrong(format!("has shape {:?}; rank and layer ask for {expected:?}", data.shape().as_slice())));

@@ -7,7 +7,7 @@ use burn::module::{Devices, LoraAdapter, Module, ModuleDisplay, ModuleDisplayDef
 use burn::tensor::{Device, Tensor};
 use lowrank_optim::ModulePath;
 
-use super::base::{Base, Input};
+use super::base::{Base, Dropout, Input};
 use super::control::Control;
 use super::registry::AnyStructure;
 use super::structure::Structure;
@@ -42,8 +42,8 @@ impl Attached {
         if !self.control.is_on() {
             return base.forward(x);
         }
-        let dropped = self.control.drop(self.layer, &x);
-        self.structure().forward(&base.less(self.origin.as_ref()), Input { x, dropped })
+        let dropout = self.control.drops().then(|| Dropout { control: self.control.clone(), layer: self.layer });
+        self.structure().forward(&base.less(self.origin.as_ref()), Input { x, dropout })
     }
 
     /// The weight `[d_in, d_out]` with the adapter.

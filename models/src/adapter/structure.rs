@@ -33,6 +33,11 @@ pub trait Structure: Debug + Send + Sync {
         Some(merged - update)
     }
 
+    /// The bias before it was merged.
+    fn unmerged_bias(&self, _weight: &Tensor<2>, merged: Option<Tensor<1>>) -> Option<Tensor<1>> {
+        merged
+    }
+
     /// A term that pulls the adapter's tensors somewhere, and where it enters.
     fn penalty(&self) -> Option<Penalty> {
         None
@@ -51,6 +56,11 @@ pub trait Structure: Debug + Send + Sync {
     /// Frozen tensors that other layers use too.
     fn shared(&self) -> Vec<SharedBytes> {
         Vec::new()
+    }
+
+    /// Whether its factors begin as part of the weight whatever the initialisation; that product is then taken from the base.
+    fn begins_in_weight(&self) -> bool {
+        false
     }
 
     /// The update as two factors `[d_in, r]` and `[r, d_out]` whose product it is, where it is one: what is written as plain LoRA.
@@ -84,6 +94,14 @@ pub struct Penalty {
     pub at: PenaltyAt,
     /// Its value, shape `[1]`.
     pub value: Tensor<1>,
+}
+
+/// The Frobenius norm of a matrix, shape `[1]`. Of norms up to `least` the gradient is 0: there it is the direction of rounding errors, or 0 / 0.
+pub(super) fn frobenius(matrix: Tensor<2>, least: f64) -> Tensor<1> {
+    let squares = matrix.square().sum();
+    let small = squares.clone().lower_equal_elem(least * least);
+    let value = squares.clone().detach().sqrt();
+    squares.mask_fill(small.clone(), 1.0).sqrt().mask_where(small, value)
 }
 
 /// Where a penalty enters a step.

@@ -1,0 +1,200 @@
+//! One layer with an adapter, for the properties of structures.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
+use lowrank_optim::AdamWConfig;
+
+use super::{AdapterConfig, Attach, Attached, GivenTensors, PenaltyAt, each_adapter, penalty};
+use crate::linear::Dense;
+use crate::weights::host;
+
+/// A layer, bare or with an adapter.
+#[derive(Module, Debug)]
+pub struct Bench {
+    layer: Dense,
+}
+
+/// Tensors of an adapter by field, laid out as in files: values and shape.
+pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
+
+fn values(count: usize, step: f32) -> Vec<f32> {
+    (0..count).map(|i| ((i * i + i) as f32 * step).sin()).collect()
+}
+
+/// A matrix of fixed values without structure.
+pub fn matrix(rows: usize, columns: usize, step: f32) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values(rows * columns, step), [rows, columns]), &Device::default())
+}
+
+/// The largest magnitude.
+pub fn largest(x: Tensor<2>) -> f32 {
+    x.inner().abs().max().into_scalar()
+}
+
+/// Whether two matrices differ by at most this share of the largest value.
+pub fn close(a: Tensor<2>, b: Tensor<2>, share: f32) -> bool {
+    let (a, b) = (a.inner(), b.inner());
+    let size = largest(b.clone());
+    largest(a - b) <= share * size
+}
+
+impl Bench {
+    /// A bare layer of fixed values.
+    pub fn new(d_in: usize, d_out: usize, bias: bool) -> Self {
+        let bias = bias.then(|| Tensor::from_data(TensorData::new(values(d_out, 0.7), [d_out]), &Device::default()));
+        Self::of(matrix(d_in, d_out, 0.37), bias)
+    }
+
+    /// A bare layer of this weight `[d_in, d_out]`.
+    pub fn of(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self { layer: Dense::from_parts(weight.autodiff(), bias.map(Tensor::autodiff)) }
+    }
+
+    fn attach(&self, attach: Attach) -> Result<Self, String> {
+        attach.factored().to(self.clone()).map(|(bench, _)| bench).map_err(|error| error.to_string())
+    }
+
+    /// With an adapter that begins by itself.
+    pub fn with(&self, config: &AdapterConfig) -> Self {
+        self.attach(Attach::new(config.clone())).expect("an adapter that can be attached")
+    }
+
+    /// With an adapter of these tensors.
+    pub fn with_tensors(&self, config: &AdapterConfig, tensors: Tensors) -> Self {
+        let given: GivenTensors =
+            tensors.into_iter().map(|(field, (values, shape))| (field, TensorData::new(values, shape))).collect();
+        let given = BTreeMap::from([("layer".to_string(), given)]);
+        self.attach(Attach::new(config.clone()).with_tensors(given)).expect("an adapter of its own tensors")
+    }
+
+    /// Why an adapter cannot be attached.
+    pub fn refuses(&self, config: &AdapterConfig) -> String {
+        self.attach(Attach::new(config.clone())).map(|_| ()).expect_err("a refusal")
+    }
+
+    /// The newest adapter.
+    pub fn adapter(&self) -> Attached {
+        let mut found = None;
+        each_adapter(self, |_, adapter| found = adapter.stack.last().cloned());
+        found.expect("a layer with an adapter")
+    }
+
+    /// The adapter's tensors.
+    pub fn tensors(&self) -> Tensors {
+        let all = self.adapter().tensors().into_iter();
+        let host = all.map(|(tensor, data)| {
+            let shape = data.shape().as_slice().to_vec();
+            (tensor.field, (data.try_into_vec().expect("f32"), shape))
+        });
+        host.collect()
+    }
+
+    /// One of them.
+    pub fn tensor(&self, field: &str) -> (Vec<f32>, Vec<usize>) {
+        self.tensors().remove(field).expect("a tensor of the adapter")
+    }
+
+    /// One of them, a matrix.
+    pub fn matrix(&self, field: &str) -> Tensor<2> {
+        let (values, shape) = self.tensor(field);
+        Tensor::from_data(TensorData::new(values, shape), &Device::default())
+    }
+
+    /// Changes the values of a tensor by their places.
+    pub fn change(tensors: &mut Tensors, field: &str, change: impl Fn(usize, f32) -> f32) {
+        let (values, _) = tensors.get_mut(field).expect("a tensor of the adapter");
+        values.iter_mut().enumerate().for_each(|(place, value)| *value = change(place, *value));
+    }
+
+    /// An adapter of tensors without structure: frozen ones as they begin, trained ones moved.
+    pub fn moved(&self, config: &AdapterConfig) -> Self {
+        let start = self.with(config);
+        let mut tensors = start.tensors();
+        for tensor in start.adapter().shapes() {
+            if tensor.role != super::TensorRole::Frozen {
+                Self::change(&mut tensors, &tensor.field, |place, value| value + 0.2 * (place as f32 * 1.3).sin());
+            }
+        }
+        self.with_tensors(config, tensors)
+    }
+
+    /// A batch `[rows, d_in]`.
+    pub fn input(&self, rows: usize) -> Tensor<2> {
+        matrix(rows, self.layer.weight.base().dims()[0], 0.11).autodiff()
+    }
+
+    /// What comes out for any input.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.layer.forward(x)
+    }
+
+    /// What comes out for 5 rows.
+    pub fn output(&self) -> Tensor<2> {
+        self.forward(self.input(5))
+    }
+
+    /// The bare layer's weight.
+    pub fn weight(&self) -> Tensor<2> {
+        self.layer.weight.base().inner()
+    }
+
+    /// The merged weight.
+    pub fn merged(&self) -> Tensor<2> {
+        self.layer.weight.val().inner()
+    }
+
+    /// The bare layer's bias and the merged one.
+    pub fn biases(&self) -> [Option<Tensor<1>>; 2] {
+        let bias = self.layer.bias.as_ref().map(|bias| bias.val().inner());
+        [bias.clone(), self.adapter().structure().merged_bias(&self.weight(), bias).map(|bias| bias.inner())]
+    }
+
+    /// The layer with its adapter merged.
+    pub fn merge(&self) -> Self {
+        let [_, bias] = self.biases();
+        Self::of(self.merged(), bias)
+    }
+
+    /// Gradients of the squared distance of the output from a target.
+    pub fn gradients(&self) -> GradientsParams {
+        let [rows, d_out] = self.output().dims();
+        let error = self.output() - matrix(rows, d_out, 0.53).autodiff();
+        let loss = error.square().mean().mul_scalar(0.5);
+        let loss = match penalty(self, PenaltyAt::Loss) {
+            Some(penalty) => loss + penalty,
+            None => loss,
+        };
+        GradientsParams::from_grads(loss.backward(), self)
+    }
+
+    /// The gradient of a tensor, laid out as in files.
+    pub fn slope(&self, mut grads: GradientsParams, field: &str) -> Vec<f32> {
+        let shapes = self.adapter().shapes();
+        let tensor = shapes.iter().find(|tensor| tensor.field == field).expect("a tensor of the adapter");
+        match tensor.shape.len() {
+            1 => host(grads.remove::<1>(tensor.id).expect("a gradient")),
+            2 => {
+                let slope = grads.remove::<2>(tensor.id).expect("a gradient");
+                host(if tensor.turned { slope.transpose() } else { slope })
+            }
+            _ => host(grads.remove::<3>(tensor.id).expect("a gradient")),
+        }
+    }
+
+    /// After some steps.
+    pub fn trained(&self, steps: usize) -> Self {
+        let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+        (0..steps).fold(self.clone(), |bench, _| {
+            let grads = bench.gradients();
+            optimizer.step(1e-2, bench, grads)
+        })
+    }
+
+    /// The sum of penalties.
+    pub fn penalty(&self, at: PenaltyAt) -> Tensor<1> {
+        penalty(self, at).expect("a penalty").inner()
+    }
+}
