@@ -2,6 +2,8 @@
 //!
 //! Loops run on fixed partitions and partial sums are added in order: results do not depend on the number of threads.
 
+use std::sync::atomic::Ordering;
+
 use burn::backend::DispatchDevice;
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
@@ -22,7 +24,7 @@ fn on_flex(device: &Device) -> bool {
 
 /// Whether the fused form can take this tensor.
 pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && on_flex(&x.device())
+    super::FUSED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && on_flex(&x.device())
 }
 
 /// The values in row-major order; copies when the tensor is a view with another order.

@@ -24,6 +24,16 @@ pub use rotary::{Rotary, rotary};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};
 pub use swiglu::swiglu;
 
+#[cfg(feature = "flex")]
+static FUSED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(true);
+
+/// Whether the operations take their fused form on the CPU backend, as they do from the start. Off, all are composed of Burn's own operations, with
+/// equal numbers: to compare the two, or to look for a fault. Holds for the whole process.
+#[cfg(feature = "flex")]
+pub fn set_fused(on: bool) {
+    FUSED.store(on, std::sync::atomic::Ordering::Relaxed);
+}
+
 /// Rows of `weight [vocabulary, d]` for token ids `[b, t]`: `[b, t, d]`.
 pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
     let [batch, positions] = ids.dims();
