@@ -1,5 +1,6 @@
 //! The commands of the program.
 
+mod adapters;
 mod compare;
 mod eval;
 mod export;
@@ -34,6 +35,7 @@ enum Command {
     Export(export::Args),
     Methods(methods::Args),
     Compare(compare::Args),
+    Adapters(adapters::Args),
 }
 
 /// Parses the arguments of the process, runs the command and tells what went wrong.
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Methods(args) => methods::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Adapters(args) => adapters::run(args),
     };
     match done {
         Ok(code) => code,
