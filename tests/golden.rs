@@ -11,6 +11,8 @@ mod case;
 mod dct;
 #[path = "golden_decompositions.rs"]
 mod decompositions;
+#[path = "golden_frozen_factors.rs"]
+mod frozen_factors;
 #[path = "golden_llama.rs"]
 mod llama;
 #[path = "golden_lora.rs"]
@@ -41,6 +43,7 @@ fn runner(method: &str) -> Option<Runner> {
         "bone" => Some(structures::bone),
         "dct-adamw" => Some(dct::run),
         "dion" => Some(momentum::dion),
+        "dora" => Some(lora::dora),
         "fira" => Some(projected::fira),
         "frugal" => Some(projected::frugal),
         "galore" => Some(projected::galore),
@@ -49,13 +52,16 @@ fn runner(method: &str) -> Option<Runner> {
         "llama" => Some(llama::run),
         "loldu" => Some(decompositions::loldu),
         "lora" => Some(lora::run),
+        "lora-sb" => Some(frozen_factors::lora_sb),
         "muon" => Some(momentum::muon),
+        "pissa" => Some(lora::pissa),
         "pretraining-parameterisations" => Some(parameterizations::others),
         "salt" => Some(decompositions::salt),
         "sltrain" => Some(parameterizations::sltrain),
         "sorsa" => Some(decompositions::sorsa),
         "svfit" => Some(decompositions::svfit),
         "trion" => Some(momentum::trion),
+        "vera" => Some(frozen_factors::vera),
         _ => None,
     }
 }

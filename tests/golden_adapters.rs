@@ -54,9 +54,15 @@ pub fn attached_to(layer: Dense, config: &AdapterConfig, tensors: GivenTensors) 
 }
 
 /// The layer of a case with an adapter that begins by itself.
+#[allow(dead_code)] // structures not implemented yet will use it
 pub fn fresh(case: &Case, config: &AdapterConfig) -> Result<Bench, String> {
+    fresh_on(bare(case)?, config)
+}
+
+/// A layer with an adapter that begins by itself.
+pub fn fresh_on(layer: Dense, config: &AdapterConfig) -> Result<Bench, String> {
     let attach = Attach::new(config.clone()).factored();
-    Ok(attach.to(Bench { layer: bare(case)? }).map_err(|error| error.to_string())?.0)
+    Ok(attach.to(Bench { layer }).map_err(|error| error.to_string())?.0)
 }
 
 /// The adapter of the layer.
@@ -78,6 +84,11 @@ pub fn batch(case: &Case, name: &str) -> Result<Tensor<2>, String> {
 }
 
 impl Bench {
+    /// A bare layer.
+    pub fn new(layer: Dense) -> Self {
+        Self { layer }
+    }
+
     /// The output for an input of the case.
     pub fn output(&self, x: Tensor<2>) -> Tensor<2> {
         self.layer.forward(x)

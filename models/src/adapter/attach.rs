@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use lowrank_optim::{ModulePath, key_of};
 
+use super::base::Base;
+use super::collect::BaseGradients;
 use super::config::{AdapterConfig, Found};
 use super::control::Control;
 use super::error::AdapterError;
@@ -15,8 +17,8 @@ use super::site::{GivenTensors, Place, SharedTensors, Site};
 use super::stack::{Adapter, Attached, each_adapter, layer_of};
 use super::structure::{Spec, TensorRole};
 
-/// Gradients of base weights `[d_in, d_out]`, summed over some samples, by the path of their layer.
-pub type BaseGradients = BTreeMap<String, Tensor<2>>;
+/// Stands in the place of a layer's path for tensors that all layers share.
+pub const SHARED: &str = "";
 
 /// Attaches an adapter to a module.
 ///
@@ -47,7 +49,8 @@ impl Attach {
         Self { gradients, ..self }
     }
 
-    /// With tensors that were read from a file, by the path of the layer and the name of the field, laid out as in files.
+    /// With tensors that were read from a file, by the path of the layer and the name of the field, laid out as in files; those that layers
+    /// share are under [`SHARED`] by their names, or with the first layer.
     pub fn with_tensors(self, tensors: BTreeMap<String, GivenTensors>) -> Self {
         Self { tensors: Some(tensors), ..self }
     }
@@ -102,6 +105,7 @@ impl Attach {
 
         let control = Control::new(&self.config.name, self.config.dropout, self.config.seed);
         let mut tensors = self.tensors;
+        let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
         let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new() };
         let mut builder = Builder {
             config: &self.config,
@@ -111,7 +115,7 @@ impl Attach {
             ids: found.iter().map(|(id, layer)| (*id, layer.path.clone())).collect(),
             places: places.iter().map(|place| (place.path.as_str(), place)).collect(),
             below,
-            shared: SharedTensors::default(),
+            shared: SharedTensors { given, ..SharedTensors::default() },
             control,
             report: &mut report,
             failed: None,
@@ -119,6 +123,10 @@ impl Attach {
         let module = module.apply_reparameterization(&mut builder);
         if let Some(error) = builder.failed.take() {
             return Err(error);
+        }
+        if let Some(tensor) = builder.shared.given.pop_first().map(|(name, _)| name) {
+            let reason = format!("is not shared by the layers of {}", entry.spec.name);
+            return Err(AdapterError::Tensor { path: "all layers".into(), tensor, reason });
         }
         if let Some(layer) = tensors.and_then(|tensors| tensors.into_keys().next()) {
             return Err(AdapterError::Tensor {
@@ -225,7 +233,7 @@ impl fmt::Display for Report {
 }
 
 /// Linear weights of a module by their ids.
-fn find<M: Module>(module: &M) -> Result<BTreeMap<ParamId, Found>, AdapterError> {
+pub(super) fn find<M: Module>(module: &M) -> Result<BTreeMap<ParamId, Found>, AdapterError> {
     #[derive(Default)]
     struct Finder {
         path: ModulePath,
@@ -293,10 +301,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn attached(&mut self, place: &Place, weight: Tensor<2>) -> Result<Attached, AdapterError> {
+    fn attached(&mut self, place: &Place, weight: Tensor<2>, below: &[Attached]) -> Result<Attached, AdapterError> {
         let entry = self.config.entry()?;
         let device = weight.device();
-        let plain = weight.without_autodiff();
+        let stored = weight.without_autodiff();
+        let weight = Base::new(&stored, None).under(below).weight().without_autodiff();
         let given = match self.tensors {
             None => None,
             Some(tensors) => Some(tensors.remove(&place.path).ok_or_else(|| AdapterError::Tensor {
@@ -305,14 +314,27 @@ impl Builder<'_> {
                 reason: "are missing".into(),
             })?),
         };
+        let gradient = match self.gradients.remove(&place.path) {
+            Some(values) if values.len() != place.shape[0] * place.shape[1] => {
+                return Err(AdapterError::Refused(format!(
+                    "{}: the gradient has {} values, the weight is {:?}",
+                    place.path,
+                    values.len(),
+                    place.shape
+                )));
+            }
+            Some(values) => Some(Tensor::from_data(TensorData::new(values, place.shape), &stored.device())),
+            None => None,
+        };
         let mut site = Site {
             place,
             name: &self.config.name,
             spec: entry.spec,
             seed: self.config.seed,
             device,
-            weight: plain.cast(DType::F32),
-            gradient: self.gradients.remove(&place.path),
+            stored: stored.cast(DType::F32),
+            weight: weight.cast(DType::F32),
+            gradient,
             given,
             shared: &mut self.shared,
         };
@@ -354,7 +376,7 @@ impl Reparameterizer for &mut Builder<'_> {
         stack = stack.into_iter().map(Module::no_grad).collect();
         if let Some(place) = self.places.get(path.as_str()).copied() {
             let shape = place.shape;
-            match self.attached(place, param.base().reshape(shape)) {
+            match self.attached(place, param.base().reshape(shape), &stack) {
                 Ok(attached) => stack.push(attached),
                 Err(error) => self.failed = Some(error),
             }

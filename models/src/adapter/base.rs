@@ -32,6 +32,16 @@ impl<'a> Base<'a> {
         Self { less: product, ..self }
     }
 
+    /// The same layer without its bias.
+    pub fn without_bias(&self) -> Self {
+        Self { bias: None, ..*self }
+    }
+
+    /// The stored weight and the product that is taken from it, where no adapter stands between.
+    pub(super) fn bare(&self) -> Option<(&'a Tensor<2>, Option<&'a LoraAdapter>)> {
+        self.below.is_empty().then_some((self.weight, self.less))
+    }
+
     /// `[d_in, d_out]`.
     pub fn shape(&self) -> [usize; 2] {
         self.weight.dims()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_optim::AdamWConfig;
 
@@ -27,6 +27,11 @@ fn values(count: usize, step: f32) -> Vec<f32> {
 /// A matrix of fixed values without structure.
 pub fn matrix(rows: usize, columns: usize, step: f32) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values(rows * columns, step), [rows, columns]), &Device::default())
+}
+
+/// A tracked matrix of fixed values that differ by the seed.
+pub fn wave([rows, columns]: [usize; 2], seed: usize) -> Tensor<2> {
+    matrix(rows, columns, 0.23 + 0.17 * seed as f32).autodiff()
 }
 
 /// The largest magnitude.
@@ -53,7 +58,8 @@ impl Bench {
         Self { layer: Dense::from_parts(weight.autodiff(), bias.map(Tensor::autodiff)) }
     }
 
-    fn attach(&self, attach: Attach) -> Result<Self, String> {
+    /// With an adapter attached so.
+    pub fn attach(&self, attach: Attach) -> Result<Self, String> {
         attach.factored().to(self.clone()).map(|(bench, _)| bench).map_err(|error| error.to_string())
     }
 
@@ -191,6 +197,19 @@ impl Bench {
             let grads = bench.gradients();
             optimizer.step(1e-2, bench, grads)
         })
+    }
+
+    /// The layer and its merged weights after steps of half the squared distance from targets.
+    pub fn steps(mut self, mut optimizer: ModuleOptimizer, lr: f64, steps: usize) -> (Self, Vec<Tensor<2>>) {
+        let [d_in, d_out] = self.weight().dims();
+        let mut weights = Vec::new();
+        for step in 0..steps {
+            let error = self.forward(wave([6, d_in], 50 + step)) - wave([6, d_out], 70 + step);
+            let grads = GradientsParams::from_grads(error.square().sum().mul_scalar(0.5).backward(), &self);
+            self = optimizer.step(lr, self, grads);
+            weights.push(self.merged());
+        }
+        (self, weights)
     }
 
     /// The sum of penalties.

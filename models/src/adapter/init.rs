@@ -30,6 +30,11 @@ pub(super) fn is_part_of_the_weight(init: &str) -> bool {
     matches!(init, "pissa" | "olora")
 }
 
+/// Whether the start asks for gradients of the base weights, which [`collect_gradients`](super::collect_gradients) sums.
+pub fn asks_for_gradients(init: &str) -> bool {
+    init == "lora-sb"
+}
+
 /// Whether the layer begins as something else than the base.
 pub fn leaves_the_base(init: &str) -> bool {
     matches!(init, "random" | "lora-sb" | "small_random")
@@ -114,7 +119,7 @@ pub(super) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<O
     if !is_part_of_the_weight(&site.place.init) && !structure.begins_in_weight() {
         return Ok(None);
     }
-    let Some([a, b]) = structure.as_factors() else {
+    let Some([a, b]) = structure.product() else {
         return Err(AdapterError::Refused(format!(
             "{} has no factors that begin as part of the weight",
             site.spec.name
@@ -126,4 +131,60 @@ pub(super) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<O
         b: site.frozen("origin.b", [rank, d_out], |_| Ok(host(b.div_scalar(scale))))?,
         scale,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use lowrank_optim::AdamWConfig;
+
+    use super::super::bench::{Bench, close, largest, wave};
+    use super::*;
+    use crate::adapter::AdapterConfig;
+
+    fn config(rank: usize, alpha: f64) -> AdapterConfig {
+        AdapterConfig { init: "pissa".into(), ..AdapterConfig::new("lora") }.with_rank(rank).with_alpha(alpha)
+    }
+
+    fn product(shape: [usize; 2], rank: usize, alpha: f64) -> Tensor<2> {
+        let bench = Bench::of(wave(shape, 1), None).with(&config(rank, alpha));
+        bench.adapter().structure().update(&bench.weight()).inner()
+    }
+
+    #[test]
+    fn what_pissa_leaves_is_the_rest_of_the_singular_values() {
+        for shape in [[12, 7], [7, 12], [8, 8]] {
+            let values = thin_svd(&wave(shape, 1).inner(), 7).values;
+            let rest = wave(shape, 1).inner() - product(shape, 3, 3.0);
+            assert!((thin_svd(&rest, 1).values[0] / values[3] - 1.0).abs() < 1e-4);
+            // Alpha changes the factors, not their product.
+            assert!(close(product(shape, 3, 11.0), product(shape, 3, 3.0), 1e-5));
+            assert!(close(product(shape, shape[0].min(shape[1]), 5.0), wave(shape, 1), 1e-5));
+        }
+    }
+
+    #[test]
+    fn signs_of_the_directions_do_not_count() {
+        let bare = Bench::of(wave([9, 6], 1), None);
+        let fresh = bare.with(&config(3, 3.0));
+        let trained = |sign: [f32; 3]| {
+            let mut tensors = fresh.tensors();
+            for field in ["a", "origin.a"] {
+                Bench::change(&mut tensors, field, |place, value| value * sign[place / 9]);
+            }
+            for field in ["b", "origin.b"] {
+                Bench::change(&mut tensors, field, |place, value| value * sign[place % 3]);
+            }
+            bare.with_tensors(&config(3, 3.0), tensors).steps(AdamWConfig::new().init(), 1e-2, 4)
+        };
+        let ((bench, one), (_, two)) = (trained([1.0; 3]), trained([1.0, -1.0, -1.0]));
+        assert!(one.into_iter().zip(two).all(|(one, two)| close(one, two, 1e-5)));
+        // As plain LoRA on the stored weight, of twice the rank.
+        let change = |bench: &Bench| {
+            let [a, b] = bench.adapter().change().unwrap();
+            assert_eq!(a.dims(), [9, 6]);
+            a.matmul(b).inner()
+        };
+        assert!(close(bare.weight() + change(&bench), bench.merged(), 1e-6));
+        assert!(largest(change(&fresh)) < 1e-6);
+    }
 }

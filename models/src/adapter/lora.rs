@@ -69,3 +69,66 @@ impl Method for LoraAdapter {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::optim::{GradientsParams, SgdConfig};
+
+    use super::super::bench::{Bench, close, wave};
+    use super::*;
+    use crate::adapter::{AdapterConfig, AnyStructure};
+
+    fn config(rank: usize, scaling: Scaling) -> AdapterConfig {
+        AdapterConfig { scaling: Some(scaling), ..AdapterConfig::new("lora").with_rank(rank).with_alpha(8.0) }
+    }
+
+    #[test]
+    fn alpha_is_divided_by_the_rank_or_its_root() {
+        let scale = |rank, scaling| {
+            let attached = Bench::new(16, 16, false).with(&config(rank, scaling)).adapter();
+            let AnyStructure::Lora(lora) = &attached.structure else { unreachable!() };
+            lora.scale
+        };
+        assert_eq!([4, 8].map(|rank| scale(rank, Scaling::Rank)), [2.0, 1.0]);
+        assert!((scale(4, Scaling::RootRank) / scale(8, Scaling::RootRank) - 2f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_order_of_the_ranks_does_not_count() {
+        let bench = Bench::new(9, 6, false).moved(&config(3, Scaling::Rank));
+        let mut tensors = bench.tensors();
+        let order = [2, 0, 1];
+        let [a, b] = ["a", "b"].map(|field| bench.tensor(field).0);
+        Bench::change(&mut tensors, "a", |place, _| a[order[place / 9] * 9 + place % 9]);
+        Bench::change(&mut tensors, "b", |place, _| b[place / 3 * 3 + order[place % 3]]);
+        let other = Bench::new(9, 6, false).with_tensors(&config(3, Scaling::Rank), tensors);
+        assert!(close(other.output(), bench.output(), 1e-6));
+    }
+
+    /// Mean share of the output's gradient that one step of SGD takes off the output, over starts.
+    fn taken(rank: usize, scaling: Scaling) -> f64 {
+        let (x, target) = (wave([1, 64], 5), wave([1, 4], 6));
+        let bare = Bench::of(Tensor::zeros([64, 4], &Default::default()), None);
+        let shares = (0..50).map(|seed| {
+            let bench = bare.with(&AdapterConfig { seed, ..config(rank, scaling) });
+            let loss = (bench.forward(x.clone()) * target.clone()).sum();
+            let grads = GradientsParams::from_grads(loss.backward(), &bench);
+            let bench = SgdConfig::new().init().step(1e-3, bench, grads);
+            let along = (bench.forward(x.clone()) * target.clone()).sum() / target.clone().square().sum();
+            f64::from((along / x.clone().square().sum()).into_scalar::<f32>()) / -1e-3
+        });
+        shares.sum::<f64>() / 50.0
+    }
+
+    #[test]
+    fn the_root_of_the_rank_keeps_the_size_of_a_step() {
+        for rank in [4, 16] {
+            let scales = [(Scaling::Rank, 8.0 / rank as f64), (Scaling::RootRank, 8.0 / (rank as f64).sqrt())];
+            for (scaling, scale) in scales {
+                let expected = scale * scale * rank as f64 / (3.0 * 64.0);
+                let ratio = taken(rank, scaling) / expected;
+                assert!((0.8..1.2).contains(&ratio), "rank {rank}: {ratio}");
+            }
+        }
+    }
+}

@@ -5,14 +5,17 @@ use serde_json::{Map, Value};
 
 use super::block_lora::BlockLora;
 use super::bone::Bone;
+use super::dora::Dora;
 use super::error::AdapterError;
 use super::hydra::Hydra;
 use super::loldu::LoLdu;
+use super::lora_xs::LoraXs;
 use super::salt::Salt;
 use super::site::{Place, Site};
 use super::sorsa::Sorsa;
 use super::structure::{Method, Spec, Structure};
 use super::svfit::SvFit;
+use super::vera::Vera;
 
 macro_rules! structures {
     ($($variant:ident($type:ty)),* $(,)?) => {
@@ -43,6 +46,7 @@ macro_rules! structures {
         pub static STRUCTURES: &[StructureEntry] = &[
             $(StructureEntry {
                 spec: &<$type as Method>::SPEC,
+                lr: <$type as Method>::LR,
                 defaults: defaults::<$type>,
                 check: check::<$type>,
                 build: |options, site| Ok(AnyStructure::$variant(build::<$type>(options, site)?)),
@@ -60,6 +64,9 @@ structures! {
     Salt(Salt),
     Sorsa(Sorsa),
     SvFit(SvFit),
+    Dora(Dora),
+    LoraXs(LoraXs),
+    Vera(Vera),
 }
 
 /// Options of a structure by name.
@@ -70,6 +77,8 @@ pub type AdapterOptions = Map<String, Value>;
 pub struct StructureEntry {
     /// What is to be known of it.
     pub spec: &'static Spec,
+    /// Learning rate of AdamW when none is given.
+    pub lr: f64,
     defaults: fn() -> AdapterOptions,
     check: fn(&AdapterOptions, &Place) -> Result<(), AdapterError>,
     build: fn(&AdapterOptions, &mut Site<'_>) -> Result<AnyStructure, AdapterError>,

@@ -55,7 +55,9 @@ pub type GivenTensors = BTreeMap<String, TensorData>;
 /// What all layers of an adapter share while they are built.
 #[derive(Debug, Default)]
 pub struct SharedTensors {
-    made: BTreeMap<String, Tensor<1>>,
+    pub(super) made: BTreeMap<String, (Vec<usize>, Tensor<1>)>,
+    /// Those read from a file and not yet asked for, by key.
+    pub(super) given: GivenTensors,
 }
 
 /// The layer that an adapter is being built for.
@@ -67,6 +69,7 @@ pub struct Site<'a> {
     pub(super) seed: u64,
     /// Device of the new tensors; trained ones are tracked where it is an autodiff device.
     pub(super) device: Device,
+    pub(super) stored: Tensor<2>,
     pub(super) weight: Tensor<2>,
     pub(super) gradient: Option<Tensor<2>>,
     pub(super) given: Option<GivenTensors>,
@@ -74,9 +77,14 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// The base weight `[d_in, d_out]` in f32, without gradient.
+    /// The weight `[d_in, d_out]` that the adapter stands on, with what adapters below make of it; in f32, without gradient.
     pub fn weight(&self) -> Tensor<2> {
         self.weight.clone()
+    }
+
+    /// The weight `[d_in, d_out]` that is stored, without the adapters below; in f32, without gradient.
+    pub fn stored(&self) -> Tensor<2> {
+        self.stored.clone()
     }
 
     /// The summed gradient `[d_in, d_out]` of the base weight over the first samples, for initialisations that ask for it.
@@ -162,18 +170,40 @@ impl Site<'_> {
         shape: [usize; D],
         start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
     ) -> Result<Shared<D>, AdapterError> {
-        let key = format!("{}.{key}", self.name);
-        if let Some(made) = self.shared.made.get(&key).cloned() {
+        let turned = self.is_turned(field, D);
+        let adapter = self.name;
+        let shared = |tensor: Tensor<1>| Shared {
+            key: format!("{adapter}.{key}"),
+            name: key.to_string(),
+            tensor: tensor.reshape(shape),
+            turned,
+        };
+        if let Some((made, tensor)) = self.shared.made.get(key).cloned() {
+            if made != shape {
+                return Err(AdapterError::Refused(format!(
+                    "{}: its {field} has shape {shape:?}, that of the layers before {made:?}, and all share one: give all layers the same rank",
+                    self.place.path
+                )));
+            }
             if let Some(given) = &mut self.given {
                 given.remove(field);
             }
-            return Ok(Shared { key, tensor: made.reshape(shape) });
+            return Ok(shared(tensor));
+        }
+        if let (Some(given), Some(data)) = (&mut self.given, self.shared.given.remove(key)) {
+            given.entry(field.to_string()).or_insert(data);
         }
         let values = self.values(field, &shape, start)?;
         let count = values.len();
         let flat = Tensor::<1>::from_data(TensorData::new(values, [count]), (&self.plain_device(), DType::F32));
-        self.shared.made.insert(key.clone(), flat.clone());
-        Ok(Shared { key, tensor: flat.reshape(shape) })
+        self.shared.made.insert(key.to_string(), (shape.to_vec(), flat.clone()));
+        Ok(shared(flat))
+    }
+
+    /// Whether files hold a tensor of so many dimensions the other way round.
+    fn is_turned(&self, field: &str, dimensions: usize) -> bool {
+        let own = || self.spec.tensor(field).is_some_and(|tensor| tensor.turned);
+        dimensions == 2 && (field.starts_with("origin.") || own())
     }
 
     fn id(&self, field: &str) -> burn::module::ParamId {
@@ -207,8 +237,7 @@ impl Site<'_> {
         let Some(data) = given.remove(field) else {
             return Err(wrong("is missing".into()));
         };
-        let is_turned = field.starts_with("origin.") || self.spec.tensor(field).is_some_and(|tensor| tensor.turned);
-        let turned = shape.len() == 2 && is_turned;
+        let turned = self.is_turned(field, shape.len());
         let expected: Vec<usize> = if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         if data.shape().as_slice() != expected.as_slice() {
             return Err(wrong(format!("has shape {:?}; rank and layer ask for {expected:?}", data.shape().as_slice())));
@@ -238,7 +267,9 @@ impl Site<'_> {
 #[derive(Clone, Debug)]
 pub struct Shared<const D: usize> {
     key: String,
+    name: String,
     tensor: Tensor<D>,
+    turned: bool,
 }
 
 impl<const D: usize> Shared<D> {
@@ -249,7 +280,13 @@ impl<const D: usize> Shared<D> {
 
     /// Its bytes, for [`Structure::shared`](super::Structure::shared).
     pub fn bytes(&self) -> super::structure::SharedBytes {
-        let bytes = self.tensor.shape().num_elements() as u64 * 4;
-        super::structure::SharedBytes { key: self.key.clone(), bytes }
+        let (shape, count) = (self.tensor.shape(), self.tensor.shape().num_elements());
+        super::structure::SharedBytes {
+            key: self.key.clone(),
+            bytes: count as u64 * 4,
+            name: self.name.clone(),
+            values: self.tensor.clone().reshape([count]),
+            layout: (shape.as_slice().to_vec(), self.turned),
+        }
     }
 }

@@ -37,6 +37,19 @@ impl Attached {
         self.structure.get()
     }
 
+    /// The change of the weight below as two factors `[d_in, r]` and `[r, d_out]`, where it is their product: those of the structure beside those
+    /// that it began with, which count against it.
+    pub fn change(&self) -> Option<[Tensor<2>; 2]> {
+        let [a, b] = self.structure().as_factors()?;
+        Some(match &self.origin {
+            None => [a, b],
+            Some(origin) => [
+                Tensor::cat(vec![a, origin.a.val()], 1),
+                Tensor::cat(vec![b, origin.b.val().mul_scalar(-origin.scale)], 0),
+            ],
+        })
+    }
+
     /// The output `[rows, d_out]` of the layer with the adapter, where it is on.
     pub fn forward(&self, base: Base<'_>, x: Tensor<2>) -> Tensor<2> {
         if !self.control.is_on() {

@@ -67,6 +67,11 @@ pub trait Structure: Debug + Send + Sync {
     fn as_factors(&self) -> Option<[Tensor<2>; 2]> {
         None
     }
+
+    /// The product that its factors hold, `[d_in, r]` and `[r, d_out]`: what is taken from the base where they began as part of the weight.
+    fn product(&self) -> Option<[Tensor<2>; 2]> {
+        self.as_factors()
+    }
 }
 
 /// Where a step lies in a run.
@@ -78,13 +83,18 @@ pub struct StepOf {
     pub total: Option<u64>,
 }
 
-/// A frozen tensor that several layers share.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A frozen tensor that several layers share: its place, and what it takes.
+#[derive(Clone, Debug)]
 pub struct SharedBytes {
     /// The same for all layers that share it.
     pub key: String,
     /// Bytes it takes, once.
     pub bytes: u64,
+    /// Name in files, once for all layers.
+    pub name: String,
+    pub(super) values: Tensor<1>,
+    /// Shape in files, and whether they hold it the other way round.
+    pub(super) layout: (Vec<usize>, bool),
 }
 
 /// A term beside the loss.
@@ -120,6 +130,9 @@ pub trait Method: Structure + Module + Sized {
 
     /// What is to be known of it.
     const SPEC: Spec;
+
+    /// Learning rate of AdamW when none is given.
+    const LR: f64 = 2e-4;
 
     /// Refuses options, and places where the method has no meaning, with the reason.
     fn check(options: &Self::Options, place: &Place) -> Result<(), String>;

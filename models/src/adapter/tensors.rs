@@ -1,11 +1,12 @@
 //! The tensors of an adapter by name, laid out as files and papers write them.
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_optim::ModulePath;
 
 use super::stack::Attached;
-use super::structure::TensorRole;
+use super::structure::{SharedBytes, TensorRole};
+use crate::weights::host;
 
 /// A tensor of an adapter.
 #[derive(Clone, Debug)]
@@ -45,6 +46,18 @@ impl Attached {
                 }
             })
             .collect()
+    }
+}
+
+impl SharedBytes {
+    /// Its values, laid out as in files.
+    pub fn tensor(&self) -> TensorData {
+        let (shape, turned) = &self.layout;
+        let data = TensorData::new(host(self.values.clone()), shape.clone());
+        match turned {
+            true => Tensor::<2>::from_data(data, &Device::default()).transpose().into_data(),
+            false => data,
+        }
     }
 }
 

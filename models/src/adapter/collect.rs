@@ -1,0 +1,245 @@
+//! Gradients of base weights over some samples, before an adapter exists: what starts such as `lora-sb` begin from.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{Gradients, Tensor};
+
+use super::attach::find;
+use super::config::AdapterConfig;
+use super::error::AdapterError;
+use super::stack::each_adapter;
+use crate::batch::LanguageBatch;
+use crate::llama::Llama;
+use crate::ops;
+use crate::weights::host;
+
+/// Gradients of base weights `[d_in, d_out]`, summed over some samples, row by row on the host, by the path of their layer.
+pub type BaseGradients = BTreeMap<String, Vec<f32>>;
+
+/// Sums the gradients of the weights that a configuration adapts over the first `samples` rows of the batches; the last batch is cut.
+///
+/// The loss is the sum over all tokens, so that it does not matter how samples lie in batches. Only one block's gradients exist at a time beside
+/// the sums on the host. The model stays as it is, whatever of it is frozen.
+pub fn collect_gradients(
+    model: &Llama,
+    config: &AdapterConfig,
+    samples: usize,
+    batches: impl IntoIterator<Item = LanguageBatch>,
+) -> Result<BaseGradients, AdapterError> {
+    let found = find(model)?;
+    let names: Vec<_> = found.values().cloned().collect();
+    let chosen: Vec<String> = config.places(&names)?.into_iter().map(|place| place.path).collect();
+    let mut adapted = Vec::new();
+    each_adapter(model, |layer, _| adapted.push(layer.to_string()));
+    if let Some(layer) = adapted.first() {
+        return Err(AdapterError::Refused(format!(
+            "{layer} has an adapter: gradients of the base weights are collected before adapters are attached; merge or remove it first"
+        )));
+    }
+    if samples == 0 {
+        return Err(AdapterError::Refused("gradients of the base weights need at least 1 sample, not 0".into()));
+    }
+    let paths: BTreeMap<ParamId, String> = found
+        .into_iter()
+        .filter(|(_, layer)| chosen.contains(&layer.path))
+        .map(|(id, layer)| (id, layer.path))
+        .collect();
+    // A copy that shares the memory of the weights.
+    let model = model.clone().map(&mut Track { paths: &paths });
+    let mut sums = BaseGradients::new();
+    let mut left = samples;
+    for batch in batches {
+        let rows = batch.inputs.dims()[0].min(left);
+        add(&model, &paths, cut(batch, rows), &mut sums)?;
+        left -= rows;
+        if left == 0 {
+            return Ok(sums);
+        }
+    }
+    Err(AdapterError::Refused(format!(
+        "gradients of the base weights were asked for over {samples} samples; the data has {}",
+        samples - left
+    )))
+}
+
+fn cut(batch: LanguageBatch, rows: usize) -> LanguageBatch {
+    LanguageBatch {
+        inputs: batch.inputs.narrow(0, 0, rows),
+        targets: batch.targets.narrow(0, 0, rows),
+        starts: batch.starts.map(|starts| starts.narrow(0, 0, rows)),
+    }
+}
+
+/// Adds the gradients of one batch: forward keeping the inputs of the blocks, then the blocks again from the last to the first.
+fn add(
+    model: &Llama,
+    paths: &BTreeMap<ParamId, String>,
+    batch: LanguageBatch,
+    sums: &mut BaseGradients,
+) -> Result<(), AdapterError> {
+    let LanguageBatch { inputs, targets, starts } = batch;
+    let context = model.context(inputs.dims()[1], &inputs.device(), starts);
+    let mut x = ops::embedding(model.model.embed_tokens.weight.val().inner(), inputs);
+    let mut kept = Vec::with_capacity(model.model.layers.len());
+    for block in &model.model.layers {
+        kept.push(x.clone());
+        x = block.valid().forward(x, &context);
+    }
+    let leaf = Tensor::from_inner(x).require_grad();
+    let loss = model.loss_of(leaf.clone(), targets);
+    let nats: f32 = loss.clone().inner().into_scalar();
+    if !nats.is_finite() {
+        return Err(AdapterError::Refused(format!("the loss of a sample is {nats}: its gradients say nothing")));
+    }
+    let mut grads = loss.backward();
+    let mut slope = gradient(&leaf, &mut grads);
+    // The head may be one of the layers.
+    keep(GradientsParams::from_grads(grads, model), paths, sums);
+    for (block, x) in model.model.layers.iter().zip(kept).rev() {
+        let leaf = Tensor::from_inner(x).require_grad();
+        let out = block.forward(leaf.clone(), &context);
+        let mut grads = (out * Tensor::from_inner(slope)).sum().backward();
+        slope = gradient(&leaf, &mut grads);
+        keep(GradientsParams::from_grads(grads, block), paths, sums);
+    }
+    Ok(())
+}
+
+fn gradient(leaf: &Tensor<3>, grads: &mut Gradients) -> Tensor<3> {
+    match leaf.grad_remove(grads) {
+        Some(gradient) => gradient,
+        None => unreachable!("a leaf that the loss depends on has a gradient"),
+    }
+}
+
+/// Moves gradients into the sums.
+fn keep(mut grads: GradientsParams, paths: &BTreeMap<ParamId, String>, sums: &mut BaseGradients) {
+    for (id, path) in paths {
+        let Some(grad) = grads.remove::<2>(*id) else { continue };
+        let grad = host(grad);
+        match sums.get_mut(path) {
+            Some(sum) => sum.iter_mut().zip(grad).for_each(|(sum, grad)| *sum += grad),
+            None => {
+                sums.insert(path.clone(), grad);
+            }
+        }
+    }
+}
+
+/// Tracks the adapted weights and nothing else.
+struct Track<'a> {
+    paths: &'a BTreeMap<ParamId, String>,
+}
+
+impl ModuleMapper for Track<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let tracked = self.paths.contains_key(&param.id);
+        param.map(|tensor| tensor.autodiff().detach()).set_require_grad(tracked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::adapter::{Attach, Targets};
+    use crate::config::LlamaConfig;
+    use crate::linear::Linear;
+    use crate::llama::ids_tensor;
+
+    fn model() -> Llama {
+        let config = LlamaConfig {
+            vocab_size: 32,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 8,
+            ..LlamaConfig::named("llama-9m", 32).unwrap()
+        };
+        Llama::random(&config, 1, &Device::default().autodiff()).unwrap()
+    }
+
+    fn batches(rows: &[usize]) -> Vec<LanguageBatch> {
+        let ids: Vec<i32> = (0..8 * 7).map(|i| (i * i + 3) % 32).collect();
+        let device = Device::default();
+        let mut from = 0;
+        rows.iter()
+            .map(|rows| {
+                let part = |shift: usize| -> Vec<i32> {
+                    ids[from * 7..(from + rows) * 7].chunks(7).flat_map(|row| row[shift..shift + 6].to_vec()).collect()
+                };
+                let batch = LanguageBatch {
+                    inputs: ids_tensor(&part(0), *rows, &device),
+                    targets: ids_tensor(&part(1), *rows, &device),
+                    starts: None,
+                };
+                from += rows;
+                batch
+            })
+            .collect()
+    }
+
+    fn config() -> AdapterConfig {
+        AdapterConfig { init: "lora-sb".into(), ..AdapterConfig::new("lora-xs") }
+            .with_rank(4)
+            .with_targets(Targets::parse("q_proj,down_proj,lm_head"))
+            .with_option("init_step_size", 1e-3)
+    }
+
+    fn largest(x: &[f32]) -> f32 {
+        x.iter().fold(0.0, |largest, value| largest.max(value.abs()))
+    }
+
+    #[test]
+    fn sums_are_those_of_the_whole_backward_pass_however_samples_lie_in_batches() {
+        let model = model();
+        let sums = collect_gradients(&model, &config(), 5, batches(&[2, 2, 2])).unwrap();
+        assert_eq!(sums.len(), 5);
+        let LanguageBatch { inputs, targets, .. } = batches(&[5]).remove(0);
+        let mut whole = GradientsParams::from_grads(model.loss_sum(inputs, targets, None).backward(), &model);
+        for (id, layer) in find(&model).unwrap() {
+            let whole = host(whole.remove::<2>(id).unwrap());
+            let Some(sum) = sums.get(&layer.path) else { continue };
+            let rest: Vec<f32> = sum.iter().zip(&whole).map(|(a, b)| a - b).collect();
+            assert!(largest(&rest) < 1e-5 * largest(&whole), "{}", layer.path);
+        }
+        let other = collect_gradients(&model, &config(), 5, batches(&[1, 3, 4])).unwrap();
+        for (path, sum) in &sums {
+            let floor = 1e-4 * largest(sum);
+            assert!(sum.iter().zip(&other[path]).all(|(a, b)| a.abs() < floor || a.signum() == b.signum()), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_frozen_model_stays_frozen_and_begins_where_the_first_step_would_end() {
+        let model = Module::no_grad(model());
+        let gradients = collect_gradients(&model, &config(), 2, batches(&[2])).unwrap();
+        assert!(find(&model).unwrap().len() > gradients.len());
+        let Linear::Dense(down) = &model.model.layers[0].mlp.down_proj else { unreachable!() };
+        assert!(!down.weight.is_require_grad());
+        let error = collect_gradients(&model, &config(), 9, batches(&[2])).unwrap_err().to_string();
+        assert!(error.contains("9 samples") && error.contains("has 2"), "{error}");
+        let error = Attach::new(config()).to(model.clone()).unwrap_err().to_string();
+        assert!(error.contains("collect them"), "{error}");
+        let before = gradients["model.layers.1.mlp.down_proj"].clone();
+        let (model, _) = model.attach(Attach::new(config()).with_gradients(gradients)).unwrap();
+        let mut found = Vec::new();
+        each_adapter(&model, |layer, adapter| {
+            if layer == "model.layers.1.mlp.down_proj" {
+                found.push(host(
+                    adapter.stack[0].structure().update(&Tensor::zeros([1, 1], &Device::default())).inner(),
+                ));
+            }
+        });
+        // The part of the first step that lies in four directions points down the gradient.
+        let along: f32 = found[0].iter().zip(&before).map(|(update, gradient)| update * gradient).sum();
+        assert!(along < 0.0);
+        let error = collect_gradients(&model, &config(), 2, batches(&[2])).unwrap_err().to_string();
+        assert!(error.contains("before adapters"), "{error}");
+    }
+}

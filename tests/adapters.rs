@@ -1,0 +1,587 @@
+//! Every structure of the registry, the same tests. A structure that a test cannot build fails it: say in [`settings`] what it needs.
+
+#[path = "adapter_formula.rs"]
+mod formula;
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::Linear;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
+use lowrank_models::Dense;
+use lowrank_models::adapter::{
+    Adapter, AdapterConfig, Attach, Attached, BaseGradients, Control, GivenTensors, PenaltyAt, Rank, Report, SHARED,
+    STRUCTURES, Scaling, Spec, StepOf, StructureEntry, TensorRole, add_after_clipping, detach, drop_resting,
+    each_adapter, leaves_the_base, penalty,
+};
+use lowrank_optim::AdamWConfig;
+
+/// Layers side by side: tall with a bias, wide, square.
+#[derive(Module, Debug)]
+struct Layers {
+    tall: Dense,
+    wide: Dense,
+    square: Dense,
+}
+
+/// The same layers as Burn has them.
+#[derive(Module, Debug)]
+struct BurnLayers {
+    tall: Linear,
+    wide: Linear,
+    square: Linear,
+}
+
+const SHAPES: [(&str, [usize; 2]); 3] = [("tall", [24, 12]), ("wide", [12, 24]), ("square", [16, 16])];
+
+/// Numbers that look random.
+fn values(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * i + 7 * i + 13 * seed) as f32 * 0.731 + seed as f32).sin()).collect()
+}
+
+fn tensor(shape: [usize; 2], seed: usize) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values(shape[0] * shape[1], seed), shape), &Device::default()).autodiff()
+}
+
+fn layers() -> Layers {
+    let bias = Tensor::<1>::from_data(TensorData::new(values(12, 9), [12]), &Device::default()).autodiff();
+    let weight = |place: usize| tensor(SHAPES[place].1, place + 1).div_scalar(4.0);
+    Layers {
+        tall: Dense::from_parts(weight(0), Some(bias)),
+        wide: Dense::from_parts(weight(1), None),
+        square: Dense::from_parts(weight(2), None),
+    }
+}
+
+fn inputs() -> [Tensor<2>; 3] {
+    [0, 1, 2].map(|place| tensor([10, SHAPES[place].1[0]], place + 11))
+}
+
+impl Layers {
+    fn all(&self) -> [&Dense; 3] {
+        [&self.tall, &self.wide, &self.square]
+    }
+
+    fn outputs(&self) -> [Tensor<2>; 3] {
+        let [tall, wide, square] = inputs();
+        [self.tall.forward(tall), self.wide.forward(wide), self.square.forward(square)]
+    }
+
+    /// Squared errors against outputs of other layers.
+    fn loss(&self) -> Tensor<1> {
+        loss(self.outputs())
+    }
+
+    fn weights(&self) -> Vec<Vec<f32>> {
+        self.all().map(|layer| host(layer.weight.base())).into()
+    }
+}
+
+fn loss(outputs: [Tensor<2>; 3]) -> Tensor<1> {
+    let [tall, wide, square] = outputs;
+    let error = |y: Tensor<2>, seed: usize| {
+        let target = tensor(y.dims(), seed);
+        (y - target).square().mean()
+    };
+    error(tall, 21) + error(wide, 22) + error(square, 23)
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec().expect("f32")
+}
+
+fn all_values(outputs: [Tensor<2>; 3]) -> Vec<f32> {
+    outputs.into_iter().flat_map(host).collect()
+}
+
+/// Largest difference over the largest value.
+fn apart(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    let largest = theirs.iter().fold(f32::MIN_POSITIVE, |largest, value| largest.max(value.abs()));
+    let differences = ours.iter().zip(theirs).map(|(ours, theirs)| (ours - theirs).abs());
+    differences.fold(0f32, |worst, difference| if difference.is_nan() { f32::NAN } else { worst.max(difference) })
+        / largest
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// What a structure needs to stand on the layers of the tests at this rank, beyond its defaults.
+fn settings(entry: &StructureEntry, rank: usize) -> AdapterConfig {
+    let config = AdapterConfig { seed: 3, ..AdapterConfig::new(entry.spec.name) };
+    let config = if entry.spec.rank == Rank::None { config } else { config.with_rank(rank) };
+    match entry.spec.name {
+        "block-lora" => config.with_option("blocks", if rank.is_multiple_of(2) { 2 } else { 1 }),
+        "lora-xs" => config.with_option("init_step_size", 1e-2),
+        _ => config,
+    }
+}
+
+fn gradients() -> BaseGradients {
+    SHAPES.iter().map(|(name, [d_in, d_out])| (name.to_string(), values(d_in * d_out, 31))).collect()
+}
+
+fn attach(config: &AdapterConfig) -> (Layers, Report) {
+    attach_to(layers(), config)
+}
+
+fn attach_to(layers: Layers, config: &AdapterConfig) -> (Layers, Report) {
+    let attach = Attach::new(config.clone()).with_gradients(gradients()).factored();
+    attach.to(layers).unwrap_or_else(|error| panic!("{}: {error}", config.structure))
+}
+
+/// The newest adapter of every layer, by its path.
+fn newest<M: Module>(module: &M) -> BTreeMap<String, Attached> {
+    let mut found = BTreeMap::new();
+    each_adapter(module, |layer, adapter| {
+        if let Some(attached) = adapter.stack.last() {
+            found.insert(layer.to_string(), attached.clone());
+        }
+    });
+    found
+}
+
+/// Values of the newest adapters, by layer and field.
+fn state<M: Module>(module: &M) -> BTreeMap<(String, String), (TensorRole, Vec<f32>)> {
+    let mut found = BTreeMap::new();
+    for (layer, attached) in newest(module) {
+        for (tensor, data) in attached.tensors() {
+            let values = data.convert::<f32>().try_into_vec().expect("f32");
+            found.insert((layer.clone(), tensor.field), (tensor.role, values));
+        }
+    }
+    found
+}
+
+const STEPS: u64 = 8;
+
+/// A few steps of AdamW with all that adapters ask of a training loop; `see` gets the gradients of each step.
+fn train(mut layers: Layers, mut see: impl FnMut(&mut GradientsParams, &Layers)) -> Layers {
+    let lr = 1e-2;
+    let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+    for step in 0..STEPS {
+        let loss = match penalty(&layers, PenaltyAt::Loss) {
+            Some(penalty) => layers.loss() + penalty,
+            None => layers.loss(),
+        };
+        let grads = GradientsParams::from_grads(loss.backward(), &layers);
+        let mut grads = add_after_clipping(&layers, grads, lr);
+        see(&mut grads, &layers);
+        let grads = drop_resting(&layers, grads, StepOf { step, total: Some(STEPS) });
+        layers = optimizer.step(lr, layers, grads);
+    }
+    layers
+}
+
+fn trained(config: &AdapterConfig) -> (Layers, Report) {
+    let (layers, report) = attach(config);
+    (train(layers, |_, _| ()), report)
+}
+
+/// Layers with merged weights and biases.
+fn merged(layers: &Layers) -> Layers {
+    let merged = |layer: &Dense| {
+        let (weight, bias) = (layer.weight.base(), layer.bias.as_ref().map(Param::val));
+        let bias = match layer.weight.reparameterization::<Adapter>() {
+            Some(adapter) => adapter.over(&weight, bias.as_ref()).bias(),
+            None => bias,
+        };
+        Dense::from_parts(layer.weight.val().inner(), bias.map(Tensor::inner))
+    };
+    Layers { tall: merged(&layers.tall), wide: merged(&layers.wide), square: merged(&layers.square) }
+}
+
+/// Every structure with the starts that it knows.
+fn each_start(mut test: impl FnMut(&'static StructureEntry, &AdapterConfig, &str)) {
+    for entry in STRUCTURES {
+        for init in std::iter::once(&"default").chain(entry.spec.inits) {
+            let config = AdapterConfig { init: init.to_string(), ..settings(entry, 4) };
+            test(entry, &config, &format!("{} ({init})", entry.spec.name));
+        }
+    }
+}
+
+fn each(mut test: impl FnMut(&'static StructureEntry, &AdapterConfig, &str)) {
+    STRUCTURES.iter().for_each(|entry| test(entry, &settings(entry, 4), entry.spec.name));
+}
+
+#[test]
+fn layers_start_as_the_base() {
+    let base = all_values(layers().outputs());
+    each_start(|entry, config, name| {
+        let (layers, _) = attach(config);
+        let apart = apart(&all_values(layers.outputs()), &base);
+        match (leaves_the_base(&config.init), entry.spec.name) {
+            (true, _) => assert!(apart > 1e-4, "{name} was expected to leave the base; {apart}"),
+            // Its square begins at random numbers of deviation 1e-5.
+            (false, "lora-xs") => assert!(apart < 1e-3, "{name}: {apart} away"),
+            (false, _) => assert!(apart < 1e-5, "{name}: {apart} away"),
+        }
+    });
+}
+
+#[test]
+fn merged_layers_equal_unmerged_ones() {
+    each_start(|entry, config, name| {
+        if let Err(reason) = entry.spec.merges {
+            return assert!(!reason.is_empty(), "{name} says why it does not merge");
+        }
+        let (layers, _) = trained(config);
+        let together = all_values(merged(&layers).outputs());
+        let apart = apart(&together, &all_values(layers.outputs()));
+        assert!(apart < 1e-5, "{name}: {apart} away");
+    });
+}
+
+#[test]
+fn what_was_merged_can_be_taken_out_again() {
+    each(|_, config, name| {
+        let (layers, _) = trained(config);
+        for (layer, attached) in layers.all().into_iter().zip(newest_in_order(&layers)) {
+            let Some(back) = attached.structure().unmerged(layer.weight.val().inner()) else { continue };
+            let apart = apart(&host(back), &host(layer.weight.base()));
+            assert!(apart < 1e-5, "{name}: {apart} away");
+        }
+    });
+}
+
+fn newest_in_order(layers: &Layers) -> Vec<Attached> {
+    let mut found = newest(layers);
+    SHAPES.iter().filter_map(|(name, _)| found.remove(*name)).collect()
+}
+
+#[test]
+fn off_and_detached_layers_have_the_bits_of_the_base() {
+    let base = layers();
+    let (outputs, weights) = (bits(&all_values(base.outputs())), base.weights());
+    each_start(|_, config, name| {
+        let (layers, report) = trained(config);
+        assert_eq!(layers.weights(), weights, "{name} left the stored weights alone");
+        let on = all_values(layers.outputs());
+        report.control.switch(false);
+        assert_eq!(bits(&all_values(layers.outputs())), outputs, "{name} off");
+        report.control.switch(true);
+        assert_eq!(bits(&all_values(layers.outputs())), bits(&on), "{name} on again");
+        let layers = detach(layers, "default").expect("an adapter of this name");
+        assert!(newest(&layers).is_empty(), "{name}");
+        assert_eq!(bits(&all_values(layers.outputs())), outputs, "{name} detached");
+    });
+}
+
+#[test]
+fn trained_tensors_move_and_all_others_stay() {
+    each_start(|entry, config, name| {
+        let (layers, _) = attach(config);
+        let (before, weights) = (state(&layers), layers.weights());
+        let bias = host(layers.tall.bias.as_ref().expect("a bias").val());
+        let mut seen: BTreeMap<(String, String), bool> = BTreeMap::new();
+        let layers = train(layers, |grads, layers| {
+            for (layer, attached) in newest(layers) {
+                for tensor in attached.shapes() {
+                    let moves = match tensor.shape.len() {
+                        1 => peek::<1>(grads, tensor.id),
+                        2 => peek::<2>(grads, tensor.id),
+                        3 => peek::<3>(grads, tensor.id),
+                        _ => peek::<4>(grads, tensor.id),
+                    };
+                    *seen.entry((layer.clone(), tensor.field)).or_default() |= moves;
+                }
+            }
+            assert!(layers.all().iter().all(|layer| grads.get::<2>(layer.weight.id).is_none()), "{name}: the base");
+        });
+        for (key, (role, now)) in state(&layers) {
+            let moved = bits(&now) != bits(&before[&key].1);
+            let is_trained = role != TensorRole::Frozen;
+            assert_eq!(seen[&key], is_trained, "{name} {key:?}: a gradient");
+            assert_eq!(moved, is_trained, "{name} {key:?}: moves");
+            assert!(now.iter().all(|value| value.is_finite()), "{name} {key:?}");
+        }
+        assert_eq!(layers.weights(), weights, "{name}");
+        assert_eq!(host(layers.tall.bias.as_ref().expect("a bias").val()), bias, "{name}");
+        for tensor in entry.spec.tensors.iter().filter(|tensor| tensor.role != TensorRole::Frozen) {
+            let known = before.keys().any(|(_, field)| field.split('.').next() == Some(tensor.name));
+            assert!(known, "{name} has the tensor {} of its list", tensor.name);
+        }
+    });
+}
+
+/// Whether there is a gradient that is not zero.
+fn peek<const D: usize>(grads: &GradientsParams, id: burn::module::ParamId) -> bool {
+    grads.get::<D>(id).is_some_and(|grad| host(grad).iter().any(|value| *value != 0.0))
+}
+
+#[test]
+fn counts_are_those_that_are_promised() {
+    struct Count {
+        inside: usize,
+        trained: usize,
+        frozen: usize,
+    }
+    impl ModuleVisitor for Count {
+        fn enter_module(&mut self, _name: &str, container: &str) {
+            self.inside += usize::from(container == "Reparameterization");
+        }
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.inside -= usize::from(container == "Reparameterization");
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let count = param.lazy_shape().num_elements();
+            match (self.inside > 0, param.is_require_grad()) {
+                (true, true) => self.trained += count,
+                (true, false) => self.frozen += count,
+                (false, tracked) => assert!(!tracked, "the base is frozen"),
+            }
+        }
+    }
+    each(|entry, config, name| {
+        let (layers, report) = attach(config);
+        let mut count = Count { inside: 0, trained: 0, frozen: 0 };
+        layers.visit(&mut count);
+        assert_eq!(report.trained(), count.trained, "{name}");
+        assert_eq!(report.layers.iter().map(|layer| layer.frozen).sum::<usize>(), count.frozen, "{name}");
+        let mut options = entry.defaults();
+        options.extend(config.options.clone());
+        for layer in &report.layers {
+            let promised = formula::value(entry.spec.trains, &layer.place, &options)
+                .unwrap_or_else(|error| panic!("{name} trains \"{}\": {error}", entry.spec.trains));
+            assert_eq!(layer.trained, promised, "{name} [{:?}]: {}", layer.place.shape, entry.spec.trains);
+        }
+        // What layers share is there once, whoever shares it.
+        let shared: BTreeMap<&String, &u64> = report.layers.iter().flat_map(|layer| &layer.shared).collect();
+        let bytes = count.frozen as u64 * 4 + shared.values().copied().sum::<u64>();
+        assert_eq!(report.frozen_bytes(), bytes, "{name}");
+        assert_eq!(bytes > 0, !entry.spec.stores.is_empty(), "{name} stores \"{}\"", entry.spec.stores);
+    });
+}
+
+/// What a file holds of a module's newest adapter.
+fn written<M: Module>(module: &M) -> BTreeMap<String, GivenTensors> {
+    let mut written: BTreeMap<String, GivenTensors> = BTreeMap::new();
+    for (layer, attached) in newest(module) {
+        for shared in attached.structure().shared() {
+            written.entry(SHARED.into()).or_default().insert(shared.name.clone(), shared.tensor());
+        }
+        let own = attached.tensors().into_iter().map(|(tensor, data)| (tensor.field, data)).collect();
+        written.insert(layer, own);
+    }
+    written
+}
+
+#[test]
+fn adapters_come_back_from_a_file_to_the_bit() {
+    each_start(|_, config, name| {
+        let (layers, _) = trained(config);
+        let tensors = written(&layers);
+        let other = AdapterConfig { seed: config.seed + 1, ..config.clone() };
+        let back = Attach::new(other).with_tensors(tensors.clone()).factored().to(self::layers());
+        let (back, _) = back.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(bits(&all_values(back.outputs())), bits(&all_values(layers.outputs())), "{name}");
+        for (layer, given) in written(&back) {
+            for (field, data) in given {
+                assert_eq!(data, tensors[&layer][&field], "{name} {layer} {field}");
+            }
+        }
+        let mut more = tensors.clone();
+        more.get_mut("wide").expect("a layer").insert("more".into(), TensorData::zeros::<f32, _>([1]));
+        let error = Attach::new(config.clone()).with_tensors(more).factored().to(self::layers()).unwrap_err();
+        assert!(error.to_string().contains("no place"), "{name}: {error}");
+        let mut less = tensors;
+        less.get_mut("wide").expect("a layer").pop_first();
+        let error = Attach::new(config.clone()).with_tensors(less).factored().to(self::layers()).unwrap_err();
+        assert!(error.to_string().contains("missing"), "{name}: {error}");
+    });
+}
+
+#[test]
+fn ranks_from_one_to_the_smaller_side_train() {
+    each(|entry, _, name| {
+        for rank in [1, 12] {
+            let (layers, report) = attach(&settings(entry, rank));
+            let before = host(layers.loss())[0];
+            let layers = train(layers, |_, _| ());
+            let after = host(layers.loss())[0];
+            assert!(after < before, "{name} of rank {rank}: loss {before} to {after}");
+            let together = apart(&all_values(merged(&layers).outputs()), &all_values(layers.outputs()));
+            assert!(entry.spec.merges.is_err() || together < 1e-5, "{name} of rank {rank}: {together} away");
+            assert!(report.trained() > 0, "{name}");
+        }
+    });
+}
+
+#[test]
+fn adapters_stack_and_switch_alone() {
+    let base = bits(&all_values(layers().outputs()));
+    let lora = &STRUCTURES[0];
+    for (below, above) in STRUCTURES.iter().flat_map(|entry| [(entry, entry), (lora, entry), (entry, lora)]) {
+        let name = format!("{} on {}", above.spec.name, below.spec.name);
+        let (layers, first) = trained(&settings(below, 4));
+        let one = all_values(layers.outputs());
+        let frozen = state(&layers);
+        let config = AdapterConfig { name: "second".into(), ..settings(above, 4) };
+        let (layers, second) = attach_to(layers, &config);
+        let start = apart(&all_values(layers.outputs()), &one);
+        assert!(start < if above.spec.name == "lora-xs" { 1e-3 } else { 1e-5 }, "{name} starts {start} away");
+        let layers = train(layers, |_, _| ());
+        let both = all_values(layers.outputs());
+        assert!(apart(&both, &one) > 1e-4, "{name}: the second one learns");
+        second.control.switch(false);
+        assert_eq!(bits(&all_values(layers.outputs())), bits(&one), "{name}: the first alone");
+        first.control.switch(false);
+        assert_eq!(bits(&all_values(layers.outputs())), base, "{name}: none");
+        second.control.switch(true);
+        let alone = all_values(layers.outputs());
+        assert!(alone.iter().all(|value| value.is_finite()) && bits(&alone) != base, "{name}: the second alone");
+        first.control.switch(true);
+        assert_eq!(bits(&all_values(layers.outputs())), bits(&both), "{name}: both");
+        if below.spec.merges.is_ok() && above.spec.merges.is_ok() {
+            let together = apart(&all_values(merged(&layers).outputs()), &both);
+            assert!(together < 2e-5, "{name}: merged {together} away");
+        }
+        let layers = detach(layers, "second").expect("an adapter of this name");
+        assert_eq!(bits(&all_values(layers.outputs())), bits(&one), "{name}: the first again");
+        assert_eq!(state(&layers), frozen, "{name}: the first did not move");
+    }
+}
+
+#[test]
+fn what_has_no_meaning_is_refused() {
+    let refused = |config: AdapterConfig, what: &str| {
+        let name = config.structure.clone();
+        match Attach::new(config).with_gradients(gradients()).factored().to(layers()) {
+            Ok(_) => panic!("{name}: {what} was accepted"),
+            Err(error) => assert!(error.to_string().contains(what), "{name}: {error}"),
+        }
+    };
+    each(|entry, config, name| {
+        let Spec { rank, alpha, dropout, .. } = entry.spec;
+        refused(config.clone().with_option("no_such_option", 1), "no_such_option");
+        refused(AdapterConfig { init: "no-such-start".into(), ..config.clone() }, "no-such-start");
+        let zero = AdapterConfig { rank: Some(0), ..config.clone() };
+        refused(zero, "adapter.rank = 0");
+        if *rank == Rank::None {
+            refused(config.clone().with_rank(4), "has no rank");
+        }
+        match alpha {
+            lowrank_models::adapter::Alpha::None => {
+                refused(config.clone().with_alpha(2.0), "has no alpha");
+                refused(AdapterConfig { scaling: Some(Scaling::RootRank), ..config.clone() }, "has no scale");
+            }
+            _ => {
+                refused(config.clone().with_alpha(0.0), "alpha above 0");
+                refused(config.clone().with_alpha(f64::NAN), "alpha above 0");
+            }
+        }
+        if !dropout {
+            refused(AdapterConfig { dropout: 0.1, ..config.clone() }, "has no dropout");
+        }
+        refused(AdapterConfig { dropout: 1.0, ..config.clone() }, "dropout");
+        for (option, _) in entry.spec.options {
+            assert!(entry.defaults().contains_key(*option), "{name} has the option {option} of its list");
+        }
+        assert_eq!(entry.spec.options.len(), entry.defaults().len(), "{name} lists its options");
+    });
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits() {
+    each_start(|_, config, name| {
+        let [one, two] = [(); 2].map(|()| trained(config).0);
+        assert_eq!(bits(&all_values(one.outputs())), bits(&all_values(two.outputs())), "{name}");
+    });
+}
+
+#[test]
+fn dropout_drops_the_same_values_again() {
+    each(|entry, config, name| {
+        if !entry.spec.dropout {
+            return;
+        }
+        let (layers, report) = trained(&AdapterConfig { dropout: 0.5, ..config.clone() });
+        let at = |pass: u64| {
+            report.control.set_pass(pass);
+            bits(&all_values(layers.outputs()))
+        };
+        assert_eq!(at(3), at(3), "{name}");
+        assert_ne!(at(3), at(4), "{name}");
+        let whole = at(0);
+        assert_ne!(at(3), whole, "{name}");
+        let plain = trained(config).0;
+        assert_eq!(bits(&all_values(plain.outputs())), whole, "{name}: off outside of training");
+    });
+}
+
+/// The module with a seed that adapts Burn's own layers.
+fn burn_layers(biased: bool) -> BurnLayers {
+    let ours = layers();
+    let linear = |layer: &Dense| Linear {
+        weight: Param::from_tensor(layer.weight.base()),
+        bias: layer.bias.as_ref().filter(|_| biased).map(|bias| Param::from_tensor(bias.val())),
+    };
+    BurnLayers { tall: linear(&ours.tall), wide: linear(&ours.wide), square: linear(&ours.square) }
+}
+
+#[test]
+fn layers_of_burn_get_the_same_numbers() {
+    each_start(|entry, config, name| {
+        let biased = !entry.spec.changes_bias;
+        let mut ours = layers();
+        ours.tall.bias = ours.tall.bias.filter(|_| biased);
+        let (ours, _) = attach_to(ours, config);
+        let ours = train(ours, |_, _| ());
+        let attach = Attach::new(config.clone()).with_tensors(written(&ours));
+        let (theirs, _) = attach.to(burn_layers(biased)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let outputs = || {
+            let [tall, wide, square] = inputs();
+            [theirs.tall.forward(tall), theirs.wide.forward(wide), theirs.square.forward(square)]
+        };
+        let together = apart(&all_values(outputs()), &all_values(ours.outputs()));
+        assert!(together < 1e-5, "{name}: {together} away");
+        let mut one = GradientsParams::from_grads(ours.loss().backward(), &ours);
+        let mut two = GradientsParams::from_grads(loss(outputs()).backward(), &theirs);
+        let theirs = newest(&theirs);
+        for (layer, attached) in newest(&ours) {
+            for (ours, theirs) in attached.shapes().into_iter().zip(theirs[&layer].shapes()) {
+                if ours.role == TensorRole::Frozen {
+                    continue;
+                }
+                let [one, two] = match ours.shape.len() {
+                    1 => [slope::<1>(&mut one, ours.id), slope::<1>(&mut two, theirs.id)],
+                    2 => [slope::<2>(&mut one, ours.id), slope::<2>(&mut two, theirs.id)],
+                    3 => [slope::<3>(&mut one, ours.id), slope::<3>(&mut two, theirs.id)],
+                    _ => [slope::<4>(&mut one, ours.id), slope::<4>(&mut two, theirs.id)],
+                };
+                let apart = apart(&one, &two);
+                assert!(apart < 1e-4, "{name} {layer} {}: gradients {apart} away", ours.field);
+            }
+        }
+        if entry.spec.changes_bias {
+            let error = Attach::new(config.clone()).with_gradients(gradients()).to(burn_layers(true)).unwrap_err();
+            assert!(error.to_string().contains("bias"), "{name}: {error}");
+        }
+    });
+}
+
+fn slope<const D: usize>(grads: &mut GradientsParams, id: burn::module::ParamId) -> Vec<f32> {
+    host(grads.remove::<D>(id).expect("a gradient"))
+}
+
+#[test]
+fn names_are_told_apart() {
+    let names: Vec<&str> = STRUCTURES.iter().map(|entry| entry.spec.name).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(sorted.len(), names.len());
+    for entry in STRUCTURES {
+        let Spec { name, title, arxiv, .. } = entry.spec;
+        assert!(entry.lr > 0.0 && !title.is_empty(), "{name}");
+        assert!(arxiv.len() == 10 && arxiv.chars().all(|c| c.is_ascii_digit() || c == '.'), "{name}: {arxiv}");
+    }
+    let (layers, report) = attach(&settings(&STRUCTURES[0], 4));
+    let again = Attach::new(settings(&STRUCTURES[0], 4)).factored().to(layers).unwrap_err();
+    assert!(again.to_string().contains("of this name"), "{again}");
+    let control: &Control = &report.control;
+    assert_eq!(control.name(), "default");
+}
