@@ -21,6 +21,8 @@ mod momentum;
 mod parameterizations;
 #[path = "golden_projected.rs"]
 mod projected;
+#[path = "golden_relora.rs"]
+mod relora;
 #[path = "golden_structures.rs"]
 mod structures;
 
@@ -51,6 +53,7 @@ fn runner(method: &str) -> Option<Runner> {
         "lora" => Some(lora::run),
         "muon" => Some(momentum::muon),
         "pretraining-parameterisations" => Some(parameterizations::others),
+        "relora" => Some(relora::run),
         "salt" => Some(decompositions::salt),
         "sltrain" => Some(parameterizations::sltrain),
         "sorsa" => Some(decompositions::sorsa),
