@@ -31,6 +31,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ("optimizer.name=adamv", ["adamv", "adamw"]),
         ("optimizer.beta_1=1.5", ["beta_1", "1.5"]),
         ("optimizer.exclude=attn[", ["exclude", "attn["]),
+        ("optimizer.exclude=attention", ["exclude", "model.layers.0"]),
         ("optimizer.include=attention", ["include", "model.layers.0"]),
         ("model.parameterization=sparse", ["sparse", "sltrain"]),
         ("model.rank=4", ["model.rank", "dense"]),
@@ -57,6 +58,35 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (vec!["model.parameterization=cola", "model.rank=4", "model.alpha=3"], ["model.alpha", "cola"]),
         (vec!["model.parameterization=low_rank", "model.rank=4", "model.init=svd"], ["svd", "spectral"]),
         (vec!["model.parameterization=lost", "model.rank=4", "model.gamma=2"], ["gamma", "from 0 to 1"]),
+        (vec!["model.parameterization=low_rank", "model.rank=33"], ["33", "smaller side, 32"]),
+        (vec!["model.parameterization=lost", "model.rank=33"], ["33", "smaller side, 32"]),
+        (vec!["model.parameterization=cola", "model.rank=0"], ["rank", "at least 1"]),
+        (vec!["model.parameterization=relora", "model.rank=33"], ["33", "smaller side, 32"]),
+        (vec!["model.parameterization=loro", "model.rank=33"], ["33", "smaller side, 32"]),
+        (
+            vec!["model.parameterization=relora", "model.reset_every=100", "model.restart_warmup=9", "model.rank=4"],
+            ["reset_every", "inside the 100"],
+        ),
+        (vec!["model.parameterization=relora", "model.rank=4", "model.reset_every=0"], ["reset_every", "at least 1"]),
+        (
+            vec!["model.parameterization=relora", "model.rank=4", "model.restart_warmup=5000"],
+            ["restart_warmup", "5000"],
+        ),
+        (vec!["model.parameterization=relora", "model.rank=4", "model.reset=most"], ["reset is most", "magnitude:0.9"]),
+        (vec!["model.parameterization=relora", "model.rank=4", "model.reset=random:1"], ["reset is 1", "below 1"]),
+        (
+            vec!["model.parameterization=relora", "model.rank=4", "schedule.final_fraction=0"],
+            ["final_fraction", "greater than 0"],
+        ),
+        (vec!["model.parameterization=relora", "model.rank=4", "schedule.kind=linear"], ["relora", "cosine-restarts"]),
+        (vec!["model.parameterization=relora", "model.rank=4", "optimizer.name=fira"], ["fira", "take adamw"]),
+        (vec!["schedule.kind=cosine-restarts"], ["dense has no restarts", "relora"]),
+        (vec!["schedule.adjust_steps=5"], ["adjust_steps", "cosine-restarts"]),
+        (vec!["model.parameterization=loro", "model.rank=4", "optimizer.name=muon"], ["loro", "take adamw"]),
+        (vec!["model.parameterization=loro", "model.rank=4", "optimizer.exclude=q_proj"], ["exclude", "together"]),
+        (vec!["model.parameterization=loro", "model.rank=4", "optimizer.lr_scale=2"], ["lr_scale", "beta_1"]),
+        (vec!["model.parameterization=loro", "model.rank=4", "model.exact_every=0"], ["exact_every", "at least 1"]),
+        (vec!["model.parameterization=loro", "model.rank=4", "model.lr_scaler=-2"], ["lr_scaler", "greater than 0"]),
         (vec!["train.backward=per-layer"], ["optimizer.clip", "block_clip"]),
         (
             vec!["train.backward=per-layer", "optimizer.clip=0", "train.accumulation=2"],
@@ -326,4 +356,50 @@ fn output_that_nobody_reads_is_no_failure() {
     assert!(String::from_utf8(succeeded(shop.run(&["methods", "adamw"])).stdout).unwrap().contains("weight_decay"));
     let mode = std::fs::metadata(env!("CARGO_BIN_EXE_lowrank")).unwrap().permissions().mode();
     assert!(mode & 0o111 != 0);
+}
+
+/// Allowed, and said with the numbers.
+#[test]
+fn what_is_probably_not_meant_is_told() {
+    let shop = Workshop::new(20);
+    let told = |out: &str, settings: &[&str], parts: &[&str]| {
+        let mut more = vec!["--steps", "3", "--set", "schedule.warmup_steps=1"];
+        more.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        let text = stderr(&succeeded(shop.run(&shop.tiny(out, &more))));
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        assert_eq!(text.contains("warning"), !parts.is_empty(), "{text}");
+    };
+    let density = ["model.parameterization=sltrain", "model.rank=4", "model.density=0.5"];
+    told("dense", &density, &["1024 values of a 32 x 32", "trains 768 and keeps 512 positions"]);
+    told("wide", &["model.parameterization=cola", "model.rank=16"], &["cola saves nothing", "trains 1024"]);
+    told("sparse", &["model.parameterization=sltrain", "model.rank=4"], &[]);
+    let relora = ["model.parameterization=relora", "model.rank=4", "model.reset_every=2", "model.restart_warmup=1"];
+    told("cut", &relora, &["3 steps", "reset_every = 2", "last cycle has 1"]);
+    let shifted = [&relora[..], &["schedule.adjust_steps=1"]].concat();
+    told("shifted", &shifted, &["adjust_steps = 1", "not 0 where the factors restart"]);
+}
+
+#[test]
+fn positions_that_are_repeated_or_out_of_range_are_refused() {
+    let shop = Workshop::new(20);
+    let settings = ["--steps", "2", "--parameterization", "sltrain", "--set", "model.rank=4"];
+    succeeded(shop.run(&shop.tiny("run", &settings)));
+    let model = checkpoints(&shop.path("run")).pop().unwrap();
+    let path = model.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let name = "model.layers.0.mlp.up_proj.sparse_index";
+    let begin = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().as_ptr() as usize
+        - bytes.as_ptr() as usize;
+    let position = |place: usize| i32::from_le_bytes(bytes[begin + 4 * place..][..4].try_into().unwrap());
+    let second = position(1);
+    let with = |place: usize, value: i32, parts: &[&str]| {
+        let mut changed = bytes.clone();
+        changed[begin + 4 * place..][..4].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(&path, changed).unwrap();
+        refused(&shop.run(&["generate", "--model", model.to_str().unwrap(), "--tokens", "2"]), parts);
+    };
+    with(0, second, &[name, &format!("{second} after {second}"), "ascend"]);
+    with(0, -1, &[name, "position -1", "1536"]);
+    let last = (32.0 * 48.0 * 0.03) as usize - 1;
+    with(last, 1536, &[name, "position 1536", "there are 1536"]);
 }

@@ -23,6 +23,8 @@ mod momentum;
 mod parameterizations;
 #[path = "golden_projected.rs"]
 mod projected;
+#[path = "golden_relora.rs"]
+mod relora;
 #[path = "golden_structures.rs"]
 mod structures;
 
@@ -56,6 +58,7 @@ fn runner(method: &str) -> Option<Runner> {
         "muon" => Some(momentum::muon),
         "pissa" => Some(lora::pissa),
         "pretraining-parameterisations" => Some(parameterizations::others),
+        "relora" => Some(relora::run),
         "salt" => Some(decompositions::salt),
         "sltrain" => Some(parameterizations::sltrain),
         "sorsa" => Some(decompositions::sorsa),

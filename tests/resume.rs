@@ -59,6 +59,11 @@ fn every_parameterization_resumes_exports_and_generates() {
         let shop = Workshop::new(40);
         let mut more = vec!["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
         more.extend(["--parameterization", method.name, "--set", "model.rank=6", "--set", "optimizer.weight_decay=0"]);
+        for (option, setting) in [("reset_every", "model.reset_every=20"), ("exact_every", "model.exact_every=30")] {
+            if method.options.iter().any(|(name, ..)| *name == option) {
+                more.extend(["--set", setting, "--set", "model.restart_warmup=3", "--set", "schedule.warmup_steps=10"]);
+            }
+        }
         resumes_with_the_same_bits(&shop, &more);
         let last = checkpoints(&shop.path("whole")).pop().expect("a checkpoint");
         let last = last.to_str().expect("a path");
@@ -89,6 +94,14 @@ fn block_by_block_gives_the_numbers_of_the_whole_backward_pass() {
         &["optimizer.name=muon"],
         &["model.parameterization=sltrain", "model.rank=6"],
         &["model.parameterization=cola", "model.rank=6"],
+        &[
+            "model.parameterization=relora",
+            "model.rank=6",
+            "model.reset_every=4",
+            "model.restart_warmup=1",
+            "schedule.warmup_steps=2",
+        ],
+        &["model.parameterization=loro", "model.rank=6", "model.exact_every=4", "model.restart_warmup=1"],
     ];
     for settings in variants {
         let shop = Workshop::new(40);

@@ -56,6 +56,19 @@ impl DecoderBlock {
         ]
     }
 
+    /// As [`DecoderBlock::linears`], to be changed.
+    pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
+        [
+            ("self_attn.q_proj", &mut self.self_attn.q_proj),
+            ("self_attn.k_proj", &mut self.self_attn.k_proj),
+            ("self_attn.v_proj", &mut self.self_attn.v_proj),
+            ("self_attn.o_proj", &mut self.self_attn.o_proj),
+            ("mlp.gate_proj", &mut self.mlp.gate_proj),
+            ("mlp.up_proj", &mut self.mlp.up_proj),
+            ("mlp.down_proj", &mut self.mlp.down_proj),
+        ]
+    }
+
     /// `x [batch, positions, hidden_size]` to the same shape.
     pub fn forward(&self, x: Tensor<3>, context: &BlockContext) -> Tensor<3> {
         self.around(x, |attention, normed| {

@@ -55,7 +55,7 @@ impl Llama {
         Self::build(config, &mut RandomWeights { seed, std }, device)
     }
 
-    /// A model whose weights come from `source`. On an autodiff device every parameter is trainable.
+    /// A model whose weights come from `source`. On an autodiff device every parameter is trainable, but for those that its parameterization freezes.
     pub fn build(config: &LlamaConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self, ModelError> {
         config.validate()?;
         let mut builder = Builder { source, device };

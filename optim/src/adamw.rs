@@ -4,6 +4,7 @@ use burn::config::Config;
 use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::reset::{ResetMoments, changed};
 use crate::{OptimError, check};
 
 /// Configuration of [`AdamW`].
@@ -150,6 +151,13 @@ impl Optimizer for AdamW {
             moment_1: state.moment_1.to_device(device),
             moment_2: state.moment_2.to_device(device),
         }
+    }
+}
+
+impl ResetMoments for AdamW {
+    fn reset<const D: usize>(&self, state: AdamWState<D>, change: &mut dyn FnMut(&mut [f32])) -> AdamWState<D> {
+        let moment_1 = changed(state.moment_1, change);
+        AdamWState { moment_1, moment_2: changed(state.moment_2, change), ..state }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::host::{Memory, values};
 use crate::matrix::Place;
 use crate::moments::{Blocks, Moment, MomentType, Storage};
 use crate::registry::MethodConfig;
+use crate::reset::{ResetMoments, changed};
 use crate::{AdamW, AdamWConfig, AdamWState, OptimError, check};
 
 /// Configuration of [`AdamW8bit`].
@@ -189,6 +190,16 @@ impl Optimizer for AdamW8bit {
             moment_1: state.moment_1.map(|moment| moment.to_device(device)),
             moment_2: state.moment_2.map(|moment| moment.to_device(device)),
         }
+    }
+}
+
+impl ResetMoments for AdamW8bit {
+    fn reset<const D: usize>(&self, state: AdamW8bitState<D>, change: &mut dyn FnMut(&mut [f32])) -> AdamW8bitState<D> {
+        let storage = self.config.storage();
+        let mut moment = |moment: Moment<D>, signed| storage.keep(changed(moment.restored(), change), signed);
+        let moment_1 = state.moment_1.map(|kept| moment(kept, true));
+        let moment_2 = state.moment_2.map(|kept| moment(kept, false));
+        AdamW8bitState { plain: state.plain.map(|plain| self.plain.reset(plain, change)), moment_1, moment_2, ..state }
     }
 }
 

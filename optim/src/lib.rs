@@ -5,7 +5,7 @@
 //!   of your own.
 //! - Optimizers with orthogonal updates: [`MuonConfig`], [`TrionConfig`], [`DionConfig`].
 //! - [`AdamW8bitConfig`]: moments of one byte; [`AdamW`]: the measure of the others, in one pass over memory.
-//! - [`loro`]: steps of two factors along the manifold of their product.
+//! - [`loro`]: steps of two factors along the manifold of their product, and the optimizer that takes them.
 //! - [`HiddenMatrices`]: which parameters of a module they are meant for.
 //! - [`rules`]: passes over the gradients of a whole module, such as clipping by their global norm.
 //! - [`StateMeter`]: the bytes that optimizer states really take.
@@ -42,6 +42,7 @@ mod projector;
 mod quantised;
 mod random;
 pub mod registry;
+mod reset;
 mod roles;
 pub mod rules;
 mod subspace;
@@ -79,6 +80,7 @@ pub use projector::{
 };
 pub use quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
 pub use random::key_of;
+pub use reset::{Keep, MomentReset, MomentResets, ResetMoments, Resettable};
 pub use roles::{HiddenMatrices, Parameter, Role, Stepped, Who};
 pub use subspace::Subspace;
 pub use trion::{Trion, TrionConfig};

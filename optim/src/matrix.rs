@@ -73,6 +73,11 @@ impl<R: MatrixRule> ByMatrix<R> {
         &self.rule
     }
 
+    /// The optimizer of everything else.
+    pub fn others(&self) -> &AdamW {
+        &self.others
+    }
+
     fn place(&self) -> Place {
         self.place.unwrap_or_else(|| {
             let number = self.met.fetch_add(1, Ordering::Relaxed);

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::{
     AdamW, AdamW8bitConfig, AdamWConfig, ApolloConfig, DctAdamWConfig, DionConfig, FiraConfig, FrugalConfig,
-    GaLoreConfig, HiddenMatrices, LdAdamConfig, MuonConfig, OptimError, Place, StateMeter, Stepped, TrionConfig, check,
+    GaLoreConfig, HiddenMatrices, LdAdamConfig, MomentResets, MuonConfig, OptimError, Place, StateMeter, Stepped,
+    TrionConfig, check,
 };
 
 /// Where a method was published.
@@ -153,7 +154,11 @@ pub struct Method {
     check: fn(&Options, &Method) -> Result<(), OptimError>,
     bytes: fn(&Options, &Method, [usize; 2]) -> Result<usize, OptimError>,
     build: fn(&Options, &Method, &HiddenMatrices, &StateMeter) -> Result<Built, OptimError>,
+    /// None where what a reset leaves of the state is not defined.
+    resettable: Option<BuildResettable>,
 }
+
+type BuildResettable = fn(&Options, &Method, &HiddenMatrices, &StateMeter, &MomentResets) -> Result<Built, OptimError>;
 
 /// Options of the projected side, of storage and of Adam that several methods share.
 macro_rules! shared {
@@ -270,6 +275,15 @@ const APOLLO_PAPER: Paper = Paper { title: "APOLLO: SGD-like Memory, AdamW-level
 
 /// Fills in what follows from the type of a configuration.
 macro_rules! method {
+    (resettable $config:ty, $($rest:tt)*) => {
+        Method {
+            resettable: Some(|options, method, hidden, meter, resets| {
+                let config = configured::<$config>(options, method)?;
+                Ok((hidden.resettable(&config, meter, resets)?, hidden.report(&config, method.name)))
+            }),
+            ..method!($config, $($rest)*)
+        }
+    };
     ($config:ty, $standard:expr, $name:literal, $paper:expr, $summary:literal, $state:literal, $required:expr, $help:expr) => {
         Method {
             name: $name,
@@ -285,6 +299,7 @@ macro_rules! method {
                 let config = configured::<$config>(options, method)?;
                 Ok((hidden.optimizer(&config, meter)?, hidden.report(&config, method.name)))
             },
+            resettable: None,
         }
     };
 }
@@ -292,7 +307,7 @@ macro_rules! method {
 /// All optimizers.
 pub static METHODS: &[Method] = &[
     method!(
-        AdamWConfig,
+        resettable AdamWConfig,
         AdamWConfig::new().with_beta_2(0.95),
         "adamw",
         Paper { title: "Decoupled Weight Decay Regularization", arxiv: "1711.05101" },
@@ -310,7 +325,7 @@ pub static METHODS: &[Method] = &[
         ]
     ),
     method!(
-        AdamW8bitConfig,
+        resettable AdamW8bitConfig,
         AdamW8bitConfig::new().with_beta_2(0.95),
         "adamw-8bit",
         Paper { title: "8-bit Optimizers via Block-wise Quantization", arxiv: "2110.02861" },
@@ -544,7 +559,7 @@ pub static METHODS: &[Method] = &[
         ]
     ),
     method!(
-        MuonConfig,
+        resettable MuonConfig,
         MuonConfig::new(),
         "muon",
         Paper { title: "Muon: An optimizer for hidden layers in neural networks", arxiv: "2502.16982" },
@@ -636,6 +651,23 @@ impl Method {
     /// Bytes of state for a matrix of this shape.
     pub fn state_bytes(&self, given: &Options, shape: [usize; 2]) -> Result<usize, OptimError> {
         (self.bytes)(given, self, shape)
+    }
+
+    /// As [`Method::init`], of an optimizer whose moments can be set back through the handle.
+    pub fn init_resettable(
+        &self,
+        given: &Options,
+        hidden: &HiddenMatrices,
+        meter: &StateMeter,
+        resets: &MomentResets,
+    ) -> Result<Built, OptimError> {
+        self.check(given)?;
+        let Some(build) = self.resettable else {
+            let known: Vec<&str> = METHODS.iter().filter(|m| m.resettable.is_some()).map(|m| m.name).collect();
+            let reason = "its moments live in a subspace of their own, and what a reset leaves of them is not defined";
+            return check::refused("optimizer", self.name, format!("{reason}; take {}", known.join(", ")));
+        };
+        build(given, self, hidden, meter, resets)
     }
 
     /// The optimizer for the parameters of a module, whose states report to the meter, and who steps each parameter.

@@ -1,17 +1,16 @@
 //! Which parameters of a module a low-rank optimizer is meant for.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::optim::{ModuleOptimizer, SgdConfig};
+use burn::optim::{ModuleOptimizer, Optimizer, SgdConfig};
 use burn::tensor::Tensor;
 use regex::Regex;
 
 use crate::matrix::Place;
 use crate::random::key_of;
 use crate::registry::MethodConfig;
-use crate::{ModulePath, OptimError, StateMeter};
+use crate::{AdamW, ModulePath, MomentResets, OptimError, ResetMoments, StateMeter};
 
 /// What a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +138,30 @@ impl HiddenMatrices {
     /// The optimizer of the module: the method for hidden matrices, AdamW of the same kind for everything else, with decay for matrices alone.
     /// States report to the meter. Random draws are told apart by the paths of matrices, whatever the order of steps.
     pub fn optimizer<C: MethodConfig>(&self, config: &C, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
+        self.assemble(config, meter, |others, _| others, |method, _| method)
+    }
+
+    /// As [`HiddenMatrices::optimizer`], of an optimizer whose moments can be set back through the handle.
+    pub fn resettable<C: MethodConfig>(
+        &self,
+        config: &C,
+        meter: &StateMeter,
+        resets: &MomentResets,
+    ) -> Result<ModuleOptimizer, OptimError>
+    where
+        C::Optimizer: ResetMoments,
+    {
+        self.assemble(config, meter, |others, key| resets.follow(others, key), |method, key| resets.follow(method, key))
+    }
+
+    /// Every parameter has an optimizer of its own, which `method` or `others` may wrap; they get a key of its path.
+    pub(crate) fn assemble<C: MethodConfig, O: Optimizer, P: Optimizer>(
+        &self,
+        config: &C,
+        meter: &StateMeter,
+        others: impl Fn(AdamW, u64) -> O,
+        method: impl Fn(C::Optimizer, u64) -> P,
+    ) -> Result<ModuleOptimizer, OptimError> {
         let shapes: Vec<[usize; 2]> = self.hidden().map(|p| [p.shape[0], p.shape[1]]).collect();
         if C::NEEDS_MATRICES {
             self.group()?;
@@ -151,32 +174,25 @@ impl HiddenMatrices {
             if decays { others.build() } else { others.with_weight_decay(0.0).build() }
         };
         let mut optimizer = ModuleOptimizer::from(plain(false));
-        // One group for each of the few combinations that there are.
-        let mut groups: BTreeMap<(bool, u64), Vec<ParamId>> = BTreeMap::new();
         let mut number = 0;
         for parameter in &self.parameters {
-            let key = (parameter.decays, parameter.lr_scale.to_bits());
-            groups.entry(key).or_default().push(parameter.id);
-        }
-        for ((decays, lr_scale), ids) in groups {
-            let others = meter.watch(plain(decays)).at_rate(f64::from_bits(lr_scale));
-            optimizer = optimizer.with_group(ParamGroup::from_ids(ids), others, None);
-        }
-        for parameter in &self.parameters {
-            let group = ParamGroup::from_ids(vec![parameter.id]);
-            match parameter.role {
+            let (key, group) = (key_of(&parameter.path), ParamGroup::from_ids(vec![parameter.id]));
+            optimizer = match parameter.role {
                 Role::Hidden => {
-                    let place = Place { key: key_of(&parameter.path), number, count: shapes.len() };
+                    let place = Place { key, number, count: shapes.len() };
                     number += 1;
-                    let method = meter.watch(C::at(config.optimizer()?, place)).at_rate(parameter.lr_scale);
-                    optimizer = optimizer.with_group(group, method, None);
+                    let method = meter.watch(method(C::at(config.optimizer()?, place), key));
+                    optimizer.with_group(group, method.at_rate(parameter.lr_scale), None)
                 }
                 Role::Descent => {
-                    let descent = meter.watch(SgdConfig::new().build()).at_rate(parameter.lr_scale);
-                    optimizer = optimizer.with_group(group, descent, None);
+                    let descent = meter.watch(SgdConfig::new().build());
+                    optimizer.with_group(group, descent.at_rate(parameter.lr_scale), None)
                 }
-                _ => {}
-            }
+                _ => {
+                    let others = meter.watch(others(plain(parameter.decays), key));
+                    optimizer.with_group(group, others.at_rate(parameter.lr_scale), None)
+                }
+            };
         }
         Ok(optimizer)
     }

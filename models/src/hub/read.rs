@@ -10,9 +10,11 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
+use crate::config::LlamaConfig;
 use crate::error::ModelError;
+use crate::linear::Parameterization;
 use crate::llama::Llama;
-use crate::weights::{Choose, Init, Layout, WeightSource};
+use crate::weights::{Choose, Init, Layout, RandomWeights, WeightSource};
 
 /// A model folder whose configuration has been read.
 #[derive(Clone, Debug)]
@@ -31,14 +33,70 @@ impl ModelFolder {
 
     /// Loads the model in f32. A tensor that is missing, left over or of another shape is refused.
     pub fn load(&self, device: &Device) -> Result<Llama, ModelError> {
+        let mut files = self.files()?;
+        let model = Llama::build(&self.config.llama, &mut files, device)?;
+        files.finish()?;
+        Ok(model)
+    }
+
+    /// Loads a dense model below another parameterization that keeps dense weights, such as ReLoRA's: what it adds to them is drawn from the seed. A
+    /// weight that is missing is refused, as are tensors that are left over.
+    pub fn load_below(
+        &self,
+        parameterization: &Parameterization,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Llama, ModelError> {
+        let dense = &self.config.llama;
+        let mut source = Below { files: self.files()?, random: RandomWeights { seed, std: dense.initializer_range } };
+        let config = LlamaConfig { parameterization: parameterization.clone(), ..dense.clone() };
+        let model = Llama::build(&config, &mut source, device)?;
+        source.files.finish()?;
+        Ok(model)
+    }
+
+    fn files(&self) -> Result<TensorFiles, ModelError> {
         let mut files = TensorFiles::open(&self.dir)?;
         if self.config.llama.tie_word_embeddings {
             files.drop_tied_copy("lm_head.weight", "model.embed_tokens.weight")?;
         }
         files.ignore(|name| name.ends_with(".rotary_emb.inv_freq"));
-        let model = Llama::build(&self.config.llama, &mut files, device)?;
-        files.finish()?;
-        Ok(model)
+        Ok(files)
+    }
+}
+
+/// The weights of a dense model, and random tensors beside them.
+struct Below {
+    files: TensorFiles,
+    random: RandomWeights,
+}
+
+impl Below {
+    fn source(&mut self, path: &str) -> &mut dyn WeightSource {
+        match path.ends_with(".weight") {
+            true => &mut self.files,
+            false => &mut self.random,
+        }
+    }
+}
+
+impl WeightSource for Below {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError> {
+        self.source(path).matrix(path, shape, layout, init)
+    }
+
+    fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError> {
+        self.source(path).vector(path, len, init)
+    }
+
+    fn positions(
+        &mut self,
+        path: &str,
+        count: usize,
+        below: usize,
+        chosen: Option<Choose>,
+    ) -> Result<Vec<i32>, ModelError> {
+        self.source(path).positions(path, count, below, chosen)
     }
 }
 

@@ -5,8 +5,10 @@
 mod cola;
 mod config;
 mod dense;
+mod loro;
 mod lost;
 mod low_rank;
+mod relora;
 mod sltrain;
 
 use burn::module::Module;
@@ -17,6 +19,7 @@ pub use config::{LowRankInit, PARAMETERIZATIONS, Parameterization, Parameterizat
 pub use dense::Dense;
 pub use lost::{Lost, LostStart};
 pub use low_rank::LowRank;
+pub use relora::ReLora;
 pub use sltrain::SlTrain;
 
 use crate::error::ModelError;
@@ -35,6 +38,8 @@ pub enum Linear {
     Cola(Cola),
     /// Two factors with a non-linearity, and whole input channels.
     Lost(Lost),
+    /// A frozen weight and two factors that are added to it again and again.
+    ReLora(ReLora),
 }
 
 impl Linear {
@@ -58,6 +63,12 @@ impl Linear {
             Parameterization::Lost { rank, density, gamma } => {
                 Self::Lost(Lost::build(builder, path, [d_in, d_out], *rank, *density, *gamma)?)
             }
+            Parameterization::Loro { rank, .. } => {
+                Self::LowRank(LowRank::build_loro(builder, path, d_in, d_out, *rank)?)
+            }
+            Parameterization::ReLora { rank, alpha, trained_scale, .. } => {
+                Self::ReLora(ReLora::build(builder, path, [d_in, d_out], *rank, *alpha, *trained_scale)?)
+            }
         })
     }
 
@@ -69,6 +80,7 @@ impl Linear {
             Self::SlTrain(layer) => layer.forward(x),
             Self::Cola(layer) => layer.forward(x),
             Self::Lost(layer) => layer.forward(x),
+            Self::ReLora(layer) => layer.forward(x),
         }
     }
 
@@ -78,6 +90,7 @@ impl Linear {
             Self::Dense(layer) => Some(layer.weight.val().inner()),
             Self::LowRank(layer) => Some(layer.to_dense()),
             Self::SlTrain(layer) => Some(layer.to_dense()),
+            Self::ReLora(layer) => Some(layer.to_dense()),
             Self::Cola(_) | Self::Lost(_) => None,
         }
     }

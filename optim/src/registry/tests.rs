@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::*;
 use crate::host::values;
+use crate::{Keep, MomentReset};
 
 /// A module of one matrix, which is hidden by its name.
 #[derive(Module, Debug)]
@@ -376,4 +377,36 @@ fn senseless_options_are_refused_by_name_and_with_a_reason() {
     assert!(dct.check(&Options::new()).unwrap_err().to_string().contains("rank"));
     let slip = Options::from([("beta1".to_string(), number(0.5))]);
     assert!(find("adamw").unwrap().check(&slip).unwrap_err().to_string().contains("did you mean \"beta_1\""));
+}
+
+/// With its moments at 0 a zero gradient moves nothing; before the reset it does.
+#[test]
+fn moments_are_set_back_where_that_is_defined_and_refused_elsewhere() {
+    for (method, options) in variants(6) {
+        let (meter, resets, module) = (StateMeter::new(), MomentResets::default(), Matrix::new([6, 8]));
+        let built = method.init_resettable(&options, &HiddenMatrices::of(&module), &meter, &resets);
+        let (optimizer, _) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                assert!(!["adamw", "adamw-8bit", "muon"].contains(&method.name), "{}: {error}", method.name);
+                assert!(error.to_string().contains("adamw, adamw-8bit, muon"), "{error}");
+                continue;
+            }
+        };
+        let mut run = Run { optimizer, meter, module };
+        for seed in 0..3 {
+            run.step(wave([6, 8], seed as f32));
+        }
+        let still = |run: &mut Run| {
+            let before = run.weight();
+            run.step(Tensor::zeros([6, 8], &Device::default()));
+            run.weight() == before
+        };
+        assert!(!still(&mut run), "{}", method.name);
+        let (before, id) = (run.weight(), run.module.weight.id);
+        let reset = MomentReset { keep: Keep::Nothing, seed: 1, number: 1 };
+        run.module = resets.apply(reset, &mut run.optimizer, run.module.clone(), &[id]);
+        assert_eq!(run.weight(), before, "{}", method.name);
+        assert!(still(&mut run), "{} {options:?}", method.name);
+    }
 }

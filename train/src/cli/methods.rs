@@ -27,13 +27,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn all() -> String {
     let mut rows = vec![["NAME", "STATE", "PAPER", "WHAT IT DOES"].map(String::from).to_vec()];
     for method in METHODS {
-        let paper = format!("arXiv {}", method.paper.arxiv);
+        let paper = found(method.paper.arxiv);
         rows.push(vec![method.name.into(), method.state.into(), paper, method.summary.into()]);
     }
     let mut text = format!("Optimizers (--optimizer NAME)\n\n{}", table(&rows));
     let mut rows = vec![["NAME", "VALUES", "PAPER", "TITLE"].map(String::from).to_vec()];
     for method in PARAMETERIZATIONS {
-        let paper = format!("arXiv {}", method.arxiv);
+        let paper = found(method.arxiv);
         rows.push(vec![method.name.into(), method.values.into(), paper, method.title.into()]);
     }
     text.push_str(&format!(
@@ -43,10 +43,21 @@ fn all() -> String {
     text
 }
 
+/// An arXiv id, or another place.
+fn found(place: &str) -> String {
+    match place.starts_with(|first: char| first.is_ascii_digit()) {
+        true => format!("arXiv {place}"),
+        false => place.to_string(),
+    }
+}
+
 fn parameterization(method: &ParameterizationMethod) -> String {
     let mut text = format!(
-        "{}\nPaper: {} (arXiv {})\nIn place of a d_in x d_out weight: {}\n\nOptions, as model.NAME:\n",
-        method.name, method.title, method.arxiv, method.values
+        "{}\nPaper: {} ({})\nIn place of a d_in x d_out weight: {}\n\nOptions, as model.NAME:\n",
+        method.name,
+        method.title,
+        found(method.arxiv),
+        method.values
     );
     let row = |(name, default, help): &(&str, &str, &str)| {
         vec![format!("  {name}"), format!("default {default}"), help.to_string()]
@@ -61,8 +72,12 @@ fn one(name: &str) -> Result<String, JobError> {
     }
     let method = find(name)?;
     let mut text = format!(
-        "{}: {}\nPaper: {} (arXiv {})\nState of an R x C matrix: {} (values of 4 bytes where nothing else is said)\n\nOptions, as optimizer.NAME:\n",
-        method.name, method.summary, method.paper.title, method.paper.arxiv, method.state
+        "{}: {}\nPaper: {} ({})\nState of an R x C matrix: {} (values of 4 bytes where nothing else is said)\n\nOptions, as optimizer.NAME:\n",
+        method.name,
+        method.summary,
+        method.paper.title,
+        found(method.paper.arxiv),
+        method.state
     );
     let mut rows = Vec::new();
     for option in method.options() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_optim::registry::{self, OptionSpec};
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -151,6 +152,15 @@ impl Layers {
         {
             // Options of another method would be unknown to this one.
             section.retain(|key, _| KEYS.iter().any(|known| known.name == format!("optimizer.{key}")));
+        }
+        let parameterization = self.assignments.iter().rev().find(|given| given.key == "model.parameterization");
+        if let Some(name) = parameterization.and_then(|given| given.value.as_str())
+            && name != base.model.parameterization
+            && PARAMETERIZATIONS.iter().any(|method| method.name == name && method.restarts)
+            && let Some(Value::Table(section)) = table.get_mut("schedule")
+        {
+            // The schedule that its paper has; one that is asked for stands.
+            section.insert("kind".into(), Value::String("cosine-restarts".into()));
         }
         for assignment in &self.assignments {
             let value = checked(assignment, &options)?;

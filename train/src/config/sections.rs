@@ -61,6 +61,11 @@ section! {
         init: Option<String> = None,
         gamma: Option<f64> = None,
         keep_gate: Option<bool> = None,
+        reset_every: Option<u64> = None,
+        restart_warmup: Option<u64> = None,
+        reset: Option<String> = None,
+        exact_every: Option<u64> = None,
+        lr_scaler: Option<f64> = None,
         hidden_size: Option<usize> = None,
         intermediate_size: Option<usize> = None,
         num_hidden_layers: Option<usize> = None,
@@ -117,6 +122,7 @@ section! {
         warmup_steps: u64 = 100,
         final_fraction: f64 = 0.1,
         decay_fraction: f64 = 0.2,
+        adjust_steps: u64 = 0,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The training engine: steps, schedule, evaluation and samples. It knows nothing of files, the terminal or TensorBoard.
 
+mod cycle;
 mod error;
 mod evaluate;
 mod moved;
@@ -8,9 +9,10 @@ mod schedule;
 mod segments;
 mod trainer;
 
+pub use cycle::Cycle;
 pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};
 pub use sample::sample_text;
-pub use schedule::{Schedule, ScheduleKind};
+pub use schedule::{Restarts, Schedule, ScheduleKind};
 pub use segments::BackwardMode;
 pub use trainer::{StepReport, Trainer, TrainerOptions, batch_tensors};

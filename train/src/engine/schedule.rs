@@ -15,6 +15,21 @@ pub enum ScheduleKind {
     Constant,
     /// Warm-up, stable, decay: the peak, then a straight line to the final fraction over the last part of the run.
     Wsd,
+    /// A cosine that falls to 0 and warms up again where a parameterization restarts.
+    CosineRestarts,
+}
+
+/// Where [`ScheduleKind::CosineRestarts`] falls to 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restarts {
+    /// Steps from one to the next; 0 for none.
+    pub every: u64,
+    /// Steps of linear warm-up after each.
+    pub warmup_steps: u64,
+    /// Steps by which cosine and restarts stand further on.
+    pub adjust_steps: u64,
+    /// Whether the first warm-up has them too.
+    pub in_warmup: bool,
 }
 
 impl ScheduleKind {
@@ -39,17 +54,22 @@ pub struct Schedule {
     pub final_fraction: f64,
     /// Part of the run that [`ScheduleKind::Wsd`] decays over, 0 to 1.
     pub decay_fraction: f64,
+    /// Where [`ScheduleKind::CosineRestarts`] falls to 0.
+    pub restarts: Restarts,
 }
 
 impl Schedule {
     /// The rate of a step, counted from 1. Steps beyond the run keep the last rate.
     pub fn rate(&self, step: u64) -> f64 {
+        if self.kind == ScheduleKind::CosineRestarts {
+            return self.peak * self.jagged(step.clamp(1, self.total_steps.max(1)) - 1);
+        }
         if step <= self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
         let decay_from = match self.kind {
             ScheduleKind::Constant => return self.peak,
-            ScheduleKind::Cosine | ScheduleKind::Linear => self.warmup_steps,
+            ScheduleKind::Cosine | ScheduleKind::Linear | ScheduleKind::CosineRestarts => self.warmup_steps,
             ScheduleKind::Wsd => {
                 let decay_steps = (self.decay_fraction * self.total_steps as f64).round() as u64;
                 self.total_steps.saturating_sub(decay_steps).max(self.warmup_steps)
@@ -63,6 +83,29 @@ impl Schedule {
         };
         self.peak * (self.final_fraction + (1.0 - self.final_fraction) * remaining)
     }
+
+    /// The jagged cosine of "ReLoRA: High-Rank Training Through Low-Rank Updates" (arXiv 2307.05695) after `done` steps, as a part of the peak.
+    /// Unlike the other kinds it begins at 0.
+    fn jagged(&self, done: u64) -> f64 {
+        let Restarts { every, warmup_steps, adjust_steps, in_warmup } = self.restarts;
+        let warmup = self.warmup_steps;
+        let span = self.total_steps.saturating_sub(warmup).max(1) as f64;
+        let cosine = |at: u64| {
+            let turn = std::f64::consts::PI * (at as f64 - warmup as f64) / span;
+            self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + turn.cos())
+        };
+        let first = |at: u64| at as f64 / warmup as f64;
+        let at = if done < warmup { done } else { done + adjust_steps };
+        let since = at.checked_rem(every).unwrap_or(0);
+        let restarted = every > 0 && done >= every && since < warmup_steps;
+        let rise = since as f64 / warmup_steps as f64;
+        match (done < warmup, restarted) {
+            (true, true) if in_warmup => first(at - since) * rise,
+            (true, _) => first(at),
+            (false, true) => cosine(at - since + warmup_steps) * rise,
+            (false, false) => cosine(at),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -70,7 +113,15 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleKind) -> Schedule {
-        Schedule { kind, peak: 2.0, warmup_steps: 10, total_steps: 110, final_fraction: 0.1, decay_fraction: 0.2 }
+        Schedule {
+            kind,
+            peak: 2.0,
+            warmup_steps: 10,
+            total_steps: 110,
+            final_fraction: 0.1,
+            decay_fraction: 0.2,
+            restarts: Restarts { every: 20, warmup_steps: 4, adjust_steps: 0, in_warmup: false },
+        }
     }
 
     #[test]
@@ -103,5 +154,33 @@ mod tests {
     fn a_run_without_warm_up_starts_near_the_peak() {
         let schedule = Schedule { warmup_steps: 0, ..schedule(ScheduleKind::Linear) };
         assert!(schedule.rate(1) > 1.98);
+    }
+
+    #[test]
+    fn restarts_fall_to_0_and_come_back_to_the_cosine() {
+        let schedule = schedule(ScheduleKind::CosineRestarts);
+        let smooth = Schedule { restarts: Restarts::default(), ..schedule.clone() };
+        for step in 1..=110 {
+            let (rate, cosine) = (schedule.rate(step), smooth.rate(step));
+            match (step - 1) % 20 {
+                0 => assert_eq!(rate, 0.0, "{step}"),
+                since if since < 4 && step > 20 => assert!(rate > 0.0 && rate < cosine, "{step}"),
+                _ => assert_eq!(rate, cosine, "{step}"),
+            }
+        }
+        assert!(schedule.rate(24) < schedule.rate(25) && schedule.rate(25) == smooth.rate(25));
+    }
+
+    #[test]
+    fn restarts_inside_the_first_warm_up_are_asked_for() {
+        let with = |in_warmup| Schedule {
+            warmup_steps: 50,
+            restarts: Restarts { in_warmup, ..schedule(ScheduleKind::CosineRestarts).restarts },
+            ..schedule(ScheduleKind::CosineRestarts)
+        };
+        assert_eq!(with(false).rate(21), 2.0 * 0.4);
+        let rates: Vec<f64> = (20..=25).map(|step| with(true).rate(step)).collect();
+        let parts = [0.38, 0.0, 0.1, 0.2, 0.3, 0.48];
+        assert!(rates.iter().zip(parts).all(|(rate, part)| (rate - 2.0 * part).abs() < 1e-12), "{rates:?}");
     }
 }

@@ -9,7 +9,7 @@ use lowrank_optim::OptimError;
 use lowrank_optim::rules::GlobalNormClip;
 
 use super::moved::Fingerprints;
-use super::{BackwardMode, Schedule, TrainError};
+use super::{BackwardMode, Cycle, Schedule, TrainError};
 use crate::data::{Batch, Batches};
 
 /// Settings of a [`Trainer`] beyond model, optimizer and data.
@@ -57,6 +57,7 @@ pub struct Trainer {
     // Taken out while the optimizer owns it, so that the update can happen in place.
     model: Option<Llama>,
     optimizer: ModuleOptimizer,
+    cycle: Cycle,
     options: TrainerOptions,
     device: Device,
     /// Steps taken.
@@ -73,10 +74,11 @@ pub struct Trainer {
 const SMALLEST_VISIBLE_RATE: f64 = 1e-6;
 
 impl Trainer {
-    /// Starts before the first step. The model must be on an autodiff device.
-    pub fn new(model: Llama, optimizer: ModuleOptimizer, options: TrainerOptions) -> Self {
+    /// Starts before the first step. The model must be on an autodiff device; the cycle goes with its parameterization.
+    pub fn new(model: Llama, optimizer: ModuleOptimizer, cycle: Cycle, options: TrainerOptions) -> Self {
         let device = model.model.norm.weight.val().device().inner();
-        Self { model: Some(model), optimizer, options, device, step: 0, samples: 0, tokens: 0, skipped_steps: 0 }
+        let model = Some(model);
+        Self { model, optimizer, cycle, options, device, step: 0, samples: 0, tokens: 0, skipped_steps: 0 }
     }
 
     /// The model as it stands.
@@ -108,6 +110,7 @@ impl Trainer {
         if counted == 0 {
             return Err(TrainError::NoTargets { step });
         }
+        self.cycle.expect(step);
         if self.options.backward == BackwardMode::PerLayer {
             return self.step_by_block(&micro, counted, begin, observe);
         }
@@ -145,9 +148,7 @@ impl Trainer {
             }
             Err(error) => return Err(error),
         }
-        self.step = step;
-        self.samples += (micro.len() * batches.batch()) as u64;
-        self.tokens += counted;
+        self.finish(step, micro.len() * batches.batch(), counted);
         report.seconds = begin.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -206,8 +207,7 @@ impl Trainer {
             })?;
             squares += clipped.norm * clipped.norm;
             most = most.max(clipped.bytes);
-            trainer.apply(lr, clipped.grads);
-            Ok(())
+            trainer.apply(lr, clipped.grads)
         })?;
         let loss = nats / counted as f64;
         if !loss.is_finite() {
@@ -216,9 +216,7 @@ impl Trainer {
         if let Some(fingerprints) = fingerprints {
             fingerprints.refuse_unmoved(self.model())?;
         }
-        self.step = step;
-        self.samples += batch.batch as u64;
-        self.tokens += counted;
+        self.finish(step, batch.batch, counted);
         Ok(StepReport {
             step,
             loss,
@@ -231,15 +229,28 @@ impl Trainer {
         })
     }
 
-    /// Whether this update is the first that must move every tensor.
-    fn checks_moved(&self, lr: f64) -> bool {
-        self.step == self.skipped_steps && lr >= SMALLEST_VISIBLE_RATE
+    /// What follows the update of a step, or its leaving out.
+    fn finish(&mut self, step: u64, samples: usize, tokens: u64) {
+        if let Some(model) = self.model.take() {
+            self.model = Some(self.cycle.follow(step, model, &mut self.optimizer));
+        }
+        self.step = step;
+        self.samples += samples as u64;
+        self.tokens += tokens;
     }
 
-    fn apply(&mut self, lr: f64, grads: GradientsParams) {
+    /// Whether this update is the first that must move every tensor: the first of all, or the first after a rate of 0.
+    fn checks_moved(&self, lr: f64) -> bool {
+        let first = self.step == self.skipped_steps || self.options.schedule.rate(self.step) < SMALLEST_VISIBLE_RATE;
+        first && lr >= SMALLEST_VISIBLE_RATE
+    }
+
+    fn apply(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
         if let Some(model) = self.model.take() {
-            self.model = Some(self.optimizer.step(lr, model, grads));
+            let model = self.model.insert(self.optimizer.step(lr, model, grads));
+            self.cycle.complete(model)?;
         }
+        Ok(())
     }
 
     fn update(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
@@ -247,7 +258,7 @@ impl Trainer {
         if let Some(before) = &mut before {
             before.excuse(self.model(), &grads);
         }
-        self.apply(lr, grads);
+        self.apply(lr, grads)?;
         match before {
             Some(before) => before.refuse_unmoved(self.model()),
             None => Ok(()),

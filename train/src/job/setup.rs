@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_models::{Llama, LlamaConfig, Parameterization};
+use lowrank_optim::loro::{LoroConfig, LoroSteps};
 use lowrank_optim::registry::{self, Built, OptionValue, Options};
-use lowrank_optim::{HiddenMatrices, StateMeter};
+use lowrank_optim::{HiddenMatrices, MomentResets, StateMeter};
 use serde_json::{Map, Value};
 
 use super::JobError;
@@ -15,7 +16,7 @@ use crate::config::{Config, ModelSection};
 use crate::data::{
     Format, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus, prepare,
 };
-use crate::engine::Schedule;
+use crate::engine::{Cycle, Restarts, Schedule, ScheduleKind};
 use crate::run::Screen;
 
 /// The shape of the model in the default job: learns something worth seeing in some minutes on two cores.
@@ -55,6 +56,11 @@ fn parameterization(model: &ModelSection) -> Result<Parameterization, JobError> 
         ("init", model.init.clone().map(Value::from)),
         ("gamma", model.gamma.map(Value::from)),
         ("keep_gate", model.keep_gate.map(Value::from)),
+        ("reset_every", model.reset_every.map(Value::from)),
+        ("restart_warmup", model.restart_warmup.map(Value::from)),
+        ("reset", model.reset.clone().map(Value::from)),
+        ("exact_every", model.exact_every.map(Value::from)),
+        ("lr_scaler", model.lr_scaler.map(Value::from)),
     ];
     let mut values = Map::from_iter([("name".to_string(), Value::from(name))]);
     for (option, default, _) in method.options {
@@ -138,7 +144,7 @@ pub(super) fn model_folder(model: &ModelSection) -> Option<&Path> {
 /// The model's configuration, with further keys for `config.json`.
 pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> Result<HubConfig, JobError> {
     if let Some(folder) = model_folder(model) {
-        let hub = ModelFolder::open(folder)?.config;
+        let mut hub = ModelFolder::open(folder)?.config;
         if vocab_size > hub.llama.vocab_size {
             return Err(JobError::Settings(format!(
                 "the tokenizer has {vocab_size} ids, the model in {} has an embedding for {}; use the model's own tokenizer",
@@ -146,11 +152,26 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> 
                 hub.llama.vocab_size
             )));
         }
-        if overridden(model) {
+        let kept = match model.parameterization == "relora" {
+            true => ModelSection { name: String::new(), ..shapeless(model) },
+            false => ModelSection::default(),
+        };
+        if (ModelSection { name: String::new(), ..model.clone() }) != kept {
             return Err(JobError::Settings(format!(
-                "model.name = {} is a folder with a shape of its own; take the other model.* keys away",
+                "model.name = {} is a folder with a shape of its own; take the other model.* keys away (relora, which stands on a dense model, may stay)",
                 folder.display()
             )));
+        }
+        if model.parameterization == "relora" {
+            if hub.llama.parameterization != Parameterization::Dense {
+                return Err(JobError::Settings(format!(
+                    "model.parameterization = relora stands on a dense model; the layers of {} are {}: go on with them without that key, or `lowrank export` first",
+                    folder.display(),
+                    hub.llama.parameterization.name()
+                )));
+            }
+            hub.llama.parameterization = parameterization(model)?;
+            hub.llama.validate()?;
         }
         return Ok(hub);
     }
@@ -180,12 +201,25 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> 
     Ok(HubConfig { llama, extra: Map::from_iter(extra) })
 }
 
-fn overridden(model: &ModelSection) -> bool {
-    *model != ModelSection { name: model.name.clone(), ..ModelSection::default() }
+/// The section without the keys that give a shape.
+fn shapeless(model: &ModelSection) -> ModelSection {
+    ModelSection {
+        hidden_size: None,
+        intermediate_size: None,
+        num_hidden_layers: None,
+        num_attention_heads: None,
+        num_key_value_heads: None,
+        head_dim: None,
+        max_position_embeddings: None,
+        rope_theta: None,
+        rms_norm_eps: None,
+        tie_word_embeddings: None,
+        ..model.clone()
+    }
 }
 
 /// The optimizer of the configuration for this model, and who steps each parameter.
-pub(super) fn optimizer(config: &Config, model: &Llama, meter: &StateMeter) -> Result<Built, JobError> {
+pub(super) fn optimizer(config: &Config, model: &Llama, cycle: &Cycle, meter: &StateMeter) -> Result<Built, JobError> {
     let section = &config.optimizer;
     let method = registry::find(&section.name)?;
     let mut options = Options::from([("weight_decay".to_string(), OptionValue::Number(section.weight_decay))]);
@@ -203,27 +237,159 @@ pub(super) fn optimizer(config: &Config, model: &Llama, meter: &StateMeter) -> R
         };
         options.insert(name.clone(), value);
     }
-    let mut hidden = HiddenMatrices::of(model);
+    let mut hidden = HiddenMatrices::of(model).trained(|_| ());
     if !section.include.is_empty() {
         hidden = hidden.including(&section.include)?;
     }
     if !section.exclude.is_empty() {
         hidden = hidden.excluding(&section.exclude)?;
     }
-    Ok(method.init(&options, &hidden, meter)?)
+    Ok(match cycle {
+        Cycle::None => method.init(&options, &hidden, meter)?,
+        Cycle::ReLora { resets, .. } => method.init_resettable(&options, &hidden, meter, resets)?,
+        Cycle::Loro { steps, .. } => loro(config, &options, model)?.init(&hidden, meter, steps)?,
+    })
 }
 
-/// The schedule of the configuration.
-pub(super) fn schedule(config: &Config) -> Schedule {
+/// The optimizer that belongs to LORO, with the options that are given.
+fn loro(config: &Config, options: &Options, model: &Llama) -> Result<LoroConfig, JobError> {
+    let refuse = |key: &str, value: &str, reason: &str| {
+        Err(JobError::Settings(format!("optimizer.{key} = {value} with model.parameterization = loro: {reason}")))
+    };
+    let section = &config.optimizer;
+    if section.name != "adamw" {
+        return refuse("name", &section.name, "its exact steps are made of the moments of Adam; take adamw");
+    }
+    for (key, pattern) in [("include", &section.include), ("exclude", &section.exclude)] {
+        if !pattern.is_empty() {
+            return refuse(key, pattern, "both factors of every layer are stepped together; take it away");
+        }
+    }
+    let Parameterization::Loro { rank, lr_scaler, .. } = model.config().parameterization else {
+        unreachable!("the cycle was made of the parameterization");
+    };
+    let own_scale = rank as f64 / model.config().hidden_size as f64;
+    let mut loro = LoroConfig::new(if lr_scaler == -1.0 { own_scale } else { lr_scaler });
+    for (key, value) in options {
+        let field = match key.as_str() {
+            "beta_1" => &mut loro.beta_1,
+            "beta_2" => &mut loro.beta_2,
+            "epsilon" => &mut loro.epsilon,
+            "weight_decay" => &mut loro.weight_decay,
+            _ => return refuse(key, &value.to_string(), "it has beta_1, beta_2, epsilon and weight_decay"),
+        };
+        *field = match value {
+            OptionValue::Number(number) => *number,
+            OptionValue::Count(count) => *count as f64,
+            _ => return refuse(key, &value.to_string(), "it must be a number"),
+        };
+    }
+    Ok(loro)
+}
+
+/// What the parameterization does around updates.
+pub(super) fn cycle(config: &Config, parameterization: &Parameterization) -> Cycle {
+    match parameterization {
+        Parameterization::ReLora { reset_every, reset, .. } => Cycle::ReLora {
+            every: *reset_every,
+            keep: *reset,
+            seed: config.train.seed,
+            resets: MomentResets::default(),
+        },
+        Parameterization::Loro { exact_every, .. } => Cycle::Loro { every: *exact_every, steps: LoroSteps::default() },
+        _ => Cycle::None,
+    }
+}
+
+/// The schedule of the configuration, which must fit the restarts of the parameterization.
+pub(super) fn schedule(config: &Config, parameterization: &Parameterization) -> Result<Schedule, JobError> {
     let section = &config.schedule;
-    Schedule {
+    let name = parameterization.name();
+    let refuse = |reason: String| Err(JobError::Settings(reason));
+    let jagged = section.kind == ScheduleKind::CosineRestarts;
+    let restarts = match parameterization {
+        Parameterization::ReLora { reset_every, .. } if *reset_every <= section.warmup_steps => {
+            return refuse(format!(
+                "model.reset_every = {reset_every}: the first restart would come inside the {} steps of schedule.warmup_steps; raise one or lower the other",
+                section.warmup_steps
+            ));
+        }
+        Parameterization::ReLora { .. } if !jagged => {
+            return refuse(format!(
+                "schedule.kind with {name}: a restart needs a learning rate that falls to 0 and comes back; set schedule.kind=cosine-restarts"
+            ));
+        }
+        Parameterization::ReLora { reset_every, restart_warmup, .. } => Restarts {
+            every: *reset_every,
+            warmup_steps: *restart_warmup,
+            adjust_steps: section.adjust_steps,
+            in_warmup: false,
+        },
+        // All state begins anew after an exact step, also where the first warm-up has not come to its end.
+        Parameterization::Loro { exact_every, restart_warmup, .. } => Restarts {
+            every: *exact_every,
+            warmup_steps: *restart_warmup,
+            adjust_steps: section.adjust_steps,
+            in_warmup: true,
+        },
+        _ if jagged => {
+            return refuse(format!("schedule.kind = cosine-restarts: {name} has no restarts; relora and loro have"));
+        }
+        _ => Restarts::default(),
+    };
+    if jagged && section.final_fraction == 0.0 {
+        return refuse(
+            "schedule.final_fraction = 0: it must be greater than 0 with schedule.kind = cosine-restarts".into(),
+        );
+    }
+    if !jagged && section.adjust_steps > 0 {
+        return refuse(
+            "schedule.adjust_steps has no meaning without schedule.kind = cosine-restarts; take it away".into(),
+        );
+    }
+    Ok(Schedule {
         kind: section.kind,
         peak: config.optimizer.lr,
         warmup_steps: section.warmup_steps,
         total_steps: config.total_steps().unwrap_or(u64::MAX),
         final_fraction: section.final_fraction,
         decay_fraction: section.decay_fraction,
+        restarts,
+    })
+}
+
+/// What is allowed and probably not meant.
+pub(super) fn doubts(config: &Config, llama: &LlamaConfig) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let parameterization = &llama.parameterization;
+    let name = parameterization.name();
+    let wide = |[d_in, d_out]: &[usize; 2]| {
+        let held = parameterization.values(*d_in, *d_out) + parameterization.positions(*d_in, *d_out);
+        *parameterization != Parameterization::Dense && held >= d_in * d_out
+    };
+    if let Some([d_in, d_out]) = llama.block_shapes().find(wide) {
+        doubts.push(format!(
+            "{name} saves nothing: in place of the {} values of a {d_in} x {d_out} weight it trains {} and keeps {} positions; lower the rank or the density",
+            d_in * d_out,
+            parameterization.values(d_in, d_out),
+            parameterization.positions(d_in, d_out)
+        ));
     }
+    if let (Parameterization::ReLora { reset_every, .. }, Some(steps)) = (parameterization, config.total_steps()) {
+        if !steps.is_multiple_of(*reset_every) {
+            doubts.push(format!(
+                "the {steps} steps of the run are no multiple of model.reset_every = {reset_every}: the last cycle has {} steps",
+                steps % reset_every
+            ));
+        }
+        if !config.schedule.adjust_steps.is_multiple_of(*reset_every) {
+            doubts.push(format!(
+                "schedule.adjust_steps = {} is no multiple of model.reset_every = {reset_every}: the learning rate is not 0 where the factors restart",
+                config.schedule.adjust_steps
+            ));
+        }
+    }
+    doubts
 }
 
 /// One line for each setting that differs.

@@ -33,6 +33,11 @@ impl Pretrain {
                 config.train.seq_len
             )));
         }
+        let schedule = setup::schedule(&config, &hub.llama.parameterization)?;
+        let cycle = setup::cycle(&config, &hub.llama.parameterization);
+        for doubt in setup::doubts(&config, &hub.llama) {
+            screen.warn(&doubt);
+        }
         let (batch, seq_len) = (config.train.batch, config.train.seq_len);
         let batches = Batches::train(prepared.train.clone(), batch, seq_len, config.train.seed)?;
         let validation = Batches::validation(prepared.validation.clone(), batch, seq_len)?;
@@ -58,13 +63,13 @@ impl Pretrain {
             ));
         }
         let meter = StateMeter::new();
-        let (mut optimizer, parameters) = setup::optimizer(&config, &model, &meter)?;
+        let (mut optimizer, parameters) = setup::optimizer(&config, &model, &cycle, &meter)?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
         if let Some((path, state)) = &loaded {
             optimizer = load_optimizer(optimizer, path, state.optimizer_tensors)?;
         }
         let options = TrainerOptions {
-            schedule: setup::schedule(&config),
+            schedule,
             accumulation: config.train.accumulation,
             clip: (config.optimizer.clip > 0.0).then_some(config.optimizer.clip),
             max_skipped_steps: config.train.max_skipped_steps,
@@ -78,7 +83,7 @@ impl Pretrain {
             ..Summary::default()
         };
         summary.gzip_bits_per_byte = Some(prepared.facts.gzip_bits_per_byte);
-        let mut trainer = Trainer::new(model, optimizer, options);
+        let mut trainer = Trainer::new(model, optimizer, cycle, options);
         (trainer.step, trainer.samples, trainer.tokens) = (state.step, state.samples, state.tokens);
         trainer.skipped_steps = state.skipped_steps;
 
@@ -136,11 +141,17 @@ fn newest(config: &Config, dir: &Path, screen: &Screen) -> Result<Option<(PathBu
     Ok(Some((path, state)))
 }
 
-/// A new model, or the one that the configuration names.
+/// A new model, or the one that the configuration names, with its weights below the parameterization that is asked for.
 fn begin(config: &Config, hub: &HubConfig, device: &Device) -> Result<Llama, JobError> {
     let device = device.clone().autodiff();
     Ok(match setup::model_folder(&config.model) {
-        Some(folder) => ModelFolder::open(folder)?.load(&device)?,
+        Some(folder) => {
+            let folder = ModelFolder::open(folder)?;
+            match folder.config.llama.parameterization == hub.llama.parameterization {
+                true => folder.load(&device)?,
+                false => folder.load_below(&hub.llama.parameterization, config.train.seed, &device)?,
+            }
+        }
         None => Llama::random(&hub.llama, config.train.seed, &device)?,
     })
 }
