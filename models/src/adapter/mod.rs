@@ -41,7 +41,7 @@ pub use bone::{Bone, BoneBlock, BoneMode, BoneOptions};
 pub use config::{AdapterConfig, Scaling};
 pub use control::Control;
 pub use error::AdapterError;
-pub use hooks::{add_after_clipping, drop_resting, penalty};
+pub use hooks::{add_after_clipping, drop_resting, penalty, resting};
 pub use hydra::{Hydra, HydraOptions};
 pub use init::leaves_the_base;
 pub use loldu::{LoLdu, LoLduOptions, PivotStart};

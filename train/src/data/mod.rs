@@ -18,7 +18,7 @@ mod split;
 mod text;
 mod tokenizer;
 
-pub use batch::{Batch, Batches, IGNORE};
+pub use batch::{Batch, Batches, IGNORE, Samples, epoch};
 pub use corpus::default_corpus;
 pub use error::DataError;
 pub use order::Order;

@@ -49,6 +49,9 @@ pub enum TrainError {
     /// A gradient rule or the optimizer failed.
     #[error(transparent)]
     Optim(#[from] OptimError),
+    /// Everything is frozen.
+    #[error("no tensor of the model is trained: put an adapter on it, or train its weights")]
+    NothingTrained,
     /// No target of a step counts.
     #[error("step {step}: no token of the batch counts towards the loss")]
     NoTargets {
