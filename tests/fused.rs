@@ -8,7 +8,12 @@ use lowrank_optim::AdamWConfig;
 fn losses(fused: bool) -> Vec<f32> {
     ops::set_fused(fused);
     let device = Device::default();
-    let config = LlamaConfig { hidden_size: 48, intermediate_size: 80, head_dim: 12, ..LlamaConfig::named("llama-9m", 97).unwrap() };
+    let config = LlamaConfig {
+        hidden_size: 48,
+        intermediate_size: 80,
+        head_dim: 12,
+        ..LlamaConfig::named("llama-9m", 97).unwrap()
+    };
     let mut model = Llama::random(&config, 7, &device.clone().autodiff()).unwrap();
     let mut optimizer = AdamWConfig::new().init();
     let tokens = |step: i32, ahead: i32| -> Tensor<2, Int> {

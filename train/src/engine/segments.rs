@@ -6,7 +6,7 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use lowrank_models::adapter::{self, PenaltyAt, StepOf};
+use lowrank_models::adapter::{self, AdapterError, PenaltyAt, StepOf};
 use lowrank_models::{LanguageBatch, Llama, ops};
 use serde::{Deserialize, Serialize};
 
@@ -49,15 +49,26 @@ impl Segment {
     }
 
     /// The gradients after what the adapters of this segment add once gradients are clipped, and without those of tensors that rest.
-    pub fn after_clipping(self, model: &Llama, grads: GradientsParams, peak_lr: f64, step: StepOf) -> GradientsParams {
-        fn of<M: Module>(module: &M, grads: GradientsParams, peak_lr: f64, step: StepOf) -> GradientsParams {
-            adapter::drop_resting(module, adapter::add_after_clipping(module, grads, peak_lr), step)
+    pub fn after_clipping(
+        self,
+        model: &Llama,
+        grads: GradientsParams,
+        peak_lr: f64,
+        step: StepOf,
+    ) -> Result<GradientsParams, AdapterError> {
+        fn of<M: Module>(
+            module: &M,
+            grads: GradientsParams,
+            peak_lr: f64,
+            step: StepOf,
+        ) -> Result<GradientsParams, AdapterError> {
+            Ok(adapter::drop_resting(module, adapter::add_after_clipping(module, grads, peak_lr)?, step))
         }
         match (self, &model.lm_head) {
             (Self::Whole, _) => of(model, grads, peak_lr, step),
             (Self::Block(layer), _) => of(&model.model.layers[layer], grads, peak_lr, step),
             (Self::Head, Some(head)) => of(head, grads, peak_lr, step),
-            (Self::Head, None) | (Self::Embedding, _) => grads,
+            (Self::Head, None) | (Self::Embedding, _) => Ok(grads),
         }
     }
 }

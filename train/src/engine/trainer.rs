@@ -182,7 +182,7 @@ impl Trainer {
                 if let Some(before) = &mut before {
                     before.excuse(self.model(), &clipped.grads, &self.resting());
                 }
-                self.update(Segment::Whole, lr, clipped.grads);
+                self.update(Segment::Whole, lr, clipped.grads)?;
                 if let Some(before) = before {
                     before.refuse_unmoved(self.model())?;
                 }
@@ -261,8 +261,7 @@ impl Trainer {
             })?;
             squares += clipped.norm * clipped.norm;
             most = most.max(clipped.bytes);
-            trainer.update(segment, lr, clipped.grads);
-            Ok(())
+            trainer.update(segment, lr, clipped.grads)
         })?;
         let loss = nats / counted as f64;
         if !loss.is_finite() {
@@ -301,11 +300,12 @@ impl Trainer {
         self.controls.iter().for_each(|control| control.set_pass(pass));
     }
 
-    fn update(&mut self, segment: Segment, lr: f64, grads: GradientsParams) {
-        let grads = segment.after_clipping(self.model(), grads, self.options.schedule.peak, self.place());
+    fn update(&mut self, segment: Segment, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
+        let grads = segment.after_clipping(self.model(), grads, self.options.schedule.peak, self.place())?;
         if let Some(model) = self.model.take() {
             self.model = Some(self.optimizer.step(lr, model, grads));
         }
+        Ok(())
     }
 }
 
