@@ -55,6 +55,19 @@ pub fn add_after_clipping<M: Module>(
     Ok(grads)
 }
 
+/// Trained tensors that rest in this step.
+pub fn resting<M: Module>(module: &M, step: StepOf) -> Vec<ParamId> {
+    let mut resting = Vec::new();
+    each_adapter(module, |_, adapter| {
+        for attached in &adapter.stack {
+            let tensors = attached.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
+            let rests = tensors.filter(|tensor| attached.structure().rests(&tensor.field, step));
+            resting.extend(rests.map(|tensor| tensor.id));
+        }
+    });
+    resting
+}
+
 /// Drops the gradients of tensors that rest in this step.
 pub fn drop_resting<M: Module>(module: &M, mut grads: GradientsParams, step: StepOf) -> GradientsParams {
     struct Drop<'a> {
@@ -68,14 +81,7 @@ pub fn drop_resting<M: Module>(module: &M, mut grads: GradientsParams, step: Ste
             }
         }
     }
-    let mut resting = Vec::new();
-    each_adapter(module, |_, adapter| {
-        for attached in &adapter.stack {
-            let tensors = attached.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
-            let rests = tensors.filter(|tensor| attached.structure().rests(&tensor.field, step));
-            resting.extend(rests.map(|tensor| tensor.id));
-        }
-    });
+    let resting = resting(module, step);
     if !resting.is_empty() {
         module.visit(&mut Drop { grads: &mut grads, resting });
     }

@@ -47,7 +47,7 @@ pub use config::{AdapterConfig, Scaling};
 pub use control::Control;
 pub use dora::{Dora, DoraOptions};
 pub use error::AdapterError;
-pub use hooks::{add_after_clipping, drop_resting, penalty};
+pub use hooks::{add_after_clipping, drop_resting, penalty, resting};
 pub use hydra::{Hydra, HydraOptions};
 pub use init::{asks_for_gradients, leaves_the_base};
 pub use loldu::{LoLdu, LoLduOptions, PivotStart};

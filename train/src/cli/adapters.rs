@@ -10,7 +10,7 @@ use lowrank_models::adapter::{
     AdapterConfig, Attach, PenaltyAt, Rank, STRUCTURES, StepOf, Targets, add_after_clipping, drop_resting, penalty,
 };
 use lowrank_models::hub::ModelFolder;
-use lowrank_models::{Llama, LlamaConfig, ids_tensor};
+use lowrank_models::{Llama, LlamaConfig, ModelError, ids_tensor};
 use lowrank_optim::AdamWConfig;
 
 use super::{print, table};
@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let model = model(&args, &device)?;
     let head = ["STRUCTURE", "TRAINED", "STORED BESIDE", "BEGUN IN", "STEP", "DENSE UPDATE", "MERGES"];
     let mut rows = vec![head.map(String::from).to_vec()];
-    let full = steps(&args, model.clone());
+    let full = steps(&args, model.clone())?;
     let all = model.config().parameters() as u64;
     rows.push(["(all weights)", &count(all), "", "", &milliseconds(full), "", ""].map(String::from).to_vec());
     for name in names {
@@ -97,7 +97,7 @@ fn model(args: &Args, device: &Device) -> Result<Llama, JobError> {
 /// A structure that has no meaning on one of the layers has the reason in its row.
 fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, JobError> {
     let config = AdapterConfig::new(name).with_targets(Targets::parse(&args.targets));
-    let spec = config.entry().map_err(lowrank_models::ModelError::from)?.spec;
+    let spec = config.entry().map_err(ModelError::from)?.spec;
     let ranked = spec.rank != Rank::None;
     let config = AdapterConfig { rank: args.rank.filter(|_| ranked), ..config };
     let begin = Instant::now();
@@ -106,7 +106,7 @@ fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, JobError> {
         Err(error) => return Ok(vec![name.into(), format!("- {error}")]),
     };
     let begun = begin.elapsed().as_secs_f64();
-    let step = steps(args, model);
+    let step = steps(args, model)?;
     Ok(vec![
         name.into(),
         count(report.trained() as u64),
@@ -119,7 +119,7 @@ fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, JobError> {
 }
 
 /// Trains some steps; the median of their seconds.
-fn steps(args: &Args, mut model: Llama) -> f64 {
+fn steps(args: &Args, mut model: Llama) -> Result<f64, JobError> {
     let mut optimizer = AdamWConfig::new().init();
     let plain = model.model.norm.weight.val().device().inner();
     let vocabulary = model.config().vocab_size;
@@ -136,7 +136,7 @@ fn steps(args: &Args, mut model: Llama) -> f64 {
             loss = loss + penalty;
         }
         let grads = GradientsParams::from_grads(loss.backward(), &model);
-        let grads = add_after_clipping(&model, grads, 1e-4);
+        let grads = add_after_clipping(&model, grads, 1e-4).map_err(ModelError::from)?;
         let grads = drop_resting(&model, grads, StepOf { step: step as u64, total: None });
         model = optimizer.step(1e-4, model, grads);
         seconds.push(begin.elapsed().as_secs_f64());
@@ -144,7 +144,7 @@ fn steps(args: &Args, mut model: Llama) -> f64 {
     // The first step makes the optimizer's state.
     let mut timed = seconds.split_off(1);
     timed.sort_by(f64::total_cmp);
-    timed[timed.len() / 2]
+    Ok(timed[timed.len() / 2])
 }
 
 fn milliseconds(seconds: f64) -> String {

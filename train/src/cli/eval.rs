@@ -7,7 +7,7 @@ use lowrank_models::hub::ModelFolder;
 
 use super::{print, table};
 use crate::config::{Config, Layers};
-use crate::data::{Batches, PrepareOptions, TokenizerChoice, prepare};
+use crate::data::{Batches, PrepareOptions, TokenizerChoice, epoch, prepare};
 use crate::engine::evaluate;
 use crate::job::{JobError, device, prepare_options};
 use crate::run::{Screen, count};
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (batch, seq_len) = (args.batch as usize, args.seq_len as usize);
     let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(JobError::from)?;
     screen.begin("evaluating", prepared.validation.len());
-    let found = evaluate(&model, batches.iter(), config.data.document_mask, |found| {
+    let found = evaluate(&model, epoch(&batches), config.data.document_mask, |found| {
         screen.advance(found.tokens);
         true
     })

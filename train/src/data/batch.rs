@@ -26,6 +26,23 @@ impl Batch {
     }
 }
 
+/// Rows in the order in which a run sees them.
+pub trait Samples {
+    /// Rows of a batch.
+    fn batch(&self) -> usize;
+
+    /// Rows in one epoch.
+    fn rows(&self) -> u64;
+
+    /// The samples `position..position + batch`, counted from 0 over the whole run; what is read once ends with a smaller batch.
+    fn at(&self, position: u64) -> Result<Batch, DataError>;
+}
+
+/// The batches of one epoch.
+pub fn epoch(samples: &dyn Samples) -> impl Iterator<Item = Result<Batch, DataError>> + '_ {
+    (0..samples.rows()).step_by(samples.batch()).map(|position| samples.at(position))
+}
+
 /// Cuts the stream of tokens into windows of `seq_len` inputs and serves them as batches.
 ///
 /// Window `w` begins at token `w * seq_len`, so the windows of one epoch predict every token but the very first.
@@ -78,26 +95,36 @@ impl Batches {
         Ok(Self { windows: (tokens - 1).div_ceil(seq_len as u64), shards, batch, seq_len, order: None })
     }
 
-    /// Rows of a batch.
-    pub fn batch(&self) -> usize {
+    /// Appends the row whose inputs begin at token `first`, of which `len` have a target.
+    fn row(&self, first: u64, len: u64, batch: &mut Batch) -> Result<(), DataError> {
+        let separator = self.shards.separator() as i32;
+        let begin = batch.inputs.len();
+        self.shards.copy(first, len, |token| batch.inputs.push(token as i32))?;
+        self.shards.copy(first + 1, len, |token| batch.targets.push(token as i32))?;
+        batch.inputs.resize(begin + self.seq_len, separator);
+        batch.targets.resize(begin + self.seq_len, IGNORE);
+        let mut start = 0;
+        for (i, &token) in batch.inputs[begin..].iter().enumerate() {
+            if token == separator {
+                start = i as i32;
+            }
+            batch.starts.push(start);
+        }
+        Ok(())
+    }
+}
+
+impl Samples for Batches {
+    fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Windows in one epoch.
-    pub fn windows(&self) -> u64 {
+    fn rows(&self) -> u64 {
         self.windows
     }
 
-    /// The token files.
-    pub fn shards(&self) -> &Shards {
-        &self.shards
-    }
-
-    /// The samples `position..position + batch`, counted from 0 over the whole run; validation batches end with the data.
-    ///
-    /// # Errors
-    /// A token outside the vocabulary, or a position beyond the end of the validation data.
-    pub fn at(&self, position: u64) -> Result<Batch, DataError> {
+    /// Refuses a token outside the vocabulary, and a position beyond the end of the validation data.
+    fn at(&self, position: u64) -> Result<Batch, DataError> {
         let rows = match self.order {
             Some(_) => self.batch,
             None => self.windows.saturating_sub(position).min(self.batch as u64) as usize,
@@ -125,29 +152,6 @@ impl Batches {
         }
         Ok(batch)
     }
-
-    /// All validation batches in order; for training batches, one epoch.
-    pub fn iter(&self) -> impl Iterator<Item = Result<Batch, DataError>> + '_ {
-        (0..self.windows).step_by(self.batch).map(|position| self.at(position))
-    }
-
-    /// Appends the row whose inputs begin at token `first`, of which `len` have a target.
-    fn row(&self, first: u64, len: u64, batch: &mut Batch) -> Result<(), DataError> {
-        let separator = self.shards.separator() as i32;
-        let begin = batch.inputs.len();
-        self.shards.copy(first, len, |token| batch.inputs.push(token as i32))?;
-        self.shards.copy(first + 1, len, |token| batch.targets.push(token as i32))?;
-        batch.inputs.resize(begin + self.seq_len, separator);
-        batch.targets.resize(begin + self.seq_len, IGNORE);
-        let mut start = 0;
-        for (i, &token) in batch.inputs[begin..].iter().enumerate() {
-            if token == separator {
-                start = i as i32;
-            }
-            batch.starts.push(start);
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -173,7 +177,7 @@ mod tests {
         for count in [9, 16, 17, 18, 200] {
             let (_dir, shards) = shards(count, &[0]);
             let batches = Batches::train(shards, 3, 8, 5).unwrap();
-            let n = batches.windows();
+            let n = batches.rows();
             let mut targets = HashSet::new();
             for epoch in 0..2 {
                 for sample in 0..n {
@@ -211,7 +215,7 @@ mod tests {
             let batches = Batches::validation(shards, 3, 8).unwrap();
             let mut targets = Vec::new();
             let mut counted = 0;
-            for batch in batches.iter() {
+            for batch in epoch(&batches) {
                 let batch = batch.unwrap();
                 assert_eq!(batch.inputs.len(), batch.batch * 8);
                 assert_eq!(batch.targets.len(), batch.batch * 8);
@@ -220,7 +224,7 @@ mod tests {
             }
             assert_eq!(targets, (2..=count as i32).collect::<Vec<_>>());
             assert_eq!(counted, targets.len());
-            assert!(batches.at(batches.windows()).is_err());
+            assert!(batches.at(batches.rows()).is_err());
         }
     }
 

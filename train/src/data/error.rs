@@ -64,6 +64,24 @@ pub enum DataError {
         /// What is wrong with the field.
         problem: String,
     },
+    /// A line of a JSON lines file is no example to learn from.
+    #[error("{path} line {line}: {problem}")]
+    Example {
+        /// The file.
+        path: PathBuf,
+        /// Line number from 1.
+        line: u64,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A chat template cannot be read.
+    #[error("{path}: {problem}")]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// A Parquet file cannot be used.
     #[error("{path}: {problem}")]
     Parquet {

@@ -1,13 +1,12 @@
 //! Documents from files and folders.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::DataError;
+use super::json_lines::JsonLines;
 use super::text::{PIECE, TextReader};
 
 /// What the files of the data are.
@@ -138,11 +137,7 @@ pub struct Documents {
 /// A file that is being read.
 enum Rows {
     Text(TextReader),
-    Lines {
-        path: PathBuf,
-        reader: BufReader<File>,
-        line: u64,
-    },
+    Lines(JsonLines),
     #[cfg(feature = "parquet")]
     Table {
         path: PathBuf,
@@ -166,8 +161,7 @@ impl Documents {
             let end = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
             match (self.format, end.as_str()) {
                 (Format::Jsonl, _) | (Format::Auto, "jsonl" | "ndjson") => {
-                    let file = File::open(&path).map_err(DataError::read(&path))?;
-                    self.open = Some(Rows::Lines { path, reader: BufReader::new(file), line: 0 });
+                    self.open = Some(Rows::Lines(JsonLines::open(path)?));
                 }
                 (Format::Parquet, _) | (Format::Auto, "parquet") => self.open = Some(open_parquet(path, &self.field)?),
                 _ => match TextReader::open(path, named, PIECE)? {
@@ -201,24 +195,9 @@ impl Rows {
     fn next(&mut self, field: &str) -> Result<Option<Document>, DataError> {
         match self {
             Self::Text(reader) => reader.next(),
-            Self::Lines { path, reader, line } => {
-                let mut bytes = Vec::new();
-                loop {
-                    bytes.clear();
-                    *line += 1;
-                    if reader.read_until(b'\n', &mut bytes).map_err(DataError::read(path))? == 0 {
-                        return Ok(None);
-                    }
-                    if !bytes.trim_ascii().is_empty() {
-                        break;
-                    }
-                }
-                let (path, line) = (path.clone(), *line);
-                let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| DataError::Json {
-                    path: path.clone(),
-                    line,
-                    message: error.to_string(),
-                })?;
+            Self::Lines(lines) => {
+                let Some((line, value)) = lines.next()? else { return Ok(None) };
+                let path = lines.path();
                 let problem = match value.get(field) {
                     Some(serde_json::Value::String(text)) => {
                         return Ok(Some(Document {
@@ -229,7 +208,7 @@ impl Rows {
                     Some(other) => format!("field \"{field}\" is {other} instead of a text"),
                     None => format!("there is no field \"{field}\""),
                 };
-                Err(DataError::Field { path, line, problem })
+                Err(DataError::Field { path: path.to_path_buf(), line, problem })
             }
             #[cfg(feature = "parquet")]
             Self::Table { path, rows, row } => {
@@ -267,6 +246,7 @@ fn open_parquet(path: PathBuf, field: &str) -> Result<Rows, DataError> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::reader::RowIter;
     use parquet::schema::types::Type;
+    use std::fs::File;
     use std::sync::Arc;
 
     let file = File::open(&path).map_err(DataError::read(&path))?;
@@ -294,6 +274,8 @@ fn open_parquet(path: PathBuf, field: &str) -> Result<Rows, DataError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "parquet")]
+    use std::fs::File;
 
     fn source(path: &Path) -> Source {
         Source { paths: vec![path.to_path_buf()], format: Format::Auto, field: "text".into() }

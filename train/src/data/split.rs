@@ -38,13 +38,7 @@ impl Split {
         seed: u64,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, DataError> {
-        if !(fraction > 0.0 && fraction < 1.0) {
-            return Err(DataError::Setting {
-                key: "data.validation_fraction",
-                value: fraction.to_string(),
-                problem: "it must be between 0 and 1".into(),
-            });
-        }
+        check(fraction)?;
         let mut documents = source.documents()?;
         let (mut count, mut bytes) = (0u64, 0u64);
         let (mut lowest, mut highest) = (u64::MAX, 0);
@@ -60,7 +54,6 @@ impl Split {
             first = (count == 1).then_some(document);
             progress(Progress { stage: Stage::Scan, done: bytes, total: 0 });
         }
-        let wanted = (fraction * 2f64.powi(64)) as u128;
         let rule = match first {
             _ if count == 0 => {
                 let paths: Vec<String> = source.paths.iter().take(3).map(|path| path.display().to_string()).collect();
@@ -76,7 +69,7 @@ impl Split {
                     problem: format!("all {count} documents have the same text; give more data"),
                 });
             }
-            None => Rule::Below(wanted.clamp(u128::from(lowest) + 1, u128::from(highest))),
+            None => Rule::Below(limit(fraction, lowest, highest)),
         };
         Ok(Self { seed, rule, bytes })
     }
@@ -99,6 +92,36 @@ impl Split {
         let share = bytes as f64 / self.bytes as f64;
         (hashes(self.seed, &document.text).1 as f64) < share * 2f64.powi(64)
     }
+}
+
+/// Which of several texts are held out, by the rule of documents.
+pub(super) fn held_out(texts: &[String], fraction: f64, seed: u64) -> Result<Vec<bool>, DataError> {
+    check(fraction)?;
+    let hashes: Vec<u64> = texts.iter().map(|text| hashes(seed, text).0).collect();
+    let (lowest, highest) = hashes.iter().fold((u64::MAX, 0), |(low, high), hash| (low.min(*hash), high.max(*hash)));
+    if hashes.is_empty() || lowest == highest {
+        let problem = format!("there are {} examples, all the same; give at least two that differ", texts.len());
+        return Err(DataError::Split { problem });
+    }
+    let limit = limit(fraction, lowest, highest);
+    Ok(hashes.into_iter().map(|hash| u128::from(hash) < limit).collect())
+}
+
+fn check(fraction: f64) -> Result<(), DataError> {
+    match fraction > 0.0 && fraction < 1.0 {
+        true => Ok(()),
+        false => Err(DataError::Setting {
+            key: "data.validation_fraction",
+            value: fraction.to_string(),
+            problem: "it must be between 0 and 1".into(),
+        }),
+    }
+}
+
+/// Hashes below this are held out: about `fraction` of all, but at least one, and not all.
+fn limit(fraction: f64, lowest: u64, highest: u64) -> u128 {
+    let wanted = (fraction * 2f64.powi(64)) as u128;
+    wanted.clamp(u128::from(lowest) + 1, u128::from(highest))
 }
 
 /// The error for data that is not what it was a moment ago.

@@ -114,6 +114,19 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The same tokenizer for texts in which special tokens mean what they say, as chat templates write them.
+    pub(super) fn for_templates(&self) -> Self {
+        let mut tokenizer = self.clone();
+        tokenizer.inner.set_encode_special_tokens(false);
+        tokenizer
+    }
+
+    /// Ids of a text, each with the byte at which it begins.
+    pub(super) fn encode_at(&self, text: &str) -> Result<Vec<(u32, usize)>, DataError> {
+        let encoding = self.inner.encode(text, false).map_err(|error| failure(&self.name, error))?;
+        Ok(encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().map(|(begin, _)| *begin)).collect())
+    }
+
     /// Text of ids; special tokens are left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         self.inner.decode(ids, true).map_err(|error| failure(&self.name, error))

@@ -1,6 +1,7 @@
 //! What can stop training.
 
 use lowrank_models::ModelError;
+use lowrank_models::adapter::AdapterError;
 use lowrank_optim::OptimError;
 
 use crate::data::DataError;
@@ -49,6 +50,12 @@ pub enum TrainError {
     /// A gradient rule or the optimizer failed.
     #[error(transparent)]
     Optim(#[from] OptimError),
+    /// Everything is frozen.
+    #[error("no tensor of the model is trained: put an adapter on it, or train its weights")]
+    NothingTrained,
+    /// An adapter refused something.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// No target of a step counts.
     #[error("step {step}: no token of the batch counts towards the loss")]
     NoTargets {

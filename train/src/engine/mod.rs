@@ -16,3 +16,6 @@ pub use sample::sample_text;
 pub use schedule::{Restarts, Schedule, ScheduleKind};
 pub use segments::BackwardMode;
 pub use trainer::{StepReport, Trainer, TrainerOptions, batch_tensors};
+
+#[cfg(test)]
+mod tests;

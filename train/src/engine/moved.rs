@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use lowrank_optim::ModulePath;
@@ -19,10 +19,10 @@ impl Fingerprints {
         Self(visitor.hashes)
     }
 
-    /// Forgets the tensors whose gradient is zero everywhere: the first factor of a product whose second one begins at zero has such a gradient
-    /// and rightly stays.
-    pub fn excuse<M: Module>(&mut self, model: &M, grads: &GradientsParams) {
-        let mut visitor = Quiet { grads, path: ModulePath::default(), fingerprints: self };
+    /// Forgets the tensors that rest, and those whose gradient is zero everywhere: the first factor of a product whose second one begins at zero
+    /// has such a gradient and rightly stays.
+    pub fn excuse<M: Module>(&mut self, model: &M, grads: &GradientsParams, resting: &[ParamId]) {
+        let mut visitor = Quiet { grads, resting, path: ModulePath::default(), fingerprints: self };
         model.visit(&mut visitor);
     }
 
@@ -73,6 +73,7 @@ impl ModuleVisitor for Hasher {
 
 struct Quiet<'a> {
     grads: &'a GradientsParams,
+    resting: &'a [ParamId],
     path: ModulePath,
     fingerprints: &'a mut Fingerprints,
 }
@@ -87,8 +88,8 @@ impl ModuleVisitor for Quiet<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let grad = self.grads.get::<D>(param.id);
-        if grad.is_some_and(|grad| !grad.not_equal_elem(0.0).any().into_scalar::<bool>()) {
+        let zero = |grad: Tensor<D>| !grad.not_equal_elem(0.0).any().into_scalar::<bool>();
+        if self.resting.contains(&param.id) || self.grads.get::<D>(param.id).is_some_and(zero) {
             self.fingerprints.0.remove(&self.path.joined());
         }
     }
@@ -115,9 +116,11 @@ mod tests {
         let mut zero = GradientsParams::new();
         zero.register(layer.weight.id, Tensor::<2>::zeros([3, 2], &Device::default()));
         let mut excused = Fingerprints::of(&layer);
-        excused.excuse(&layer, &zero);
+        excused.excuse(&layer, &zero, &[]);
         let message = excused.refuse_unmoved(&layer).unwrap_err().to_string();
         assert!(message.contains("1 trainable tensors") && message.contains("bias"), "{message}");
+        excused.excuse(&layer, &GradientsParams::new(), &[layer.bias.as_ref().unwrap().id]);
+        excused.refuse_unmoved(&layer).unwrap();
         let frozen = layer.no_grad();
         Fingerprints::of(&frozen).refuse_unmoved(&frozen).unwrap();
     }

@@ -48,8 +48,8 @@ pub struct Schedule {
     pub peak: f64,
     /// Steps of linear warm-up; the first step already has `peak / warmup_steps`.
     pub warmup_steps: u64,
-    /// Steps of the whole run.
-    pub total_steps: u64,
+    /// Steps of the whole run; none when it ends by the clock.
+    pub total_steps: Option<u64>,
     /// Last learning rate as a fraction of the peak.
     pub final_fraction: f64,
     /// Part of the run that [`ScheduleKind::Wsd`] decays over, 0 to 1.
@@ -62,20 +62,21 @@ impl Schedule {
     /// The rate of a step, counted from 1. Steps beyond the run keep the last rate.
     pub fn rate(&self, step: u64) -> f64 {
         if self.kind == ScheduleKind::CosineRestarts {
-            return self.peak * self.jagged(step.clamp(1, self.total_steps.max(1)) - 1);
+            return self.peak * self.jagged(step.clamp(1, self.total_steps.unwrap_or(u64::MAX).max(1)) - 1);
         }
         if step <= self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
+        let total = self.total_steps.unwrap_or(u64::MAX);
         let decay_from = match self.kind {
             ScheduleKind::Constant => return self.peak,
             ScheduleKind::Cosine | ScheduleKind::Linear | ScheduleKind::CosineRestarts => self.warmup_steps,
             ScheduleKind::Wsd => {
-                let decay_steps = (self.decay_fraction * self.total_steps as f64).round() as u64;
-                self.total_steps.saturating_sub(decay_steps).max(self.warmup_steps)
+                let decay_steps = (self.decay_fraction * total as f64).round() as u64;
+                total.saturating_sub(decay_steps).max(self.warmup_steps)
             }
         };
-        let span = self.total_steps.saturating_sub(decay_from).max(1);
+        let span = total.saturating_sub(decay_from).max(1);
         let progress = (step.saturating_sub(decay_from) as f64 / span as f64).min(1.0);
         let remaining = match self.kind {
             ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
@@ -89,7 +90,7 @@ impl Schedule {
     fn jagged(&self, done: u64) -> f64 {
         let Restarts { every, warmup_steps, adjust_steps, in_warmup } = self.restarts;
         let warmup = self.warmup_steps;
-        let span = self.total_steps.saturating_sub(warmup).max(1) as f64;
+        let span = self.total_steps.unwrap_or(u64::MAX).saturating_sub(warmup).max(1) as f64;
         let cosine = |at: u64| {
             let turn = std::f64::consts::PI * (at as f64 - warmup as f64) / span;
             self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + turn.cos())
@@ -117,7 +118,7 @@ mod tests {
             kind,
             peak: 2.0,
             warmup_steps: 10,
-            total_steps: 110,
+            total_steps: Some(110),
             final_fraction: 0.1,
             decay_fraction: 0.2,
             restarts: Restarts { every: 20, warmup_steps: 4, adjust_steps: 0, in_warmup: false },

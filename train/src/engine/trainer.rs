@@ -2,15 +2,18 @@
 
 use std::time::Instant;
 
+use burn::module::ParamId;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
+use lowrank_models::adapter::{self, Control, StepOf};
 use lowrank_models::{LanguageBatch, Llama, ids_tensor};
 use lowrank_optim::OptimError;
 use lowrank_optim::rules::GlobalNormClip;
 
 use super::moved::Fingerprints;
+use super::segments::{Segment, plus_penalty};
 use super::{BackwardMode, Cycle, Schedule, TrainError};
-use crate::data::{Batch, Batches};
+use crate::data::{Batch, Samples};
 
 /// Settings of a [`Trainer`] beyond model, optimizer and data.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +63,10 @@ pub struct Trainer {
     cycle: Cycle,
     options: TrainerOptions,
     device: Device,
+    /// Where the backward pass ends; none when nothing is trained.
+    lowest: Option<Segment>,
+    /// The handles of the model's adapters.
+    controls: Vec<Control>,
     /// Steps taken.
     pub step: u64,
     /// Samples (rows of batches) seen.
@@ -74,11 +81,27 @@ pub struct Trainer {
 const SMALLEST_VISIBLE_RATE: f64 = 1e-6;
 
 impl Trainer {
-    /// Starts before the first step. The model must be on an autodiff device; the cycle goes with its parameterization.
+    /// Starts before the first step. The model must be on an autodiff device; what of it is frozen, and its adapters, stay as they are.
+    /// The cycle goes with its parameterization.
     pub fn new(model: Llama, optimizer: ModuleOptimizer, cycle: Cycle, options: TrainerOptions) -> Self {
-        let device = model.model.norm.weight.val().device().inner();
-        let model = Some(model);
-        Self { model, optimizer, cycle, options, device, step: 0, samples: 0, tokens: 0, skipped_steps: 0 }
+        Self {
+            device: model.model.norm.weight.val().device().inner(),
+            lowest: Segment::lowest_trained(&model),
+            controls: adapter::adapters_of(&model),
+            model: Some(model),
+            optimizer,
+            cycle,
+            options,
+            step: 0,
+            samples: 0,
+            tokens: 0,
+            skipped_steps: 0,
+        }
+    }
+
+    /// The lowest segment with a trained tensor.
+    pub(super) fn lowest(&self) -> Result<Segment, TrainError> {
+        self.lowest.ok_or(TrainError::NothingTrained)
     }
 
     /// The model as it stands.
@@ -97,24 +120,43 @@ impl Trainer {
     /// Takes one step on the next samples. `observe` sees the gradients before clipping; none when blocks are updated one by one.
     pub fn step(
         &mut self,
-        batches: &Batches,
+        samples: &dyn Samples,
         observe: &mut dyn FnMut(&Llama, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
         let begin = Instant::now();
         let step = self.step + 1;
-        let lr = self.options.schedule.rate(step);
         let micro: Vec<Batch> = (0..self.options.accumulation as u64)
-            .map(|k| batches.at(self.samples + k * batches.batch() as u64))
+            .map(|k| samples.at(self.samples + k * samples.batch() as u64))
             .collect::<Result<_, _>>()?;
         let counted: u64 = micro.iter().map(Batch::counted).sum();
+        self.lowest()?;
         if counted == 0 {
             return Err(TrainError::NoTargets { step });
         }
         self.cycle.expect(step);
-        if self.options.backward == BackwardMode::PerLayer {
-            return self.step_by_block(&micro, counted, begin, observe);
-        }
-        let (nats, grads) = self.gradients(&micro, counted)?;
+        let result = match self.options.backward {
+            BackwardMode::PerLayer => self.step_by_block(&micro, counted, observe),
+            _ => self.step_at_once(&micro, counted, observe),
+        };
+        // Whatever reads the model between steps sees no dropout.
+        self.set_pass(0);
+        let mut report = result?;
+        self.finish(step, micro.len() * samples.batch(), counted);
+        report.seconds = begin.elapsed().as_secs_f64();
+        Ok(report)
+    }
+
+    /// A step in which all gradients exist before the update.
+    fn step_at_once(
+        &mut self,
+        micro: &[Batch],
+        counted: u64,
+        observe: &mut dyn FnMut(&Llama, &GradientsParams),
+    ) -> Result<StepReport, TrainError> {
+        let step = self.step + 1;
+        let lr = self.options.schedule.rate(step);
+        let (nats, grads) = self.gradients(micro, counted)?;
+        let grads = adapter::drop_resting(self.model(), grads, self.place());
         let loss = nats / counted as f64;
         observe(self.model(), &grads);
         let clipped = match loss.is_finite() {
@@ -138,7 +180,14 @@ impl Trainer {
             Ok(clipped) => {
                 report.grad_norm = clipped.norm;
                 report.gradient_bytes = clipped.bytes;
-                self.update(lr, clipped.grads)?;
+                let mut before = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
+                if let Some(before) = &mut before {
+                    before.excuse(self.model(), &clipped.grads, &self.resting());
+                }
+                self.update(Segment::Whole, lr, clipped.grads)?;
+                if let Some(before) = before {
+                    before.refuse_unmoved(self.model())?;
+                }
             }
             Err(TrainError::Loss { .. } | TrainError::Gradient { .. })
                 if self.skipped_steps < self.options.max_skipped_steps =>
@@ -148,8 +197,6 @@ impl Trainer {
             }
             Err(error) => return Err(error),
         }
-        self.finish(step, micro.len() * batches.batch(), counted);
-        report.seconds = begin.elapsed().as_secs_f64();
         Ok(report)
     }
 
@@ -157,10 +204,12 @@ impl Trainer {
     fn gradients(&mut self, micro: &[Batch], counted: u64) -> Result<(f64, GradientsParams), TrainError> {
         let mut accumulator = GradientsAccumulator::new();
         let mut nats = 0.0;
-        for batch in micro {
+        for (number, batch) in micro.iter().enumerate() {
             let batch = batch_tensors(batch, self.options.document_mask, &self.device);
+            let first = number == 0;
+            self.set_pass(self.step * micro.len() as u64 + number as u64 + 1);
             if self.options.backward == BackwardMode::Checkpointed {
-                nats += self.segments(batch, 1.0 / counted as f64, &mut |trainer, grads| {
+                nats += self.segments(batch, 1.0 / counted as f64, first, &mut |trainer, _, grads| {
                     accumulator.accumulate(trainer.model(), grads);
                     Ok(())
                 })?;
@@ -170,7 +219,12 @@ impl Trainer {
             let LanguageBatch { inputs, targets, starts } = batch;
             let loss = model.loss_sum(inputs, targets, starts);
             nats += f64::from(loss.clone().inner().into_scalar::<f32>());
-            let grads = GradientsParams::from_grads(loss.div_scalar(counted as f64).backward(), model);
+            let mut loss = loss.div_scalar(counted as f64);
+            // Once a step: they are no part of the mean over the micro-batches.
+            if first {
+                loss = plus_penalty(loss, model);
+            }
+            let grads = GradientsParams::from_grads(loss.backward(), model);
             if micro.len() == 1 {
                 return Ok((nats, grads));
             }
@@ -184,7 +238,6 @@ impl Trainer {
         &mut self,
         micro: &[Batch],
         counted: u64,
-        begin: Instant,
         observe: &mut dyn FnMut(&Llama, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
         let [batch] = micro else {
@@ -193,13 +246,16 @@ impl Trainer {
         let step = self.step + 1;
         let lr = self.options.schedule.rate(step);
         observe(self.model(), &GradientsParams::new());
+        self.set_pass(step);
         let tensors = batch_tensors(batch, self.options.document_mask, &self.device);
+        let (place, resting) = (self.place(), self.resting());
         let mut fingerprints = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
         let (mut squares, mut most) = (0.0, 0);
         let rule = GlobalNormClip::new(self.options.block_clip);
-        let nats = self.segments(tensors, 1.0 / counted as f64, &mut |trainer, grads| {
+        let nats = self.segments(tensors, 1.0 / counted as f64, true, &mut |trainer, segment, grads| {
+            let grads = if resting.is_empty() { grads } else { adapter::drop_resting(trainer.model(), grads, place) };
             if let Some(fingerprints) = &mut fingerprints {
-                fingerprints.excuse(trainer.model(), &grads);
+                fingerprints.excuse(trainer.model(), &grads, &resting);
             }
             let clipped = rule.apply(trainer.model(), grads).map_err(|source| match source {
                 OptimError::NonFiniteGradient { .. } => TrainError::BlockGradient { step, source },
@@ -207,7 +263,7 @@ impl Trainer {
             })?;
             squares += clipped.norm * clipped.norm;
             most = most.max(clipped.bytes);
-            trainer.apply(lr, clipped.grads)
+            trainer.update(segment, lr, clipped.grads)
         })?;
         let loss = nats / counted as f64;
         if !loss.is_finite() {
@@ -216,7 +272,6 @@ impl Trainer {
         if let Some(fingerprints) = fingerprints {
             fingerprints.refuse_unmoved(self.model())?;
         }
-        self.finish(step, batch.batch, counted);
         Ok(StepReport {
             step,
             loss,
@@ -224,7 +279,7 @@ impl Trainer {
             grad_norm: f64::sqrt(squares),
             gradient_bytes: most,
             tokens: counted,
-            seconds: begin.elapsed().as_secs_f64(),
+            seconds: 0.0,
             skipped: false,
         })
     }
@@ -245,24 +300,26 @@ impl Trainer {
         first && lr >= SMALLEST_VISIBLE_RATE
     }
 
-    fn apply(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
+    /// Where the step that is being taken lies in the run.
+    fn place(&self) -> StepOf {
+        StepOf { step: self.step, total: self.options.schedule.total_steps }
+    }
+
+    fn resting(&self) -> Vec<ParamId> {
+        adapter::resting(self.model(), self.place())
+    }
+
+    fn set_pass(&self, pass: u64) {
+        self.controls.iter().for_each(|control| control.set_pass(pass));
+    }
+
+    fn update(&mut self, segment: Segment, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
+        let grads = segment.after_clipping(self.model(), grads, self.options.schedule.peak, self.place())?;
         if let Some(model) = self.model.take() {
             let model = self.model.insert(self.optimizer.step(lr, model, grads));
             self.cycle.complete(model)?;
         }
         Ok(())
-    }
-
-    fn update(&mut self, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
-        let mut before = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
-        if let Some(before) = &mut before {
-            before.excuse(self.model(), &grads);
-        }
-        self.apply(lr, grads)?;
-        match before {
-            Some(before) => before.refuse_unmoved(self.model()),
-            None => Ok(()),
-        }
     }
 }
 

@@ -77,6 +77,7 @@ impl JobError {
         match self {
             Self::Data(error) | Self::Train(TrainError::Data(error)) => error.is_input(),
             Self::Model(error) | Self::Train(TrainError::Model(error)) => error.is_input(),
+            Self::Train(TrainError::Adapter(_)) => true,
             Self::Train(_) | Self::Checkpoint(_) | Self::System { .. } => false,
             Self::Folder(error) => !matches!(error, RunFolderError::Io { .. }),
             _ => true,

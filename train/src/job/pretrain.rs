@@ -11,7 +11,7 @@ use super::JobError;
 use super::logs::Logs;
 use crate::checkpoint::{Checkpoints, TrainerState, save_optimizer};
 use crate::config::Config;
-use crate::data::{Batches, Prepared};
+use crate::data::{Batches, Prepared, epoch};
 use crate::engine::{Evaluation, StepReport, Trainer, evaluate, sample_text};
 use crate::run::{MemoryUse, Metrics, RunFolder, Screen, Signal, Signals, StepView, Summary};
 
@@ -221,7 +221,7 @@ impl Pretrain {
             (false, batches) => batches,
         };
         let mask = self.config.data.document_mask;
-        let found: Evaluation = evaluate(self.trainer.model(), self.validation.iter().take(limit), mask, |_| true)?;
+        let found: Evaluation = evaluate(self.trainer.model(), epoch(&self.validation).take(limit), mask, |_| true)?;
         let loss = found.loss();
         if whole {
             self.summary.validation_loss = Some(loss);

@@ -351,7 +351,7 @@ pub(super) fn schedule(config: &Config, parameterization: &Parameterization) -> 
         kind: section.kind,
         peak: config.optimizer.lr,
         warmup_steps: section.warmup_steps,
-        total_steps: config.total_steps().unwrap_or(u64::MAX),
+        total_steps: config.total_steps(),
         final_fraction: section.final_fraction,
         decay_fraction: section.decay_fraction,
         restarts,

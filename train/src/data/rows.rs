@@ -1,0 +1,167 @@
+//! Examples as rows of batches: one a row, or several where they fit.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+
+use super::{Batch, DataError, Example, IGNORE, Order, Samples};
+
+/// Rows of examples. A batch is as wide as its longest row; shorter ones are filled up at the end, where nothing sees it and nothing counts.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    examples: Vec<Example>,
+    /// Numbers of the examples in each row.
+    rows: Vec<Vec<usize>>,
+    batch: usize,
+    fill: i32,
+    order: Option<Order>,
+}
+
+impl Rows {
+    /// One example a row; `fill` is the token that rows are filled up with. Both numbers are at least 1.
+    pub fn new(examples: Vec<Example>, batch: usize, fill: u32) -> Self {
+        let rows = (0..examples.len()).map(|number| vec![number]).collect();
+        Self { examples, rows, batch: batch.max(1), fill: fill as i32, order: None }
+    }
+
+    /// Several examples a row, up to `width` tokens: each goes where the least room is left, in the order of the seed.
+    pub fn packed(mut self, width: usize, seed: u64) -> Self {
+        let Some(count) = NonZeroU64::new(self.examples.len() as u64) else { return self };
+        let order = Order::new(count, seed);
+        // Rows by the room that is left.
+        let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        self.rows.clear();
+        for position in 0..count.get() {
+            let number = order.window(position).1 as usize;
+            let len = self.examples[number].inputs.len();
+            let room = open.range(len..).next().map(|(room, _)| *room);
+            let row = room.and_then(|room| {
+                let rows = open.get_mut(&room)?;
+                let row = rows.pop()?;
+                if rows.is_empty() {
+                    open.remove(&room);
+                }
+                Some((row, room))
+            });
+            let (row, room) = row.unwrap_or_else(|| {
+                self.rows.push(Vec::new());
+                (self.rows.len() - 1, width.max(len))
+            });
+            self.rows[row].push(number);
+            open.entry(room - len).or_default().push(row);
+        }
+        self
+    }
+
+    /// Without end, in another order in each epoch.
+    pub fn shuffled(mut self, seed: u64) -> Self {
+        self.order = NonZeroU64::new(self.rows.len() as u64).map(|count| Order::new(count, seed));
+        self
+    }
+
+    /// The examples.
+    pub fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+}
+
+impl Samples for Rows {
+    fn batch(&self) -> usize {
+        self.batch
+    }
+
+    fn rows(&self) -> u64 {
+        self.rows.len() as u64
+    }
+
+    fn at(&self, position: u64) -> Result<Batch, DataError> {
+        let chosen: Vec<&Vec<usize>> = match &self.order {
+            Some(order) => (0..self.batch as u64).map(|k| &self.rows[order.window(position + k).1 as usize]).collect(),
+            None => self.rows.iter().skip(position as usize).take(self.batch).collect(),
+        };
+        let len = |row: &[usize]| row.iter().map(|number| self.examples[*number].inputs.len()).sum::<usize>();
+        let width = chosen.iter().map(|row| len(row)).max().unwrap_or(0);
+        let mut batch = Batch {
+            inputs: Vec::with_capacity(chosen.len() * width),
+            targets: Vec::with_capacity(chosen.len() * width),
+            starts: Vec::with_capacity(chosen.len() * width),
+            batch: chosen.len(),
+            seq_len: width,
+        };
+        for (place, row) in chosen.into_iter().enumerate() {
+            let mut start = 0;
+            for number in row {
+                let example = &self.examples[*number];
+                start = batch.inputs.len() - place * width;
+                batch.inputs.extend(&example.inputs);
+                batch.targets.extend(&example.targets);
+                batch.starts.resize(batch.inputs.len(), start as i32);
+            }
+            batch.inputs.resize((place + 1) * width, self.fill);
+            batch.targets.resize((place + 1) * width, IGNORE);
+            batch.starts.resize((place + 1) * width, start as i32);
+        }
+        Ok(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::epoch;
+
+    /// Examples of these lengths; the tokens tell which one it is.
+    fn examples(lengths: &[usize]) -> Vec<Example> {
+        let example = |(number, len): (usize, &usize)| Example {
+            inputs: vec![number as i32 + 1; *len],
+            targets: vec![number as i32 + 1; *len],
+        };
+        lengths.iter().enumerate().map(example).collect()
+    }
+
+    #[test]
+    fn rows_are_filled_up_at_the_end_and_nothing_there_counts() {
+        let rows = Rows::new(examples(&[2, 4, 1]), 2, 9);
+        let batches: Vec<Batch> = epoch(&rows).map(Result::unwrap).collect();
+        assert_eq!(batches.len(), 2);
+        assert_eq!(batches[0].inputs, [1, 1, 9, 9, 2, 2, 2, 2]);
+        assert_eq!(batches[0].targets, [1, 1, IGNORE, IGNORE, 2, 2, 2, 2]);
+        assert_eq!(batches[0].starts, [0; 8]);
+        assert_eq!((batches[1].batch, batches[1].inputs.as_slice()), (1, &[3][..]));
+    }
+
+    #[test]
+    fn packed_rows_hold_every_example_once_within_their_width() {
+        let lengths: Vec<usize> = (0..100).map(|i| 1 + (i * 37) % 16).collect();
+        let rows = Rows::new(examples(&lengths), 3, 0).packed(16, 4);
+        let total: usize = lengths.iter().sum();
+        assert!(rows.rows() as usize <= total.div_ceil(16) + 8, "{} rows for {total} tokens", rows.rows());
+        let mut seen = vec![0; lengths.len()];
+        for batch in epoch(&rows) {
+            let batch = batch.unwrap();
+            assert!(batch.seq_len <= 16);
+            for (row, inputs) in batch.inputs.chunks(batch.seq_len).enumerate() {
+                for (at, token) in inputs.iter().enumerate().filter(|(_, token)| **token != 0) {
+                    seen[*token as usize - 1] += 1;
+                    let start = batch.starts[row * batch.seq_len + at] as usize;
+                    assert!(start <= at && inputs[start] == *token, "attention stays inside an example");
+                    assert!(start == 0 || inputs[start - 1] != *token);
+                }
+            }
+        }
+        assert_eq!(seen, lengths);
+    }
+
+    #[test]
+    fn an_epoch_sees_every_row_and_any_position_continues_the_same_stream() {
+        let rows = Rows::new(examples(&[1; 10]), 4, 0).shuffled(7);
+        let single = Rows { batch: 1, ..rows.clone() };
+        let stream: Vec<i32> = (0..20).map(|position| single.at(position).unwrap().inputs[0]).collect();
+        for epoch in stream.chunks(10) {
+            let mut sorted = epoch.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (1..=10).collect::<Vec<_>>());
+        }
+        assert_ne!(stream[..10], stream[10..]);
+        assert_eq!(rows.at(8).unwrap().inputs, stream[8..12]);
+    }
+}
