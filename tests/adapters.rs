@@ -167,7 +167,7 @@ fn train(mut layers: Layers, mut see: impl FnMut(&mut GradientsParams, &Layers))
             None => layers.loss(),
         };
         let grads = GradientsParams::from_grads(loss.backward(), &layers);
-        let mut grads = add_after_clipping(&layers, grads, lr);
+        let mut grads = add_after_clipping(&layers, grads, lr).expect("a peak rate above 0");
         see(&mut grads, &layers);
         let grads = drop_resting(&layers, grads, StepOf { step, total: Some(STEPS) });
         layers = optimizer.step(lr, layers, grads);

@@ -22,7 +22,7 @@ fn schedule(case: &Case, total: usize) -> Result<Schedule, String> {
         kind: ScheduleKind::CosineRestarts,
         peak: 1.0,
         warmup_steps: steps("first_warmup_steps")?,
-        total_steps: total as u64,
+        total_steps: Some(total as u64),
         final_fraction: case.number("min_lr_ratio")?,
         decay_fraction: 0.0,
         restarts: Restarts {

@@ -9,7 +9,8 @@ use lowrank_models::adapter::{AdapterConfig, Attach, Rank, STRUCTURES, Targets};
 use lowrank_models::{Llama, LlamaConfig};
 use lowrank_optim::ModulePath;
 
-use super::{BackwardMode, Schedule, ScheduleKind, TrainError, Trainer, TrainerOptions, evaluate};
+use super::schedule::Restarts;
+use super::{BackwardMode, Cycle, Schedule, ScheduleKind, TrainError, Trainer, TrainerOptions, evaluate};
 use crate::data::{Batch, DataError, IGNORE, Samples};
 
 /// The same four rows in turn, some targets of which do not count.
@@ -88,6 +89,7 @@ fn options(backward: BackwardMode, accumulation: usize) -> TrainerOptions {
         total_steps: Some(4),
         final_fraction: 0.0,
         decay_fraction: 0.0,
+        restarts: Restarts::default(),
     };
     TrainerOptions {
         schedule,
@@ -102,7 +104,7 @@ fn options(backward: BackwardMode, accumulation: usize) -> TrainerOptions {
 
 /// Losses of four steps, the held-out loss after them, and the trained values.
 fn run(model: Llama, backward: BackwardMode, accumulation: usize) -> (Vec<f64>, BTreeMap<String, Vec<f32>>) {
-    let mut trainer = Trainer::new(model, SgdConfig::new().init(), options(backward, accumulation));
+    let mut trainer = Trainer::new(model, SgdConfig::new().init(), Cycle::None, options(backward, accumulation));
     let mut losses: Vec<f64> = (0..4).map(|_| trainer.step(&Rows, &mut |_, _| ()).unwrap().loss).collect();
     losses.push(evaluate(trainer.model(), [Rows.at(2)].into_iter(), true, |_| true).unwrap().loss());
     (losses, trained(trainer.model()))
@@ -166,6 +168,7 @@ fn the_backward_pass_ends_where_nothing_below_is_trained() {
             model
         });
     }
-    let mut trainer = Trainer::new(model(true).no_grad(), SgdConfig::new().init(), options(BackwardMode::Whole, 1));
+    let mut trainer =
+        Trainer::new(model(true).no_grad(), SgdConfig::new().init(), Cycle::None, options(BackwardMode::Whole, 1));
     assert!(matches!(trainer.step(&Rows, &mut |_, _| ()), Err(TrainError::NothingTrained)));
 }
