@@ -25,6 +25,8 @@ mod parameterizations;
 mod projected;
 #[path = "golden_relora.rs"]
 mod relora;
+#[path = "golden_rules.rs"]
+mod rules;
 #[path = "golden_structures.rs"]
 mod structures;
 
@@ -40,6 +42,7 @@ type Runner = fn(&Case) -> Outcome;
 fn runner(method: &str) -> Option<Runner> {
     match method {
         "adamw-8bit" => Some(momentum::adamw_8bit),
+        "allora" => Some(rules::allora),
         "apollo" => Some(projected::apollo),
         "block-lora" => Some(structures::block_lora),
         "bone" => Some(structures::bone),
@@ -54,6 +57,7 @@ fn runner(method: &str) -> Option<Runner> {
         "llama" => Some(llama::run),
         "loldu" => Some(decompositions::loldu),
         "lora" => Some(lora::run),
+        "lora-pro" => Some(rules::lora_pro),
         "lora-sb" => Some(frozen_factors::lora_sb),
         "muon" => Some(momentum::muon),
         "pissa" => Some(lora::pissa),

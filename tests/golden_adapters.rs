@@ -94,6 +94,27 @@ impl Bench {
         self.layer.forward(x)
     }
 
+    /// The weight as layers of other crates see it, with its graph.
+    pub fn composed(&self) -> Tensor<2> {
+        self.layer.weight.val()
+    }
+
+    /// The gradients that follow from that of the weight, `[d_out, d_in]`.
+    pub fn pulled(&self, gradient: Tensor<2>) -> GradientsParams {
+        let loss = (self.composed() * Tensor::from_inner(gradient.transpose())).sum();
+        GradientsParams::from_grads(loss.backward(), self)
+    }
+
+    /// The weight that the adapter stands on.
+    pub fn base(&self) -> Tensor<2> {
+        self.layer.weight.base().without_autodiff()
+    }
+
+    /// Its id.
+    pub fn base_id(&self) -> burn::module::ParamId {
+        self.layer.weight.id
+    }
+
     /// The merged weight `[d_in, d_out]`.
     pub fn weight(&self) -> Tensor<2> {
         self.layer.weight.val().inner()

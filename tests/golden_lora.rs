@@ -8,6 +8,7 @@ use lowrank_optim::{AdamWConfig, thin_svd};
 
 use super::adapters::{Bench, adapter, attached_to, fresh_on, near, slope};
 use super::case::{Case, Outcome, host};
+use super::rules;
 
 /// Fields of a structure by their names in cases.
 pub type Names<'a> = &'a [(&'a str, &'a str)];
@@ -18,6 +19,7 @@ pub fn run(case: &Case) -> Outcome {
     match (case.has("grad_output"), case.config["variant"].as_str()) {
         (true, _) => gradients(case, &config(case, "lora")?, FACTORS),
         (_, Some("lora")) => training(case, &config(case, "lora")?, FACTORS, &[]),
+        (_, Some(_)) => rules::lora(case, &config(case, "lora")?),
         _ => Err("is of no known kind".into()),
     }
 }

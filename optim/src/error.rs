@@ -43,6 +43,21 @@ pub enum OptimError {
         /// How many values of that gradient.
         count: u64,
     },
+    /// A module without LoRA adapters.
+    #[error("the module has no LoRA adapter; attach one first")]
+    NoAdapter,
+    /// A gradient of one factor of a pair alone, where both are needed.
+    #[error(
+        "the LoRA adapter of {path} has a gradient for {present} and none for {missing}: the rule needs both; train both, or take another rule"
+    )]
+    LoneFactor {
+        /// Path of the layer.
+        path: String,
+        /// The factor with a gradient.
+        present: &'static str,
+        /// The factor without.
+        missing: &'static str,
+    },
     /// A module without matrices for a low-rank optimizer.
     #[error("no hidden matrix for the optimizer; the parameters are {paths}; patterns (include) can name them")]
     NothingToProject {

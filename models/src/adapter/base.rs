@@ -74,6 +74,15 @@ impl<'a> Base<'a> {
         self.plus(input, |x| x.matmul(a).matmul(b).mul_scalar(scale))
     }
 
+    /// The output with `(x A) B` beside it, where A and B learn from each output at a pace `[d_out]` of its own; see
+    /// [`ops::paced_low_rank_linear`].
+    pub fn plus_paced_product(&self, input: Input, a: Tensor<2>, b: Tensor<2>, pace: Tensor<1>) -> Tensor<2> {
+        if self.is_bare() && !input.drops() {
+            return self.biased(ops::paced_low_rank_linear(input.x, self.weight.clone(), a, b, pace));
+        }
+        self.plus(input, |x| ops::paced_product(x, a, b, pace))
+    }
+
     /// The output with that of a dense update `[d_in, d_out]` of the weight: `x (W + update) + b`.
     pub fn plus_update(&self, x: Tensor<2>, update: Tensor<2>) -> Tensor<2> {
         match self.is_bare() {

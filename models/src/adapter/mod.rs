@@ -9,6 +9,7 @@
 //!
 //! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and add a line to the list in `registry.rs`.
 
+mod allora;
 mod attach;
 mod base;
 #[cfg(test)]
@@ -38,6 +39,7 @@ mod targets;
 mod tensors;
 mod vera;
 
+pub use allora::{Allora, AlloraOptions};
 pub use attach::{Adapted, Attach, Report, SHARED, adapters_of, detach};
 pub use base::{Base, Input};
 pub use block_lora::{BlockLora, BlockLoraOptions};

@@ -3,6 +3,7 @@
 use burn::module::{LoraAdapter, Module};
 use serde_json::{Map, Value};
 
+use super::allora::Allora;
 use super::block_lora::BlockLora;
 use super::bone::Bone;
 use super::dora::Dora;
@@ -57,6 +58,7 @@ macro_rules! structures {
 
 structures! {
     Lora(LoraAdapter),
+    Allora(Allora),
     BlockLora(BlockLora),
     Bone(Bone),
     Hydra(Hydra),

@@ -20,17 +20,19 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ParamGroup, ParamId};
+use burn::module::{Module, Param, ParamGroup, ParamId};
 use burn::optim::{GradientsParams, OptimizerRecord};
+use burn::tensor::Tensor;
 use lowrank_optim::registry::{OptionValue, Options};
-use lowrank_optim::rules::{LoraProMode, LoraProX, NormOf};
+use lowrank_optim::rules::{LoraFa, LoraPair, LoraPro, LoraProConfig, LoraProMode, LoraProX, NormOf, check_eta};
 use lowrank_optim::{HiddenMatrices, OptimError, Parameter, Role, StateMeter};
 use serde::{Deserialize, Serialize};
 
 use super::config::{AdapterConfig, Scaling};
 use super::error::AdapterError;
 use super::init::is_part_of_the_weight;
-use super::stack::each_adapter;
+use super::registry::AnyStructure;
+use super::stack::{each_adapter, layer_of};
 use super::structure::TensorRole;
 
 /// How an adapter is trained. As JSON: `{"name": "lora-plus", "ratio": 16}`.
@@ -210,6 +212,7 @@ impl Rule {
             }
             Self::Allora { eta, norm_of } => {
                 of_lora("it scales the rows of a plain product")?;
+                check_eta(eta).map_err(refusal)?;
                 if let Some(alpha) = config.alpha.filter(|alpha| Some(*alpha) != config.rank.map(|rank| rank as f64)) {
                     return refused("alpha", alpha, "allora has no scale: eta takes its place; take alpha away");
                 }
@@ -348,41 +351,312 @@ impl Rule {
     /// report to the meter.
     pub fn gradient_rule<M: Module>(
         &self,
-        _module: &M,
-        _options: &Options,
-        _meter: &StateMeter,
+        module: &M,
+        options: &Options,
+        meter: &StateMeter,
     ) -> Result<Option<GradientRule>, AdapterError> {
-        match self {
-            Self::LoraFa { corrected: true } | Self::LoraPro { .. } => {
-                Err(AdapterError::Refused(format!("rule {} is not there yet", self.name())))
+        match *self {
+            Self::LoraFa { corrected: true } => Ok(Some(GradientRule::LoraFa(LoraFa::over(self.pairs(module)?)))),
+            Self::LoraPro { mode, x_mode, delta } => {
+                let mut config = LoraProConfig::new().with_mode(mode).with_x_mode(x_mode).with_delta(delta);
+                if mode == LoraProMode::Full {
+                    let given = |key: &str| match options.get(key) {
+                        Some(OptionValue::Number(value)) => Some(*value),
+                        Some(OptionValue::Count(value)) => Some(*value as f64),
+                        _ => None,
+                    };
+                    config.beta_1 = given("beta_1").unwrap_or(config.beta_1);
+                    config.beta_2 = given("beta_2").unwrap_or(config.beta_2);
+                    config.epsilon = given("epsilon").unwrap_or(config.epsilon);
+                    config.weight_decay = given("weight_decay").unwrap_or(config.weight_decay);
+                }
+                let rule = config.over(module, self.pairs(module)?, meter).map_err(refusal)?;
+                if config.weight_decay > 0.0 {
+                    refuse_parts(module, config.weight_decay)?;
+                }
+                Ok(Some(GradientRule::LoraPro(rule)))
             }
             _ => Ok(None),
         }
+    }
+
+    /// The pairs of factors that are trained.
+    fn pairs<M: Module>(&self, module: &M) -> Result<Vec<LoraPair>, AdapterError> {
+        let mut weights = BTreeMap::new();
+        for parameter in HiddenMatrices::of(module).parameters() {
+            weights.entry(layer_of(&parameter.path).to_string()).or_insert(parameter.id);
+        }
+        let mut pairs = Vec::new();
+        let mut failed = None;
+        each_adapter(module, |path, adapter| {
+            for attached in &adapter.stack {
+                let trained = |param: &Param<Tensor<2>>| param.is_require_grad();
+                match (&attached.structure, weights.get(path)) {
+                    (AnyStructure::Lora(lora), Some(weight)) if trained(&lora.b) => {
+                        let (a, b, scale) = (lora.a.id, lora.b.id, lora.scale);
+                        pairs.push(LoraPair { path: path.to_string(), weight: *weight, a, b, scale });
+                        if !trained(&lora.a) && matches!(self, Self::LoraPro { .. }) {
+                            failed =
+                                Some(format!("A of {path} is frozen, and {} needs the gradients of both", self.name()));
+                        }
+                    }
+                    (AnyStructure::Lora(lora), _) if !trained(&lora.a) => {}
+                    (other, _) => {
+                        let name = other.spec().name;
+                        failed = Some(format!("the adapter of {path} is {name}, and {} is for lora", self.name()));
+                    }
+                }
+            }
+        });
+        match failed {
+            Some(reason) => Err(AdapterError::Refused(reason)),
+            None => Ok(pairs),
+        }
+    }
+}
+
+fn refusal(error: OptimError) -> AdapterError {
+    AdapterError::Refused(error.to_string())
+}
+
+/// Decay of the whole weight where more than a base and one product make it.
+fn refuse_parts<M: Module>(module: &M, decay: f64) -> Result<(), AdapterError> {
+    let mut found = None;
+    each_adapter(module, |path, adapter| {
+        if adapter.stack.len() > 1 || adapter.stack.iter().any(|attached| attached.origin.is_some()) {
+            found = Some(path.to_string());
+        }
+    });
+    match found {
+        None => Ok(()),
+        Some(path) => refused(
+            "weight_decay",
+            decay,
+            format!("lora-pro decays the weight and one product, and {path} has more parts; set it to 0"),
+        ),
     }
 }
 
 /// A pass over gradients that a [`Rule`] asks for.
 #[derive(Clone, Debug)]
-pub enum GradientRule {}
+pub enum GradientRule {
+    /// Corrects B.
+    LoraFa(LoraFa),
+    /// Adjusts both.
+    LoraPro(LoraPro),
+}
 
 impl GradientRule {
     /// The gradients as the optimizer is to see them. They may be those of a part of the module.
-    pub fn apply<M: Module>(&self, _module: &M, _grads: GradientsParams) -> Result<GradientsParams, OptimError> {
-        match *self {}
+    pub fn apply<M: Module>(&self, module: &M, grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+        match self {
+            Self::LoraFa(rule) => rule.apply(module, grads),
+            Self::LoraPro(rule) => rule.apply(module, grads),
+        }
     }
 
-    /// Weight decay of the whole weight, base included; call it between [`GradientRule::apply`] and the optimizer.
-    pub fn decay<M: Module>(&self, _module: M, _lr: f64) -> M {
-        match *self {}
+    /// Weight decay of the whole weight, base included; call it between [`GradientRule::apply`] and the optimizer. It does nothing where the
+    /// optimizer decays.
+    pub fn decay<M: Module>(&self, module: M, lr: f64) -> M {
+        match self {
+            Self::LoraFa(_) => module,
+            Self::LoraPro(rule) => rule.decay(module, lr),
+        }
     }
 
-    /// What it keeps between steps, for a checkpoint.
+    /// What it keeps between steps, for a checkpoint; an empty record where it keeps nothing.
     pub fn to_record(&self) -> OptimizerRecord {
-        match *self {}
+        match self {
+            Self::LoraFa(_) => OptimizerRecord::default(),
+            Self::LoraPro(rule) => rule.to_record(),
+        }
     }
 
     /// Goes on from a record.
-    pub fn load_record(&self, _record: OptimizerRecord) {
-        match *self {}
+    pub fn load_record(&self, record: OptimizerRecord) {
+        if let Self::LoraPro(rule) = self {
+            rule.load_record(record);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dense;
+    use crate::adapter::{Attach, Targets};
+    use crate::weights::host;
+    use burn::tensor::{Device, TensorData};
+    use lowrank_optim::Who;
+    use lowrank_optim::registry::find;
+
+    #[derive(Module, Debug)]
+    struct Model {
+        first: Dense,
+        second: Dense,
+    }
+
+    fn model(config: &AdapterConfig) -> Model {
+        let values = |count: usize| (0..count).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
+        let weight = |shape: [usize; 2]| {
+            let data = TensorData::new(values(shape[0] * shape[1]), shape);
+            Dense::from_parts(Tensor::from_data(data, &Device::default().autodiff()), None)
+        };
+        let model = Model { first: weight([6, 8]), second: weight([8, 4]) };
+        Attach::new(config.clone()).factored().to(model).unwrap().0
+    }
+
+    fn loss(model: &Model, step: u64) -> Tensor<1> {
+        let values = (0..30).map(|i| ((i + 31 * step) as f32 * 1.3).cos()).collect::<Vec<f32>>();
+        let x = Tensor::<2>::from_data(TensorData::new(values, [5, 6]), &Device::default().autodiff());
+        model.second.forward(model.first.forward(x).tanh()).square().mean()
+    }
+
+    /// The values of all factors after some steps.
+    fn trained(rule: Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>> {
+        let config = AdapterConfig::new("lora").with_rank(2).with_alpha(4.0);
+        let mut model = rule.freeze(model(&rule.prepare(config).unwrap()));
+        let given = options.iter().map(|(name, value)| (name.to_string(), OptionValue::Number(*value)));
+        let options = rule.options("adamw", given.collect()).unwrap();
+        let meter = StateMeter::new();
+        let mut optimizer = find("adamw").unwrap().init(&options, &rule.parameters(&model), &meter).unwrap().0;
+        let gradient_rule = rule.gradient_rule(&model, &options, &meter).unwrap();
+        for step in 0..steps {
+            let mut grads = GradientsParams::from_grads(loss(&model, step).backward(), &model);
+            if let Some(rule) = &gradient_rule {
+                grads = rule.apply(&model, grads).unwrap();
+                model = rule.decay(model, 0.01);
+            }
+            model = optimizer.step(0.01, model, grads);
+        }
+        let mut found = Vec::new();
+        each_adapter(&model, |_, adapter| {
+            let factors = adapter.stack[0].structure().as_factors().unwrap();
+            found.extend(factors.map(|factor| host(factor.inner())));
+        });
+        found
+    }
+
+    #[test]
+    fn lora_plus_with_ratio_one_is_lora_bit_for_bit() {
+        let plain = trained(Rule::Plain, &[("weight_decay", 0.1)], 4);
+        assert_eq!(trained(Rule::LoraPlus { ratio: 1.0 }, &[("weight_decay", 0.1)], 4), plain);
+        // Adam's first step is the learning rate, whatever the gradient.
+        let moved = |ratio: f64| trained(Rule::LoraPlus { ratio }, &[("epsilon", 1e-30)], 1)[1][0].abs();
+        assert!((moved(8.0) / moved(1.0) - 8.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn lora_fa_leaves_a_and_keeps_no_state_for_it() {
+        for corrected in [false, true] {
+            let rule = Rule::LoraFa { corrected };
+            let (before, after) = (trained(rule, &[], 0), trained(rule, &[], 4));
+            assert_eq!((&before[0], &before[2]), (&after[0], &after[2]));
+            assert_ne!((&before[1], &before[3]), (&after[1], &after[3]));
+            let model = rule.freeze(model(&AdapterConfig::new("lora").with_rank(2)));
+            let parameters = rule.parameters(&model);
+            let paths: Vec<&str> = parameters.parameters().iter().map(|p| p.path.as_str()).collect();
+            assert!(paths.len() == 2 && paths.iter().all(|path| path.ends_with(".b")), "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn every_rule_trains_every_factor_that_it_is_meant_to() {
+        for entry in RULES {
+            let rule = Rule::named(entry.name).unwrap();
+            assert_eq!(rule.name(), entry.name);
+            let json = serde_json::to_value(rule).unwrap();
+            assert_eq!(serde_json::from_value::<Rule>(json.clone()).unwrap(), rule);
+            let mut names: Vec<&String> = json.as_object().unwrap().keys().filter(|key| *key != "name").collect();
+            let mut listed: Vec<&str> = entry.options.iter().map(|(name, ..)| *name).collect();
+            (names.sort(), listed.sort());
+            assert_eq!(names, listed, "{} lists its options", entry.name);
+            let (before, after) = (trained(rule, &[], 0), trained(rule, &[], 3));
+            for (place, (before, after)) in before.iter().zip(&after).enumerate() {
+                let frozen = entry.name == "lora-fa" && place % 2 == 0;
+                assert_eq!(before == after, frozen, "{}: factor {place}", entry.name);
+                assert!(after.iter().all(|value| value.is_finite()));
+            }
+        }
+        assert!(Rule::named("lora-minus").unwrap_err().to_string().contains("lora-pro"));
+    }
+
+    #[test]
+    fn what_a_rule_has_no_meaning_for_is_refused_with_the_reason() {
+        let lora = || AdapterConfig::new("lora").with_rank(2);
+        let pro = Rule::named("lora-pro").unwrap();
+        let allora = Rule::named("allora").unwrap();
+        let block = AdapterConfig::new("block-lora");
+        let refusals: Vec<(Rule, AdapterConfig, &str)> = vec![
+            (pro, block.clone(), "block-lora"),
+            (Rule::LoraFa { corrected: false }, block.clone(), "block-lora"),
+            (allora, block, "block-lora"),
+            (Rule::LoraPro { mode: LoraProMode::Sgd, x_mode: LoraProX::Zero, delta: 0.0 }, lora(), "greater than 0"),
+            (Rule::LoraPlus { ratio: 0.0 }, lora(), "greater than 0"),
+            (Rule::Allora { eta: f64::NAN, norm_of: NormOf::BRow }, lora(), "eta"),
+            (allora, lora().with_alpha(4.0), "alpha"),
+            (allora, AdapterConfig { dropout: 0.1, ..lora() }, "dropout"),
+            (allora, AdapterConfig { scaling: Some(Scaling::RootRank), ..lora() }, "no scale"),
+            (allora, AdapterConfig { alpha_pattern: vec![("first".into(), 2.0)], ..lora() }, "no scale"),
+            (Rule::Plain, lora().with_alpha(-1.0), "alpha"),
+        ];
+        for (rule, config, reason) in refusals {
+            let error = rule.prepare(config).unwrap_err().to_string();
+            assert!(error.contains(reason), "{}: {error}", rule.name());
+        }
+        assert!(allora.prepare(lora().with_alpha(2.0)).is_ok(), "alpha equal to the rank is no scale");
+        for rule in [pro, Rule::LoraFa { corrected: true }] {
+            assert!(rule.options("muon", Options::new()).unwrap_err().to_string().contains("adamw"));
+        }
+        assert_eq!(Rule::Plain.warnings(&lora()), Vec::<String>::new());
+        assert_eq!(pro.warnings(&AdapterConfig { dropout: 0.1, ..lora() }).len(), 1);
+        assert_eq!(
+            Rule::LoraFa { corrected: false }.warnings(&AdapterConfig { init: "pissa".into(), ..lora() }).len(),
+            1
+        );
+        assert_eq!(Rule::LoraPlus { ratio: 0.5 }.warnings(&lora()).len(), 1);
+    }
+
+    #[test]
+    fn modes_without_moments_on_the_factors_take_descent_and_keep_no_state_in_the_optimizer() {
+        let config = AdapterConfig::new("lora").with_rank(2).with_targets(Targets::parse("first"));
+        for (mode, who, optimizer_bytes, rule_bytes) in [
+            (LoraProMode::Full, Who::Descent, 0, 2 * 4 * 6 * 8),
+            (LoraProMode::Efficient, Who::Method("adamw"), 2 * 4 * 2 * (6 + 8), 0),
+            (LoraProMode::Sgd, Who::Descent, 0, 0),
+        ] {
+            let rule = Rule::LoraPro { mode, x_mode: LoraProX::Sylvester, delta: 1e-8 };
+            let mut model = model(&rule.prepare(config.clone()).unwrap());
+            let options = rule.options("adamw", Options::new()).unwrap();
+            let meter = StateMeter::new();
+            let (mut optimizer, report) =
+                find("adamw").unwrap().init(&options, &rule.parameters(&model), &meter).unwrap();
+            assert!(report.len() == 2 && report.iter().all(|stepped| stepped.who == who));
+            let gradient_rule = rule.gradient_rule(&model, &options, &meter).unwrap().unwrap();
+            let grads = GradientsParams::from_grads(loss(&model, 0).backward(), &model);
+            meter.start();
+            let grads = gradient_rule.apply(&model, grads).unwrap();
+            assert_eq!(meter.stop(), rule_bytes);
+            meter.start();
+            model = optimizer.step(0.01, model, grads);
+            assert_eq!(meter.stop(), optimizer_bytes);
+            assert_eq!(gradient_rule.to_record().is_empty(), mode != LoraProMode::Full);
+            assert!(loss(&model, 0).into_scalar::<f32>().is_finite());
+        }
+    }
+
+    #[test]
+    fn decay_of_the_whole_weight_is_refused_where_it_has_more_parts() {
+        let rule = Rule::named("lora-pro").unwrap();
+        let options = Options::from([("weight_decay".to_string(), OptionValue::Number(0.1))]);
+        let options = rule.options("adamw", options).unwrap();
+        let meter = StateMeter::new();
+        let plain = AdapterConfig::new("lora").with_rank(2);
+        assert!(rule.gradient_rule(&model(&plain), &options, &meter).is_ok());
+        let pissa = AdapterConfig { init: "pissa".into(), ..plain.clone() };
+        let error = rule.gradient_rule(&model(&pissa), &options, &meter).unwrap_err().to_string();
+        assert!(error.contains("weight_decay"), "{error}");
+        let half = Rule::LoraFa { corrected: false }.freeze(model(&plain));
+        assert!(rule.gradient_rule(&half, &options, &meter).unwrap_err().to_string().contains("frozen"));
     }
 }

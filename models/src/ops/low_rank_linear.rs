@@ -4,14 +4,39 @@ use burn::tensor::Tensor;
 
 /// `y = x W + scale (x A) B`: `x [rows, d_in]`, `W [d_in, d_out]`, `A [d_in, rank]`, `B [rank, d_out]`.
 ///
-/// On the CPU backend the whole is one operation that adds the product into the output of the weight, keeps only its inputs, and forms gradients of
-/// those inputs alone that are tracked: with a frozen weight no dense gradient exists.
+/// On the CPU backend the whole is one operation that adds the product into the output of the weight, keeps only its inputs (of `x` with frozen
+/// `W` and `A` only `x A`), and forms gradients of those inputs alone that are tracked: with a frozen weight no dense gradient exists.
 pub fn low_rank_linear(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if [&x, &weight, &a, &b].into_iter().all(super::flex::fits) {
-        return fused::low_rank_linear(x, weight, a, b, scale);
+        return fused::low_rank_linear(x, weight, a, b, scale, None);
     }
     composed(x, weight, a, b, scale)
+}
+
+/// [`low_rank_linear`] with scale 1, where A and B learn from each output at a pace of its own: their gradients see the gradient of the output
+/// multiplied with `pace [d_out]`. The output and the gradients of `x` and `W` do not depend on it, and it has no gradient.
+pub fn paced_low_rank_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    pace: Tensor<1>,
+) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if [&x, &weight, &a, &b].into_iter().all(super::flex::fits) && super::flex::fits(&pace) {
+        return fused::low_rank_linear(x, weight, a, b, 1.0, Some(pace));
+    }
+    x.clone().matmul(weight) + paced_product(x, a, b, pace)
+}
+
+/// `(x A) B` of [`paced_low_rank_linear`].
+pub fn paced_product(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, pace: Tensor<1>) -> Tensor<2> {
+    let pace = pace.detach().unsqueeze::<2>();
+    let learns = x.clone().detach().matmul(a.clone()).matmul(b.clone()) * pace;
+    // Zero, with the gradients of A and B.
+    let learns = learns.clone() - learns.detach();
+    x.matmul(a.detach()).matmul(b.detach()) + learns
 }
 
 fn composed(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
@@ -30,14 +55,23 @@ mod fused {
     use burn_flex::FlexTensor;
 
     use crate::ops::flex::{Matrix, contiguous, product, tensor, values};
+    use crate::weights::host;
 
-    pub fn low_rank_linear(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
+    pub fn low_rank_linear(
+        x: Tensor<2>,
+        weight: Tensor<2>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f64,
+        pace: Option<Tensor<1>>,
+    ) -> Tensor<2> {
         Tensor::from_dispatch(<Dispatch as LowRankLinearOp>::fused_low_rank_linear(
             x.into_dispatch(),
             weight.into_dispatch(),
             a.into_dispatch(),
             b.into_dispatch(),
             scale,
+            pace.map(host),
         ))
     }
 
@@ -49,6 +83,7 @@ mod fused {
             a: FloatTensor<Self>,
             b: FloatTensor<Self>,
             scale: f64,
+            pace: Option<Vec<f32>>,
         ) -> FloatTensor<Self>;
     }
 
@@ -59,8 +94,10 @@ mod fused {
             a: FlexTensor,
             b: FlexTensor,
             scale: f64,
+            _pace: Option<Vec<f32>>,
         ) -> FlexTensor {
-            forward(&[x, weight, a, b].map(contiguous), scale as f32)
+            let [x, weight, a, b] = [x, weight, a, b].map(contiguous);
+            forward(&x, &weight, &a, &b, scale as f32).0
         }
     }
 
@@ -71,29 +108,56 @@ mod fused {
             a: FloatTensor<Self>,
             b: FloatTensor<Self>,
             scale: f64,
+            pace: Option<Vec<f32>>,
         ) -> FloatTensor<Self> {
             let nodes = [x.node(), weight.node(), a.node(), b.node()];
+            let [weight_learns, a_learns, b_learns] = [&weight, &a, &b].map(|input| input.is_tracked());
             let prepared = LowRankLinearBackward.prepare::<C>(nodes).compute_bound().stateful();
-            let inputs = [x, weight, a, b].map(|input| contiguous(input.into_primitive()));
-            let y = forward(&inputs, scale as f32);
+            let [x, weight, a, b] = [x, weight, a, b].map(|input| contiguous(input.into_primitive()));
+            let (y, h) = forward(&x, &weight, &a, &b, scale as f32);
             match prepared {
-                OpsKind::Tracked(prepared) => prepared.finish((inputs, scale as f32), y),
+                OpsKind::Tracked(prepared) => {
+                    let keeps_x = weight_learns || a_learns;
+                    let kept = Kept {
+                        x: keeps_x.then_some(x),
+                        h: (b_learns && !keeps_x).then_some(h),
+                        weight,
+                        a,
+                        b,
+                        scale: scale as f32,
+                        pace,
+                    };
+                    prepared.finish(kept, y)
+                }
                 OpsKind::UnTracked(prepared) => prepared.finish(y),
             }
         }
+    }
+
+    /// What the backward pass needs.
+    #[derive(Clone, Debug)]
+    struct Kept {
+        /// Where the weight or A learns.
+        x: Option<FlexTensor>,
+        /// `scale x A`, where B learns and `x` is not kept.
+        h: Option<FlexTensor>,
+        weight: FlexTensor,
+        a: FlexTensor,
+        b: FlexTensor,
+        scale: f32,
+        pace: Option<Vec<f32>>,
     }
 
     #[derive(Debug)]
     struct LowRankLinearBackward;
 
     impl Backward<Flex, 4> for LowRankLinearBackward {
-        type State = ([FlexTensor; 4], f32);
+        type State = Kept;
 
         fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
-            let (inputs, scale) = ops.state;
             let wanted = [0, 1, 2, 3].map(|place| ops.parents[place].is_some());
-            let slopes = backward(&inputs, scale, &dy, wanted);
+            let slopes = ops.state.slopes(&dy, wanted);
             for (node, slope) in ops.parents.into_iter().zip(slopes) {
                 if let (Some(node), Some(slope)) = (node, slope) {
                     grads.register::<Flex>(node.id, slope);
@@ -119,41 +183,76 @@ mod fused {
         out
     }
 
-    fn forward([x, weight, a, b]: &[FlexTensor; 4], scale: f32) -> FlexTensor {
-        let ([rows, _], [rank, d_out]) = (size(x), size(b));
-        let mut y = multiplied(1.0, matrix(x), matrix(weight));
-        let h = multiplied(scale, matrix(x), matrix(a));
-        let h = Matrix::row_major(&h[..], rows, rank);
-        product(Matrix::row_major(&mut y[..], rows, d_out), true, 1.0, h, matrix(b), true);
-        tensor(y, [rows, d_out])
+    /// Multiplies each column with its factor.
+    fn by_columns(values: &mut [f32], factors: &[f32]) {
+        for row in values.chunks_exact_mut(factors.len()) {
+            row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+        }
     }
 
-    fn backward(
-        [x, weight, a, b]: &[FlexTensor; 4],
+    /// The output, and `scale x A`.
+    fn forward(
+        x: &FlexTensor,
+        weight: &FlexTensor,
+        a: &FlexTensor,
+        b: &FlexTensor,
         scale: f32,
-        dy: &FlexTensor,
-        [wants_x, wants_weight, wants_a, wants_b]: [bool; 4],
-    ) -> [Option<FlexTensor>; 4] {
-        let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
-        let db = wants_b.then(|| {
-            // Cheaper to compute again than to keep.
-            let h = multiplied(scale, matrix(x), matrix(a));
-            tensor(multiplied(1.0, Matrix::row_major(&h[..], rows, rank).transposed(), matrix(dy)), [rank, d_out])
-        });
-        let (mut dx, mut da) = (None, None);
-        if wants_a || wants_x {
-            let dh = multiplied(scale, matrix(dy), matrix(b).transposed());
-            let dh = Matrix::row_major(&dh[..], rows, rank);
-            da = wants_a.then(|| tensor(multiplied(1.0, matrix(x).transposed(), dh), [d_in, rank]));
-            dx = wants_x.then(|| {
+    ) -> (FlexTensor, FlexTensor) {
+        let ([rows, _], [rank, d_out]) = (size(x), size(b));
+        let mut y = multiplied(1.0, matrix(x), matrix(weight));
+        let h = tensor(multiplied(scale, matrix(x), matrix(a)), [rows, rank]);
+        product(Matrix::row_major(&mut y[..], rows, d_out), true, 1.0, matrix(&h), matrix(b), true);
+        (tensor(y, [rows, d_out]), h)
+    }
+
+    impl Kept {
+        /// Gradients of x, weight, A and B.
+        fn slopes(
+            &self,
+            dy: &FlexTensor,
+            [wants_x, wants_weight, wants_a, wants_b]: [bool; 4],
+        ) -> [Option<FlexTensor>; 4] {
+            let Self { x, h, weight, a, b, scale, pace } = self;
+            let (scale, pace) = (*scale, pace.as_deref());
+            let (rows, [rank, d_out], d_in) = (size(dy)[0], size(b), size(a)[0]);
+            let x = || match x {
+                Some(x) => matrix(x),
+                None => unreachable!("x is kept where the weight or A learns"),
+            };
+            let db = wants_b.then(|| {
+                let mut db = match h {
+                    Some(h) => multiplied(1.0, matrix(h).transposed(), matrix(dy)),
+                    None => {
+                        // Cheaper to compute again than to keep.
+                        let h = multiplied(scale, x(), matrix(a));
+                        multiplied(1.0, Matrix::row_major(&h[..], rows, rank).transposed(), matrix(dy))
+                    }
+                };
+                if let Some(pace) = pace {
+                    by_columns(&mut db, pace);
+                }
+                tensor(db, [rank, d_out])
+            });
+            let through = |b: &[f32]| multiplied(scale, matrix(dy), Matrix::row_major(b, rank, d_out).transposed());
+            // With a pace A sees another gradient than x does.
+            let plain = (wants_x || (wants_a && pace.is_none())).then(|| through(values(b)));
+            let paced = pace.filter(|_| wants_a).map(|pace| {
+                let mut b = values(b).to_vec();
+                by_columns(&mut b, pace);
+                through(&b)
+            });
+            let da = paced.as_ref().or(plain.as_ref()).filter(|_| wants_a).map(|dh| {
+                tensor(multiplied(1.0, x().transposed(), Matrix::row_major(&dh[..], rows, rank)), [d_in, rank])
+            });
+            let dx = plain.as_ref().filter(|_| wants_x).map(|dh| {
                 let mut dx = multiplied(1.0, matrix(dy), matrix(weight).transposed());
                 let out = Matrix::row_major(&mut dx[..], rows, d_in);
-                product(out, true, 1.0, dh, matrix(a).transposed(), true);
+                product(out, true, 1.0, Matrix::row_major(&dh[..], rows, rank), matrix(a).transposed(), true);
                 tensor(dx, [rows, d_in])
             });
+            let dweight = wants_weight.then(|| tensor(multiplied(1.0, x().transposed(), matrix(dy)), [d_in, d_out]));
+            [dx, dweight, da, db]
         }
-        let dweight = wants_weight.then(|| tensor(multiplied(1.0, matrix(x).transposed(), matrix(dy)), [d_in, d_out]));
-        [dx, dweight, da, db]
     }
 }
 
@@ -161,21 +260,46 @@ mod fused {
 mod tests {
     use super::*;
     use crate::ops::check::{Check, random};
-    use burn::tensor::Tensor;
+    use burn::tensor::{Device, TensorData};
+
+    type Form = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>, Tensor<1>) -> Tensor<2>;
+
+    /// Pairs of forms that are to be equal, with an odd pace or none.
+    const FORMS: [[Form; 2]; 2] = [
+        [|x, w, a, b, _| low_rank_linear(x, w, a, b, 0.7), |x, w, a, b, _| composed(x, w, a, b, 0.7)],
+        [paced_low_rank_linear, |x, w, a, b, pace| x.clone().matmul(w) + paced_product(x, a, b, pace)],
+    ];
 
     #[test]
-    fn the_fused_form_equals_the_composed_one() {
+    fn the_fused_forms_equal_the_composed_ones() {
         for [rows, d_in, rank, d_out] in [[5, 7, 3, 4], [1, 16, 1, 33], [70, 20, 20, 9]] {
             let shapes = [[rows, d_in], [d_in, d_out], [d_in, rank], [rank, d_out]];
             let inputs: Vec<Vec<f32>> =
                 shapes.iter().enumerate().map(|(seed, shape)| random(shape, seed as u64)).collect();
-            let run = |form: fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>, f64) -> Tensor<2>| {
-                move |inputs: &[Tensor<1>]| {
-                    let matrix = |place: usize| inputs[place].clone().reshape(shapes[place]);
-                    form(matrix(0), matrix(1), matrix(2), matrix(3), 0.7).reshape([rows * d_out])
-                }
-            };
-            Check::new(&inputs).equal(run(low_rank_linear), run(composed));
+            for [fused, composed] in FORMS {
+                let run = |form: Form| {
+                    move |inputs: &[Tensor<1>]| {
+                        let matrix = |place: usize| inputs[place].clone().reshape(shapes[place]);
+                        let pace = TensorData::new(random(&[d_out], 9), [d_out]);
+                        let pace = Tensor::from_data(pace, &Device::default().autodiff());
+                        form(matrix(0), matrix(1), matrix(2), matrix(3), pace).reshape([rows * d_out])
+                    }
+                };
+                Check::new(&inputs).equal(run(fused), run(composed));
+                // Weight and A frozen: what is kept is another matrix.
+                let frozen = |form: Form| {
+                    let run = run(form);
+                    let (w, a) = (inputs[1].clone(), inputs[2].clone());
+                    move |learning: &[Tensor<1>]| {
+                        let plain = |values: &[f32]| {
+                            let data = TensorData::new(values.to_vec(), [values.len()]);
+                            Tensor::<1>::from_data(data, &Device::default().autodiff())
+                        };
+                        run(&[learning[0].clone(), plain(&w), plain(&a), learning[1].clone()])
+                    }
+                };
+                Check::new(&[inputs[0].clone(), inputs[3].clone()]).equal(frozen(fused), frozen(composed));
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use burn::tensor::{Int, Tensor};
 
 pub use attention::causal_attention;
 pub use cross_entropy::{IGNORE, linear_cross_entropy};
-pub use low_rank_linear::low_rank_linear;
+pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
 pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};

@@ -1,14 +1,144 @@
-//! Row factors of ALLoRA ("ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws", arXiv 2410.09692).
+//! ALLoRA: outputs learn more slowly as their part of the update grows.
+//!
+//! "ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws" (Huang and Balestriero, arXiv 2410.09692). The factor of an output is
+//! `1 / sqrt(norm + 1 / eta^2)`, which is eta where its part of the update is zero, and falls as that grows.
 
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// Which row's norm an output's learning rate falls with.
+use super::pairs::{LoraPair, meet};
+use crate::{OptimError, check};
+
+/// Which norm the factor of an output falls with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormOf {
-    /// That of the product.
+    /// That of its column of `A B` (a row, as the paper writes it).
     #[default]
     BaRow,
-    /// That of the factor at the output, which is cheaper.
+    /// That of its column of B, which is cheaper.
     BRow,
+}
+
+/// Refuses an eta outside of what single precision can hold squared.
+pub fn check_eta(eta: f64) -> Result<(), OptimError> {
+    match eta > 0.0 && eta <= 1e9 {
+        true => Ok(()),
+        false => check::refused("eta", eta, "it must be greater than 0 and at most 1e9"),
+    }
+}
+
+/// Factors `[d_out]` of the outputs for `A [d_in, rank]` and `B [rank, d_out]`, without gradient. The product itself is not formed.
+pub fn output_paces(a: Tensor<2>, b: Tensor<2>, eta: f64, norm_of: NormOf) -> Tensor<1> {
+    let (a, b) = (a.detach(), b.detach());
+    let squares = match norm_of {
+        NormOf::BaRow => a.clone().transpose().matmul(a).matmul(b.clone()) * b,
+        NormOf::BRow => b.square(),
+    };
+    // Rounding can make a square a little less than zero.
+    let norms = squares.sum_dim(0).squeeze_dim::<1>(0).clamp_min(0.0).sqrt();
+    // As written above, but exactly eta where the norm is zero.
+    norms.mul_scalar(eta * eta).add_scalar(1.0).sqrt().recip().mul_scalar(eta)
+}
+
+/// ALLoRA where nothing but gradients can be changed: that of B is as the method has it, that of A stays plain, which it should not. For the
+/// whole method turn the adapters into `allora` (crate `lowrank-models`).
+///
+/// The adapters must have scale 1: the method has none.
+#[derive(Clone, Debug)]
+pub struct AlloraRowsOnly {
+    pairs: Vec<LoraPair>,
+    eta: f64,
+    norm_of: NormOf,
+}
+
+impl AlloraRowsOnly {
+    /// The rule for a module that [`Module::apply_lora`] was called on, with alpha equal to the rank.
+    pub fn new<M: Module>(module: &M, eta: f64, norm_of: NormOf) -> Result<Self, OptimError> {
+        check_eta(eta)?;
+        let pairs = LoraPair::of(module)?;
+        match pairs.iter().find(|pair| pair.scale != 1.0) {
+            None => Ok(Self { pairs, eta, norm_of }),
+            Some(pair) => check::refused(
+                "scale",
+                pair.scale,
+                format!(
+                    "allora has none, eta takes its place, but the adapter of {} has; let alpha be the rank",
+                    pair.path
+                ),
+            ),
+        }
+    }
+
+    /// The gradients with that of B scaled; before clipping, which is to see them so.
+    pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+        for met in meet(module, &self.pairs, &mut grads, false)? {
+            let pace = output_paces(met.a, met.b, self.eta, self.norm_of).unsqueeze::<2>();
+            grads.register(met.pair.b, met.slope_b * pace);
+            if let Some(slope) = met.slope_a {
+                grads.register(met.pair.a, slope);
+            }
+        }
+        Ok(grads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Lora;
+    use burn::nn::LinearConfig;
+    use burn::tensor::{Device, TensorData};
+
+    fn tensor<const N: usize>(values: [[f32; N]; 2]) -> Tensor<2> {
+        Tensor::from_data(TensorData::from(values), &Device::default())
+    }
+
+    fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+        crate::host::values(x)
+    }
+
+    #[test]
+    fn paces_are_eta_at_zero_and_fall_as_the_rows_grow() {
+        let a = tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]]).transpose();
+        // Outputs whose columns are zero, small, larger, largest.
+        let b = tensor([[0.0, 0.01, 0.1, 1.0], [0.0, -0.02, 0.3, 5.0]]);
+        let product = a.clone().matmul(b.clone());
+        for eta in [0.3, 1.0, 3.0, 4.0, 1e6] {
+            for (norm_of, rows) in [(NormOf::BaRow, product.clone()), (NormOf::BRow, b.clone())] {
+                let paces = host(output_paces(a.clone(), b.clone(), eta, norm_of));
+                assert_eq!(paces[0], eta as f32);
+                assert!(paces.is_sorted_by(|before, after| before > after), "{paces:?}");
+                let norms = host(rows.square().sum_dim(0).sqrt());
+                for (pace, norm) in paces.iter().zip(norms).skip(1) {
+                    let expected = (f64::from(norm) + eta.powi(-2)).sqrt().recip();
+                    assert!((f64::from(*pace) / expected - 1.0).abs() < 1e-5);
+                }
+            }
+        }
+        for eta in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e10] {
+            assert!(check_eta(eta).is_err(), "{eta}");
+        }
+    }
+
+    #[test]
+    fn rows_only_scales_b_and_leaves_a() {
+        let device = Device::default().autodiff();
+        let module = LinearConfig::new(3, 4).init(&device);
+        let scaled = module.clone().apply_lora(Lora::new(2, 4.0));
+        assert!(AlloraRowsOnly::new(&scaled, 2.0, NormOf::BaRow).unwrap_err().to_string().contains("alpha"));
+        let module = module.apply_lora(Lora::new(2, 2.0));
+        let adapter = module.weight.adapter().unwrap();
+        let grads = || {
+            let loss = module.forward(Tensor::<2>::ones([5, 3], &device)).square().sum();
+            GradientsParams::from_grads(loss.backward(), &module)
+        };
+        let (plain, scaled) = (grads(), AlloraRowsOnly::new(&module, 2.0, NormOf::BRow).unwrap());
+        let scaled = scaled.apply(&module, grads()).unwrap();
+        let slope = |grads: &GradientsParams, id| grads.get::<2>(id).unwrap();
+        assert_eq!(host(slope(&plain, adapter.a.id)), host(slope(&scaled, adapter.a.id)));
+        assert_eq!(host(slope(&plain, adapter.b.id).mul_scalar(2.0)), host(slope(&scaled, adapter.b.id)));
+    }
 }

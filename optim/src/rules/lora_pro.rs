@@ -1,6 +1,21 @@
-//! LoRA-Pro ("LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", arXiv 2407.18242).
+//! LoRA-Pro: gradients of the two factors of LoRA whose common step lies closest to the gradient of the weight.
+//!
+//! "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?" (Wang et al., arXiv 2407.18242). The official code adds one to the exponent of the
+//! bias correction and fixes the scale to 2; here steps count from 1 and the scale is the adapter's.
 
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::config::Config;
+use burn::module::{Module, ModuleMapper, Param, ParamGroup, ParamId};
+use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
+use burn::tensor::{Device, Tensor, TensorData};
+use nalgebra::DMatrix;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, matrices, meet, turned};
+use crate::{AdamWConfig, OptimError, StateMeter, check};
 
 /// Where the moments of LoRA-Pro live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +38,295 @@ pub enum LoraProX {
     /// The gradients lie as close to the plain ones as they can.
     #[default]
     Sylvester,
-    /// Both factors take the same part of what they share.
+    /// That of the official code's ablation.
     Symmetry,
     /// It is not used.
     Zero,
 }
+
+/// Configuration of [`LoraPro`].
+#[derive(Config, Debug)]
+pub struct LoraProConfig {
+    /// Where the moments live.
+    #[config(default = "LoraProMode::Full")]
+    pub mode: LoraProMode,
+    /// How the free part of the gradients is chosen.
+    #[config(default = "LoraProX::Sylvester")]
+    pub x_mode: LoraProX,
+    /// Damping of the factors' products with themselves, greater than 0.
+    #[config(default = 1e-8)]
+    pub delta: f64,
+    /// Decay of the first moment, from 0 to below 1; of mode full.
+    #[config(default = 0.9)]
+    pub beta_1: f64,
+    /// Decay of the second moment, from 0 to below 1; of mode full.
+    #[config(default = 0.999)]
+    pub beta_2: f64,
+    /// Added to the root of the second moment, greater than 0; of mode full.
+    #[config(default = 1e-8)]
+    pub epsilon: f64,
+    /// Decay of the whole weight, 0 or greater; of mode full, see [`LoraPro::decay`].
+    #[config(default = 0.0)]
+    pub weight_decay: f64,
+}
+
+/// LoRA-Pro as a pass over gradients, after clipping and before the optimizer; once a step, on the sum over micro-batches.
+///
+/// With `g` the gradient of the weight, the step of the merged weight is to first order along `scale (A gB + gA B)`, which is made as near to
+/// `g` as it can be: the part of `g` in the column space of A and the row space of B. Only the gradients of the factors are needed.
+///
+/// The rates of full fine-tuning suit it; those of LoRA are 5 to 10 times too large. It is a handle: clones share their state.
+///
+/// ```no_run
+/// # use burn::module::Module;
+/// # use burn::optim::GradientsParams;
+/// # use lowrank_optim::OptimError;
+/// # use lowrank_optim::rules::{LoraProConfig, LoraProMode};
+/// # fn example<M: Module>(model: M, grads: GradientsParams) -> Result<(), OptimError> {
+/// let model = model.apply_lora(burn::module::Lora::new(8, 16.0));
+/// let rule = LoraProConfig::new().with_mode(LoraProMode::Efficient).init(&model)?;
+/// // In every step, and in `TrainStep::optimize`:
+/// let grads = rule.apply(&model, grads)?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct LoraPro {
+    config: LoraProConfig,
+    pairs: Vec<LoraPair>,
+    /// Adam of the equivalent gradients; their states go by the ids of the weights.
+    moments: Arc<Mutex<ModuleOptimizer>>,
+}
+
+impl LoraProConfig {
+    /// Refuses values outside what the options allow.
+    pub fn validate(&self) -> Result<(), OptimError> {
+        check::positive("delta", self.delta)?;
+        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
+        match self.mode {
+            LoraProMode::Full => Ok(()),
+            _ if self.weight_decay == 0.0 => Ok(()),
+            _ => check::refused(
+                "weight_decay",
+                self.weight_decay,
+                "lora-pro decays weights in mode full alone; elsewhere the optimizer does",
+            ),
+        }
+    }
+
+    /// The rule for a module that [`Module::apply_lora`] was called on.
+    pub fn init<M: Module>(&self, module: &M) -> Result<LoraPro, OptimError> {
+        self.over(module, LoraPair::of(module)?, &StateMeter::new())
+    }
+
+    /// The rule for known pairs of a module. States report to the meter.
+    pub fn over<M: Module>(&self, module: &M, pairs: Vec<LoraPair>, meter: &StateMeter) -> Result<LoraPro, OptimError> {
+        self.validate()?;
+        if self.weight_decay > 0.0 {
+            let weights = matrices(module, &pairs.iter().map(|pair| pair.weight).collect());
+            let writable = |pair: &LoraPair| weights.get(&pair.weight).is_some_and(|weight| weight.dtype().is_float());
+            let times = |id: ParamId| pairs.iter().filter(|pair| pair.weight == id).count();
+            if let Some(pair) = pairs.iter().find(|pair| !writable(pair) || times(pair.weight) > 1) {
+                return check::refused(
+                    "weight_decay",
+                    self.weight_decay,
+                    format!(
+                        "it acts on the whole weight, and that of {} is quantised or shared; set it to 0",
+                        pair.path
+                    ),
+                );
+            }
+        }
+        let adam = AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, 0.0).build();
+        let moments = ModuleOptimizer::from(adam.clone()).with_group(ParamGroup::all(), meter.watch(adam), None);
+        Ok(LoraPro { config: self.clone(), pairs, moments: Arc::new(Mutex::new(moments)) })
+    }
+}
+
+impl fmt::Debug for LoraPro {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoraPro").field("config", &self.config).field("pairs", &self.pairs).finish_non_exhaustive()
+    }
+}
+
+impl LoraPro {
+    /// The gradients as the optimizer is to see them. Pairs without gradients are passed over, so that those of one block alone are as good; a
+    /// gradient of one factor alone is an error.
+    pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+        let met = meet(module, &self.pairs, &mut grads, true)?;
+        let full = self.config.mode == LoraProMode::Full;
+        let x_mode = if full { LoraProX::Zero } else { self.config.x_mode };
+        let adjusted: Vec<_> = met.into_par_iter().map(|met| Adjusted::of(met, self.config.delta, x_mode)).collect();
+        for adjusted in adjusted {
+            let mut adjusted = adjusted?;
+            if full {
+                let direction = self.direction(&adjusted);
+                adjusted = adjusted.again(direction, self.config.delta, self.config.x_mode)?;
+            }
+            let (pair, [slope_a, slope_b]) = (adjusted.met.pair, adjusted.slopes);
+            grads.register(pair.a, slope_a);
+            grads.register(pair.b, slope_b);
+        }
+        Ok(grads)
+    }
+
+    /// Adam's direction `[d_in, d_out]` on the equivalent gradient, negated.
+    fn direction(&self, Adjusted { met, slopes: [slope_a, slope_b] }: &Adjusted<'_>) -> Tensor<2> {
+        // [gA | A] times [B over gB]: one product.
+        let left = Tensor::cat(vec![slope_a.clone(), met.a.clone()], 1);
+        let right = Tensor::cat(vec![met.b.clone(), slope_b.clone()], 0);
+        let equivalent = left.matmul(right).mul_scalar(met.pair.scale);
+        let mut grads = GradientsParams::new();
+        let start =
+            Equivalent { direction: Param::initialized(met.pair.weight, Tensor::from_inner(equivalent.zeros_like())) };
+        grads.register(met.pair.weight, equivalent);
+        self.moments().step(1.0, start, grads).direction.val().without_autodiff()
+    }
+
+    /// Weight decay of mode full: the whole weight, base and product, becomes `1 - lr weight_decay` times what it was. Call it between
+    /// [`LoraPro::apply`] and the optimizer. The base changes: the adapter alone is not the model any more.
+    pub fn decay<M: Module>(&self, module: M, lr: f64) -> M {
+        struct Shrink<'a> {
+            pairs: &'a [LoraPair],
+            keep: f64,
+        }
+        impl ModuleMapper for Shrink<'_> {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let id = param.id;
+                let keep = if self.pairs.iter().any(|pair| pair.weight == id) {
+                    self.keep
+                } else if self.pairs.iter().any(|pair| pair.a == id || pair.b == id) {
+                    self.keep.sqrt()
+                } else {
+                    return param;
+                };
+                let (id, tensor, mapper) = param.consume();
+                let (tracked, trained) = (tensor.device().is_autodiff(), tensor.is_require_grad());
+                let shrunk = tensor.without_autodiff().mul_scalar(keep);
+                let shrunk = if tracked { Tensor::from_inner(shrunk) } else { shrunk };
+                let shrunk = if trained { shrunk.require_grad() } else { shrunk };
+                Param::from_mapped_value(id, shrunk, mapper)
+            }
+        }
+        match self.config.weight_decay * lr {
+            0.0 => module,
+            share => module.map(&mut Shrink { pairs: &self.pairs, keep: 1.0 - share }),
+        }
+    }
+
+    /// The pairs that it adjusts.
+    pub fn pairs(&self) -> &[LoraPair] {
+        &self.pairs
+    }
+
+    /// The moments of mode full, for a checkpoint.
+    pub fn to_record(&self) -> OptimizerRecord {
+        self.moments().to_record()
+    }
+
+    /// Goes on with the moments of a record.
+    pub fn load_record(&self, record: OptimizerRecord) {
+        let mut moments = self.moments();
+        *moments = moments.clone().load_record(record);
+    }
+
+    fn moments(&self) -> MutexGuard<'_, ModuleOptimizer> {
+        self.moments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What Adam sees of a weight in mode full.
+#[derive(Module, Debug)]
+struct Equivalent {
+    direction: Param<Tensor<2>>,
+}
+
+/// A pair with its adjusted gradients.
+struct Adjusted<'a> {
+    met: Met<'a>,
+    slopes: [Tensor<2>; 2],
+}
+
+impl<'a> Adjusted<'a> {
+    fn of(mut met: Met<'a>, delta: f64, x_mode: LoraProX) -> Result<Self, OptimError> {
+        let device = met.a.device();
+        let Some(slope_a) = met.slope_a.take() else { unreachable!("pairs come with both gradients") };
+        let slope_b = met.slope_b.clone();
+        let [a, b] = adjust(&met, [slope_a, slope_b], delta, x_mode)?;
+        Ok(Self { met, slopes: [tensor(a, &device), tensor(b, &device)] })
+    }
+
+    /// The gradients that follow from another gradient of the weight, `[d_in, d_out]` and negated.
+    fn again(self, negated: Tensor<2>, delta: f64, x_mode: LoraProX) -> Result<Self, OptimError> {
+        let Met { pair, a, b, .. } = &self.met;
+        let slope_a = negated.clone().matmul(b.clone().transpose()).mul_scalar(-pair.scale);
+        let slope_b = a.clone().transpose().matmul(negated).mul_scalar(-pair.scale);
+        let device = a.device();
+        let [a, b] = adjust(&self.met, [slope_a, slope_b], delta, x_mode)?;
+        Ok(Self { met: self.met, slopes: [tensor(a, &device), tensor(b, &device)] })
+    }
+}
+
+fn tensor(data: TensorData, device: &Device) -> Tensor<2> {
+    Tensor::from_data(data, device)
+}
+
+/// The adjusted gradients, laid out as the factors.
+fn adjust(met: &Met<'_>, slopes: [Tensor<2>; 2], delta: f64, x_mode: LoraProX) -> Result<[TensorData; 2], OptimError> {
+    let path = &met.pair.path;
+    let [a, b] = [turned(met.a.clone()), turned(met.b.clone())];
+    let [slope_a, slope_b] = slopes.map(turned);
+    let bad = |count| OptimError::NonFiniteGradient { path: path.clone(), count };
+    let adjusted = closed_form([&a, &b], [&slope_a, &slope_b], met.pair.scale, delta, x_mode).ok_or_else(|| {
+        let inputs = [&a, &b, &slope_a, &slope_b];
+        bad(inputs.into_iter().flat_map(|x| x.iter()).filter(|value| !value.is_finite()).count() as u64)
+    })?;
+    let [a, b] = adjusted.map(|x| data(&x));
+    Ok([a.map_err(bad)?, b.map_err(bad)?])
+}
+
+/// In the orientation of the paper: A is `r x d_in`, B is `d_out x r`, and so are their gradients. None when something is not finite.
+///
+/// Each of the four is read twice: once for the `r x r` products, once for the result.
+fn closed_form(
+    [a, b]: [&DMatrix<f64>; 2],
+    [slope_a, slope_b]: [&DMatrix<f64>; 2],
+    scale: f64,
+    delta: f64,
+    x_mode: LoraProX,
+) -> Option<[DMatrix<f64>; 2]> {
+    let over = (scale * scale).recip();
+    let (a_turned, b_turned) = (a.transpose(), b.transpose());
+    let (gram_a, gram_b) = (a * &a_turned, &b_turned * b);
+    let (across_a, across_b) = (slope_a * a_turned, b_turned * slope_b);
+    if across_a.iter().chain(across_b.iter()).any(|value| !value.is_finite()) {
+        return None;
+    }
+    let (eigen_a, eigen_b) = (eigen(&gram_a)?, eigen(&gram_b)?);
+    let q = damped_inverse(&eigen_a, delta) * over;
+    if gram_b.iter().all(|value| *value == 0.0) {
+        // The gradient of A is zero, but for rounding that the damped inverse would blow up.
+        return Some([DMatrix::zeros(a.nrows(), a.ncols()), slope_b * q]);
+    }
+    let p = damped_inverse(&eigen_b, delta);
+    let x = match x_mode {
+        LoraProX::Zero => DMatrix::zeros(a.nrows(), a.nrows()),
+        LoraProX::Symmetry => &p * &across_b * &gram_a * (-0.5 * over),
+        LoraProX::Sylvester => {
+            let (u, v) = (&eigen_b.eigenvectors, &eigen_a.eigenvectors);
+            let mut x = u.transpose() * (&p * &across_a * -over) * v;
+            // Where neither factor reaches there is nothing to share.
+            let floor = f64::EPSILON * (eigen_a.eigenvalues.max() + eigen_b.eigenvalues.max());
+            for (i, b) in eigen_b.eigenvalues.iter().enumerate() {
+                for (j, a) in eigen_a.eigenvalues.iter().enumerate() {
+                    x[(i, j)] = if a + b > floor { x[(i, j)] / (a + b) } else { 0.0 };
+                }
+            }
+            u * x * v.transpose()
+        }
+    };
+    let shared = &p * &across_b * &q + &x;
+    Some([(&p * over) * slope_a + &x * a, slope_b * q - b * shared])
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,12 @@
 
 mod allora;
 mod global_norm;
+mod lora_fa;
 mod lora_pro;
+mod pairs;
 
-pub use allora::NormOf;
+pub use allora::{AlloraRowsOnly, NormOf, check_eta, output_paces};
 pub use global_norm::{Clipped, GlobalNormClip};
-pub use lora_pro::{LoraProMode, LoraProX};
+pub use lora_fa::LoraFa;
+pub use lora_pro::{LoraPro, LoraProConfig, LoraProMode, LoraProX};
+pub use pairs::LoraPair;

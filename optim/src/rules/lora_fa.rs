@@ -1,0 +1,89 @@
+//! LoRA-FA: A stays as it begins, and the gradient of B is corrected for it.
+//!
+//! "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning" (Zhang et al., arXiv 2308.03303). The correction is
+//! that of `peft`'s optimizer; its Adam is [`AdamWConfig`](crate::AdamWConfig) with `legacy_epsilon`, `decay_after` and an epsilon of 1e-6.
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, meet, turned};
+use crate::OptimError;
+
+/// Damping of the product of A with itself, as in `peft`.
+const DELTA: f64 = 1e-8;
+
+/// Drops the gradient of A and corrects that of B: `(A' A + delta)^-1 gB / scale^2`, so that the step of the merged weight is the gradient of
+/// the weight as far as it lies in the column space of A. After clipping and before the optimizer.
+///
+/// Where A is frozen its gradient does not even arise, which saves the most.
+#[derive(Clone, Debug)]
+pub struct LoraFa {
+    pairs: Vec<LoraPair>,
+}
+
+impl LoraFa {
+    /// The rule for a module that [`Module::apply_lora`] was called on.
+    pub fn new<M: Module>(module: &M) -> Result<Self, OptimError> {
+        Ok(Self::over(LoraPair::of(module)?))
+    }
+
+    /// The rule for known pairs.
+    pub fn over(pairs: Vec<LoraPair>) -> Self {
+        Self { pairs }
+    }
+
+    /// The gradients as the optimizer is to see them; those of a part of the module are as good.
+    pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+        let met = meet(module, &self.pairs, &mut grads, false)?;
+        let corrected: Vec<_> = met.into_par_iter().map(corrected).collect();
+        for corrected in corrected {
+            let (pair, slope) = corrected?;
+            grads.register(pair.b, slope);
+        }
+        Ok(grads)
+    }
+}
+
+fn corrected(met: Met<'_>) -> Result<(&LoraPair, Tensor<2>), OptimError> {
+    let device = met.b.device();
+    let (a, slope) = (turned(met.a), turned(met.slope_b));
+    let bad = |count| OptimError::NonFiniteGradient { path: met.pair.path.clone(), count };
+    let non_finite = || a.iter().filter(|value| !value.is_finite()).count() as u64;
+    let eigen = eigen(&(&a * a.transpose())).ok_or_else(|| bad(non_finite()))?;
+    let corrected = slope * damped_inverse(&eigen, DELTA) / (met.pair.scale * met.pair.scale);
+    Ok((met.pair, Tensor::from_data(data(&corrected).map_err(bad)?, &device)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Lora;
+    use burn::nn::LinearConfig;
+    use burn::tensor::Device;
+
+    #[test]
+    fn the_step_is_the_gradient_in_the_column_space_of_a() {
+        let device = Device::default().autodiff();
+        let module = LinearConfig::new(7, 5).with_bias(false).init(&device).apply_lora(Lora::new(3, 6.0));
+        let adapter = module.weight.adapter().unwrap();
+        let values = |rows: usize, columns: usize, seed: u64| {
+            let mut rng = crate::random::generator(1, seed, 0);
+            let values = crate::random::normal(&mut rng, rows * columns);
+            Tensor::<2>::from_data(burn::tensor::TensorData::new(values, [rows, columns]), &Device::default())
+        };
+        let g = values(7, 5, 3);
+        let loss = (module.weight.val() * Tensor::from_inner(g.clone())).sum();
+        let grads = GradientsParams::from_grads(loss.backward(), &module);
+        let grads = LoraFa::new(&module).unwrap().apply(&module, grads).unwrap();
+        assert!(grads.get::<2>(adapter.a.id).is_none());
+        let a = adapter.a.val().inner();
+        let step = a.clone().matmul(grads.get::<2>(adapter.b.id).unwrap()).mul_scalar(adapter.scale);
+        let q = crate::orthonormal_factor(&a);
+        let expected = q.clone().matmul(q.transpose().matmul(g));
+        let size: f32 = expected.clone().square().sum().sqrt().into_scalar();
+        let far: f32 = (step - expected).square().sum().sqrt().into_scalar();
+        assert!(far < 1e-4 * size, "{far} of {size}");
+    }
+}

@@ -1,0 +1,240 @@
+//! The two factors of LoRA adapters: where they are in a module, and what they hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor, TensorData};
+use nalgebra::{DMatrix, Dyn, SymmetricEigen};
+
+use crate::host::values;
+use crate::{ModulePath, OptimError};
+
+/// The two factors of one LoRA adapter: its layer acts as `x (W + scale A B)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraPair {
+    /// Path of the layer.
+    pub path: String,
+    /// The frozen weight `W [d_in, d_out]`.
+    pub weight: ParamId,
+    /// `A [d_in, rank]`.
+    pub a: ParamId,
+    /// `B [rank, d_out]`.
+    pub b: ParamId,
+    /// What the product is multiplied by.
+    pub scale: f64,
+}
+
+impl LoraPair {
+    /// The adapters that Burn's [`Module::apply_lora`] attached to a module; that there are none is an error.
+    pub fn of<M: Module>(module: &M) -> Result<Vec<Self>, OptimError> {
+        let mut finder = Finder::default();
+        module.visit(&mut finder);
+        if finder.found.is_empty() {
+            return Err(OptimError::NoAdapter);
+        }
+        let mut pairs = finder.found;
+        let mut scales = Scales { pairs: &pairs, found: BTreeMap::new() };
+        module.clone().map(&mut Ones(&pairs)).materialize().visit(&mut scales);
+        let found = scales.found;
+        for pair in &mut pairs {
+            pair.scale = found.get(&pair.weight).copied().unwrap_or(1.0);
+        }
+        Ok(pairs)
+    }
+}
+
+/// Burn shows a visitor `weight`, then, inside of `lora`, `a` and `b`.
+#[derive(Default)]
+struct Finder {
+    path: ModulePath,
+    /// Of the last tensor outside of an adapter, and of `a`.
+    weight: Option<ParamId>,
+    a: Option<ParamId>,
+    inside: bool,
+    found: Vec<LoraPair>,
+}
+
+impl ModuleVisitor for Finder {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+        self.inside |= (name, container) == ("lora", "Reparameterization");
+    }
+
+    fn exit_module(&mut self, name: &str, container: &str) {
+        self.path.exit();
+        self.inside &= (name, container) != ("lora", "Reparameterization");
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let path = self.path.joined();
+        if !self.inside {
+            self.weight = Some(param.id);
+        } else if path.ends_with(".a") {
+            self.a = Some(param.id);
+        } else if let (Some(weight), Some(a), Some(layer)) = (self.weight, self.a.take(), path.strip_suffix(".lora.b"))
+        {
+            let path = layer.strip_suffix(".weight").unwrap_or(layer).to_string();
+            self.found.push(LoraPair { path, weight, a, b: param.id, scale: f64::NAN });
+        }
+    }
+}
+
+/// Burn shows a visitor the factors of its adapters but not their scale. A copy of the module says it, whose adapters are `0 + scale * 1 * 1`.
+struct Ones<'a>(&'a [LoraPair]);
+
+impl ModuleMapper for Ones<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, device) = (param.id, param.lazy_device().inner());
+        let one = |value: f32| Param::initialized(id, Tensor::full([1; D], value, (&device, DType::F32)));
+        if self.0.iter().any(|pair| pair.weight == id) {
+            one(0.0)
+        } else if self.0.iter().any(|pair| pair.a == id || pair.b == id) {
+            one(1.0)
+        } else {
+            param
+        }
+    }
+}
+
+struct Scales<'a> {
+    pairs: &'a [LoraPair],
+    found: BTreeMap<ParamId, f64>,
+}
+
+impl ModuleVisitor for Scales<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.pairs.iter().any(|pair| pair.weight == param.id) {
+            self.found.insert(param.id, f64::from(param.val().into_scalar::<f32>()));
+        }
+    }
+}
+
+/// Matrices of a module by their ids, without gradient. For the time they are held the module's own are not changed in place.
+pub(super) fn matrices<M: Module>(module: &M, wanted: &BTreeSet<ParamId>) -> BTreeMap<ParamId, Tensor<2>> {
+    struct Collect<'a> {
+        wanted: &'a BTreeSet<ParamId>,
+        found: BTreeMap<ParamId, Tensor<2>>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.wanted.contains(&param.id)
+                && let [rows, columns] = *param.lazy_shape().as_slice()
+            {
+                self.found.insert(param.id, param.base().without_autodiff().reshape([rows, columns]));
+            }
+        }
+    }
+    let mut collect = Collect { wanted, found: BTreeMap::new() };
+    module.visit(&mut collect);
+    collect.found
+}
+
+/// A pair with its factors and their gradients, in f32.
+pub(super) struct Met<'a> {
+    pub pair: &'a LoraPair,
+    pub a: Tensor<2>,
+    pub b: Tensor<2>,
+    pub slope_a: Option<Tensor<2>>,
+    pub slope_b: Tensor<2>,
+}
+
+/// Takes the gradients of the pairs out of those of a module, or of a part of it. With `both` a gradient of one factor alone is an error, else
+/// that of B is enough.
+pub(super) fn meet<'a, M: Module>(
+    module: &M,
+    pairs: &'a [LoraPair],
+    grads: &mut GradientsParams,
+    both: bool,
+) -> Result<Vec<Met<'a>>, OptimError> {
+    let mut slopes = Vec::new();
+    for pair in pairs {
+        match (grads.remove::<2>(pair.a), grads.remove::<2>(pair.b)) {
+            (None, None) => {}
+            (slope_a, Some(slope_b)) if slope_a.is_some() || !both => slopes.push((pair, slope_a, slope_b)),
+            (slope_a, _) => {
+                let [present, missing] = if slope_a.is_some() { ["A", "B"] } else { ["B", "A"] };
+                return Err(OptimError::LoneFactor { path: pair.path.clone(), present, missing });
+            }
+        }
+    }
+    let wanted = slopes.iter().flat_map(|(pair, ..)| [pair.a, pair.b]).collect();
+    let mut found = matrices(module, &wanted);
+    let mut met = Vec::with_capacity(slopes.len());
+    for (pair, slope_a, slope_b) in slopes {
+        let (Some(a), Some(b)) = (found.remove(&pair.a), found.remove(&pair.b)) else {
+            return Err(OptimError::NoAdapter);
+        };
+        let f32 = |x: Tensor<2>| x.cast(DType::F32);
+        met.push(Met { pair, a: f32(a), b: f32(b), slope_a: slope_a.map(f32), slope_b: f32(slope_b) });
+    }
+    Ok(met)
+}
+
+/// A matrix in f64 on the host, column by column: a tensor `[n, m]` is held as `m x n`, which is how the papers write the factors.
+pub(super) fn turned(x: Tensor<2>) -> DMatrix<f64> {
+    let [rows, columns] = x.dims();
+    DMatrix::from_iterator(columns, rows, values(x).into_iter().map(f64::from))
+}
+
+/// The tensor `[n, m]` of a matrix `m x n`, or how many of its values are infinite or not a number.
+pub(super) fn data(x: &DMatrix<f64>) -> Result<TensorData, u64> {
+    let values: Vec<f32> = x.iter().map(|value| *value as f32).collect();
+    match values.iter().filter(|value| !value.is_finite()).count() {
+        0 => Ok(TensorData::new(values, [x.ncols(), x.nrows()])),
+        count => Err(count as u64),
+    }
+}
+
+/// Eigenvalues and eigenvectors of a product of a matrix with itself; values below 0 are rounding. None when something is not finite.
+pub(super) fn eigen(gram: &DMatrix<f64>) -> Option<SymmetricEigen<f64, Dyn>> {
+    /// Sweeps after which the iteration gives up; it needs a few for each value.
+    const SWEEPS: usize = 100;
+    if gram.iter().any(|value| !value.is_finite()) {
+        return None;
+    }
+    let mut eigen = SymmetricEigen::try_new(gram.clone(), f64::EPSILON, SWEEPS * gram.nrows().max(32))?;
+    eigen.eigenvalues.apply(|value| *value = value.max(0.0));
+    Some(eigen)
+}
+
+/// `(G + delta I)^-1` from the eigenvectors of G.
+pub(super) fn damped_inverse(eigen: &SymmetricEigen<f64, Dyn>, delta: f64) -> DMatrix<f64> {
+    let mut scaled = eigen.eigenvectors.clone();
+    for (mut column, value) in scaled.column_iter_mut().zip(eigen.eigenvalues.iter()) {
+        column.scale_mut((value + delta).recip());
+    }
+    scaled * eigen.eigenvectors.transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Lora;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    #[derive(Module, Debug)]
+    struct Two {
+        first: Linear,
+        others: Vec<Linear>,
+    }
+
+    #[test]
+    fn burns_adapters_are_found_with_their_scales() {
+        let device = Device::default().autodiff();
+        let layer = |d_in, d_out| LinearConfig::new(d_in, d_out).init(&device);
+        let module = Two { first: layer(4, 6), others: vec![layer(6, 5), layer(5, 3)] };
+        assert!(matches!(LoraPair::of(&module), Err(OptimError::NoAdapter)));
+        let only = burn::module::ParamGroup::from_predicate("others");
+        let module = module.apply_lora(Lora::new(2, 5.0).set_param_group(only));
+        let pairs = LoraPair::of(&module).unwrap();
+        let paths: Vec<&str> = pairs.iter().map(|pair| pair.path.as_str()).collect();
+        assert_eq!(paths, ["others.0", "others.1"]);
+        for (pair, layer) in pairs.iter().zip(&module.others) {
+            let adapter = layer.weight.adapter().unwrap();
+            assert_eq!((pair.weight, pair.a, pair.b), (layer.weight.id, adapter.a.id, adapter.b.id));
+            assert_eq!(pair.scale, adapter.scale);
+        }
+    }
+}
