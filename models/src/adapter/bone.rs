@@ -165,6 +165,8 @@ impl Structure for Bone {
 impl Method for Bone {
     type Options = BoneOptions;
 
+    const LR: f64 = 2e-5;
+
     const SPEC: Spec = Spec {
         name: "bone",
         title: "Bone: Block Affine Transformation as Parameter Efficient Fine-tuning Methods for Large Language Models",

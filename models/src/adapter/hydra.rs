@@ -188,6 +188,8 @@ impl Structure for Hydra {
 impl Method for Hydra {
     type Options = HydraOptions;
 
+    const LR: f64 = 4e-4;
+
     const SPEC: Spec = Spec {
         name: "hydra",
         title: "Hydra: Multi-head Low-rank Adaptation for Parameter Efficient Fine-tuning",

@@ -100,6 +100,8 @@ impl Structure for LoLdu {
 impl Method for LoLdu {
     type Options = LoLduOptions;
 
+    const LR: f64 = 1e-3;
+
     const SPEC: Spec = Spec {
         name: "loldu",
         title: "LoLDU: Low-Rank Adaptation via Lower-Diag-Upper Decomposition for Parameter-Efficient Fine-Tuning",

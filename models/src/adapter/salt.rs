@@ -184,6 +184,8 @@ impl Structure for Salt {
 impl Method for Salt {
     type Options = SaltOptions;
 
+    const LR: f64 = 1e-4;
+
     const SPEC: Spec = Spec {
         name: "salt",
         title: "SALT: Singular Value Adaptation with Low-Rank Transformation",

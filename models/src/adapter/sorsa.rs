@@ -89,6 +89,8 @@ impl Structure for Sorsa {
 impl Method for Sorsa {
     type Options = SorsaOptions;
 
+    const LR: f64 = 3e-5;
+
     const SPEC: Spec = Spec {
         name: "sorsa",
         title: "SORSA: Singular Values and Orthonormal Regularized Singular Vectors Adaptation of Large Language Models",

@@ -57,6 +57,8 @@ impl Structure for SvFit {
 impl Method for SvFit {
     type Options = SvFitOptions;
 
+    const LR: f64 = 1e-3;
+
     const SPEC: Spec = Spec {
         name: "svfit",
         title: "SVFit: Parameter-Efficient Fine-Tuning of Large Pre-Trained Models Using Singular Values",
