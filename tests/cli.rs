@@ -5,19 +5,9 @@ mod program;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
-use program::{Workshop, checkpoints, stderr, succeeded, summary};
-
-/// Bad input: exit code 2, no panic, and a message with all of these.
-fn refused(output: &Output, parts: &[&str]) {
-    let text = stderr(output);
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(!text.contains("panicked"), "{text}");
-    for part in parts {
-        assert!(text.contains(part), "\"{part}\" is not in:\n{text}");
-    }
-}
+use program::{Workshop, checkpoints, refused, stderr, succeeded, summary};
 
 #[test]
 fn bad_settings_are_refused_and_leave_nothing() {

@@ -34,6 +34,36 @@ impl Workshop {
         Self { dir }
     }
 
+    /// The same with a tiny model in `model` and examples to fine-tune it on in `examples.jsonl`.
+    pub fn with_model(examples: usize) -> Self {
+        let shop = Self::new(10);
+        let more = ["--steps", "200", "--lr", "0.01", "--set", "schedule.warmup_steps=10"];
+        succeeded(shop.run(&shop.tiny("pretrained", &more)));
+        let model = checkpoints(&shop.path("pretrained")).pop().expect("a checkpoint");
+        std::fs::rename(model, shop.path("model")).expect("a model folder");
+        for name in ["optimizer.bpk", "trainer.json", "manifest.json"] {
+            std::fs::remove_file(shop.path("model").join(name)).expect("what is no part of a model");
+        }
+        let line = |number: usize| {
+            let (a, b) = (WORDS[number % 16], WORDS[number * 7 / 16 % 16]);
+            format!("{{\"prompt\": \"{a} {b} {number}: \", \"completion\": \"{b} {a}\"}}")
+        };
+        let lines: Vec<String> = (0..examples).map(line).collect();
+        std::fs::write(shop.path("examples.jsonl"), lines.join("\n")).expect("a file");
+        shop
+    }
+
+    /// Arguments of a fine-tuning of that model that takes seconds.
+    pub fn tuned<'a>(&self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut args = vec!["finetune", "--quiet", "--out", out, "--model", "model", "--data", "examples.jsonl"];
+        for setting in ["train.batch=2", "train.seq_len=48", "optimizer.lr=0.01", "eval.every=0", "log.sample_tokens=8"]
+        {
+            args.extend(["--set", setting]);
+        }
+        args.extend(more);
+        args
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -90,6 +120,16 @@ pub fn succeeded(output: Output) -> Output {
     output
 }
 
+/// Bad input: exit code 2, no panic, and a message with all of these.
+pub fn refused(output: &Output, parts: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "\"{part}\" is not in:\n{text}");
+    }
+}
+
 /// The lines of `metrics.jsonl`.
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
@@ -115,13 +155,24 @@ pub fn checkpoints(run: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Every tensor of the weights and of the optimizer's state, by name. The order within a file of states does not matter.
+/// Every tensor of the weights, or of the adapter, and of the states, by name. The order within a file of states does not matter.
 pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
-    let weights = std::fs::read(checkpoint.join("model.safetensors")).expect("the weights of a checkpoint");
-    let reader = burn_pack::Reader::from_file(checkpoint.join("optimizer.bpk")).expect("the optimizer's state");
-    let states = reader.into_tensors().expect("tensors").into_iter().map(|tensor| {
-        let (name, _, _, _, bytes) = tensor.into_parts().expect("a tensor");
-        (name, bytes.to_vec())
-    });
-    states.chain([("weights".to_string(), weights)]).collect()
+    let mut found = BTreeMap::new();
+    for name in ["model.safetensors", "adapter_model.safetensors"] {
+        if checkpoint.join(name).exists() {
+            found.insert(name.to_string(), std::fs::read(checkpoint.join(name)).expect("weights"));
+        }
+    }
+    assert_eq!(found.len(), 1, "a checkpoint holds a model or an adapter");
+    for file in ["optimizer.bpk", "rule.bpk"] {
+        if !checkpoint.join(file).exists() {
+            continue;
+        }
+        let reader = burn_pack::Reader::from_file(checkpoint.join(file)).expect("a state");
+        for tensor in reader.into_tensors().expect("tensors") {
+            let (name, _, _, _, bytes) = tensor.into_parts().expect("a tensor");
+            found.insert(format!("{file}: {name}"), bytes.to_vec());
+        }
+    }
+    found
 }

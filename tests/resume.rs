@@ -6,6 +6,7 @@ mod program;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lowrank_models::adapter::{Rank, STRUCTURES};
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_optim::registry::METHODS;
 use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary, tensors};
@@ -139,15 +140,59 @@ fn blocks_that_are_updated_one_by_one_resume_with_the_same_bits() {
     resumes_with_the_same_bits(&shop, &more);
 }
 
-fn resumes_with_the_same_bits(shop: &Workshop, more: &[&str]) {
-    succeeded(shop.run(&shop.tiny("whole", more)));
+/// Dropout, rows of other lengths, moments of the whole weight and steps at which tensors rest are among what must be as it was.
+#[test]
+fn a_killed_fine_tuning_resumes_with_the_same_bits() {
+    let shop = Workshop::with_model(60);
+    let mut runs: Vec<Vec<String>> = STRUCTURES
+        .iter()
+        .map(|entry| {
+            let mut settings = vec![format!("adapter.name={}", entry.spec.name)];
+            if entry.spec.rank != Rank::None {
+                settings.push("adapter.rank=4".into());
+            }
+            if entry.spec.dropout {
+                settings.push("adapter.dropout=0.2".into());
+            }
+            settings
+        })
+        .collect();
+    for settings in [
+        &["adapter.name=none"][..],
+        &["adapter.init=pissa", "adapter.rank=4", "data.packing=true"],
+        &["rule.name=lora-plus", "adapter.dropout=0.1", "train.backward=checkpointed", "train.accumulation=2"],
+        &["rule.name=lora-fa", "adapter.layers=1", "train.backward=per-layer", "optimizer.clip=0"],
+        &["rule.name=lora-fa", "rule.options.corrected=true"],
+        &["rule.name=lora-pro", "rule.options.mode=full", "optimizer.lr=0.001"],
+        &["rule.name=lora-pro", "rule.options.mode=efficient", "train.backward=per-layer", "optimizer.clip=0"],
+        &["rule.name=allora", "optimizer.name=dct-adamw", "optimizer.rank=2"],
+    ] {
+        runs.push(settings.iter().map(|setting| setting.to_string()).collect());
+    }
+    for settings in &runs {
+        println!("{settings:?}");
+        let mut more = vec!["--steps", "60", "--set", "checkpoint.every=15", "--set", "checkpoint.keep_last=10"];
+        more.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        with_and_without_a_kill(&shop, &|out| shop.tuned(out, &more));
+        for run in ["whole", "halves"] {
+            std::fs::remove_dir_all(shop.path(run)).expect("a run");
+        }
+    }
+}
 
-    let mut child = start(shop.command(&shop.tiny("halves", more)));
+fn resumes_with_the_same_bits(shop: &Workshop, more: &[&str]) {
+    with_and_without_a_kill(shop, &|out| shop.tiny(out, more));
+}
+
+fn with_and_without_a_kill<'a>(shop: &Workshop, args: &dyn Fn(&'a str) -> Vec<&'a str>) {
+    succeeded(shop.run(&args("whole")));
+
+    let mut child = start(shop.command(&args("halves")));
     let halves = shop.path("halves");
-    wait_for("the checkpoint of step 100", || checkpoints(&halves).len() >= 2);
+    wait_for("the second checkpoint", || checkpoints(&halves).len() >= 2);
     signal(&child, "-KILL");
     child.wait().expect("an end");
-    succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "halves"]));
+    succeeded(shop.run(&[args("halves")[0], "--quiet", "--resume", "--out", "halves"]));
 
     let (whole, halves) = (checkpoints(&shop.path("whole")), checkpoints(&halves));
     let names = |paths: &[std::path::PathBuf]| {

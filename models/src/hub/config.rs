@@ -96,6 +96,16 @@ impl HubConfig {
         Ok(Self { llama, extra: keys.map })
     }
 
+    /// Token ids under a key such as `eos_token_id`, which may hold one or several.
+    pub fn tokens(&self, key: &str) -> Vec<u32> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match self.extra.get(key) {
+            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+            Some(value) => id(value).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
     /// The text of `config.json`.
     pub fn to_json(&self) -> String {
         let mut map = self.extra.clone();

@@ -6,7 +6,7 @@ mod write;
 
 pub use config::HubConfig;
 pub use read::{ModelFolder, TensorFiles};
-pub use write::{MAX_SHARD_BYTES, save};
+pub use write::{MAX_SHARD_BYTES, copy_companions, save};
 
 /// Name of the index that maps tensors to shards.
 const INDEX: &str = "model.safetensors.index.json";

@@ -48,6 +48,26 @@ pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_byt
     write_text(&dir.join(CONFIG), &config.to_json())
 }
 
+/// Files that go with the weights unchanged.
+const COMPANIONS: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Copies tokenizer, chat template and generation settings of one model folder, as far as it has them, into another.
+pub fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
+    for name in COMPANIONS {
+        let source = from.join(name);
+        if source.exists() {
+            std::fs::copy(&source, to.join(name)).map_err(ModelError::io(&source))?;
+        }
+    }
+    Ok(())
+}
+
 fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
     std::fs::write(path, text).map_err(ModelError::io(path))
 }

@@ -84,6 +84,21 @@ pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
+/// SHA-256, in hexadecimal digits, of names and contents of the configuration and weights in a model folder.
+pub fn folder_hash(dir: &Path) -> Result<String, CheckpointError> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
+        let path = entry.map_err(CheckpointError::io(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name == "config.json" || name.ends_with(".safetensors") {
+            files.insert(name, hash(&path)?.sha256);
+        }
+    }
+    let mut hasher = Sha256::new();
+    files.iter().for_each(|(name, sha256)| hasher.update(format!("{name} {sha256}\n")));
+    Ok(format!("{:x}", hasher.finalize()))
+}
+
 fn hash(path: &Path) -> Result<FileEntry, CheckpointError> {
     let mut file = File::open(path).map_err(CheckpointError::io(path))?;
     let mut hasher = Sha256::new();

@@ -1,24 +1,35 @@
-//! The optimizer's state in a file.
+//! The states of optimizer and training rule in files.
 
 use std::path::Path;
 
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::Bytes;
 
+use lowrank_models::adapter::GradientRule;
+
 use super::CheckpointError;
 
-/// Name of the file.
+/// Name of the optimizer's file.
 const NAME: &str = "optimizer.bpk";
+/// Name of the rule's file.
+const RULE: &str = "rule.bpk";
 
-/// Writes the state into a folder and tells how many tensors it has.
+/// Writes the optimizer's state into a folder and tells how many tensors it has.
 pub fn save_optimizer(optimizer: &ModuleOptimizer, dir: &Path) -> Result<usize, CheckpointError> {
-    let path = dir.join(NAME);
-    let record = optimizer.to_record();
+    save(optimizer.to_record(), &dir.join(NAME))
+}
+
+/// Writes the rule's state into a folder and tells how many tensors it has.
+pub fn save_rule(rule: &GradientRule, dir: &Path) -> Result<usize, CheckpointError> {
+    save(rule.to_record(), &dir.join(RULE))
+}
+
+fn save(record: OptimizerRecord, path: &Path) -> Result<usize, CheckpointError> {
     let tensors = record.len();
     let bytes = record
         .into_bytes()
-        .map_err(|error| CheckpointError::Optimizer { path: path.clone(), reason: error.to_string() })?;
-    std::fs::write(&path, &bytes[..]).map_err(CheckpointError::io(&path))?;
+        .map_err(|error| CheckpointError::Optimizer { path: path.to_path_buf(), reason: error.to_string() })?;
+    std::fs::write(path, &bytes[..]).map_err(CheckpointError::io(path))?;
     Ok(tensors)
 }
 
@@ -29,20 +40,37 @@ pub fn load_optimizer(
     tensors: usize,
 ) -> Result<ModuleOptimizer, CheckpointError> {
     let path = dir.join(NAME);
-    let refuse = |reason: String| CheckpointError::Optimizer { path: path.clone(), reason };
-    // Read at once: a record that reads later would see what the file has become by then.
-    let bytes = std::fs::read(&path).map_err(CheckpointError::io(&path))?;
-    let record =
-        OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes)).map_err(|error| refuse(error.to_string()))?;
+    let record = load(&path)?;
     let held = record.len();
     let optimizer = optimizer.load_record(record);
-    let restored = optimizer.to_record().len();
-    if held != tensors || restored != tensors {
-        return Err(refuse(format!(
-            "{tensors} tensors of optimizer state were saved, the file holds {held}, and {restored} fit this optimizer"
-        )));
-    }
+    check(&path, [tensors, held, optimizer.to_record().len()])?;
     Ok(optimizer)
+}
+
+/// Gives a rule the state of a folder, as [`load_optimizer`].
+pub fn load_rule(rule: &GradientRule, dir: &Path, tensors: usize) -> Result<(), CheckpointError> {
+    let path = dir.join(RULE);
+    let record = load(&path)?;
+    let held = record.len();
+    rule.load_record(record);
+    check(&path, [tensors, held, rule.to_record().len()])
+}
+
+/// Read at once: a record that reads later would see what the file has become by then.
+fn load(path: &Path) -> Result<OptimizerRecord, CheckpointError> {
+    let bytes = std::fs::read(path).map_err(CheckpointError::io(path))?;
+    OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))
+        .map_err(|error| CheckpointError::Optimizer { path: path.to_path_buf(), reason: error.to_string() })
+}
+
+fn check(path: &Path, [saved, held, restored]: [usize; 3]) -> Result<(), CheckpointError> {
+    match held == saved && restored == saved {
+        true => Ok(()),
+        false => Err(CheckpointError::Optimizer {
+            path: path.to_path_buf(),
+            reason: format!("{saved} tensors of state were saved, the file holds {held}, and {restored} fit this run"),
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -33,8 +33,14 @@ pub struct TrainerState {
     pub best_step: Option<u64>,
     /// Tensors in the optimizer's state.
     pub optimizer_tensors: usize,
+    /// Tensors in the training rule's state.
+    #[serde(default)]
+    pub rule_tensors: usize,
     /// Hash of the training tokens.
     pub data: String,
+    /// Hash of the model folder that an adapter stands on.
+    #[serde(default)]
+    pub base: Option<String>,
     /// The settings that decide the result.
     pub settings: BTreeMap<String, String>,
 }

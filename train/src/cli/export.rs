@@ -24,10 +24,6 @@ pub struct Args {
     out: PathBuf,
 }
 
-/// Files that go with the weights unchanged.
-const COMPANIONS: [&str; 4] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
-
 /// Reads, multiplies out, writes beside and renames.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.out.exists() {
@@ -40,13 +36,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let beside = tempfile::tempdir_in(parent).with_context(|| format!("cannot write in {}", parent.display()))?;
     hub::save(&model, &folder.config.extra, beside.path(), MAX_SHARD_BYTES).map_err(JobError::from)?;
-    for name in COMPANIONS {
-        let from = args.model.join(name);
-        if from.exists() {
-            std::fs::copy(&from, beside.path().join(name))
-                .with_context(|| format!("cannot copy {}", from.display()))?;
-        }
-    }
+    hub::copy_companions(&args.model, beside.path()).map_err(JobError::from)?;
     std::fs::rename(beside.keep(), &args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)

@@ -59,22 +59,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let model = folder.load(&device).map_err(JobError::from)?;
 
     let mut ids: Vec<u32> = tokenizer.encode(&args.prompt).map_err(JobError::from)?;
-    // Models of this program learned that a document begins with the separator; others say so in their configuration.
-    let begins = folder.config.extra.get("bos_token_id").and_then(serde_json::Value::as_u64)
-        == Some(u64::from(tokenizer.separator()));
-    if begins || ids.is_empty() {
+    let begins = tokenizer.begins(&folder.config);
+    if begins.is_some() || ids.is_empty() {
         ids.insert(0, tokenizer.separator());
     }
-    let end = folder.config.extra.get("eos_token_id").and_then(serde_json::Value::as_i64);
+    let ends = folder.config.tokens("eos_token_id");
     let prompt: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
     let mut out = std::io::stdout().lock();
     let mut shown = 0;
     let mut failed = None;
     generate(&model, &prompt, args.tokens, &sampling, |id| {
-        if end == Some(i64::from(id)) {
+        let id = id as u32;
+        if ends.contains(&id) {
             return false;
         }
-        ids.push(id as u32);
+        ids.push(id);
         // A character may need several tokens: what may still change is held back.
         let written =
             tokenizer.decode(&ids).map_err(|error| anyhow::Error::from(JobError::from(error))).and_then(|text| {

@@ -2,17 +2,20 @@
 
 use std::process::ExitCode;
 
+use lowrank_models::adapter::{Alpha, RULES, Rank, RuleEntry, STRUCTURES, StructureEntry};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
 use lowrank_optim::registry::{METHODS, find};
 
 use super::{print, table};
 use crate::job::JobError;
 
-/// List the optimizers and parameterizations, or the options of one.
+/// List optimizers, parameterizations, adapters and their training rules, or the options of one.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "R x C is the shape of a matrix, n_min and n_max its smaller and larger side, r the rank.")]
+#[command(
+    after_help = "R x C is the shape of a matrix, n_min and n_max its smaller and larger side, r the rank; d_in and d_out are inputs and outputs of a layer."
+)]
 pub struct Args {
-    /// Optimizer or parameterization to show with all its options
+    /// Optimizer, parameterization, adapter or rule to show with all its options
     name: Option<String>,
 }
 
@@ -24,23 +27,54 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A title and a table whose first row is the heading.
+fn listed<const N: usize>(title: &str, heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<Vec<String>> = std::iter::once(heading.map(String::from)).chain(rows).map(Vec::from).collect();
+    format!("{title}\n\n{}", table(&rows))
+}
+
 fn all() -> String {
-    let mut rows = vec![["NAME", "STATE", "PAPER", "WHAT IT DOES"].map(String::from).to_vec()];
-    for method in METHODS {
-        let paper = found(method.paper.arxiv);
-        rows.push(vec![method.name.into(), method.state.into(), paper, method.summary.into()]);
+    let paper = found;
+    let optimizers = METHODS
+        .iter()
+        .map(|method| [method.name.into(), method.state.into(), paper(method.paper.arxiv), method.summary.into()]);
+    let parameterizations = PARAMETERIZATIONS
+        .iter()
+        .map(|method| [method.name.into(), method.values.into(), paper(method.arxiv), method.title.into()]);
+    let adapters = STRUCTURES.iter().map(|StructureEntry { spec, .. }| {
+        let stores = if spec.stores.is_empty() { "-" } else { spec.stores };
+        let merges = if spec.merges.is_ok() { "yes" } else { "no" };
+        [spec.name, spec.trains, stores, merges, &paper(spec.arxiv), spec.title].map(String::from)
+    });
+    let rules = RULES.iter().map(|rule| [rule.name.into(), paper(rule.arxiv), rule.summary.into()]);
+    [
+        listed("Optimizers (--optimizer NAME)", ["NAME", "STATE", "PAPER", "WHAT IT DOES"], optimizers),
+        listed(
+            "Parameterizations of the linear layers (--parameterization NAME), in place of a d_in x d_out weight",
+            ["NAME", "VALUES", "PAPER", "TITLE"],
+            parameterizations,
+        ),
+        listed(
+            "Adapters (--adapter NAME), beside a frozen d_in x d_out weight",
+            ["NAME", "TRAINS", "STORES BESIDE", "MERGES", "PAPER", "TITLE"],
+            adapters,
+        ),
+        listed("Training rules of adapters (--rule NAME)", ["NAME", "PAPER", "WHAT IT DOES"], rules),
+    ]
+    .join("\n")
+}
+
+fn one(name: &str) -> Result<String, JobError> {
+    if let Some(method) = PARAMETERIZATIONS.iter().find(|method| method.name == name) {
+        return Ok(parameterization(method));
     }
-    let mut text = format!("Optimizers (--optimizer NAME)\n\n{}", table(&rows));
-    let mut rows = vec![["NAME", "VALUES", "PAPER", "TITLE"].map(String::from).to_vec()];
-    for method in PARAMETERIZATIONS {
-        let paper = found(method.arxiv);
-        rows.push(vec![method.name.into(), method.values.into(), paper, method.title.into()]);
+    if let Some(entry) = STRUCTURES.iter().find(|entry| entry.spec.name == name) {
+        return Ok(adapter(entry));
     }
-    text.push_str(&format!(
-        "\nParameterizations of the linear layers (--parameterization NAME), in place of a d_in x d_out weight\n\n{}",
-        table(&rows)
-    ));
-    text
+    if let Some(entry) = RULES.iter().find(|entry| entry.name == name) {
+        return Ok(rule(entry));
+    }
+    optimizer(name)
 }
 
 /// An arXiv id, or another place.
@@ -59,17 +93,64 @@ fn parameterization(method: &ParameterizationMethod) -> String {
         found(method.arxiv),
         method.values
     );
-    let row = |(name, default, help): &(&str, &str, &str)| {
-        vec![format!("  {name}"), format!("default {default}"), help.to_string()]
-    };
-    text.push_str(&table(&method.options.iter().map(row).collect::<Vec<_>>()));
+    text.push_str(&options(method.options.iter().map(|(name, default, help)| (*name, default.to_string(), *help))));
     text
 }
 
-fn one(name: &str) -> Result<String, JobError> {
-    if let Some(method) = PARAMETERIZATIONS.iter().find(|method| method.name == name) {
-        return Ok(parameterization(method));
+/// Lines of options with defaults.
+fn options<'a>(options: impl Iterator<Item = (&'a str, String, &'a str)>) -> String {
+    let row = |(name, default, help)| vec![format!("  {name}"), format!("default {default}"), String::from(help)];
+    table(&options.map(row).collect::<Vec<_>>())
+}
+
+fn adapter(entry: &StructureEntry) -> String {
+    let spec = entry.spec;
+    let or_nothing = |text: &'static str| if text.is_empty() { "nothing" } else { text };
+    let rank = match spec.rank {
+        Rank::Fixed(rank) => rank.to_string(),
+        Rank::SmallerSide(most) => format!("the smaller side of the layer, at most {most}"),
+        Rank::None => "it has none".into(),
+    };
+    let alpha = match spec.alpha {
+        Alpha::Ranks(times) => format!("{times} times the rank"),
+        Alpha::Fixed(alpha) => alpha.to_string(),
+        Alpha::None => "it has none".into(),
+    };
+    let mut text = format!("{}\nPaper: {} ({})\n\n", spec.name, spec.title, found(spec.arxiv));
+    let row = |name: &str, value: String| vec![format!("  {name}"), value];
+    text.push_str(&table(&[
+        row("trains beside a d_in x d_out weight", or_nothing(spec.trains).into()),
+        row("stores beside that", or_nothing(spec.stores).into()),
+        row("adapter.rank, unset", rank),
+        row("adapter.alpha, unset", alpha),
+        row("adapter.dropout", if spec.dropout { "from 0 to below 1" } else { "it has none" }.into()),
+        row(
+            "adapter.init",
+            std::iter::once("default").chain(spec.inits.iter().copied()).collect::<Vec<_>>().join(", "),
+        ),
+        row("merges into the weight", spec.merges.map_or_else(|reason| format!("no: {reason}"), |()| "yes".into())),
+    ]));
+    let defaults = entry.defaults();
+    if !defaults.is_empty() {
+        text.push_str("\nOptions, as adapter.options.NAME:\n");
+        text.push_str(&options(defaults.iter().map(|(name, default)| {
+            let help = spec.options.iter().find(|(option, _)| option == name).map_or("", |(_, help)| help);
+            (name.as_str(), default.as_str().map_or_else(|| default.to_string(), str::to_string), help)
+        })));
     }
+    text
+}
+
+fn rule(entry: &RuleEntry) -> String {
+    let mut text = format!("{}: {}\nPaper: {} ({})\n", entry.name, entry.summary, entry.title, found(entry.arxiv));
+    if !entry.options.is_empty() {
+        text.push_str("\nOptions, as rule.options.NAME:\n");
+        text.push_str(&options(entry.options.iter().map(|(name, default, help)| (*name, default.to_string(), *help))));
+    }
+    text
+}
+
+fn optimizer(name: &str) -> Result<String, JobError> {
     let method = find(name)?;
     let mut text = format!(
         "{}: {}\nPaper: {} ({})\nState of an R x C matrix: {} (values of 4 bytes where nothing else is said)\n\nOptions, as optimizer.NAME:\n",

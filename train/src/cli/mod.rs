@@ -4,11 +4,13 @@ mod adapters;
 mod compare;
 mod eval;
 mod export;
+mod finetune;
 mod generate;
 mod inspect;
 mod methods;
 mod pretrain;
 mod tokenize;
+mod training;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -17,7 +19,7 @@ use clap::{Parser, Subcommand};
 
 use crate::job::JobError;
 
-/// Low-rank training on Burn: pretrain small LLaMA-style models in little memory.
+/// Low-rank training on Burn: pretrain and fine-tune small LLaMA-style models in little memory.
 #[derive(Debug, Parser)]
 #[command(name = "lowrank", version, arg_required_else_help = true)]
 struct Cli {
@@ -28,6 +30,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pretrain(pretrain::Args),
+    Finetune(finetune::Args),
     Generate(generate::Args),
     Tokenize(tokenize::Args),
     Eval(eval::Args),
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Pretrain(args) => pretrain::run(args),
+        Command::Finetune(args) => finetune::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => eval::run(args),

@@ -1,8 +1,9 @@
 //! Every key with its help: the source of the documentation, of the checks and of the error messages.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::Config;
+use super::{Config, Job};
 
 /// What values a key takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub enum Kind {
     Text,
     /// A list of texts; one text counts as a list of one.
     Texts,
+    /// A list of whole numbers; one number counts as a list of one.
+    Counts,
     /// True or false.
     Flag,
     /// A whole number, 0 or greater.
@@ -25,6 +28,7 @@ impl Kind {
         match self {
             Self::Text => "text",
             Self::Texts => "list of texts",
+            Self::Counts => "list of whole numbers",
             Self::Flag => "true or false",
             Self::Count => "whole number",
             Self::Number => "number",
@@ -49,6 +53,7 @@ const fn key(name: &'static str, kind: Kind, help: &'static str) -> Key {
 
 /// All keys, in the order of the sections. Methods add their own `optimizer.` keys.
 pub const KEYS: &[Key] = &[
+    key("run.job", Kind::Text, "what the run does, `pretrain` or `finetune`; each command has its own"),
     key("run.out", Kind::Text, "folder of the run; empty: the next free `runs/NAME-001`"),
     key(
         "model.name",
@@ -99,6 +104,39 @@ pub const KEYS: &[Key] = &[
     key("model.rms_norm_eps", Kind::Number, "constant in the norms"),
     key("model.tie_word_embeddings", Kind::Flag, "whether the embedding serves as output head"),
     key(
+        "adapter.name",
+        Kind::Text,
+        "structure of the adapter, one of `lowrank methods`; `none`: all weights of the model are trained",
+    ),
+    key("adapter.rank", Kind::Count, "rank; unset: the method's own"),
+    key("adapter.alpha", Kind::Number, "the update is multiplied by alpha / rank; unset: the method's own"),
+    key(
+        "adapter.scaling",
+        Kind::Text,
+        "what alpha is divided by: `rank`, or `root-rank` for its square root; unset: the method's own",
+    ),
+    key(
+        "adapter.dropout",
+        Kind::Number,
+        "share of the adapter's inputs that is dropped in training, from 0 to below 1",
+    ),
+    key("adapter.init", Kind::Text, "how the adapter begins: `default`, or a start that `lowrank methods NAME` lists"),
+    key("adapter.init_samples", Kind::Count, "rows of training data that the start `lora-sb` takes gradients of"),
+    key(
+        "adapter.targets",
+        Kind::Text,
+        "layers to adapt: `all-linear` (all but the head), names between commas, or a regular expression for whole paths",
+    ),
+    key("adapter.exclude", Kind::Text, "layers to leave out, as in `targets`; empty: none"),
+    key("adapter.layers", Kind::Counts, "numbers of the blocks to adapt, from 0; empty: all"),
+    key(
+        "adapter.rank_pattern",
+        Kind::Texts,
+        "ranks of layers of their own, as `PATTERN=RANK`; the first pattern that matches the end of a path counts",
+    ),
+    key("adapter.alpha_pattern", Kind::Texts, "alphas of layers of their own, as `PATTERN=ALPHA`"),
+    key("rule.name", Kind::Text, "how the adapter is trained, one of `lowrank methods`"),
+    key(
         "data.path",
         Kind::Texts,
         "files and folders of text; empty: the sources of the burn crates that Cargo downloaded",
@@ -107,6 +145,16 @@ pub const KEYS: &[Key] = &[
     key("data.field", Kind::Text, "field of JSON lines, or column of Parquet, that holds the text"),
     key("data.validation_fraction", Kind::Number, "part of the documents held out, between 0 and 1"),
     key("data.document_mask", Kind::Flag, "whether attention stays inside a document"),
+    key(
+        "data.learn_prompt",
+        Kind::Flag,
+        "whether prompts and the turns of others count as well, beside completions and the assistant's turns",
+    ),
+    key(
+        "data.packing",
+        Kind::Flag,
+        "whether several examples share a row of `seq_len` tokens, each seeing itself alone",
+    ),
     key("data.verify", Kind::Flag, "whether to check the hashes of all token files before the first step"),
     key("data.cache", Kind::Text, "folder for tokenizers and token shards made from text"),
     key(
@@ -131,7 +179,12 @@ pub const KEYS: &[Key] = &[
         Kind::Text,
         "`cosine`, `linear`, `constant`, `wsd` (warm-up, stable, decay) or `cosine-restarts` (the default of `relora` and `loro`)",
     ),
-    key("schedule.warmup_steps", Kind::Count, "steps of linear warm-up"),
+    key("schedule.warmup_steps", Kind::Count, "steps of linear warm-up; 0: as `warmup_fraction` says"),
+    key(
+        "schedule.warmup_fraction",
+        Kind::Number,
+        "part of the run that is warm-up when `warmup_steps` is 0, from 0 to 1",
+    ),
     key("schedule.final_fraction", Kind::Number, "last learning rate as a part of the highest, from 0 to 1"),
     key("schedule.decay_fraction", Kind::Number, "part of the run over which `wsd` decays, from 0 to 1"),
     key(
@@ -141,6 +194,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("train.steps", Kind::Count, "steps of the run; 0: no limit"),
     key("train.tokens", Kind::Count, "tokens of the run; 0: no limit"),
+    key("train.epochs", Kind::Number, "times that every row is seen; 0: no limit"),
     key("train.minutes", Kind::Number, "minutes of the run, resumes included; 0: no limit"),
     key("train.batch", Kind::Count, "sequences in a micro-batch"),
     key("train.seq_len", Kind::Count, "tokens in a sequence"),
@@ -176,30 +230,47 @@ pub const KEYS: &[Key] = &[
     key("log.histograms_every", Kind::Count, "steps between histograms of weights and gradients; 0: none"),
     key("log.sample_every", Kind::Count, "steps between samples of text; 0: before and after only"),
     key("log.sample_tokens", Kind::Count, "tokens of a sample"),
-    key("log.sample_prompt", Kind::Text, "how a sample begins"),
+    key(
+        "log.sample_prompt",
+        Kind::Text,
+        "how a sample begins; empty: in a fine-tuning as the first example that is held out",
+    ),
 ];
 
 /// The page that documents all keys, in Markdown.
 pub fn documentation() -> String {
-    let defaults = Config::default().entries();
+    let [pretrain, finetune] = [Job::Pretrain, Job::Finetune].map(|job| Config::of(job).entries());
     let mut page = String::from(
         "# Configuration\n\n\
          Generated from the program's own list; `LOWRANK_WRITE_DOCS=1 cargo test --release -p lowrank-train documentation` writes it anew.\n\n\
          A key stands in its section of the file given with `--config FILE.toml`, or on the command line as `--set section.key=value`.\n\
-         Flags win over `--set`, `--set` over the file, the file over the defaults. Unknown keys are refused.\n",
+         Flags win over `--set`, `--set` over the file, the file over the defaults. Unknown keys are refused, and so are those without a meaning in\n\
+         the command: a dash stands in their place.\n",
     );
     let mut section = "";
     for key in KEYS {
         let (of, name) = key.name.split_once('.').unwrap_or(("", key.name));
         if of != section {
             section = of;
-            let _ = write!(page, "\n## {section}\n\n| key | values | default | meaning |\n|---|---|---|---|\n");
+            let _ = write!(
+                page,
+                "\n## {section}\n\n| key | values | `pretrain` | `finetune` | meaning |\n|---|---|---|---|---|\n"
+            );
         }
-        let default = defaults.get(key.name).map_or("unset".into(), |value| format!("`{value}`"));
-        let _ = writeln!(page, "| `{name}` | {} | {default} | {} |", key.kind.name(), key.help);
-        if key.name == "optimizer.exclude" {
-            page.push_str("| *method's own*, such as `beta_2` | | | see `lowrank methods NAME` |\n");
-        }
+        let default = |job: Job, defaults: &BTreeMap<String, String>| match defaults.get(key.name) {
+            _ if !job.knows(key.name) => "-".into(),
+            Some(value) => format!("`{value}`"),
+            None => "unset".into(),
+        };
+        let (first, second) = (default(Job::Pretrain, &pretrain), default(Job::Finetune, &finetune));
+        let _ = writeln!(page, "| `{name}` | {} | {first} | {second} | {} |", key.kind.name(), key.help);
+        let own = match key.name {
+            "optimizer.exclude" => "*method's own*, such as `beta_2`",
+            "adapter.alpha_pattern" => "*structure's own*, such as `options.blocks`",
+            "rule.name" => "*rule's own*, such as `options.ratio`",
+            _ => continue,
+        };
+        let _ = writeln!(page, "| {own} | | | | see `lowrank methods NAME` |");
     }
     page
 }
@@ -210,13 +281,15 @@ mod tests {
 
     #[test]
     fn every_key_of_the_sections_is_listed_once_and_no_other() {
-        let optional = ["model."];
-        for name in Config::default().entries().keys() {
+        let optional = ["model.", "adapter.rank", "adapter.alpha", "adapter.scaling"];
+        let defaults: Vec<String> =
+            [Job::Pretrain, Job::Finetune].into_iter().flat_map(|job| Config::of(job).entries().into_keys()).collect();
+        for name in &defaults {
             assert_eq!(KEYS.iter().filter(|key| key.name == name).count(), 1, "{name}");
         }
-        let defaults = Config::default().entries();
         for key in KEYS {
-            let known = defaults.contains_key(key.name) || optional.iter().any(|start| key.name.starts_with(start));
+            let known = defaults.iter().any(|name| name == key.name)
+                || optional.iter().any(|start| key.name.starts_with(start));
             assert!(known, "{}", key.name);
         }
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use lowrank_models::adapter::{RULES, StructureEntry};
 use lowrank_models::linear::PARAMETERIZATIONS;
-use lowrank_optim::registry::{self, OptionSpec};
+use lowrank_optim::registry;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{Config, KEYS, Kind};
+use super::{Config, Job, KEYS, Kind};
 use crate::engine::BackwardMode;
 
 /// Where a value came from.
@@ -79,6 +80,16 @@ pub enum ConfigError {
         /// The most similar key.
         nearest: Option<String>,
     },
+    /// A key of another command.
+    #[error("{key} ({origin}) has no meaning in `lowrank {}`; take it away", job.name())]
+    Elsewhere {
+        /// The key.
+        key: String,
+        /// Where it stands.
+        origin: Origin,
+        /// What the run does.
+        job: Job,
+    },
     /// A value that the key does not take.
     #[error("{key} = {value} ({origin}): {reason}")]
     Value {
@@ -113,7 +124,17 @@ impl Layers {
             };
             for (key, value) in values {
                 let origin = origin(&key);
-                self.assignments.push(Assignment { key: format!("{section}.{key}"), value, origin });
+                let name = format!("{section}.{key}");
+                match value {
+                    // A table of options in its section.
+                    Value::Table(options) if key == OPTIONS => {
+                        for (option, value) in options {
+                            let origin = Origin::File(path.to_path_buf(), line_of(&text, &name, &option));
+                            self.assignments.push(Assignment { key: format!("{name}.{option}"), value, origin });
+                        }
+                    }
+                    value => self.assignments.push(Assignment { key: name, value, origin }),
+                }
             }
         }
         Ok(())
@@ -135,6 +156,13 @@ impl Layers {
         self.assignments.push(Assignment { key: key.to_string(), value: value.into(), origin: Origin::Flag(flag) });
     }
 
+    /// Adds the value of a flag that is given.
+    pub fn optional(&mut self, flag: &'static str, key: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.flag(flag, key, value);
+        }
+    }
+
     /// Whether any layer gives the key a value.
     pub fn has(&self, key: &str) -> bool {
         self.assignments.iter().any(|assignment| assignment.key == key)
@@ -142,19 +170,22 @@ impl Layers {
 
     /// The configuration of all layers over `base`, checked.
     pub fn resolve(&self, base: &Config) -> Result<Config, ConfigError> {
+        let other = self.assignments.iter().find(|given| given.key == "run.job");
+        if let Some(other) = other.filter(|given| given.value.as_str() != Some(base.run.job.name())) {
+            return Err(ConfigError::Value {
+                key: other.key.clone(),
+                value: other.value.to_string(),
+                origin: other.origin.clone(),
+                reason: match other.value.as_str() {
+                    Some(job) => format!("this is `lowrank {}`; use `lowrank {job}`", base.run.job.name()),
+                    None => "it must be a text".into(),
+                },
+            });
+        }
         let mut table = base.table();
         let mut origins = BTreeMap::new();
-        let method = self.assignments.iter().rev().find(|assignment| assignment.key == "optimizer.name");
-        let method = method.and_then(|assignment| assignment.value.as_str()).unwrap_or(&base.optimizer.name);
-        let options = registry::find(method).map(|method| method.options()).unwrap_or_default();
-        if method != base.optimizer.name
-            && let Some(Value::Table(section)) = table.get_mut("optimizer")
-        {
-            // Options of another method would be unknown to this one.
-            section.retain(|key, _| KEYS.iter().any(|known| known.name == format!("optimizer.{key}")));
-        }
-        let parameterization = self.assignments.iter().rev().find(|given| given.key == "model.parameterization");
-        if let Some(name) = parameterization.and_then(|given| given.value.as_str())
+        let own = self.own_keys(base, &mut table);
+        if let Some(name) = self.text("model.parameterization")
             && name != base.model.parameterization
             && PARAMETERIZATIONS.iter().any(|method| method.name == name && method.restarts)
             && let Some(Value::Table(section)) = table.get_mut("schedule")
@@ -163,11 +194,25 @@ impl Layers {
             section.insert("kind".into(), Value::String("cosine-restarts".into()));
         }
         for assignment in &self.assignments {
-            let value = checked(assignment, &options)?;
-            let (section, key) = assignment.key.split_once('.').unwrap_or(("", &assignment.key));
-            if let Some(Value::Table(section)) = table.get_mut(section) {
-                section.insert(key.to_string(), value);
+            let value = checked(assignment, &own)?;
+            if !base.run.job.knows(&assignment.key) {
+                return Err(ConfigError::Elsewhere {
+                    key: assignment.key.clone(),
+                    origin: assignment.origin.clone(),
+                    job: base.run.job,
+                });
             }
+            let mut names: Vec<&str> = assignment.key.split('.').collect();
+            let key = names.pop().unwrap_or_default();
+            let mut section = &mut table;
+            for name in names {
+                let entry = section.entry(name).or_insert_with(|| Value::Table(Table::new()));
+                let Value::Table(below) = entry else {
+                    return Err(unknown(&assignment.key, assignment.origin.clone(), &own));
+                };
+                section = below;
+            }
+            section.insert(key.to_string(), value);
             origins.insert(assignment.key.as_str(), assignment);
         }
         let origin_of = |key: &str| origins.get(key).map_or(Origin::Default, |assignment| assignment.origin.clone());
@@ -181,15 +226,48 @@ impl Layers {
                 })?;
             )*};
         }
-        read!(run, model, data, tokenizer, optimizer, schedule, train, eval, checkpoint, log);
+        read!(run, model, adapter, rule, data, tokenizer, optimizer, schedule, train, eval, checkpoint, log);
         check(&config, &origin_of)?;
         Ok(config)
     }
+
+    /// The last text that a key is given.
+    fn text(&self, key: &str) -> Option<&str> {
+        self.assignments.iter().rev().find(|assignment| assignment.key == key)?.value.as_str()
+    }
+
+    /// Keys of the options that the chosen optimizer, structure and rule have of their own. Options of others are taken out of the table, since
+    /// they would be unknown.
+    fn own_keys(&self, base: &Config, table: &mut Table) -> Vec<String> {
+        let optimizer = self.text("optimizer.name").unwrap_or(&base.optimizer.name);
+        let structure = self.text("adapter.name").unwrap_or(&base.adapter.name);
+        let rule = self.text("rule.name").unwrap_or(&base.rule.name);
+        for (name, now, before) in [
+            ("optimizer", optimizer, &base.optimizer.name),
+            ("adapter", structure, &base.adapter.name),
+            ("rule", rule, &base.rule.name),
+        ] {
+            if let Some(Value::Table(section)) = table.get_mut(name).filter(|_| now != before) {
+                section.retain(|key, _| KEYS.iter().any(|known| known.name == format!("{name}.{key}")));
+            }
+        }
+        let optimizer = registry::find(optimizer).map(|method| method.options()).unwrap_or_default();
+        let structure = StructureEntry::find(structure).map(|entry| entry.defaults()).unwrap_or_default();
+        let rule = RULES.iter().find(|entry| entry.name == rule).map(|entry| entry.options).unwrap_or_default();
+        let optimizer = optimizer.iter().map(|option| format!("optimizer.{}", option.name));
+        let structure = structure.keys().map(|option| format!("adapter.{OPTIONS}.{option}"));
+        let rule = rule.iter().map(|(option, ..)| format!("rule.{OPTIONS}.{option}"));
+        optimizer.chain(structure).chain(rule).collect()
+    }
 }
+
+/// The table of what a structure or a rule has of its own.
+const OPTIONS: &str = "options";
 
 fn section_error(section: &str, values: &Value, message: &str, origin_of: &dyn Fn(&str) -> Origin) -> ConfigError {
     // Enumerations are the only values whose content the kinds of keys do not check.
-    let culprit = ["kind", "format", "backward"].into_iter().find(|key| values.get(key).is_some()).unwrap_or("");
+    let culprit =
+        ["kind", "format", "backward", "scaling"].into_iter().find(|key| values.get(key).is_some()).unwrap_or("");
     let key = format!("{section}.{culprit}");
     ConfigError::Value {
         value: values.get(culprit).map(ToString::to_string).unwrap_or_default(),
@@ -200,15 +278,15 @@ fn section_error(section: &str, values: &Value, message: &str, origin_of: &dyn F
 }
 
 /// The value in the form that the section wants, if the key exists and takes it.
-fn checked(assignment: &Assignment, options: &[OptionSpec]) -> Result<Value, ConfigError> {
+fn checked(assignment: &Assignment, own: &[String]) -> Result<Value, ConfigError> {
     let Assignment { key, value, origin } = assignment;
     let Some(kind) = KEYS.iter().find(|known| known.name == key).map(|known| known.kind) else {
-        let own = key.strip_prefix("optimizer.").filter(|name| options.iter().any(|option| option.name == *name));
-        return match own {
-            Some(_) => Ok(value.clone()),
-            None => Err(unknown(key, origin.clone(), options)),
+        return match own.contains(key) {
+            true => Ok(value.clone()),
+            false => Err(unknown(key, origin.clone(), own)),
         };
     };
+    let is_count = |value: &Value| matches!(value, Value::Integer(0..));
     let fitting = match (kind, value) {
         (Kind::Text, Value::String(_)) | (Kind::Flag, Value::Boolean(_)) | (Kind::Number, Value::Float(_)) => {
             Some(value.clone())
@@ -218,6 +296,8 @@ fn checked(assignment: &Assignment, options: &[OptionSpec]) -> Result<Value, Con
         (Kind::Count, Value::Integer(0..)) => Some(value.clone()),
         (Kind::Texts, Value::String(_)) => Some(Value::Array(vec![value.clone()])),
         (Kind::Texts, Value::Array(items)) if items.iter().all(Value::is_str) => Some(value.clone()),
+        (Kind::Counts, value) if is_count(value) => Some(Value::Array(vec![value.clone()])),
+        (Kind::Counts, Value::Array(items)) if items.iter().all(is_count) => Some(value.clone()),
         _ => None,
     };
     fitting.ok_or_else(|| ConfigError::Value {
@@ -228,9 +308,8 @@ fn checked(assignment: &Assignment, options: &[OptionSpec]) -> Result<Value, Con
     })
 }
 
-fn unknown(key: &str, origin: Origin, options: &[OptionSpec]) -> ConfigError {
-    let known =
-        KEYS.iter().map(|key| key.name.to_string()).chain(options.iter().map(|o| format!("optimizer.{}", o.name)));
+fn unknown(key: &str, origin: Origin, own: &[String]) -> ConfigError {
+    let known = KEYS.iter().map(|key| key.name.to_string()).chain(own.iter().cloned());
     let nearest = known
         .map(|candidate| (strsim::damerau_levenshtein(key, &candidate), candidate))
         .min()
@@ -298,15 +377,18 @@ fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), Conf
         ("optimizer.clip", c.optimizer.clip),
         ("optimizer.block_clip", c.optimizer.block_clip),
         ("train.minutes", c.train.minutes),
+        ("train.epochs", c.train.epochs),
     ];
     for (key, value) in numbers {
         if !(value >= 0.0 && value.is_finite()) {
             return refuse(key, "it must be 0 or greater");
         }
     }
-    for (key, value) in
-        [("schedule.final_fraction", c.schedule.final_fraction), ("schedule.decay_fraction", c.schedule.decay_fraction)]
-    {
+    for (key, value) in [
+        ("schedule.final_fraction", c.schedule.final_fraction),
+        ("schedule.decay_fraction", c.schedule.decay_fraction),
+        ("schedule.warmup_fraction", c.schedule.warmup_fraction),
+    ] {
         if !(0.0..=1.0).contains(&value) {
             return refuse(key, "it must be from 0 to 1");
         }
@@ -314,13 +396,19 @@ fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), Conf
     if !(c.data.validation_fraction > 0.0 && c.data.validation_fraction < 1.0) {
         return refuse("data.validation_fraction", "it must be between 0 and 1");
     }
-    if c.total_steps().is_none() && c.train.minutes == 0.0 {
-        return refuse("train.steps", "the run has no end: set train.steps, train.tokens or train.minutes");
+    if !c.has_steps() && c.train.minutes == 0.0 {
+        return refuse("train.steps", "the run has no end: set train.steps, train.epochs or train.minutes");
     }
-    if c.total_steps().is_none() && c.schedule.kind.needs_total() {
+    if !c.has_steps() && c.schedule.kind.needs_total() {
         return refuse(
             "schedule.kind",
-            "it needs a known number of steps: set train.steps or train.tokens, or use `constant`",
+            "it needs a known number of steps: set train.steps or train.epochs, or use `constant`",
+        );
+    }
+    if !c.has_steps() && c.schedule.warmup_steps == 0 && c.schedule.warmup_fraction > 0.0 {
+        return refuse(
+            "schedule.warmup_fraction",
+            "it needs a known number of steps: set train.steps or train.epochs, or schedule.warmup_steps",
         );
     }
     Ok(())

@@ -7,6 +7,6 @@ mod sections;
 pub use keys::{KEYS, Key, Kind, documentation};
 pub use layers::{Assignment, ConfigError, Layers, Origin};
 pub use sections::{
-    CheckpointSection, Config, DataSection, EvalSection, LogSection, ModelSection, OptimizerSection, RunSection,
-    ScheduleSection, TokenizerSection, TrainSection,
+    AdapterSection, CheckpointSection, Config, DataSection, EvalSection, Job, LogSection, ModelSection,
+    OptimizerSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
 };

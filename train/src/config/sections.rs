@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use lowrank_models::adapter::Scaling;
+
 use crate::data::Format;
 use crate::engine::{BackwardMode, ScheduleKind};
 
@@ -16,6 +18,8 @@ use crate::engine::{BackwardMode, ScheduleKind};
 pub struct Config {
     pub run: RunSection,
     pub model: ModelSection,
+    pub adapter: AdapterSection,
+    pub rule: RuleSection,
     pub data: DataSection,
     pub tokenizer: TokenizerSection,
     pub optimizer: OptimizerSection,
@@ -42,9 +46,40 @@ macro_rules! section {
     };
 }
 
+/// What a run does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Job {
+    /// A model learns from text.
+    #[default]
+    Pretrain,
+    /// A model that exists learns from examples, by an adapter or whole.
+    Finetune,
+}
+
+impl Job {
+    /// Name of the command.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pretrain => "pretrain",
+            Self::Finetune => "finetune",
+        }
+    }
+
+    /// Whether a key has a meaning in such a run.
+    pub fn knows(self, key: &str) -> bool {
+        let others: &[&str] = match self {
+            Self::Pretrain => &["adapter.", "rule.", "data.learn_prompt", "data.packing"],
+            Self::Finetune => &["model.", "tokenizer.", "data.cache", "data.verify", "train.tokens"],
+        };
+        key == "model.name" || !others.iter().any(|start| key.starts_with(start))
+    }
+}
+
 section! {
-    /// Where the run is written.
+    /// What the run does and where it is written.
     RunSection {
+        job: Job = Job::Pretrain,
         out: PathBuf = PathBuf::new(),
     }
 }
@@ -80,6 +115,33 @@ section! {
 }
 
 section! {
+    /// The adapter of a fine-tuning.
+    AdapterSection {
+        name: String = "lora".into(),
+        rank: Option<usize> = None,
+        alpha: Option<f64> = None,
+        scaling: Option<Scaling> = None,
+        dropout: f64 = 0.0,
+        init: String = "default".into(),
+        init_samples: usize = 50,
+        targets: String = "all-linear".into(),
+        exclude: String = String::new(),
+        layers: Vec<usize> = Vec::new(),
+        rank_pattern: Vec<String> = Vec::new(),
+        alpha_pattern: Vec<String> = Vec::new(),
+        options: Table = Table::new(),
+    }
+}
+
+section! {
+    /// How the adapter is trained.
+    RuleSection {
+        name: String = "plain".into(),
+        options: Table = Table::new(),
+    }
+}
+
+section! {
     /// The text.
     DataSection {
         path: Vec<PathBuf> = Vec::new(),
@@ -87,6 +149,8 @@ section! {
         field: String = "text".into(),
         validation_fraction: f64 = 0.05,
         document_mask: bool = true,
+        learn_prompt: bool = false,
+        packing: bool = false,
         verify: bool = true,
         cache: PathBuf = PathBuf::from("runs/cache"),
     }
@@ -120,6 +184,7 @@ section! {
     ScheduleSection {
         kind: ScheduleKind = ScheduleKind::Cosine,
         warmup_steps: u64 = 100,
+        warmup_fraction: f64 = 0.0,
         final_fraction: f64 = 0.1,
         decay_fraction: f64 = 0.2,
         adjust_steps: u64 = 0,
@@ -131,6 +196,7 @@ section! {
     TrainSection {
         steps: u64 = 1800,
         tokens: u64 = 0,
+        epochs: f64 = 0.0,
         minutes: f64 = 10.0,
         batch: usize = 4,
         seq_len: usize = 256,
@@ -173,25 +239,61 @@ section! {
 }
 
 impl Config {
+    /// The defaults of a job.
+    pub fn of(job: Job) -> Self {
+        let config = Self { run: RunSection { job, ..RunSection::default() }, ..Self::default() };
+        match job {
+            Job::Pretrain => config,
+            Job::Finetune => Self {
+                optimizer: OptimizerSection { lr: 2e-4, weight_decay: 0.0, ..config.optimizer },
+                schedule: ScheduleSection {
+                    warmup_steps: 0,
+                    warmup_fraction: 0.03,
+                    final_fraction: 0.0,
+                    ..config.schedule
+                },
+                train: TrainSection { steps: 0, epochs: 3.0, minutes: 0.0, ..config.train },
+                eval: EvalSection { every: 100, ..config.eval },
+                checkpoint: CheckpointSection { every: 100, ..config.checkpoint },
+                log: LogSection { sample_tokens: 60, sample_prompt: String::new(), ..config.log },
+                ..config
+            },
+        }
+    }
+
     /// The whole effective configuration as a file.
     pub fn to_toml(&self) -> String {
         self.table().to_string()
     }
 
+    /// All sections, without the keys that have no meaning in this job.
     pub(super) fn table(&self) -> Table {
-        match Value::try_from(self) {
+        let mut table = match Value::try_from(self) {
             Ok(Value::Table(table)) => table,
             other => unreachable!("a struct of sections is a table: {other:?}"),
+        };
+        for (section, values) in &mut table {
+            if let Value::Table(values) = values {
+                values.retain(|key, _| self.run.job.knows(&format!("{section}.{key}")));
+            }
         }
+        table.retain(|_, values| values.as_table().is_none_or(|values| !values.is_empty()));
+        table
     }
 
     /// Every key with a value, as `section.key` and TOML text.
     pub fn entries(&self) -> BTreeMap<String, String> {
-        let mut entries = BTreeMap::new();
-        for (section, values) in self.table() {
-            for (key, value) in values.as_table().into_iter().flatten() {
-                entries.insert(format!("{section}.{key}"), value.to_string());
+        fn add(entries: &mut BTreeMap<String, String>, name: &str, value: &Value) {
+            match value {
+                Value::Table(values) => {
+                    values.iter().for_each(|(key, value)| add(entries, &format!("{name}.{key}"), value))
+                }
+                value => drop(entries.insert(name.to_string(), value.to_string())),
             }
+        }
+        let mut entries = BTreeMap::new();
+        for (section, values) in &self.table() {
+            add(&mut entries, section, values);
         }
         entries
     }
@@ -218,15 +320,23 @@ impl Config {
         if !self.schedule.kind.needs_total() {
             entries.remove("train.steps");
             entries.remove("train.tokens");
+            entries.remove("train.epochs");
         }
         entries
     }
 
-    /// Steps of the whole run, where steps or tokens limit it.
-    pub fn total_steps(&self) -> Option<u64> {
-        let per_step = (self.train.batch * self.train.seq_len * self.train.accumulation) as u64;
-        let by_tokens = (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(per_step.max(1)));
+    /// Whether steps, tokens or epochs limit the run.
+    pub fn has_steps(&self) -> bool {
+        self.train.steps > 0 || self.train.tokens > 0 || self.train.epochs > 0.0
+    }
+
+    /// Steps of the whole run with so many rows in an epoch, where steps, tokens or epochs limit it.
+    pub fn total_steps(&self, rows: u64) -> Option<u64> {
+        let a_step = (self.train.batch * self.train.accumulation) as u64;
+        let by_tokens = (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(a_step * self.train.seq_len as u64));
+        let by_epochs =
+            (self.train.epochs > 0.0).then(|| ((self.train.epochs * rows as f64 / a_step as f64).ceil() as u64).max(1));
         let by_steps = (self.train.steps > 0).then_some(self.train.steps);
-        by_steps.into_iter().chain(by_tokens).min()
+        by_steps.into_iter().chain(by_tokens).chain(by_epochs).min()
     }
 }

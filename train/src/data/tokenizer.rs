@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use lowrank_models::hub::HubConfig;
 use sha2::{Digest, Sha256};
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::ModelWrapper;
@@ -142,6 +143,12 @@ impl Tokenizer {
     /// The id that begins every document.
     pub fn separator(&self) -> u32 {
         self.separator
+    }
+
+    /// The token before each text of a model, where it wants one: models of this program learned that a text begins with the separator; others say
+    /// so in their configuration.
+    pub fn begins(&self, hub: &HubConfig) -> Option<u32> {
+        Some(self.separator).filter(|separator| hub.tokens("bos_token_id").first() == Some(separator))
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, each whole or not at all.

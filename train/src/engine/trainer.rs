@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::module::ParamId;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
-use lowrank_models::adapter::{self, Control, StepOf};
+use lowrank_models::adapter::{self, Control, GradientRule, StepOf};
 use lowrank_models::{LanguageBatch, Llama, ids_tensor};
 use lowrank_optim::OptimError;
 use lowrank_optim::rules::GlobalNormClip;
@@ -61,6 +61,7 @@ pub struct Trainer {
     model: Option<Llama>,
     optimizer: ModuleOptimizer,
     cycle: Cycle,
+    rule: Option<GradientRule>,
     options: TrainerOptions,
     device: Device,
     /// Where the backward pass ends; none when nothing is trained.
@@ -91,12 +92,23 @@ impl Trainer {
             model: Some(model),
             optimizer,
             cycle,
+            rule: None,
             options,
             step: 0,
             samples: 0,
             tokens: 0,
             skipped_steps: 0,
         }
+    }
+
+    /// With a rule that changes gradients between clipping and the optimizer.
+    pub fn with_rule(self, rule: Option<GradientRule>) -> Self {
+        Self { rule, ..self }
+    }
+
+    /// The rule with its state.
+    pub fn rule(&self) -> Option<&GradientRule> {
+        self.rule.as_ref()
     }
 
     /// The lowest segment with a trained tensor.
@@ -314,6 +326,10 @@ impl Trainer {
     }
 
     fn update(&mut self, segment: Segment, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
+        let grads = match &self.rule {
+            Some(rule) => rule.apply(self.model(), grads)?,
+            None => grads,
+        };
         let grads = segment.after_clipping(self.model(), grads, self.options.schedule.peak, self.place())?;
         if let Some(model) = self.model.take() {
             let model = self.model.insert(self.optimizer.step(lr, model, grads));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use lowrank_models::ModelError;
+use lowrank_models::adapter::AdapterError;
 use lowrank_optim::OptimError;
 
 use crate::checkpoint::CheckpointError;
@@ -21,6 +22,8 @@ pub enum JobError {
     Data(#[from] DataError),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     #[error(transparent)]
     Optim(#[from] OptimError),
     #[error(transparent)]

@@ -1,13 +1,16 @@
-//! A whole pretraining run: from the configuration to the summary.
+//! A whole run, pretraining or fine-tuning: from the configuration to the summary.
 
+mod adapter;
 mod device;
 mod error;
 mod logs;
-mod pretrain;
+mod material;
 mod setup;
 mod start;
+mod subject;
+mod training;
 
 pub use device::{device, set_threads};
 pub use error::JobError;
-pub use pretrain::{Finished, Pretrain};
 pub use setup::{model_config, prepare_data, prepare_options};
+pub use training::{Finished, Training};

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use burn::optim::ModuleOptimizer;
+use lowrank_models::adapter::{GradientRule, Rule};
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_models::{Llama, LlamaConfig, Parameterization};
 use lowrank_optim::loro::{LoroConfig, LoroSteps};
-use lowrank_optim::registry::{self, Built, OptionValue, Options};
-use lowrank_optim::{HiddenMatrices, MomentResets, StateMeter};
+use lowrank_optim::registry::{self, OptionValue, Options};
+use lowrank_optim::{MomentResets, StateMeter, Stepped};
 use serde_json::{Map, Value};
 
 use super::JobError;
@@ -218,8 +220,23 @@ fn shapeless(model: &ModelSection) -> ModelSection {
     }
 }
 
-/// The optimizer of the configuration for this model, and who steps each parameter.
-pub(super) fn optimizer(config: &Config, model: &Llama, cycle: &Cycle, meter: &StateMeter) -> Result<Built, JobError> {
+/// What turns gradients into updates.
+pub(super) struct Optimizer {
+    pub optimizer: ModuleOptimizer,
+    /// What changes gradients before.
+    pub rule: Option<GradientRule>,
+    /// Who steps each parameter.
+    pub parameters: Vec<Stepped>,
+}
+
+/// The optimizer of the configuration for what of this model is trained.
+pub(super) fn optimizer(
+    config: &Config,
+    rule: &Rule,
+    model: &Llama,
+    cycle: &Cycle,
+    meter: &StateMeter,
+) -> Result<Optimizer, JobError> {
     let section = &config.optimizer;
     let method = registry::find(&section.name)?;
     let mut options = Options::from([("weight_decay".to_string(), OptionValue::Number(section.weight_decay))]);
@@ -237,18 +254,20 @@ pub(super) fn optimizer(config: &Config, model: &Llama, cycle: &Cycle, meter: &S
         };
         options.insert(name.clone(), value);
     }
-    let mut hidden = HiddenMatrices::of(model).trained(|_| ());
+    let options = rule.options(method.name, options)?;
+    let mut hidden = rule.parameters(model);
     if !section.include.is_empty() {
         hidden = hidden.including(&section.include)?;
     }
     if !section.exclude.is_empty() {
         hidden = hidden.excluding(&section.exclude)?;
     }
-    Ok(match cycle {
+    let (optimizer, parameters) = match cycle {
         Cycle::None => method.init(&options, &hidden, meter)?,
         Cycle::ReLora { resets, .. } => method.init_resettable(&options, &hidden, meter, resets)?,
         Cycle::Loro { steps, .. } => loro(config, &options, model)?.init(&hidden, meter, steps)?,
-    })
+    };
+    Ok(Optimizer { optimizer, rule: rule.gradient_rule(model, &options, meter)?, parameters })
 }
 
 /// The optimizer that belongs to LORO, with the options that are given.
@@ -301,17 +320,24 @@ pub(super) fn cycle(config: &Config, parameterization: &Parameterization) -> Cyc
     }
 }
 
-/// The schedule of the configuration, which must fit the restarts of the parameterization.
-pub(super) fn schedule(config: &Config, parameterization: &Parameterization) -> Result<Schedule, JobError> {
+/// The schedule of the configuration for a run of so many steps, which must fit the restarts of the parameterization.
+pub(super) fn schedule(
+    config: &Config,
+    parameterization: &Parameterization,
+    total_steps: Option<u64>,
+) -> Result<Schedule, JobError> {
     let section = &config.schedule;
+    let warmup_steps = match (section.warmup_steps, total_steps) {
+        (0, Some(total)) => (section.warmup_fraction * total as f64).ceil() as u64,
+        (steps, _) => steps,
+    };
     let name = parameterization.name();
     let refuse = |reason: String| Err(JobError::Settings(reason));
     let jagged = section.kind == ScheduleKind::CosineRestarts;
     let restarts = match parameterization {
-        Parameterization::ReLora { reset_every, .. } if *reset_every <= section.warmup_steps => {
+        Parameterization::ReLora { reset_every, .. } if *reset_every <= warmup_steps => {
             return refuse(format!(
-                "model.reset_every = {reset_every}: the first restart would come inside the {} steps of schedule.warmup_steps; raise one or lower the other",
-                section.warmup_steps
+                "model.reset_every = {reset_every}: the first restart would come inside the {warmup_steps} steps of schedule.warmup_steps; raise one or lower the other"
             ));
         }
         Parameterization::ReLora { .. } if !jagged => {
@@ -350,8 +376,8 @@ pub(super) fn schedule(config: &Config, parameterization: &Parameterization) -> 
     Ok(Schedule {
         kind: section.kind,
         peak: config.optimizer.lr,
-        warmup_steps: section.warmup_steps,
-        total_steps: config.total_steps(),
+        warmup_steps,
+        total_steps,
         final_fraction: section.final_fraction,
         decay_fraction: section.decay_fraction,
         restarts,
@@ -359,7 +385,7 @@ pub(super) fn schedule(config: &Config, parameterization: &Parameterization) -> 
 }
 
 /// What is allowed and probably not meant.
-pub(super) fn doubts(config: &Config, llama: &LlamaConfig) -> Vec<String> {
+pub(super) fn doubts(config: &Config, llama: &LlamaConfig, total_steps: Option<u64>) -> Vec<String> {
     let mut doubts = Vec::new();
     let parameterization = &llama.parameterization;
     let name = parameterization.name();
@@ -375,7 +401,7 @@ pub(super) fn doubts(config: &Config, llama: &LlamaConfig) -> Vec<String> {
             parameterization.positions(d_in, d_out)
         ));
     }
-    if let (Parameterization::ReLora { reset_every, .. }, Some(steps)) = (parameterization, config.total_steps()) {
+    if let (Parameterization::ReLora { reset_every, .. }, Some(steps)) = (parameterization, total_steps) {
         if !steps.is_multiple_of(*reset_every) {
             doubts.push(format!(
                 "the {steps} steps of the run are no multiple of model.reset_every = {reset_every}: the last cycle has {} steps",

@@ -3,20 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use lowrank_models::Llama;
-use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_optim::{StateMeter, Stepped, Who};
 
 use super::logs::Logs;
-use super::{JobError, Pretrain, device, model_config, prepare_data, set_threads, setup};
-use crate::checkpoint::{Checkpoints, TrainerState, load_optimizer};
-use crate::config::Config;
-use crate::data::Batches;
+use super::material::Material;
+use super::subject::Subject;
+use super::{JobError, Training, device, prepare_data, set_threads, setup};
+use crate::checkpoint::{Checkpoints, TrainerState, load_optimizer, load_rule};
+use crate::config::{Config, Job};
 use crate::engine::{Trainer, TrainerOptions};
 use crate::run::{RunFolder, Screen, Summary};
 
-impl Pretrain {
+impl Training {
     /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
     pub fn new(config: Config, dir: &Path, resume: bool, mut screen: Screen) -> Result<Self, JobError> {
         set_threads(config.train.threads);
@@ -24,49 +24,56 @@ impl Pretrain {
         // A folder that is opened first cannot be taken by another run while the data is prepared; a new one is made last, so that bad
         // input leaves nothing behind.
         let opened = if resume || dir.exists() { Some(RunFolder::open(dir, resume)?) } else { None };
-        let prepared = prepare_data(&config, &mut screen)?;
-        let hub = model_config(&config.model, prepared.tokenizer.vocab_size(), prepared.tokenizer.separator())?;
-        let positions = hub.llama.max_position_embeddings;
-        if config.train.seq_len > positions {
-            return Err(JobError::Settings(format!(
-                "train.seq_len = {} is longer than the model's {positions} positions; shorten it or raise model.max_position_embeddings",
-                config.train.seq_len
-            )));
-        }
-        let schedule = setup::schedule(&config, &hub.llama.parameterization)?;
-        let cycle = setup::cycle(&config, &hub.llama.parameterization);
-        for doubt in setup::doubts(&config, &hub.llama) {
+        let (material, subject) = match config.run.job {
+            Job::Pretrain => {
+                let prepared = prepare_data(&config, &mut screen)?;
+                let subject = Subject::of_text(&config, &prepared.tokenizer)?;
+                subject.check_length(config.train.seq_len)?;
+                (Material::text(&config, prepared)?, subject)
+            }
+            Job::Finetune => {
+                let subject = Subject::of_folder(&config)?;
+                subject.check_length(config.train.seq_len)?;
+                (Material::examples(&config, &subject, &mut screen)?, subject)
+            }
+        };
+        let total = config.total_steps(material.train.rows());
+        let llama = &subject.hub.llama;
+        let schedule = setup::schedule(&config, &llama.parameterization, total)?;
+        let cycle = setup::cycle(&config, &llama.parameterization);
+        for doubt in setup::doubts(&config, llama, total) {
             screen.warn(&doubt);
         }
-        let (batch, seq_len) = (config.train.batch, config.train.seq_len);
-        let batches = Batches::train(prepared.train.clone(), batch, seq_len, config.train.seed)?;
-        let validation = Batches::validation(prepared.validation.clone(), batch, seq_len)?;
 
         let loaded = match resume {
             true => newest(&config, dir, &screen)?,
             false => None,
         };
+        let (data, base) = (material.fingerprint.clone(), subject.base_hash()?);
+        if let Some((_, state)) = &loaded {
+            let changed = |what: String| {
+                Err(JobError::Settings(format!("{what} changed since the run began; bring it back or start a new run")))
+            };
+            if state.data != data {
+                return changed("what the model learns from".into());
+            }
+            if state.base != base {
+                return changed(format!("the model in {}", config.model.name));
+            }
+        }
         let (model, state) = match &loaded {
-            Some((path, state)) => (ModelFolder::open(path)?.load(&device.clone().autodiff())?, state.clone()),
-            None => (begin(&config, &hub, &device)?, TrainerState::default()),
+            Some((path, state)) => (subject.resume(path, &device)?, state.clone()),
+            None => (subject.begin(&config, &material, &schedule, &device, &mut screen)?, TrainerState::default()),
         };
-        if loaded.is_some() && model.config() != &hub.llama {
-            return Err(JobError::Settings(
-                "the checkpoint holds a model of another shape than the configuration".into(),
-            ));
-        }
-        // Names every token file with its hash, and the tokenizer.
-        let data = prepared.train.manifest().sha256.clone();
-        if loaded.is_some() && state.data != data {
-            return Err(JobError::Settings(
-                "the training text changed since the run began; bring it back or start a new run".into(),
-            ));
-        }
         let meter = StateMeter::new();
-        let (mut optimizer, parameters) = setup::optimizer(&config, &model, &cycle, &meter)?;
+        let setup::Optimizer { mut optimizer, rule, parameters } =
+            setup::optimizer(&config, &subject.rule, &model, &cycle, &meter)?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
         if let Some((path, state)) = &loaded {
             optimizer = load_optimizer(optimizer, path, state.optimizer_tensors)?;
+            if let Some(rule) = &rule {
+                load_rule(rule, path, state.rule_tensors)?;
+            }
         }
         let options = TrainerOptions {
             schedule,
@@ -77,13 +84,14 @@ impl Pretrain {
             backward: config.train.backward,
             block_clip: (config.optimizer.block_clip > 0.0).then_some(config.optimizer.block_clip),
         };
-        let mut summary = Summary {
-            weight_bytes: weight_bytes(&model),
-            parameters: hub.llama.parameters() as u64,
+        let size = Size::of(&model);
+        let summary = Summary {
+            weight_bytes: size.bytes,
+            parameters: size.trained,
+            gzip_bits_per_byte: material.held_out.as_ref().map(|text| text.gzip_bits_per_byte),
             ..Summary::default()
         };
-        summary.gzip_bits_per_byte = Some(prepared.facts.gzip_bits_per_byte);
-        let mut trainer = Trainer::new(model, optimizer, cycle, options);
+        let mut trainer = Trainer::new(model, optimizer, cycle, options).with_rule(rule);
         (trainer.step, trainer.samples, trainer.tokens) = (state.step, state.samples, state.tokens);
         trainer.skipped_steps = state.skipped_steps;
 
@@ -97,15 +105,14 @@ impl Pretrain {
         checkpoints.clean()?;
         let mut logs = Logs::open(&folder, &config, state.step, &screen);
         logs.parameters(state.step, &parameters, &screen);
-        let state = TrainerState { data, settings: config.deciding_entries(), ..state };
+        let state = TrainerState { data, base, settings: config.deciding_entries(), ..state };
         Ok(Self {
             config,
             folder,
-            prepared,
-            hub,
+            material,
+            subject,
             trainer,
-            batches,
-            validation,
+            total,
             checkpoints,
             meter,
             logs,
@@ -141,37 +148,36 @@ fn newest(config: &Config, dir: &Path, screen: &Screen) -> Result<Option<(PathBu
     Ok(Some((path, state)))
 }
 
-/// A new model, or the one that the configuration names, with its weights below the parameterization that is asked for.
-fn begin(config: &Config, hub: &HubConfig, device: &Device) -> Result<Llama, JobError> {
-    let device = device.clone().autodiff();
-    Ok(match setup::model_folder(&config.model) {
-        Some(folder) => {
-            let folder = ModelFolder::open(folder)?;
-            match folder.config.llama.parameterization == hub.llama.parameterization {
-                true => folder.load(&device)?,
-                false => folder.load_below(&hub.llama.parameterization, config.train.seed, &device)?,
-            }
-        }
-        None => Llama::random(&hub.llama, config.train.seed, &device)?,
-    })
+/// What a model takes.
+#[derive(Default)]
+struct Size {
+    /// Bytes of all tensors.
+    bytes: u64,
+    /// Values that are trained.
+    trained: u64,
 }
 
-fn weight_bytes(model: &Llama) -> u64 {
-    struct Bytes(u64);
-    impl ModuleVisitor for Bytes {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            self.0 += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
-        }
-
-        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-            let tensor = param.val();
-            self.0 += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
-        }
+impl Size {
+    fn of(model: &Llama) -> Self {
+        let mut size = Self::default();
+        model.visit(&mut size);
+        size
     }
-    let mut bytes = Bytes(0);
-    model.visit(&mut bytes);
-    bytes.0
+}
+
+impl ModuleVisitor for Size {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        // An adapter would compose the weight.
+        let tensor = param.base();
+        let values = tensor.shape().num_elements();
+        self.bytes += (values * tensor.dtype().size()) as u64;
+        self.trained += if param.is_require_grad() { values as u64 } else { 0 };
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let tensor = param.val();
+        self.bytes += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
+    }
 }
 
 /// How many parameters each optimizer steps; the list stands in TensorBoard.

@@ -1,29 +1,30 @@
-//! The pretraining run itself.
+//! The run itself.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use lowrank_models::Sampling;
-use lowrank_models::hub::{self, HubConfig};
 use lowrank_optim::StateMeter;
 
 use super::JobError;
 use super::logs::Logs;
-use crate::checkpoint::{Checkpoints, TrainerState, save_optimizer};
+use super::material::Material;
+use super::subject::Subject;
+use crate::checkpoint::{Checkpoints, TrainerState, save_optimizer, save_rule};
 use crate::config::Config;
-use crate::data::{Batches, Prepared, epoch};
+use crate::data::epoch;
 use crate::engine::{Evaluation, StepReport, Trainer, evaluate, sample_text};
-use crate::run::{MemoryUse, Metrics, RunFolder, Screen, Signal, Signals, StepView, Summary};
+use crate::run::{MemoryUse, Metrics, RunFolder, Screen, Signal, Signals, StepView, Summary, count};
 
 /// A run between its first and its last step.
-pub struct Pretrain {
+pub struct Training {
     pub(super) config: Config,
     pub(super) folder: RunFolder,
-    pub(super) prepared: Prepared,
-    pub(super) hub: HubConfig,
+    pub(super) material: Material,
+    pub(super) subject: Subject,
     pub(super) trainer: Trainer,
-    pub(super) batches: Batches,
-    pub(super) validation: Batches,
+    /// Steps of the whole run, where they limit it.
+    pub(super) total: Option<u64>,
     pub(super) checkpoints: Checkpoints,
     pub(super) meter: StateMeter,
     pub(super) logs: Logs,
@@ -54,7 +55,7 @@ pub struct Finished {
 /// Steps between measurements of the optimizer's state, whose size seldom changes.
 const STATE_EVERY: u64 = 100;
 
-impl Pretrain {
+impl Training {
     /// Trains to the end, or to the step during which a signal comes.
     pub fn run(mut self) -> Result<Finished, JobError> {
         let signals = Signals::install()
@@ -65,7 +66,7 @@ impl Pretrain {
             self.logs.sample(0, text, &self.screen);
         }
         let (begin, earlier) = (Instant::now(), self.state.seconds);
-        let total = self.config.total_steps();
+        let total = self.total;
         let limit = self.limit();
         let over = |step: u64, seconds: f64| {
             total.is_some_and(|total| step >= total) || limit.is_some_and(|limit| seconds >= limit)
@@ -123,7 +124,7 @@ impl Pretrain {
     /// Time to the end by steps or by the clock, whichever comes first.
     fn seconds_left(&self) -> Option<f64> {
         let a_step = self.step_seconds / self.steps as f64;
-        let by_steps = self.config.total_steps().map(|total| total.saturating_sub(self.trainer.step) as f64 * a_step);
+        let by_steps = self.total.map(|total| total.saturating_sub(self.trainer.step) as f64 * a_step);
         let by_clock = self.limit().map(|limit| (limit - self.state.seconds).max(0.0));
         by_steps.into_iter().chain(by_clock).reduce(f64::min)
     }
@@ -134,14 +135,10 @@ impl Pretrain {
     }
 
     fn introduce(&self) {
-        use crate::run::{bytes, count};
-        let (train, validation) = (&self.prepared.train, &self.prepared.validation);
         self.screen.line(&format!(
-            "{} parameters; {} tokens to learn from ({} of text), {} held out; run in {}",
+            "{} parameters; {}; run in {}",
             count(self.summary.parameters),
-            count(train.len()),
-            bytes(train.text_bytes()),
-            count(validation.len()),
+            self.material.told,
             self.folder.path().display()
         ));
         if self.trainer.step > 0 {
@@ -157,7 +154,7 @@ impl Pretrain {
         }
         let (logs, screen) = (&mut self.logs, &self.screen);
         let histograms = due(self.config.log.histograms_every, step);
-        let report = self.trainer.step(&self.batches, &mut |model, grads| {
+        let report = self.trainer.step(self.material.train.as_ref(), &mut |model, grads| {
             if histograms {
                 logs.histograms(step, model, grads, screen);
             }
@@ -197,7 +194,7 @@ impl Pretrain {
         let logged = due(self.config.log.every, report.step) || metrics.validation_loss.is_some();
         let view = StepView {
             step: report.step,
-            total: self.config.total_steps(),
+            total: self.total,
             loss: report.loss,
             tokens_per_second: metrics.tokens_per_second.unwrap_or(0.0),
             rss_bytes: metrics.rss_bytes.unwrap_or(0),
@@ -221,11 +218,13 @@ impl Pretrain {
             (false, batches) => batches,
         };
         let mask = self.config.data.document_mask;
-        let found: Evaluation = evaluate(self.trainer.model(), epoch(&self.validation).take(limit), mask, |_| true)?;
+        let batches = epoch(self.material.validation.as_ref()).take(limit);
+        let found: Evaluation = evaluate(self.trainer.model(), batches, mask, |_| true)?;
         let loss = found.loss();
         if whole {
             self.summary.validation_loss = Some(loss);
-            self.summary.validation_bits_per_byte = Some(found.bits_per_byte(self.prepared.validation.text_bytes()));
+            let held_out = self.material.held_out.as_ref();
+            self.summary.validation_bits_per_byte = held_out.map(|text| found.bits_per_byte(text.bytes));
         }
         self.state.validation_loss = Some(loss);
         let best = self.state.best_validation_loss.is_none_or(|best| loss < best);
@@ -238,18 +237,14 @@ impl Pretrain {
     }
 
     fn sample(&self) -> Result<Option<String>, JobError> {
-        let log = &self.config.log;
-        if log.sample_tokens == 0 {
+        let tokens = self.config.log.sample_tokens;
+        if tokens == 0 {
             return Ok(None);
         }
         let sampling = Sampling { seed: self.config.train.seed, ..Sampling::default() };
-        Ok(Some(sample_text(
-            self.trainer.model(),
-            &self.prepared.tokenizer,
-            &log.sample_prompt,
-            log.sample_tokens,
-            &sampling,
-        )?))
+        let Material { tokenizer, sample, .. } = &self.material;
+        let (prompt, ends) = (&sample.prompt, &sample.ends);
+        Ok(Some(sample_text(self.trainer.model(), tokenizer, prompt, ends, tokens, &sampling)?))
     }
 
     fn save(&mut self) -> Result<(), JobError> {
@@ -257,11 +252,11 @@ impl Pretrain {
         self.state.samples = self.trainer.samples;
         self.state.tokens = self.trainer.tokens;
         self.state.skipped_steps = self.trainer.skipped_steps;
-        let (trainer, tokenizer, extra) = (&self.trainer, &self.prepared.tokenizer, &self.hub.extra);
+        let Self { trainer, subject, material, config, .. } = &*self;
         let path = self.checkpoints.save(self.state.clone(), |dir, state| {
-            hub::save(trainer.model(), extra, dir, hub::MAX_SHARD_BYTES)?;
-            tokenizer.save(dir)?;
+            subject.save(config.run.job, trainer.model(), material, dir)?;
             state.optimizer_tensors = save_optimizer(trainer.optimizer(), dir)?;
+            state.rule_tensors = trainer.rule().map_or(Ok(0), |rule| save_rule(rule, dir))?;
             Ok(())
         })?;
         self.summary.checkpoint = Some(path);

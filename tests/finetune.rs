@@ -1,0 +1,247 @@
+//! `lowrank finetune`: what it learns, what it leaves, what it refuses.
+
+#[path = "program.rs"]
+mod program;
+
+use std::path::Path;
+
+use program::{Workshop, checkpoints, metrics, refused, stderr, succeeded, summary};
+
+fn losses(run: &Path) -> Vec<f64> {
+    metrics(run).iter().filter_map(|line| line["loss"].as_f64()).collect()
+}
+
+#[test]
+fn an_adapter_learns_and_is_saved_alone() {
+    let shop = Workshop::with_model(60);
+    let before = std::fs::read(shop.path("model/model.safetensors")).unwrap();
+    let more = ["--rank", "4", "--alpha", "8", "--targets", "q_proj,v_proj", "--epochs", "6"];
+    succeeded(shop.run(&shop.tuned("run", &more)));
+    let losses = losses(&shop.path("run"));
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!(mean(&losses[losses.len() - 9..]) < 0.9 * mean(&losses[..9]), "{losses:?}");
+
+    let saved = checkpoints(&shop.path("run")).pop().unwrap();
+    assert!(!saved.join("model.safetensors").exists() && saved.join("adapter_config.json").exists());
+    let size = std::fs::metadata(saved.join("adapter_model.safetensors")).unwrap().len();
+    assert!(size < before.len() as u64 / 10, "{size} bytes");
+    assert_eq!(std::fs::read(shop.path("model/model.safetensors")).unwrap(), before);
+
+    let summary = summary(&shop.path("run"));
+    let value = |key: &str| summary[key].as_u64().unwrap();
+    // Two layers of each block, [32, 32] and [32, 32], rank 4.
+    let trained = 2 * 2 * 4 * (32 + 32);
+    assert_eq!(value("parameters"), trained);
+    assert_eq!((value("gradient_bytes"), value("optimizer_state_bytes")), (4 * trained, 8 * trained));
+    // About 57 examples in six epochs of batches of two.
+    assert!((160..=180).contains(&value("steps")), "{summary}");
+    assert!(summary["validation_loss"].is_number() && summary["validation_bits_per_byte"].is_null());
+}
+
+#[test]
+fn everything_can_be_trained_too_and_the_tokenizer_files_go_along() {
+    let shop = Workshop::with_model(20);
+    std::fs::write(shop.path("model/chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    succeeded(shop.run(&shop.tuned("run", &["--adapter", "none", "--steps", "5"])));
+    let saved = checkpoints(&shop.path("run")).pop().unwrap();
+    for name in ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        assert!(saved.join(name).exists(), "{name}");
+    }
+    succeeded(shop.run(&["generate", "--model", saved.to_str().unwrap(), "--tokens", "4"]));
+    let summary = summary(&shop.path("run"));
+    assert_eq!(summary["gradient_bytes"], summary["weight_bytes"]);
+}
+
+#[test]
+fn packed_rows_and_block_by_block_learn_the_same_examples() {
+    let shop = Workshop::with_model(40);
+    let tokens = |out: &'static str, more: &[&'static str]| {
+        let once = ["--epochs", "1", "--set", "train.batch=1"];
+        succeeded(shop.run(&shop.tuned(out, &[&once, more].concat())));
+        (summary(&shop.path(out))["tokens"].as_u64().unwrap(), losses(&shop.path(out)))
+    };
+    let (whole, plain) = tokens("plain", &["--set", "optimizer.clip=0"]);
+    let (blocks, by_block) = tokens("blocks", &["--set", "optimizer.clip=0", "--backward", "per-layer"]);
+    assert_eq!((whole, plain.len()), (blocks, by_block.len()));
+    for (a, b) in plain.iter().zip(&by_block) {
+        assert!((a - b).abs() <= 1e-4 * a, "{plain:?} and {by_block:?}");
+    }
+    let (packed, rows) = tokens("packed", &["--set", "data.packing=true"]);
+    assert_eq!(packed, whole, "an epoch counts every token once");
+    assert!(rows.len() < plain.len(), "{} rows", rows.len());
+}
+
+#[test]
+fn conversations_need_a_chat_template() {
+    let shop = Workshop::with_model(4);
+    let chat = |number: usize| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{number}?\"}}, {{\"role\": \"assistant\", \"content\": \"yes\"}}]}}"
+        )
+    };
+    std::fs::write(shop.path("examples.jsonl"), (0..30).map(chat).collect::<Vec<_>>().join("\n")).unwrap();
+    let run = |out: &'static str| shop.run(&shop.tuned(out, &["--steps", "3"]));
+    refused(&run("none"), &["examples.jsonl line 1", "no chat template"]);
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    std::fs::write(shop.path("model/chat_template.jinja"), template).unwrap();
+    succeeded(run("chat"));
+    // "yes" and the end of the text.
+    assert_eq!(summary(&shop.path("chat"))["tokens"], 3 * 2 * 4);
+    std::fs::write(shop.path("model/chat_template.jinja"), "{% for %}").unwrap();
+    refused(&run("broken"), &["chat_template.jinja", "chat template"]);
+}
+
+#[test]
+fn a_start_from_gradients_reads_the_training_data() {
+    let shop = Workshop::with_model(20);
+    let settings = ["--adapter", "lora-xs", "--init", "lora-sb", "--rank", "4", "--steps", "3"];
+    refused(&shop.run(&shop.tuned("run", &settings)), &["adapter.init_samples = 50", "19 rows"]);
+    succeeded(shop.run(&shop.tuned("run", &[&settings[..], &["--set", "adapter.init_samples=5"]].concat())));
+}
+
+#[test]
+fn bad_settings_are_refused_and_leave_nothing() {
+    let shop = Workshop::with_model(20);
+    for (settings, parts) in [
+        (&["adapter.name=lorra"][..], &["lorra", "lora"][..]),
+        (&["adapter.rank=0"], &["rank", "at least 1"]),
+        (&["adapter.rank=many"], &["adapter.rank", "whole number"]),
+        (&["adapter.alpha=0"], &["alpha", "above 0"]),
+        (&["adapter.dropout=1"], &["dropout", "below 1"]),
+        (&["adapter.init=svd"], &["init", "pissa"]),
+        (&["adapter.scaling=half"], &["adapter.scaling", "half"]),
+        (&["adapter.targets=x_proj"], &["x_proj", "model.layers.0"]),
+        (&["adapter.layers=7"], &["no linear layer"]),
+        (&["adapter.rank_pattern=q_proj"], &["rank_pattern", "PATTERN=NUMBER"]),
+        (&["adapter.rank_pattern=x_proj=3"], &["x_proj"]),
+        (&["adapter.options.blocks=3"], &["adapter.options.blocks"]),
+        (&["adapter.name=block-lora", "adapter.options.blocks=3"], &["3 blocks", "rank 8"]),
+        (&["adapter.name=block-lora", "adapter.options.blocks=many"], &["blocks", "many"]),
+        (&["rule.name=lora-max"], &["lora-max", "lora-pro"]),
+        (&["rule.name=lora-plus", "rule.options.ratio=0"], &["ratio", "greater than 0"]),
+        (&["rule.name=lora-plus", "rule.options.ratoi=2"], &["ratoi", "rule.options.ratio"]),
+        (&["rule.name=allora", "adapter.alpha=16"], &["alpha", "allora"]),
+        (&["rule.name=allora", "adapter.dropout=0.1"], &["dropout", "allora"]),
+        (&["rule.name=lora-pro", "adapter.name=dora"], &["lora-pro", "dora"]),
+        (&["rule.name=lora-pro", "optimizer.name=muon"], &["muon", "adamw"]),
+        (&["adapter.name=none", "rule.name=lora-plus"], &["lora-plus", "adapter"]),
+        (&["adapter.name=none", "adapter.rank=4"], &["none", "adapter.*"]),
+        (&["model.hidden_size=64"], &["model.hidden_size", "finetune"]),
+        (&["tokenizer.path=bytes"], &["tokenizer.path", "finetune"]),
+        (&["train.tokens=1000"], &["train.tokens", "finetune"]),
+        (&["train.epochs=0"], &["no end"]),
+        (&["train.epochs=0", "train.minutes=1"], &["schedule.kind"]),
+        (&["train.epochs=-1"], &["train.epochs", "0 or greater"]),
+        (&["train.seq_len=129"], &["129", "128 positions"]),
+        (&["data.format=text"], &["data.format", "jsonl"]),
+        (&["train.backward=per-layer"], &["optimizer.clip", "block_clip"]),
+    ] {
+        let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        refused(&shop.run(&shop.tuned("run", &more)), parts);
+        assert!(!shop.path("run").exists(), "{settings:?} left a folder");
+    }
+    let flags = ["--set", "adapter.rank=4"];
+    refused(&shop.run(&shop.tiny("run", &flags)), &["adapter.rank", "pretrain"]);
+    refused(&shop.run(&["finetune", "--data", "examples.jsonl"]), &["--model"]);
+    refused(&shop.run(&["finetune", "--model", "model"]), &["--data"]);
+}
+
+#[test]
+fn bad_examples_are_refused_by_file_and_line() {
+    let shop = Workshop::with_model(4);
+    let good = "{\"text\": \"fine\"}\n";
+    for (line, parts) in [
+        ("{\"body\": \"x\"}", &["needs \"messages\"", "body"][..]),
+        ("{\"text\": \"cut", &["not valid JSON"]),
+        ("{\"prompt\": \"a\", \"completion\": \"\"}", &["nothing to learn"]),
+        ("{\"prompt\": \"a\"}", &["completion"]),
+    ] {
+        std::fs::write(shop.path("examples.jsonl"), format!("{good}{line}\n{good}")).unwrap();
+        let output = shop.run(&shop.tuned("run", &["--steps", "3"]));
+        refused(&output, &[&["examples.jsonl line 2"], parts].concat());
+        assert!(!shop.path("run").exists());
+    }
+    let long = format!("{{\"prompt\": \"{}\", \"completion\": \"x\"}}\n", "a".repeat(200));
+    std::fs::write(shop.path("examples.jsonl"), format!("{good}{long}")).unwrap();
+    refused(&shop.run(&shop.tuned("run", &["--steps", "3"])), &["examples.jsonl line 2", "201 tokens", "seq_len = 48"]);
+    std::fs::write(shop.path("examples.jsonl"), good).unwrap();
+    refused(&shop.run(&shop.tuned("run", &["--steps", "3"])), &["1 examples", "two"]);
+}
+
+#[test]
+fn a_bad_model_folder_is_refused_by_what_is_wrong() {
+    let shop = Workshop::with_model(10);
+    let run = || shop.run(&shop.tuned("run", &["--steps", "2"]));
+    let config = shop.path("model/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    for (from, to, parts) in [
+        ("\"llama\"", "\"gpt2\"", &["config.json", "gpt2"][..]),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", &["model.layers.2", "missing"]),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", &["model.layers.1", "no place"]),
+        ("\"intermediate_size\": 48", "\"intermediate_size\": 40", &["model.layers.0.mlp", "shape"]),
+        ("\"vocab_size\": 257", "\"vocab_size\": 200", &["257 ids", "200"]),
+    ] {
+        assert!(text.contains(from), "{from} is not in {text}");
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+        refused(&run(), parts);
+        assert!(!shop.path("run").exists(), "{to} left a folder");
+    }
+    std::fs::write(&config, &text).unwrap();
+    std::fs::rename(shop.path("model/tokenizer.json"), shop.path("tokenizer.json")).unwrap();
+    refused(&run(), &["tokenizer.json"]);
+    std::fs::rename(shop.path("tokenizer.json"), shop.path("model/tokenizer.json")).unwrap();
+    std::fs::remove_file(&config).unwrap();
+    refused(&run(), &["config.json"]);
+}
+
+#[test]
+fn a_run_goes_on_with_what_it_was_begun_with() {
+    let shop = Workshop::with_model(20);
+    let more = ["--steps", "6", "--set", "checkpoint.every=3"];
+    succeeded(shop.run(&shop.tuned("run", &more)));
+    let resume = |more: &[&str]| shop.run(&[&["finetune", "--quiet", "--resume", "--out", "run"], more].concat());
+    succeeded(resume(&[]));
+    refused(&resume(&["--rank", "4"]), &["adapter.rank"]);
+    refused(&resume(&["--rule", "lora-plus"]), &["rule.name"]);
+    refused(&shop.run(&["pretrain", "--quiet", "--resume", "--out", "run"]), &["lowrank finetune"]);
+    let weights = shop.path("model/model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let mut other = bytes.clone();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, &other).unwrap();
+    refused(&resume(&[]), &["the model in model changed"]);
+    std::fs::write(&weights, &bytes).unwrap();
+    std::fs::write(shop.path("examples.jsonl"), "{\"text\": \"a\"}\n{\"text\": \"b\"}\n").unwrap();
+    refused(&resume(&[]), &["what the model learns from changed"]);
+}
+
+#[test]
+fn truncated_examples_are_told_of() {
+    let shop = Workshop::with_model(10);
+    let long = format!("{{\"text\": \"{}\"}}\n", "a".repeat(200));
+    let text = std::fs::read_to_string(shop.path("examples.jsonl")).unwrap();
+    std::fs::write(shop.path("examples.jsonl"), format!("{long}{text}")).unwrap();
+    let args: Vec<&str> = shop.tuned("run", &["--steps", "2"]).into_iter().filter(|arg| *arg != "--quiet").collect();
+    let output = succeeded(shop.run(&args));
+    assert!(stderr(&output).contains("1 were cut to 48 tokens"), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("validation loss"));
+}
+
+#[test]
+fn adapters_and_rules_are_listed_with_their_options() {
+    let shop = Workshop::new(1);
+    let told = |args: &[&str]| String::from_utf8(succeeded(shop.run(args)).stdout).unwrap();
+    let all = told(&["methods"]);
+    for entry in lowrank_models::adapter::STRUCTURES {
+        assert!(all.contains(entry.spec.title), "{}", entry.spec.name);
+        let one = told(&["methods", entry.spec.name]);
+        for option in entry.defaults().keys() {
+            assert!(one.contains(option), "{option} is not in {one}");
+        }
+    }
+    for rule in lowrank_models::adapter::RULES {
+        assert!(all.contains(rule.summary), "{}", rule.name);
+    }
+    assert!(told(&["methods", "lora-plus"]).contains("rule.options.NAME"));
+    assert!(told(&["finetune", "--help"]).contains("--adapter lora --rank 16"));
+}

@@ -1,0 +1,88 @@
+//! `lowrank finetune`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::training::{TrainingArgs, last_name, texts};
+use crate::config::{Config, Job};
+use crate::job::JobError;
+
+/// Fine-tune a model on examples, by an adapter that learns beside the frozen weights, or whole.
+///
+/// The data are JSON lines: {"prompt": .., "completion": ..}, or {"messages": [{"role": "user", "content": ..}, {"role": "assistant", ..}]}, written
+/// as the model's chat template has it, or {"text": ..}. Completions, the assistant's turns and texts are what the model learns to write. A part is
+/// held out to measure on.
+///
+/// The adapter says what is trained (lora: two thin factors beside each weight), the rule how (plain: by its gradients). A checkpoint holds the
+/// adapter alone, as Python's peft reads it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lowrank finetune --model SmolLM2-135M --data chats.jsonl
+  lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter lora --rank 16 --alpha 32 --targets q_proj,v_proj
+  lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter lora --init pissa --rule lora-plus
+  lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter none --backward per-layer --set optimizer.clip=0
+  lowrank finetune --resume --out runs/SmolLM2-135M-lora-001
+
+`lowrank methods` lists adapters and rules, `lowrank methods NAME` the options of one, which are set as --set adapter.options.NAME=VALUE and
+--set rule.options.NAME=VALUE. docs/configuration.md lists all keys. Flags win over --set, --set over the file of --config, the file over the
+defaults. The learning rate is 2e-4 where none is given, 2e-5 where all weights are trained or the rule is lora-pro.
+Ctrl-C finishes the step, saves and exits; --resume goes on with the same bits as if nothing had happened.")]
+pub struct Args {
+    /// Hugging Face model folder
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// JSON lines: a file or folder; may be repeated
+    #[arg(long, value_name = "PATH")]
+    data: Vec<PathBuf>,
+    /// Structure of the adapter, see `lowrank methods`; none trains all weights
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+    /// How the adapter is trained, see `lowrank methods`
+    #[arg(long, value_name = "NAME")]
+    rule: Option<String>,
+    /// Rank of the adapter
+    #[arg(long)]
+    rank: Option<u32>,
+    /// The update is multiplied by alpha / rank
+    #[arg(long, allow_negative_numbers = true)]
+    alpha: Option<f64>,
+    /// Share of the adapter's inputs that is dropped in training
+    #[arg(long, allow_negative_numbers = true)]
+    dropout: Option<f64>,
+    /// Layers to adapt: all-linear, names such as q_proj,v_proj, or a regular expression for whole paths
+    #[arg(long, value_name = "LAYERS")]
+    targets: Option<String>,
+    /// How the adapter begins: default, pissa, olora, ..; see `lowrank methods NAME`
+    #[arg(long, value_name = "NAME")]
+    init: Option<String>,
+    #[command(flatten)]
+    training: TrainingArgs,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut layers = args.training.layers().map_err(JobError::from)?;
+    layers.optional("--model", "model.name", args.model.as_deref());
+    layers.optional("--data", "data.path", (!args.data.is_empty()).then(|| texts(&args.data)));
+    layers.optional("--adapter", "adapter.name", args.adapter.as_deref());
+    layers.optional("--rule", "rule.name", args.rule.as_deref());
+    layers.optional("--rank", "adapter.rank", args.rank);
+    layers.optional("--alpha", "adapter.alpha", args.alpha);
+    layers.optional("--dropout", "adapter.dropout", args.dropout);
+    layers.optional("--targets", "adapter.targets", args.targets.as_deref());
+    layers.optional("--init", "adapter.init", args.init.as_deref());
+    let given = layers.has("optimizer.lr");
+    let slow = |config: &mut Config| {
+        if !given && (config.adapter.name == "none" || config.rule.name == "lora-pro") {
+            config.optimizer.lr = SLOW;
+        }
+    };
+    let name = |config: &Config| match last_name(&config.model.name) {
+        Some(model) => format!("{model}-{}", config.adapter.name),
+        None => "finetune".into(),
+    };
+    args.training.run(Job::Finetune, layers, name, slow)
+}
+
+/// Learning rate where the update is that of full fine-tuning.
+const SLOW: f64 = 2e-5;

@@ -1,0 +1,207 @@
+//! What `lowrank pretrain` and `lowrank finetune` have in common.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::{print, table};
+use crate::config::{Config, ConfigError, Job, Layers};
+use crate::job::{Finished, JobError, Training};
+use crate::run::{RunFolder, Screen, bytes, count, duration};
+
+/// Flags of both.
+#[derive(Debug, clap::Args)]
+pub struct TrainingArgs {
+    /// File with settings (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A setting, as section.key=value; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Optimizer, see `lowrank methods`
+    #[arg(long)]
+    optimizer: Option<String>,
+    /// whole; checkpointed (less memory, more time); per-layer (each block is updated at once)
+    #[arg(long, value_name = "MODE")]
+    backward: Option<String>,
+    /// Steps of the run
+    #[arg(long)]
+    steps: Option<u32>,
+    /// Times that all of the data is seen
+    #[arg(long, allow_negative_numbers = true)]
+    epochs: Option<f64>,
+    /// Minutes after which the run ends in any case; 0 for no limit
+    #[arg(long, allow_negative_numbers = true)]
+    minutes: Option<f64>,
+    /// Sequences in a batch
+    #[arg(long)]
+    batch: Option<u32>,
+    /// Tokens in a sequence
+    #[arg(long)]
+    seq_len: Option<u32>,
+    /// Highest learning rate
+    #[arg(long, allow_negative_numbers = true)]
+    lr: Option<f64>,
+    /// Seed of weights, order and samples
+    #[arg(long)]
+    seed: Option<u32>,
+    /// Folder of the run; without it the next free one below runs/
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with the newest good checkpoint in --out, or of the newest run below runs/
+    #[arg(long)]
+    resume: bool,
+    /// cpu, or a GPU of a build with that feature, such as cuda:0
+    #[arg(long)]
+    device: Option<String>,
+    /// Show warnings and errors only
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Where runs go that were given no folder.
+const RUNS: &str = "runs";
+
+impl TrainingArgs {
+    /// File, settings and flags in the order in which they win.
+    pub fn layers(&self) -> Result<Layers, ConfigError> {
+        let mut layers = Layers::default();
+        if let Some(path) = &self.config {
+            layers.file(path)?;
+        }
+        for setting in &self.set {
+            layers.set(setting)?;
+        }
+        let texts = [
+            ("--optimizer", "optimizer.name", &self.optimizer),
+            ("--device", "train.device", &self.device),
+            ("--backward", "train.backward", &self.backward),
+        ];
+        for (flag, key, value) in texts {
+            layers.optional(flag, key, value.as_deref());
+        }
+        let counts = [
+            ("--steps", "train.steps", self.steps),
+            ("--batch", "train.batch", self.batch),
+            ("--seq-len", "train.seq_len", self.seq_len),
+            ("--seed", "train.seed", self.seed),
+        ];
+        for (flag, key, value) in counts {
+            layers.optional(flag, key, value);
+        }
+        let numbers = [
+            ("--lr", "optimizer.lr", self.lr),
+            ("--epochs", "train.epochs", self.epochs),
+            ("--minutes", "train.minutes", self.minutes),
+        ];
+        for (flag, key, value) in numbers {
+            layers.optional(flag, key, value);
+        }
+        Ok(layers)
+    }
+
+    /// Trains, and prints what came out. `name` is what a new folder is called; `adjust` changes the configuration of a new run.
+    pub fn run(
+        &self,
+        job: Job,
+        layers: Layers,
+        name: impl Fn(&Config) -> String,
+        adjust: impl FnOnce(&mut Config),
+    ) -> anyhow::Result<ExitCode> {
+        let dir = self.out.clone().or_else(|| self.resume.then(|| RunFolder::newest(Path::new(RUNS))).flatten());
+        let base = match (&dir, self.resume) {
+            (Some(dir), true) => saved_config(dir, job)?,
+            (None, true) => {
+                return Err(JobError::Settings(format!(
+                    "there is no run below {RUNS}/ to resume; name one with --out"
+                ))
+                .into());
+            }
+            _ => Config::of(job),
+        };
+        let mut config = layers.resolve(&base).map_err(JobError::from)?;
+        if !self.resume {
+            adjust(&mut config);
+        }
+        let dir = match dir {
+            Some(dir) => dir,
+            None if !config.run.out.as_os_str().is_empty() => config.run.out.clone(),
+            None => RunFolder::next_free(Path::new(RUNS), &name(&config)),
+        };
+        config.run.out = dir.clone();
+        let finished = Training::new(config, &dir, self.resume, Screen::new(self.quiet))?.run()?;
+        if !self.quiet {
+            print(&report(job, &finished))?;
+        }
+        Ok(match finished.signal {
+            Some(signal) => {
+                let folder = finished.folder.display();
+                eprintln!("stopped; go on with `lowrank {} --resume --out {folder}`", job.name());
+                ExitCode::from(signal.exit_code() as u8)
+            }
+            None => ExitCode::SUCCESS,
+        })
+    }
+}
+
+/// Paths as texts.
+pub fn texts(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
+/// The last part of a path.
+pub fn last_name(path: &str) -> Option<String> {
+    Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// The configuration that a run was begun with.
+fn saved_config(dir: &Path, job: Job) -> Result<Config, JobError> {
+    let path = dir.join("config.toml");
+    if !path.exists() {
+        return Err(crate::run::RunFolderError::NoRun { path: dir.to_path_buf() }.into());
+    }
+    let mut layers = Layers::default();
+    layers.file(&path)?;
+    Ok(layers.resolve(&Config::of(job))?)
+}
+
+fn report(job: Job, finished: &Finished) -> String {
+    let summary = &finished.summary;
+    let mut text = String::new();
+    for (title, sample) in [("Before training", &finished.before), ("After training", &finished.after)] {
+        if let Some(sample) = sample {
+            text.push_str(&format!("\n{title} the model writes:\n----\n{sample}\n----\n"));
+        }
+    }
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String| rows.push(vec![name.to_string(), value]);
+    if let Some(loss) = summary.validation_loss {
+        row("validation loss", format!("{loss:.4} nats a token (perplexity {:.1})", loss.exp()));
+    }
+    if let (Some(model), Some(gzip)) = (summary.validation_bits_per_byte, summary.gzip_bits_per_byte) {
+        row("bits per byte", format!("{model:.3}, where gzip -9 needs {gzip:.3} for the same text"));
+    }
+    row(
+        "steps",
+        format!("{} with {} tokens in {}", count(summary.steps), count(summary.tokens), duration(summary.seconds)),
+    );
+    row("speed", format!("{} tokens a second", count(summary.tokens_per_second as u64)));
+    let (weights, gradients, state) = (summary.weight_bytes, summary.gradient_bytes, summary.optimizer_state_bytes);
+    row(
+        "peak memory",
+        format!(
+            "{} (weights {}, gradients {}, optimizer {})",
+            bytes(summary.peak_rss_bytes),
+            bytes(weights),
+            bytes(gradients),
+            bytes(state)
+        ),
+    );
+    row("logs", format!("{0}/metrics.jsonl; tensorboard --logdir {0}", finished.folder.display()));
+    if let Some(checkpoint) = &summary.checkpoint {
+        row("checkpoint", checkpoint.display().to_string());
+        if job == Job::Pretrain {
+            row("try it", format!("lowrank generate --model {} --prompt \"fn main() {{\"", checkpoint.display()));
+        }
+    }
+    format!("{text}\n{}", table(&rows))
+}

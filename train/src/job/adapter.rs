@@ -1,0 +1,74 @@
+//! What the configuration says of adapter and training rule.
+
+use std::str::FromStr;
+
+use lowrank_models::adapter::{AdapterConfig, AdapterOptions, Rule, Targets};
+use serde_json::{Value, json};
+
+use super::JobError;
+use crate::config::{AdapterSection, Config, RuleSection};
+
+/// The training rule of the configuration.
+pub(super) fn rule(section: &RuleSection) -> Result<Rule, JobError> {
+    let mut rule = Rule::named(&section.name)?;
+    let mut values = json!({ "name": section.name });
+    for (option, value) in &section.options {
+        let given = value.to_string();
+        values[option.as_str()] = json(value)?;
+        // One at a time, so that a refusal names its option.
+        rule = serde_json::from_value(values.clone())
+            .map_err(|error| JobError::Settings(format!("rule.options.{option} = {given}: {error}")))?;
+    }
+    Ok(rule)
+}
+
+fn json(value: &toml::Value) -> Result<Value, JobError> {
+    serde_json::to_value(value).map_err(|error| JobError::Settings(format!("{value}: {error}")))
+}
+
+/// The adapter of the configuration; none when all weights are trained.
+pub(super) fn adapter(config: &Config) -> Result<Option<AdapterConfig>, JobError> {
+    let section = &config.adapter;
+    if section.name == WHOLE {
+        let bare = AdapterSection { name: WHOLE.into(), ..AdapterSection::default() };
+        return match *section == bare {
+            true => Ok(None),
+            false => Err(JobError::Settings(
+                "adapter.name = none: all weights are trained; take the other adapter.* keys away".into(),
+            )),
+        };
+    }
+    let targets = |text: &String| (!text.is_empty()).then(|| Targets::parse(text));
+    let mut options = AdapterOptions::new();
+    for (option, value) in &section.options {
+        options.insert(option.clone(), json(value)?);
+    }
+    Ok(Some(AdapterConfig {
+        structure: section.name.clone(),
+        rank: section.rank,
+        alpha: section.alpha,
+        scaling: section.scaling,
+        dropout: section.dropout,
+        init: section.init.clone(),
+        targets: targets(&section.targets).unwrap_or_default(),
+        exclude: targets(&section.exclude),
+        layers: (!section.layers.is_empty()).then(|| section.layers.clone()),
+        rank_pattern: patterns("adapter.rank_pattern", &section.rank_pattern)?,
+        alpha_pattern: patterns("adapter.alpha_pattern", &section.alpha_pattern)?,
+        seed: config.train.seed,
+        options,
+        ..AdapterConfig::default()
+    }))
+}
+
+/// In place of a structure: no adapter.
+const WHOLE: &str = "none";
+
+fn patterns<T: FromStr>(key: &str, given: &[String]) -> Result<Vec<(String, T)>, JobError> {
+    let parsed = given.iter().map(|text| {
+        let (pattern, value) = text.rsplit_once('=')?;
+        Some((pattern.trim().to_string(), value.trim().parse().ok()?))
+    });
+    let wrong = |text: &String| JobError::Settings(format!("{key} = \"{text}\": write it as PATTERN=NUMBER"));
+    parsed.zip(given).map(|(pair, text)| pair.ok_or_else(|| wrong(text))).collect()
+}
