@@ -569,7 +569,8 @@ mod tests {
             assert_eq!(serde_json::from_value::<Rule>(json.clone()).unwrap(), rule);
             let mut names: Vec<&String> = json.as_object().unwrap().keys().filter(|key| *key != "name").collect();
             let mut listed: Vec<&str> = entry.options.iter().map(|(name, ..)| *name).collect();
-            (names.sort(), listed.sort());
+            names.sort();
+            listed.sort();
             assert_eq!(names, listed, "{} lists its options", entry.name);
             let (before, after) = (trained(rule, &[], 0), trained(rule, &[], 3));
             for (place, (before, after)) in before.iter().zip(&after).enumerate() {
