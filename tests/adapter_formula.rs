@@ -2,8 +2,9 @@
 
 use lowrank_models::adapter::{AdapterOptions, Place};
 
-/// Products stand side by side or with `*`; `min(a, b)`, whole division.
+/// Products stand side by side or with `*`; `min(a, b)`, whole division, flags as 0 and 1. What follows a semicolon is not read.
 pub fn value(text: &str, place: &Place, options: &AdapterOptions) -> Result<usize, String> {
+    let text = text.split(';').next().unwrap_or(text);
     let mut parser = Parser { words: words(text), at: 0, place, options };
     let value = parser.sum()?;
     match parser.words.get(parser.at) {

@@ -171,7 +171,7 @@ impl Method for Bone {
         name: "bone",
         title: "Bone: Block Affine Transformation as Parameter Efficient Fine-tuning Methods for Large Language Models",
         arxiv: "2409.15371",
-        trains: "r d_out (block_affine_out, shared), r d_in (block_affine_in), r mini_r (shared_mini)",
+        trains: "r d_out; r d_in with block_affine_in, r mini_r with shared_mini",
         stores: "",
         dense_forward: true,
         rank: Rank::Fixed(64),

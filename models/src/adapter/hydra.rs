@@ -194,7 +194,7 @@ impl Method for Hydra {
         name: "hydra",
         title: "Hydra: Multi-head Low-rank Adaptation for Parameter Efficient Fine-tuning",
         arxiv: "2309.06922",
-        trains: "r_p (d_in + d_out) + 2 r_s d_out, with biases r_p + r_s + 2 d_out more",
+        trains: "rank_parallel (d_in + d_out) + 2 rank_sequential d_out + branch_bias (rank_parallel + rank_sequential + 2 d_out)",
         stores: "",
         dense_forward: false,
         rank: Rank::None,

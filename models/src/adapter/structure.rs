@@ -150,7 +150,8 @@ pub struct Spec {
     pub title: &'static str,
     /// arXiv id.
     pub arxiv: &'static str,
-    /// Values trained in place of a `d_in x d_out` weight; r is the rank.
+    /// Values trained in place of a `d_in x d_out` weight: a formula of the sides, the rank r and options by their names; what other modes train
+    /// may follow a semicolon.
     pub trains: &'static str,
     /// What is stored beside them and stays as it is; empty for nothing.
     pub stores: &'static str,
