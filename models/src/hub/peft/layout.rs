@@ -31,11 +31,13 @@ pub(super) struct Layout {
     /// Reads the options of the structure.
     pub read: fn(&mut Keys) -> Result<AdapterOptions, String>,
     /// Keys of the options of the structure; a reason where `peft` does not have them.
-    pub write: fn(&AdapterConfig) -> Result<Vec<(&'static str, Value)>, String>,
+    pub write: fn(&AdapterConfig) -> Result<Options, String>,
 }
 
-/// A layout, and the keys of a configuration's options.
-pub(super) type Stored = (&'static Layout, Vec<(&'static str, Value)>);
+/// Keys of the options of a structure, and their values.
+pub(super) type Options = Vec<(&'static str, Value)>;
+/// A layout, and the options of a configuration in its keys.
+pub(super) type Stored = (&'static Layout, Options);
 
 /// All of them.
 static LAYOUTS: &[Layout] = &[LORA, BONE];

@@ -31,6 +31,17 @@ pub struct PeftFolder {
     files: TensorFiles,
 }
 
+/// The tensors of a file, each at its place.
+#[derive(Default)]
+struct Distributed {
+    /// By layer and field.
+    tensors: BTreeMap<String, GivenTensors>,
+    /// Those that all layers share, by field.
+    shared: GivenTensors,
+    /// Names that do not fit, and why.
+    problems: Vec<(String, String)>,
+}
+
 /// Where a tensor of the file belongs.
 enum Belongs {
     Layer(String, String),
@@ -102,7 +113,7 @@ impl PeftFolder {
         put: impl FnOnce(Attach, M) -> Result<(M, Report), AdapterError>,
     ) -> Result<(M, Report), ModelError> {
         let layers = linear_layers(&module)?;
-        let (mut tensors, shared, mut problems) = self.distribute(&layers)?;
+        let Distributed { mut tensors, shared, mut problems } = self.distribute(&layers)?;
         self.check_base(&module, tensors.keys().cloned().collect())?;
         if self.recomputes_start() {
             self.recompute_start(&module, &mut tensors)?;
@@ -124,13 +135,9 @@ impl PeftFolder {
         }
     }
 
-    /// The tensors by layer and field, those that all layers share, and names that have no place.
-    #[allow(clippy::type_complexity)] // three lists that live for a few lines
-    fn distribute(
-        &mut self,
-        layers: &BTreeSet<String>,
-    ) -> Result<(BTreeMap<String, GivenTensors>, GivenTensors, Vec<(String, String)>), ModelError> {
-        let (mut tensors, mut shared, mut problems) = (BTreeMap::new(), GivenTensors::new(), Vec::new());
+    /// Reads the tensors and finds their places.
+    fn distribute(&mut self, layers: &BTreeSet<String>) -> Result<Distributed, ModelError> {
+        let Distributed { mut tensors, mut shared, mut problems } = Distributed::default();
         let names: Vec<(String, Vec<usize>)> =
             self.files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
         for (name, shape) in names {
@@ -170,7 +177,7 @@ impl PeftFolder {
                 problems.push((format!("{SHARED}{name}"), reason.into()));
             }
         }
-        Ok((tensors, shared, problems))
+        Ok(Distributed { tensors, shared, problems })
     }
 
     fn place(&self, name: &str, layers: &BTreeSet<String>) -> Option<Belongs> {

@@ -121,7 +121,8 @@ fn resolved(config: &AdapterConfig) -> AdapterConfig {
 /// How `peft` stores an adapter, with the keys of its options: none for structures that it does not have, a reason where it lacks an option.
 fn layout(config: &AdapterConfig) -> Result<Option<Stored>, String> {
     let Some(layout) = Layout::of(&config.structure) else { return Ok(None) };
-    if !layout.patterns && !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty()) {
+    let patterned = !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty());
+    if patterned && !layout.patterns {
         return Err("ranks and alphas cannot differ by layer".into());
     }
     if !layout.patterns && config.scaling == Some(Scaling::RootRank) {
