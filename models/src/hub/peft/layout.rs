@@ -40,7 +40,7 @@ pub(super) type Options = Vec<(&'static str, Value)>;
 pub(super) type Stored = (&'static Layout, Options);
 
 /// All of them.
-static LAYOUTS: &[Layout] = &[LORA, BONE];
+static LAYOUTS: &[Layout] = &[LORA, DORA, VERA, BONE];
 
 const LORA: Layout = Layout {
     structure: "lora",
@@ -55,6 +55,34 @@ const LORA: Layout = Layout {
     seed: None,
     read: |_| Ok(AdapterOptions::new()),
     write: |_| Ok(vec![("use_dora", json!(false))]),
+};
+
+const DORA: Layout = Layout {
+    structure: "dora",
+    tensors: &[("a", "lora_A.weight"), ("b", "lora_B.weight"), ("magnitude", "lora_magnitude_vector")],
+    write: |_| Ok(vec![("use_dora", json!(true))]),
+    ..LORA
+};
+
+const VERA: Layout = Layout {
+    structure: "vera",
+    types: &["VERA"],
+    tensors: &[("lambda_b", "vera_lambda_b"), ("lambda_d", "vera_lambda_d")],
+    shared: &[("vera_a", "vera_A", None), ("vera_b", "vera_B", None)],
+    rank: 256,
+    alpha: None,
+    dropout: "vera_dropout",
+    init: "init_weights",
+    patterns: false,
+    seed: Some("projection_prng_key"),
+    read: |keys| {
+        let start = keys.number("d_initial")?.unwrap_or(0.1);
+        Ok(AdapterOptions::from_iter([("d_initial".to_string(), json!(start))]))
+    },
+    write: |config| {
+        let start = config.options.get("d_initial").cloned().unwrap_or(json!(0.1));
+        Ok(vec![("d_initial", start), ("save_projection", json!(true))])
+    },
 };
 
 const BONE: Layout = Layout {

@@ -9,7 +9,7 @@ use burn::tensor::TensorData;
 use super::layout::Layout;
 use super::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, config, digits};
 use crate::adapter::{
-    AdapterConfig, AdapterError, Attach, Attached, GivenTensors, NamePattern, Report, base_fingerprint, each_adapter,
+    self, AdapterConfig, AdapterError, Attach, Attached, GivenTensors, NamePattern, Report, base_fingerprint, each_adapter,
     linear_layers, shared_fingerprint,
 };
 use crate::error::ModelError;
@@ -118,7 +118,10 @@ impl PeftFolder {
         if self.recomputes_start() {
             self.recompute_start(&module, &mut tensors)?;
         }
-        let attach = Attach::new(self.config.clone()).with_tensors(tensors).with_shared(shared);
+        if !shared.is_empty() {
+            tensors.insert(adapter::SHARED.to_string(), shared);
+        }
+        let attach = Attach::new(self.config.clone()).with_tensors(tensors);
         match put(attach, module) {
             Ok((module, report)) if problems.is_empty() => {
                 self.check_shared(&module)?;
@@ -190,7 +193,7 @@ impl PeftFolder {
             return Some(Belongs::All(field, axis));
         };
         let belongs = |field: &str| Some(Belongs::Layer(path.to_string(), field.to_string()));
-        if let ("origin.a" | "origin.b", true) = (rest, self.begins_as_part()) {
+        if let ("origin.a" | "origin.b", true) = (rest, self.layout.is_none() || self.begins_as_part()) {
             return belongs(rest);
         }
         match self.layout {

@@ -140,22 +140,15 @@ fn in_layout(layers: &BTreeMap<String, Attached>, layout: Option<&'static Layout
             tensors.insert(format!("{MODEL}{path}.{name}"), data);
         }
         for (field, name, axis) in layout.iter().flat_map(|layout| layout.shared) {
-            let Some(shared) = layer.structure().shared().into_iter().find(|shared| shared.field == *field) else {
-                continue;
-            };
-            let turned = layer.structure.spec().tensor(field).is_some_and(|tensor| tensor.turned);
-            let mut data = shared.values.into_data();
-            let mut shape = shared.shape;
-            if let ([rows, columns], true) = (shape.as_slice(), turned) {
-                let matrix =
-                    Tensor::<2>::from_data(TensorData::new(values(data), [*rows, *columns]), &Device::default());
-                data = matrix.transpose().into_data();
-                shape.reverse();
-            }
-            if let Some(axis) = axis {
-                shape.insert(*axis, 1);
-            }
-            tensors.entry(format!("{SHARED}{name}")).or_insert_with(|| TensorData::new(values(data), shape));
+            let Some(shared) = layer.structure().shared().into_iter().find(|shared| shared.name == *field) else { continue };
+            tensors.entry(format!("{SHARED}{name}")).or_insert_with(|| {
+                let data = shared.tensor();
+                let mut shape = data.shape().as_slice().to_vec();
+                if let Some(axis) = axis {
+                    shape.insert(*axis, 1);
+                }
+                TensorData::new(values(data), shape)
+            });
         }
     }
     tensors
