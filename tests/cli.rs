@@ -5,8 +5,12 @@ mod program;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
+use burn::tensor::Device;
+use lowrank_models::adapter::{AdapterConfig, Attach};
+use lowrank_models::hub::ModelFolder;
+use lowrank_models::hub::peft::{Form, save};
 use program::{Workshop, checkpoints, refused, stderr, succeeded, summary};
 
 #[test]
@@ -392,4 +396,81 @@ fn positions_that_are_repeated_or_out_of_range_are_refused() {
     with(0, -1, &[name, "position -1", "1536"]);
     let last = (32.0 * 48.0 * 0.03) as usize - 1;
     with(last, 1536, &[name, "position 1536", "there are 1536"]);
+}
+
+/// A LoRA of small values on a checkpoint, written into a folder.
+fn adapter(model: &Path, dir: &Path, seed: u64) {
+    let base = ModelFolder::open(model).unwrap().load(&Device::default()).unwrap();
+    let config = AdapterConfig { seed, init: "random".into(), ..AdapterConfig::new("lora").with_rank(4) };
+    let (model, _) = base.attach(Attach::new(config)).unwrap();
+    save(&model, "default", Form::Peft, Some("the checkpoint"), dir).unwrap();
+}
+
+#[test]
+fn adapters_are_merged_shown_and_used() {
+    let shop = Workshop::new(30);
+    succeeded(shop.run(&shop.tiny("run", &["--steps", "4"])));
+    let model = checkpoints(&shop.path("run")).pop().unwrap();
+    let model = model.to_str().unwrap();
+    for (name, seed) in [("one", 1), ("two", 2)] {
+        adapter(Path::new(model), &shop.path(name), seed);
+    }
+    let both = ["--adapter", "one", "--adapter", "two"];
+    let told = succeeded(shop.run(&[&["merge", "--model", model, "--out", "merged"][..], &both].concat()));
+    assert_eq!(String::from_utf8_lossy(&told.stdout).trim(), "merged");
+    assert!(shop.path("merged/tokenizer.json").exists());
+    let stdout = |output: Output| String::from_utf8_lossy(&succeeded(output).stdout).into_owned();
+    let text = |model: &str, adapters: &[&str]| {
+        let args = ["generate", "--model", model, "--greedy", "--tokens", "24", "--prompt", "the model"];
+        stdout(shop.run(&[&args[..], adapters].concat()))
+    };
+    assert_eq!(text("merged", &[]), text(model, &both));
+    assert_ne!(text(model, &[]), text(model, &both));
+    let loss = |model: &str, adapters: &[&str]| {
+        let args =
+            ["eval", "--quiet", "--model", model, "--data", "text", "--seq-len", "32", "--set", "data.cache=cache"];
+        stdout(shop.run(&[&args[..], adapters].concat()))
+    };
+    assert_eq!(loss("merged", &[]), loss(model, &both));
+    assert_ne!(loss(model, &[]), loss(model, &["--adapter", "one"]));
+    let shown = stdout(shop.run(&["inspect", "one"]));
+    for part in ["LoRA", "2106.09685", "the checkpoint", "all-linear", "lora_A.weight", "[4, 32]"] {
+        assert!(shown.contains(part), "{part} is not in:\n{shown}");
+    }
+
+    // Nothing is left of a merge that was refused.
+    let merge = |adapter: &str, parts: &[&str]| {
+        refused(&shop.run(&["merge", "--model", model, "--adapter", adapter, "--out", "out"]), parts);
+        assert!(!shop.path("out").exists());
+    };
+    let entries = || std::fs::read_dir(shop.dir.path()).unwrap().count();
+    let before = entries();
+    refused(&shop.run(&["merge", "--model", model, "--out", "out"]), &["--adapter"]);
+    refused(&shop.run(&["merge", "--model", model, "--adapter", "one", "--out", "merged"]), &["merged", "exists"]);
+    refused(
+        &shop.run(&["merge", "--model", model, "--adapter", "one", "--adapter", "one", "--out", "out"]),
+        &["one", "twice"],
+    );
+    refused(&shop.run(&["merge", "--model", "merged", "--adapter", "one", "--out", "out"]), &["other base weights"]);
+    merge("nowhere", &["nowhere", "adapter_config.json"]);
+    merge(model, &["adapter_config.json"]);
+    let config = std::fs::read_to_string(shop.path("one/adapter_config.json")).unwrap();
+    let with = |from: &str, to: &str| {
+        assert!(config.contains(from), "{config}");
+        std::fs::write(shop.path("one/adapter_config.json"), config.replace(from, to)).unwrap();
+    };
+    with("\"LORA\"", "\"LOHA\"");
+    merge("one", &["adapter_config.json", "LOHA"]);
+    with("\"r\": 4", "\"r\": 5");
+    merge("one", &["lora_A.weight", "[4, 32]", "[5, 32]"]);
+    with("\"r\": 4", "\"r\": 1000000000");
+    merge("one", &["lora_A.weight", "[1000000000, 32]"]);
+    with("\"lora_bias\": false", "\"lora_bias\": true");
+    merge("one", &["lora_bias"]);
+    with("\"r\": 4", "\"r\": 4, \"future\": 1");
+    let told = succeeded(shop.run(&["merge", "--model", model, "--adapter", "one", "--out", "again"]));
+    assert!(stderr(&told).contains("warning: one: key future"), "{}", stderr(&told));
+    with("{", "");
+    merge("one", &["adapter_config.json", "JSON"]);
+    assert_eq!(entries(), before + 1);
 }

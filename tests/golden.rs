@@ -21,6 +21,8 @@ mod lora;
 mod momentum;
 #[path = "golden_parameterizations.rs"]
 mod parameterizations;
+#[path = "golden_peft.rs"]
+mod peft;
 #[path = "golden_projected.rs"]
 mod projected;
 #[path = "golden_relora.rs"]
@@ -53,6 +55,7 @@ fn runner(method: &str) -> Option<Runner> {
         "frugal" => Some(projected::frugal),
         "galore" => Some(projected::galore),
         "hydra" => Some(structures::hydra),
+        "interop-peft" => Some(peft::interop),
         "ldadam" => Some(projected::ldadam),
         "llama" => Some(llama::run),
         "loldu" => Some(decompositions::loldu),

@@ -1,7 +1,7 @@
 //! One golden case: named tensors and a configuration.
 #![allow(dead_code)] // methods not implemented yet will use all of it
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -12,7 +12,9 @@ pub type Outcome = Result<String, String>;
 /// A case file in memory.
 pub struct Case {
     bytes: Vec<u8>,
-    /// The configuration.
+    /// The file.
+    pub path: PathBuf,
+    /// The configuration; null when the header has none.
     pub config: Value,
 }
 
@@ -30,10 +32,11 @@ impl Case {
     pub fn read(path: &Path) -> Result<Self, String> {
         let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| error.to_string())?;
-        let text =
-            metadata.metadata().as_ref().and_then(|map| map.get("config")).ok_or("no configuration in the header")?;
-        let config = serde_json::from_str(text).map_err(|error| format!("configuration: {error}"))?;
-        Ok(Self { bytes, config })
+        let config = match metadata.metadata().as_ref().and_then(|map| map.get("config")) {
+            Some(text) => serde_json::from_str(text).map_err(|error| format!("configuration: {error}"))?,
+            None => Value::Null,
+        };
+        Ok(Self { bytes, path: path.to_path_buf(), config })
     }
 
     fn file(&self) -> SafeTensors<'_> {

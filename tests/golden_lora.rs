@@ -8,7 +8,7 @@ use lowrank_optim::{AdamWConfig, thin_svd};
 
 use super::adapters::{Bench, adapter, attached_to, fresh_on, near, slope};
 use super::case::{Case, Outcome, host};
-use super::rules;
+use super::{peft, rules};
 
 /// Fields of a structure by their names in cases.
 pub type Names<'a> = &'a [(&'a str, &'a str)];
@@ -16,6 +16,9 @@ pub type Names<'a> = &'a [(&'a str, &'a str)];
 const FACTORS: Names = &[("a", "A"), ("b", "B")];
 
 pub fn run(case: &Case) -> Outcome {
+    if case.names().iter().any(|name| name.starts_with("merged.")) {
+        return peft::folder(case);
+    }
     match (case.has("grad_output"), case.config["variant"].as_str()) {
         (true, _) => gradients(case, &config(case, "lora")?, FACTORS),
         (_, Some("lora")) => training(case, &config(case, "lora")?, FACTORS, &[]),

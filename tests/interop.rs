@@ -5,12 +5,14 @@
 #[path = "program.rs"]
 mod program;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use lowrank_models::hub::{ModelFolder, save};
+use burn::tensor::{Device, Tensor, TensorData};
+use lowrank_models::adapter::{AdapterConfig, Attach, GivenTensors, Scaling, Targets, each_adapter, merged};
+use lowrank_models::hub::{ModelFolder, peft, save};
 use lowrank_models::{Llama, LlamaConfig, ids_tensor};
 use lowrank_train::data::Tokenizer;
 use program::{Workshop, checkpoints, succeeded};
@@ -133,6 +135,82 @@ fn a_sharded_model_of_transformers_has_the_same_logits_here() {
     let ours = values(model.logits(ids_tensor(&ids, 2, &Device::default()), None));
     let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst < 1e-4, "{worst}");
+}
+
+/// Adapters that `peft` has, or that it can read as plain LoRA.
+fn exchanged() -> Vec<(&'static str, AdapterConfig)> {
+    let lora = || AdapterConfig::new("lora").with_rank(4).with_alpha(6.0);
+    let start = |init: &str| AdapterConfig { init: init.into(), ..lora() };
+    vec![
+        ("lora", lora()),
+        ("stabilised", AdapterConfig { scaling: Some(Scaling::RootRank), ..lora() }),
+        (
+            "patterns",
+            AdapterConfig {
+                rank_pattern: vec![("layers.1.*_proj".into(), 2), ("q_proj".into(), 6)],
+                alpha_pattern: vec![("q_proj".into(), 3.0)],
+                ..lora()
+            },
+        ),
+        (
+            "chosen",
+            AdapterConfig {
+                exclude: Some(Targets::parse("k_proj")),
+                layers: Some(vec![0, 2]),
+                ..AdapterConfig::new("lora")
+            },
+        ),
+        ("regex", lora().with_targets(Targets::parse(r".*\.[02]\.(mlp|self_attn)\.[qg]\w*_proj"))),
+        ("pissa", start("pissa")),
+        ("olora", start("olora")),
+        ("block-lora", AdapterConfig::new("block-lora").with_rank(8).with_option("blocks", 2)),
+        ("bat", AdapterConfig::new("bone").with_rank(4)),
+        ("miss", AdapterConfig::new("bone").with_rank(5).with_option("mode", "shared")),
+        ("mini", AdapterConfig::new("bone").with_rank(4).with_option("mode", "shared_mini").with_option("mini_r", 4)),
+    ]
+}
+
+/// The model with an adapter whose tensors are no longer those it began with.
+fn adapted(base: &Llama, config: &AdapterConfig) -> Llama {
+    let (fresh, _) = base.clone().attach(Attach::new(config.clone())).unwrap();
+    let mut tensors = BTreeMap::new();
+    each_adapter(&fresh, |path, adapter| {
+        let moved = adapter.stack[0].tensors().into_iter().map(|(tensor, data)| {
+            let shape = data.shape().as_slice().to_vec();
+            let mut values: Vec<f32> = data.try_into_vec().expect("f32");
+            if !tensor.field.starts_with("origin") {
+                let noise = |place: usize| ((place * place + path.len()) as f32 * 0.7).sin();
+                values.iter_mut().enumerate().for_each(|(place, value)| *value += 0.05 * noise(place));
+            }
+            (tensor.field, TensorData::new(values, shape))
+        });
+        tensors.insert(path.to_string(), moved.collect::<GivenTensors>());
+    });
+    base.clone().attach(Attach::new(config.clone()).with_tensors(tensors)).unwrap().0
+}
+
+/// A base, one sub-folder an adapter, and the logits that Python must find with each; the merged model of the last is written as well.
+#[test]
+fn peft_reads_our_adapters() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = LlamaConfig::named("llama-9m", 97).unwrap();
+    (config.hidden_size, config.intermediate_size, config.head_dim) = (32, 48, 8);
+    (config.num_hidden_layers, config.num_key_value_heads, config.initializer_range) = (3, 2, 0.2);
+    let base = Llama::random(&config, 3, &Device::default()).unwrap();
+    let write = |model: &Llama, name: &str| {
+        let dir = dir.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        write_expected(&dir, model, None);
+        dir
+    };
+    save(&base, &serde_json::Map::new(), &write(&base, "model"), u64::MAX).unwrap();
+    for (name, config) in exchanged() {
+        let model = adapted(&base, &config);
+        peft::save(&model, "default", peft::Form::Peft, Some("model"), &write(&model, name)).unwrap();
+        let whole = merged(model).unwrap();
+        save(&whole, &serde_json::Map::new(), &write(&whole, &format!("merged/{name}")), u64::MAX).unwrap();
+    }
+    python("interop_peft.py", &["check", dir.path().to_str().unwrap()]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Attaching adapters to any Burn module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
@@ -42,6 +42,11 @@ impl Attach {
     /// A new adapter.
     pub fn new(config: AdapterConfig) -> Self {
         Self { config, gradients: BaseGradients::new(), tensors: None, factored: false }
+    }
+
+    /// What it is asked to be.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
     }
 
     /// With gradients of the base weights, for starts that ask for them.
@@ -103,7 +108,7 @@ impl Attach {
         let module = if below.is_empty() { module } else { module.materialize() };
         before.iter().for_each(|(control, on)| control.switch(*on));
 
-        let control = Control::new(&self.config.name, self.config.dropout, self.config.seed);
+        let control = Control::new(self.config.clone());
         let mut tensors = self.tensors;
         let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
         let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new() };
@@ -118,24 +123,29 @@ impl Attach {
             shared: SharedTensors { given, ..SharedTensors::default() },
             control,
             report: &mut report,
-            failed: None,
+            failed: Vec::new(),
         };
         let module = module.apply_reparameterization(&mut builder);
-        if let Some(error) = builder.failed.take() {
-            return Err(error);
-        }
-        if let Some(tensor) = builder.shared.given.pop_first().map(|(name, _)| name) {
-            let reason = format!("is not shared by the layers of {}", entry.spec.name);
-            return Err(AdapterError::Tensor { path: "all layers".into(), tensor, reason });
-        }
-        if let Some(layer) = tensors.and_then(|tensors| tensors.into_keys().next()) {
-            return Err(AdapterError::Tensor {
-                path: layer,
+        let (mut failed, unused) = (builder.failed, builder.shared.given);
+        let all_read = failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
+        if all_read {
+            failed.extend(tensors.into_iter().flatten().map(|(path, _)| AdapterError::Tensor {
+                path,
                 tensor: "all".into(),
                 reason: "belong to a layer that the configuration does not adapt".into(),
-            });
+            }));
         }
-        Ok((module, report))
+        if failed.is_empty()
+            && let Some((tensor, _)) = unused.into_iter().next()
+        {
+            let reason = format!("is not shared by the layers of {}", entry.spec.name);
+            failed.push(AdapterError::Tensor { path: "all layers".into(), tensor, reason });
+        }
+        match failed.len() {
+            0 => Ok((module, report)),
+            1 => Err(failed.remove(0)),
+            _ => Err(AdapterError::Several(failed)),
+        }
     }
 }
 
@@ -179,6 +189,16 @@ fn controls(stacks: &BTreeMap<String, Vec<Attached>>) -> Vec<(Control, bool)> {
         }
     }
     found
+}
+
+/// Paths of the linear layers of a module that adapters may stand on.
+pub fn linear_layers<M: Module>(module: &M) -> Result<BTreeSet<String>, AdapterError> {
+    Ok(ids_of(module)?.into_values().collect())
+}
+
+/// Linear layers of a module by the ids of their weights.
+pub(super) fn ids_of<M: Module>(module: &M) -> Result<BTreeMap<ParamId, String>, AdapterError> {
+    Ok(find(module)?.into_iter().map(|(id, layer)| (id, layer.path)).collect())
 }
 
 /// What was attached.
@@ -297,7 +317,7 @@ struct Builder<'a> {
     shared: SharedTensors,
     control: Control,
     report: &'a mut Report,
-    failed: Option<AdapterError>,
+    failed: Vec<AdapterError>,
 }
 
 impl Builder<'_> {
@@ -368,7 +388,9 @@ impl Reparameterizer for &mut Builder<'_> {
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<Adapter>) {
         let param = param.set_require_grad(false);
-        let Some(path) = self.ids.get(&param.id).cloned().filter(|_| self.failed.is_none() && D == 2) else {
+        // A file may lack more than one tensor; another failure ends the building.
+        let going_on = self.failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
+        let Some(path) = self.ids.get(&param.id).cloned().filter(|_| going_on && D == 2) else {
             return (param, None);
         };
         let mut stack = self.below.remove(&path).unwrap_or_default();
@@ -378,7 +400,7 @@ impl Reparameterizer for &mut Builder<'_> {
             let shape = place.shape;
             match self.attached(place, param.base().reshape(shape), &stack) {
                 Ok(attached) => stack.push(attached),
-                Err(error) => self.failed = Some(error),
+                Err(error) => self.failed.push(error),
             }
         }
         (param, (!stack.is_empty()).then_some(Adapter { stack }))

@@ -5,29 +5,33 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use burn::tensor::{DType, Tensor, TensorData};
 
+use super::config::AdapterConfig;
+
 /// Handle of an adapter, the same in all its layers and in clones of the model.
 #[derive(Clone, Debug)]
 pub struct Control(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    name: String,
+    config: AdapterConfig,
     on: AtomicBool,
-    dropout: f64,
-    seed: u64,
     /// Number of the forward pass in training, from 1; 0 outside of training.
     pass: AtomicU64,
 }
 
 impl Control {
-    pub(super) fn new(name: &str, dropout: f64, seed: u64) -> Self {
-        let inner = Inner { name: name.to_string(), on: AtomicBool::new(true), dropout, seed, pass: AtomicU64::new(0) };
-        Self(Arc::new(inner))
+    pub(super) fn new(config: AdapterConfig) -> Self {
+        Self(Arc::new(Inner { config, on: AtomicBool::new(true), pass: AtomicU64::new(0) }))
+    }
+
+    /// What the adapter was asked to be.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.0.config
     }
 
     /// Name of the adapter.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.config.name
     }
 
     /// Switches the adapter on or off in all its layers; off, the model gives the bits of the base.
@@ -42,7 +46,7 @@ impl Control {
 
     /// Dropout on the branches' inputs.
     pub fn dropout(&self) -> f64 {
-        self.0.dropout
+        self.0.config.dropout
     }
 
     /// Says which forward pass of the training comes next, counted from 1; dropout is off at 0. Masks follow from seed, layer and this number:
@@ -53,16 +57,16 @@ impl Control {
 
     /// Whether values are dropped in this pass.
     pub(super) fn drops(&self) -> bool {
-        self.0.dropout > 0.0 && self.0.pass.load(Ordering::Relaxed) > 0
+        self.dropout() > 0.0 && self.0.pass.load(Ordering::Relaxed) > 0
     }
 
     /// What of `x [rows, n]` remains at a place of its own mask.
     pub(super) fn drop(&self, place: u64, x: &Tensor<2>) -> Tensor<2> {
         let pass = self.0.pass.load(Ordering::Relaxed);
         let shape = x.dims();
-        let keep = 1.0 - self.0.dropout;
+        let keep = 1.0 - self.dropout();
         let (limit, scale) = ((keep * 2f64.powi(32)) as u64, (1.0 / keep) as f32);
-        let mut state = self.0.seed ^ place ^ pass.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut state = self.0.config.seed ^ place ^ pass.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut mask = Vec::with_capacity(shape[0] * shape[1] + 1);
         while mask.len() < shape[0] * shape[1] {
             let bits = next(&mut state);

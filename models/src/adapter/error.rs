@@ -54,4 +54,16 @@ pub enum AdapterError {
     /// What cannot be done with this adapter.
     #[error("{0}")]
     Refused(String),
+    /// More than one of these.
+    #[error("{}", listed(.0))]
+    Several(Vec<AdapterError>),
+}
+
+fn listed(errors: &[AdapterError]) -> String {
+    const SHOWN: usize = 6;
+    let mut text = errors.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if errors.len() > SHOWN {
+        text.push_str(&format!("; and {} more", errors.len() - SHOWN));
+    }
+    text
 }

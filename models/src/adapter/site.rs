@@ -193,7 +193,9 @@ impl Site<'_> {
         if let (Some(given), Some(data)) = (&mut self.given, self.shared.given.remove(key)) {
             given.entry(field.to_string()).or_insert(data);
         }
-        let values = self.values(field, &shape, start)?;
+        // What is not in a file follows from the seed.
+        let in_file = self.given.as_ref().is_none_or(|given| given.contains_key(field));
+        let values = if in_file { self.values(field, &shape, start)? } else { start(self)? };
         let count = values.len();
         let flat = Tensor::<1>::from_data(TensorData::new(values, [count]), (&self.plain_device(), DType::F32));
         self.shared.made.insert(key.to_string(), (shape.to_vec(), flat.clone()));

@@ -69,6 +69,15 @@ impl Attached {
         weight + update
     }
 
+    /// The weight `[d_in, d_out]` before this adapter was merged into it; none where it cannot be had back.
+    pub fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
+        let weight = self.structure().unmerged(merged)?;
+        Some(match &self.origin {
+            Some(origin) => weight + origin.delta(),
+            None => weight,
+        })
+    }
+
     /// The bias `[d_out]` with the adapter.
     pub fn bias(&self, base: Base<'_>) -> Option<Tensor<1>> {
         if !self.control.is_on() {
@@ -165,13 +174,19 @@ impl ModuleDisplayDefault for Adapter {
 
 impl ModuleDisplay for Adapter {}
 
-/// Shows every adapted layer of a module: its path, the id of its weight, and its adapters.
-pub fn each_adapter<M: Module>(module: &M, see: impl FnMut(&str, &Adapter)) {
+/// Shows every adapted layer of a module: its path and its adapters.
+pub fn each_adapter<M: Module>(module: &M, mut see: impl FnMut(&str, &Adapter)) {
+    each_adapted(module, |path, _, adapter| see(path, adapter));
+}
+
+/// Shows every adapted layer of a module: its path, the weight `[d_in, d_out]` that it stands on, and its adapters.
+pub fn each_adapted<M: Module>(module: &M, see: impl FnMut(&str, &Tensor<2>, &Adapter)) {
     struct Walk<F> {
         path: ModulePath,
+        base: Option<Tensor<2>>,
         see: F,
     }
-    impl<F: FnMut(&str, &Adapter)> ModuleVisitor for Walk<F> {
+    impl<F: FnMut(&str, &Tensor<2>, &Adapter)> ModuleVisitor for Walk<F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -179,16 +194,24 @@ pub fn each_adapter<M: Module>(module: &M, see: impl FnMut(&str, &Adapter)) {
         fn exit_module(&mut self, name: &str, container: &str) {
             self.path.exit();
             if (name, container) == (Adapter::NAME, "Reparameterization") {
-                for adapter in SEEN.replace(Some(Vec::new())).into_iter().flatten() {
-                    (self.see)(layer_of(&self.path.joined()), &adapter);
+                let base = self.base.take();
+                for (adapter, base) in SEEN.replace(Some(Vec::new())).into_iter().flatten().zip(&base) {
+                    (self.see)(layer_of(&self.path.joined()), base, &adapter);
                 }
             }
         }
 
-        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {}
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            // The base comes just before its adapters, whose own tensors are inside of them.
+            let inside = self.path.containers().any(|container| container == FIELD.1);
+            let shape = param.lazy_shape();
+            if let ([d_in, d_out], false, true) = (shape.as_slice(), inside, param.is_initialized()) {
+                self.base = Some(param.base().reshape([*d_in, *d_out]));
+            }
+        }
     }
     SEEN.set(Some(Vec::new()));
-    module.visit(&mut Walk { path: ModulePath::default(), see });
+    module.visit(&mut Walk { path: ModulePath::default(), base: None, see });
     SEEN.set(None);
 }
 

@@ -70,7 +70,7 @@ impl Matcher<'_> {
 }
 
 /// A pattern of `rank_pattern` or `alpha_pattern`: matches the whole path, or what follows a dot in it.
-pub(super) struct NamePattern {
+pub(crate) struct NamePattern {
     pub text: String,
     regex: Regex,
 }

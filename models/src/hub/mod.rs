@@ -1,6 +1,8 @@
-//! Model folders as Hugging Face's `transformers` writes and reads them: `config.json` and `model.safetensors`, whole or in shards.
+//! Model folders as Hugging Face's `transformers` writes and reads them: `config.json` and `model.safetensors`, whole or in shards. Adapter folders
+//! are in [`peft`].
 
 mod config;
+pub mod peft;
 mod read;
 mod write;
 

@@ -1,6 +1,6 @@
 //! Reading model folders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -110,9 +110,19 @@ pub struct TensorFiles {
 impl TensorFiles {
     /// Reads the headers of `model.safetensors`, or of all shards that `model.safetensors.index.json` names.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let mut tensors = BTreeMap::new();
-        for path in weight_files(dir)? {
+        Ok(Self::read(dir, weight_files(dir)?)?.0)
+    }
+
+    /// Reads the header of one file: its tensors, and what it says beside them.
+    pub fn of_file(path: &Path) -> Result<(Self, HashMap<String, String>), ModelError> {
+        Self::read(path, vec![path.to_path_buf()])
+    }
+
+    fn read(dir: &Path, paths: Vec<PathBuf>) -> Result<(Self, HashMap<String, String>), ModelError> {
+        let (mut tensors, mut beside) = (BTreeMap::new(), HashMap::new());
+        for path in paths {
             let (begin, metadata) = read_header(&path)?;
+            beside.extend(metadata.metadata().clone().unwrap_or_default());
             for (name, info) in metadata.tensors() {
                 let earlier = tensors.insert(name.clone(), (path.clone(), begin, info.clone()));
                 if let Some((other, ..)) = earlier {
@@ -124,7 +134,7 @@ impl TensorFiles {
                 }
             }
         }
-        Ok(Self { dir: dir.to_path_buf(), tensors })
+        Ok((Self { dir: dir.to_path_buf(), tensors }, beside))
     }
 
     /// Names and shapes of the tensors that have not been read.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use lowrank_models::hub::ModelFolder;
 
+use super::on_model::Adapters;
 use super::{print, table};
 use crate::config::{Config, Layers};
 use crate::data::{Batches, PrepareOptions, TokenizerChoice, epoch, prepare};
@@ -24,6 +25,8 @@ pub struct Args {
     /// Checkpoint or Hugging Face model folder
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    adapters: Adapters,
     /// Text: a file or folder; may be repeated; without it the sources of the burn crates
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
@@ -61,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if config.data.verify {
         prepared.validation.verify(&mut |_| ()).map_err(JobError::from)?;
     }
-    let model = folder.load(&device).map_err(JobError::from)?;
+    let model = args.adapters.on(folder.load(&device).map_err(JobError::from)?)?;
     if prepared.tokenizer.vocab_size() > model.config().vocab_size {
         return Err(
             JobError::Settings("the tokens of this data are of another tokenizer than the model's".into()).into()

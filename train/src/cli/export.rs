@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use lowrank_models::hub::{self, MAX_SHARD_BYTES, ModelFolder};
+use lowrank_models::hub::ModelFolder;
 
-use super::print;
+use super::{folder, print};
 use crate::job::{JobError, device};
 
 /// Write a model as a dense Hugging Face folder that other programs read.
@@ -26,18 +25,11 @@ pub struct Args {
 
 /// Reads, multiplies out, writes beside and renames.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if args.out.exists() {
-        return Err(JobError::Settings(format!("{} exists already; name another folder", args.out.display())).into());
-    }
+    folder::refuse_existing(&args.out)?;
     let device = device("cpu")?;
-    let folder = ModelFolder::open(&args.model).map_err(JobError::from)?;
-    let model = folder.load(&device).map_err(JobError::from)?.to_dense(&device).map_err(JobError::from)?;
-    let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(".".as_ref());
-    std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let beside = tempfile::tempdir_in(parent).with_context(|| format!("cannot write in {}", parent.display()))?;
-    hub::save(&model, &folder.config.extra, beside.path(), MAX_SHARD_BYTES).map_err(JobError::from)?;
-    hub::copy_companions(&args.model, beside.path()).map_err(JobError::from)?;
-    std::fs::rename(beside.keep(), &args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
+    let from = ModelFolder::open(&args.model).map_err(JobError::from)?;
+    let model = from.load(&device).map_err(JobError::from)?.to_dense(&device).map_err(JobError::from)?;
+    folder::write(&model, &from, &args.model, &args.out)?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)
 }

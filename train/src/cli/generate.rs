@@ -8,6 +8,7 @@ use anyhow::Context;
 use lowrank_models::hub::ModelFolder;
 use lowrank_models::{Sampling, generate};
 
+use super::on_model::Adapters;
 use crate::data::Tokenizer;
 use crate::job::{JobError, device};
 
@@ -16,11 +17,14 @@ use crate::job::{JobError, device};
 #[command(after_help = "\
 Examples:
   lowrank generate --model runs/pretrain-001/checkpoints/step-001500 --prompt \"fn main() {\"
-  lowrank generate --model SmolLM2-135M --prompt \"The capital of France is\" --greedy --tokens 32")]
+  lowrank generate --model SmolLM2-135M --prompt \"The capital of France is\" --greedy --tokens 32
+  lowrank generate --model SmolLM2-135M --adapter runs/finetune-001/adapter --prompt \"Q: \"")]
 pub struct Args {
     /// Checkpoint or Hugging Face model folder
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    #[command(flatten)]
+    adapters: Adapters,
     /// Text to continue
     #[arg(long, default_value = "")]
     prompt: String,
@@ -56,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let device = device(&args.device)?;
     let folder = ModelFolder::open(&args.model).map_err(JobError::from)?;
     let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json")).map_err(JobError::from)?;
-    let model = folder.load(&device).map_err(JobError::from)?;
+    let model = args.adapters.on(folder.load(&device).map_err(JobError::from)?)?;
 
     let mut ids: Vec<u32> = tokenizer.encode(&args.prompt).map_err(JobError::from)?;
     let begins = tokenizer.begins(&folder.config);

@@ -1,8 +1,9 @@
 //! `lowrank inspect`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use lowrank_models::hub::peft::PeftFolder;
 use lowrank_models::hub::{HubConfig, TensorFiles};
 
 use super::{print, table};
@@ -10,18 +11,46 @@ use crate::checkpoint::{TrainerState, verify};
 use crate::job::JobError;
 use crate::run::{bytes, count};
 
-/// Show what a checkpoint or model folder holds: configuration, tensors, sizes, step. Hashes of a checkpoint are checked.
+/// Show what a checkpoint, model or adapter folder holds: configuration, tensors, sizes, step. Hashes of a checkpoint are checked.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   lowrank inspect runs/pretrain-001/checkpoints/step-001500
-  lowrank inspect SmolLM2-135M")]
+  lowrank inspect SmolLM2-135M
+  lowrank inspect runs/finetune-001/adapter")]
 pub struct Args {
-    /// Checkpoint or Hugging Face model folder
+    /// Checkpoint, Hugging Face model folder or adapter folder
     dir: PathBuf,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let is_adapter = args.dir.join("adapter_config.json").exists() && !args.dir.join("config.json").exists();
+    print(&if is_adapter { adapter(&args.dir)? } else { model(&args)? })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn adapter(dir: &Path) -> Result<String, JobError> {
+    let folder = PeftFolder::open(dir)?;
+    let config = &folder.config;
+    let spec = config.entry().map_err(lowrank_models::ModelError::from)?.spec;
+    let or_own = |value: Option<String>| value.unwrap_or_else(|| "the method's own".into());
+    let mut rows = vec![
+        vec!["adapter".into(), format!("{}: {} (arXiv {})", spec.name, spec.title, spec.arxiv)],
+        vec!["base model".into(), folder.base_model.clone().unwrap_or_else(|| "not named".into())],
+        vec!["targets".into(), config.targets.to_string()],
+        vec!["rank".into(), or_own(config.rank.map(|rank| rank.to_string()))],
+        vec!["alpha".into(), or_own(config.alpha.map(|alpha| alpha.to_string()))],
+        vec!["dropout".into(), config.dropout.to_string()],
+        vec!["start".into(), config.init.clone()],
+    ];
+    rows.extend(config.rank_pattern.iter().map(|(name, rank)| vec!["rank of".into(), format!("{name}: {rank}")]));
+    rows.extend(config.alpha_pattern.iter().map(|(name, alpha)| vec!["alpha of".into(), format!("{name}: {alpha}")]));
+    rows.extend(config.options.iter().map(|(name, value)| vec![name.clone(), value.to_string()]));
+    rows.extend(folder.warnings.iter().map(|warning| vec!["warning".into(), warning.clone()]));
+    Ok(table(&rows) + &listed(folder.shapes()))
+}
+
+fn model(args: &Args) -> anyhow::Result<String> {
     let config = HubConfig::read(&args.dir.join("config.json")).map_err(JobError::from)?;
     let tensors = TensorFiles::open(&args.dir).map_err(JobError::from)?;
     let mut text = String::new();
@@ -61,16 +90,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for line in config.to_json().lines().filter(|line| !line.starts_with(['{', '}'])) {
         text.push_str(&format!("{}\n", line.trim_end_matches(',')));
     }
-    text.push_str("tensors\n");
+    text.push_str(&listed(tensors.shapes()));
+    Ok(text)
+}
+
+/// Tensors with their shapes, and how many values there are.
+fn listed<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>) -> String {
+    let mut total = 0;
     let rows: Vec<Vec<String>> = tensors
-        .shapes()
         .map(|(name, shape)| {
-            vec![format!("  {name}"), format!("{shape:?}"), count(shape.iter().product::<usize>() as u64)]
+            let values = shape.iter().product::<usize>() as u64;
+            total += values;
+            vec![format!("  {name}"), format!("{shape:?}"), count(values)]
         })
         .collect();
-    text.push_str(&table(&rows));
-    let total: u64 = tensors.shapes().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
-    text.push_str(&format!("{} values in {} tensors, {} in f32\n", count(total), rows.len(), bytes(4 * total)));
-    print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    let sums = format!("{} values in {} tensors, {} in f32\n", count(total), rows.len(), bytes(4 * total));
+    format!("tensors\n{}{sums}", table(&rows))
 }

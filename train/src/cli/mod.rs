@@ -5,9 +5,12 @@ mod compare;
 mod eval;
 mod export;
 mod finetune;
+mod folder;
 mod generate;
 mod inspect;
+mod merge;
 mod methods;
+mod on_model;
 mod pretrain;
 mod tokenize;
 mod training;
@@ -36,6 +39,7 @@ enum Command {
     Eval(eval::Args),
     Inspect(inspect::Args),
     Export(export::Args),
+    Merge(merge::Args),
     Methods(methods::Args),
     Compare(compare::Args),
     Adapters(adapters::Args),
@@ -55,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Methods(args) => methods::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Adapters(args) => adapters::run(args),

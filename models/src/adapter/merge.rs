@@ -1,0 +1,189 @@
+//! Adapters as part of the weights, and back.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
+use burn::tensor::Tensor;
+use lowrank_optim::ModulePath;
+
+use super::attach::ids_of;
+use super::error::AdapterError;
+use super::fingerprint::of_values;
+use super::stack::{Adapter, each_adapted, layer_of};
+use crate::weights::host;
+
+/// What it takes to have a module as it was before it was merged.
+#[derive(Clone, Debug)]
+pub struct WayBack {
+    layers: BTreeMap<String, Kept>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    adapter: Adapter,
+    /// Which adapters were on.
+    on: Vec<bool>,
+    /// Number of the merged weight.
+    merged: u64,
+    /// The weight before, where the adapters cannot be taken out of the merged one.
+    base: Option<Tensor<2>>,
+}
+
+/// The module with the adapters that are on made part of its weights, in their order; those that are off are dropped. Everything is computed in
+/// f32.
+///
+/// Refused where a structure cannot be merged, where a layer would need a bias, and where a merged weight is not finite.
+pub fn merged<M: Module>(module: M) -> Result<M, AdapterError> {
+    check(&module)?;
+    let names: Vec<String> = layers(&module).into_keys().collect();
+    let module = module.materialize();
+    each_weight(&module, |path, weight| match names.iter().any(|name| name == path) {
+        true => finite(path, &weight),
+        false => Ok(()),
+    })?;
+    Ok(module)
+}
+
+/// As [`merged`], with what [`unmerged`] needs.
+pub fn merged_with_way_back<M: Module>(module: M) -> Result<(M, WayBack), AdapterError> {
+    check(&module)?;
+    let mut layers = layers(&module);
+    let module = module.materialize();
+    each_weight(&module, |path, weight| {
+        let Some(kept) = layers.get_mut(path) else { return Ok(()) };
+        finite(path, &weight)?;
+        kept.merged = of_values(path, &host(weight.clone()));
+        if kept.taken_out(weight).is_some() {
+            kept.base = None;
+        }
+        Ok(())
+    })?;
+    Ok((module, WayBack { layers }))
+}
+
+/// A merged module as it was before, its adapters on top of its weights again. Refused where a weight has changed since.
+pub fn unmerged<M: Module>(module: M, way_back: WayBack) -> Result<M, AdapterError> {
+    let mut left: Vec<&String> = way_back.layers.keys().collect();
+    each_weight(&module, |path, weight| {
+        let Some(kept) = way_back.layers.get(path) else { return Ok(()) };
+        left.retain(|name| *name != path);
+        match of_values(path, &host(weight)) == kept.merged {
+            true => Ok(()),
+            false => Err(AdapterError::Refused(format!(
+                "{path} has changed since it was merged: the weight before cannot be had back"
+            ))),
+        }
+    })?;
+    if let Some(path) = left.first() {
+        return Err(AdapterError::Refused(format!("the module has no layer {path}, which was merged")));
+    }
+    let ids = ids_of(&module)?;
+    Ok(module.apply_reparameterization(Restore { ids, layers: way_back.layers }))
+}
+
+impl Kept {
+    /// The merged weight without the adapters, the last one first.
+    fn taken_out(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
+        let on = self.adapter.stack.iter().zip(&self.on).filter(|(_, on)| **on);
+        on.rev().try_fold(merged, |weight, (attached, _)| attached.unmerged(weight)).map(Tensor::detach)
+    }
+}
+
+/// Refuses adapters that no weight can take in.
+fn check<M: Module>(module: &M) -> Result<(), AdapterError> {
+    let mut refused = None;
+    each_adapted(module, |path, weight, adapter| {
+        for attached in adapter.stack.iter().filter(|attached| attached.control().is_on()) {
+            let spec = attached.structure.spec();
+            let needs_bias = || spec.changes_bias && attached.structure().merged_bias(weight, None).is_some();
+            let reason = match spec.merges {
+                Err(reason) => reason,
+                Ok(()) if needs_bias() => "the merged layer would need a bias, which it has not",
+                Ok(()) => continue,
+            };
+            refused.get_or_insert(AdapterError::Refused(format!(
+                "{}: the {} adapter \"{}\" cannot be merged: {reason}",
+                path,
+                spec.name,
+                attached.control().name()
+            )));
+        }
+    });
+    refused.map_or(Ok(()), Err)
+}
+
+fn layers<M: Module>(module: &M) -> BTreeMap<String, Kept> {
+    let mut found = BTreeMap::new();
+    each_adapted(module, |path, weight, adapter| {
+        let on = adapter.stack.iter().map(|attached| attached.control().is_on()).collect();
+        let kept = Kept { adapter: adapter.clone(), on, merged: 0, base: Some(weight.clone()) };
+        found.insert(path.to_string(), kept);
+    });
+    found
+}
+
+fn finite(path: &str, weight: &Tensor<2>) -> Result<(), AdapterError> {
+    match weight.clone().is_finite().all().into_scalar::<bool>() {
+        true => Ok(()),
+        false => Err(AdapterError::Refused(format!(
+            "the merged weight of {path} is not finite: the adapter, or the weight, holds infinite values or NaN"
+        ))),
+    }
+}
+
+/// Shows the matrices of a module that has no adapters, until one is refused.
+fn each_weight<M: Module>(
+    module: &M,
+    see: impl FnMut(&str, Tensor<2>) -> Result<(), AdapterError>,
+) -> Result<(), AdapterError> {
+    struct Walk<F> {
+        path: ModulePath,
+        see: F,
+        done: Result<(), AdapterError>,
+    }
+    impl<F: FnMut(&str, Tensor<2>) -> Result<(), AdapterError>> ModuleVisitor for Walk<F> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let ([d_in, d_out], true) = (param.lazy_shape().as_slice(), self.done.is_ok()) {
+                let weight = param.base().without_autodiff().reshape([*d_in, *d_out]);
+                self.done = (self.see)(layer_of(&self.path.joined()), weight);
+            }
+        }
+    }
+    let mut walk = Walk { path: ModulePath::default(), see, done: Ok(()) };
+    module.visit(&mut walk);
+    walk.done
+}
+
+struct Restore {
+    ids: BTreeMap<ParamId, String>,
+    layers: BTreeMap<String, Kept>,
+}
+
+impl Reparameterizer for Restore {
+    type Reparam = Adapter;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+        let kept = self.ids.get(&param.id).filter(|_| D == 2).and_then(|path| self.layers.remove(path));
+        let Some(kept) = kept else { return (param, None) };
+        let shape = param.dims();
+        let merged = param.base().detach().reshape([shape[0], shape[1]]);
+        let weight = match kept.base.clone().or_else(|| kept.taken_out(merged)) {
+            Some(weight) => weight.reshape(shape),
+            None => unreachable!("the weight is kept where the adapters cannot be taken out"),
+        };
+        let tracked = param.is_require_grad();
+        (Param::initialized(param.id, weight).set_require_grad(tracked), Some(kept.adapter))
+    }
+}

@@ -1,0 +1,315 @@
+//! `adapter_config.json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::keys::Keys;
+use super::layout::{Layout, Stored};
+use super::ordered::Ordered;
+use super::{OURS, Ours};
+use crate::adapter::{AdapterConfig, NamePattern, Scaling, Targets};
+
+/// A configuration that has been read.
+pub(super) struct Read {
+    pub config: AdapterConfig,
+    /// How `peft` stores the structure; none for folders of our own.
+    pub layout: Option<&'static Layout>,
+    pub base_model: Option<String>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Patterns {
+    #[serde(default)]
+    rank_pattern: Ordered<usize>,
+    #[serde(default)]
+    alpha_pattern: Ordered<f64>,
+}
+
+pub(super) fn parse(text: &str) -> Result<Read, String> {
+    let mut keys = Keys::parse(text)?;
+    let kind = keys.text("peft_type")?.ok_or("peft_type is missing; is this the folder of an adapter?")?;
+    let ours = keys.take(OURS).map(serde_json::from_value::<Ours>).transpose();
+    let ours = ours.map_err(|error| format!("{OURS}: {error}"))?;
+    let (mut config, layout) = match ours {
+        Some(ours) => (own(ours, &kind, &mut keys)?, None),
+        None => {
+            let layout = Layout::asked(&kind, &mut keys)?;
+            (exchanged(layout, &mut keys)?, Some(layout))
+        }
+    };
+    if layout.is_none_or(|layout| layout.patterns) {
+        let patterns: Patterns =
+            serde_json::from_str(text).map_err(|error| format!("rank or alpha pattern: {error}"))?;
+        (config.rank_pattern, config.alpha_pattern) = (patterns.rank_pattern.0, patterns.alpha_pattern.0);
+        keys.take("rank_pattern");
+        keys.take("alpha_pattern");
+    }
+    // What peft takes for LLaMA when nothing is said.
+    let queries_and_values = || Targets::Names(vec!["q_proj".into(), "v_proj".into()]);
+    config.targets = keys.targets("target_modules")?.unwrap_or_else(queries_and_values);
+    config.exclude = keys.targets("exclude_modules")?;
+    config.layers = keys.layers()?;
+    let pattern = keys.targets("layers_pattern")?;
+    if let (Some(_), Some(pattern)) = (&config.layers, pattern) {
+        check_layers(&pattern)?;
+    }
+    let base_model = keys.text("base_model_name_or_path")?;
+    config.validate().map_err(|error| error.to_string())?;
+    Ok(Read { config, layout, base_model, warnings: keys.finish()? })
+}
+
+/// A configuration in the words of `peft`.
+fn exchanged(layout: &Layout, keys: &mut Keys) -> Result<AdapterConfig, String> {
+    let options = (layout.read)(keys)?;
+    let scaling = match layout.patterns && keys.flag("use_rslora")? {
+        true => Scaling::RootRank,
+        false => Scaling::Rank,
+    };
+    Ok(AdapterConfig {
+        rank: Some(keys.count("r")?.unwrap_or(layout.rank)),
+        alpha: match layout.alpha {
+            Some((key, default)) => Some(keys.number(key)?.unwrap_or(default)),
+            None => None,
+        },
+        scaling: layout.alpha.map(|_| scaling),
+        dropout: keys.number(layout.dropout)?.unwrap_or(0.0),
+        seed: match layout.seed {
+            Some(key) => keys.count(key)?.unwrap_or(0) as u64,
+            None => 0,
+        },
+        init: start(layout.init, keys)?,
+        options,
+        ..AdapterConfig::new(layout.structure)
+    })
+}
+
+/// A configuration in the words of `peft` as far as it has them, the rest in ours.
+fn own(ours: Ours, kind: &str, keys: &mut Keys) -> Result<AdapterConfig, String> {
+    let config = AdapterConfig {
+        rank: keys.count("r")?,
+        alpha: keys.number("lora_alpha")?,
+        dropout: keys.number("lora_dropout")?.unwrap_or(0.0),
+        scaling: ours.scaling,
+        init: ours.init,
+        seed: ours.seed,
+        options: ours.options,
+        ..AdapterConfig::new(&ours.structure)
+    };
+    let spec = config.entry().map_err(|error| error.to_string())?.spec;
+    match spec.peft_type == kind {
+        true => Ok(config),
+        false => Err(format!("peft_type is \"{kind}\"; {} has \"{}\"", spec.name, spec.peft_type)),
+    }
+}
+
+/// Starts that change the base weights; of others nothing is left to know when the tensors are there.
+fn start(key: &str, keys: &mut Keys) -> Result<String, String> {
+    Ok(match keys.take(key) {
+        None | Some(Value::Bool(_)) => "default".into(),
+        Some(Value::String(name)) => match name.as_str() {
+            "gaussian" | "orthogonal" | "eva" => "default".into(),
+            "olora" => name,
+            name if name == "pissa" || name.starts_with("pissa_niter_") => "pissa".into(),
+            name => {
+                return Err(format!(
+                    "{key} is \"{name}\", which changes the base weights in a way that the folder does not tell; let peft save it converted \
+                     (path_initial_model_for_weight_conversion)"
+                ));
+            }
+        },
+        Some(other) => return Err(format!("{key} is {other}; it must be true, false or a text")),
+    })
+}
+
+/// Refuses names of a list of blocks that a LLaMA does not have.
+fn check_layers(pattern: &Targets) -> Result<(), String> {
+    let names = match pattern {
+        Targets::AllLinear => Vec::new(),
+        Targets::Names(names) => names.clone(),
+        Targets::Pattern(pattern) => vec![pattern.clone()],
+    };
+    let patterns = names.iter().filter(|name| !name.is_empty()).map(|name| NamePattern::new(name));
+    let patterns: Vec<NamePattern> = patterns.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    match patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches("model.layers")) {
+        true => Ok(()),
+        false => Err(format!("layers_pattern is {names:?}; the blocks of this model are in \"layers\"")),
+    }
+}
+
+/// A configuration to write: everything in it is resolved.
+pub(super) struct Written<'a> {
+    pub config: &'a AdapterConfig,
+    /// How `peft` stores the structure, and keys of its options; none for folders of our own.
+    pub layout: Option<Stored>,
+    /// Paths of the adapted layers.
+    pub paths: Vec<&'a str>,
+    pub base_model: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Field {
+    Value(Value),
+    Ranks(Ordered<usize>),
+    Alphas(Ordered<Value>),
+}
+
+impl Written<'_> {
+    /// The text, sorted by key; patterns keep their order.
+    pub fn text(self) -> String {
+        let config = self.config;
+        let mut fields: BTreeMap<&str, Field> = BTreeMap::new();
+        let mut put = |key, value: Value| {
+            fields.insert(key, Field::Value(value));
+        };
+        for key in ["auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save", "revision"] {
+            put(key, Value::Null);
+        }
+        put("base_model_name_or_path", json!(self.base_model));
+        put("bias", json!("none"));
+        put("inference_mode", json!(true));
+        put("task_type", json!("CAUSAL_LM"));
+        put("r", json!(config.rank));
+        put("target_modules", self.targets());
+        let alpha = config.alpha.map_or(Value::Null, number);
+        let patterns = match self.layout {
+            Some((layout, more)) => {
+                put("peft_type", json!(layout.types[0]));
+                put(layout.dropout, json!(config.dropout));
+                // A start that changes the base is told; the tensors are there whatever the start was.
+                let init =
+                    if matches!(config.init.as_str(), "pissa" | "olora") { json!(config.init) } else { json!(true) };
+                put(layout.init, init);
+                if let Some((key, _)) = layout.alpha {
+                    put(key, alpha);
+                }
+                if let Some(key) = layout.seed {
+                    put(key, json!(config.seed));
+                }
+                if layout.patterns {
+                    put("use_rslora", json!(config.scaling == Some(Scaling::RootRank)));
+                    for key in ["fan_in_fan_out", "lora_bias"] {
+                        put(key, json!(false));
+                    }
+                    put("exclude_modules", Value::Null);
+                }
+                more.into_iter().for_each(|(key, value)| put(key, value));
+                layout.patterns
+            }
+            None => {
+                let spec = match config.entry() {
+                    Ok(entry) => entry.spec,
+                    Err(error) => unreachable!("the adapter was built: {error}"),
+                };
+                put("peft_type", json!(spec.peft_type));
+                put("lora_alpha", alpha);
+                put("lora_dropout", json!(config.dropout));
+                put(OURS, json!(Ours::of(config)));
+                true
+            }
+        };
+        if patterns {
+            fields.insert("rank_pattern", Field::Ranks(Ordered(config.rank_pattern.clone())));
+            let alphas = config.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), number(*alpha)));
+            fields.insert("alpha_pattern", Field::Alphas(Ordered(alphas.collect())));
+        }
+        match serde_json::to_string_pretty(&fields) {
+            Ok(text) => text + "\n",
+            Err(error) => unreachable!("a map of plain values is JSON: {error}"),
+        }
+    }
+
+    /// What was asked for; the layers one by one where `peft` has no words for it.
+    fn targets(&self) -> Value {
+        match (&self.config.targets, &self.config.exclude, &self.config.layers) {
+            (Targets::Names(names), None, None) => json!(names),
+            (targets, None, None) => json!(targets.to_string()),
+            _ => json!(self.paths),
+        }
+    }
+}
+
+impl Ours {
+    pub fn of(config: &AdapterConfig) -> Self {
+        Self {
+            structure: config.structure.clone(),
+            init: config.init.clone(),
+            scaling: config.scaling,
+            seed: config.seed,
+            options: config.options.clone(),
+        }
+    }
+}
+
+/// A whole number as such, as `peft` writes its own.
+fn number(value: f64) -> Value {
+    match value.fract() == 0.0 && value.abs() < 1e15 {
+        true => json!(value as i64),
+        false => json!(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(more: &str) -> Result<Read, String> {
+        parse(&format!(r#"{{"peft_type": "LORA", "r": 4{more}}}"#))
+    }
+
+    #[test]
+    fn missing_keys_take_the_values_of_peft() {
+        let read = parse(r#"{"peft_type": "LORA"}"#).unwrap();
+        assert_eq!((read.config.rank, read.config.alpha), (Some(8), Some(8.0)));
+        assert_eq!(read.config.targets, Targets::Names(vec!["q_proj".into(), "v_proj".into()]));
+        assert!(read.warnings.is_empty());
+    }
+
+    #[test]
+    fn unknown_keys_are_told_and_patterns_keep_their_order() {
+        let read = read(r#", "future": 1, "rank_pattern": {"z": 3, "a": 2}, "alpha_pattern": null"#).unwrap();
+        assert_eq!(read.warnings, ["key future is unknown and ignored"]);
+        assert_eq!(read.config.rank_pattern, [("z".to_string(), 3), ("a".to_string(), 2)]);
+    }
+
+    #[test]
+    fn what_changes_the_arithmetic_is_refused_by_key() {
+        for more in [
+            r#""layer_replication": [[0, 2]]"#,
+            r#""megatron_config": {"x": 1}"#,
+            r#""alora_invocation_tokens": [1]"#,
+            r#""target_parameters": ["w"]"#,
+            r#""modules_to_save": ["lm_head"]"#,
+            r#""lora_bias": true"#,
+            r#""init_lora_weights": "loftq""#,
+            r#""lora_alpha": "big""#,
+            r#""lora_dropout": 1.5"#,
+            r#""target_modules": [1]"#,
+            r#""use_rslora": 3"#,
+            r#""layers_to_transform": [0], "layers_pattern": "h""#,
+            r#""rank_pattern": {"q_proj": 0}"#,
+            r#""rank_pattern": {"q_proj": -1}"#,
+        ] {
+            let key = more.split('"').nth(1).unwrap();
+            let told = read(&format!(", {more}")).map(|_| ()).unwrap_err();
+            let known = [key, "pattern", "dropout", "targets", "rank"];
+            assert!(known.iter().any(|word| told.contains(word)), "{more}: {told}");
+        }
+        assert!(parse(r#"{"peft_type": "LOHA"}"#).map(|_| ()).unwrap_err().contains("LOHA"));
+        assert!(parse(r#"{"r": 4}"#).map(|_| ()).unwrap_err().contains("peft_type"));
+    }
+
+    #[test]
+    fn what_says_nothing_is_taken_in_silence() {
+        let more = r#", "layer_replication": null, "modules_to_save": [], "megatron_core": "megatron.core", "lora_bias": false"#;
+        assert!(read(more).unwrap().warnings.is_empty());
+        assert_eq!(read(r#", "bias": "all""#).unwrap().warnings.len(), 1);
+        assert_eq!(
+            read(r#", "layers_to_transform": 1, "layers_pattern": "layers""#).unwrap().config.layers,
+            Some(vec![1])
+        );
+    }
+}

@@ -1,0 +1,343 @@
+//! Reading adapter folders.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::TensorData;
+
+use super::layout::Layout;
+use super::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, config, digits};
+use crate::adapter::{
+    self, AdapterConfig, AdapterError, Attach, Attached, GivenTensors, NamePattern, Report, base_fingerprint, each_adapter,
+    linear_layers, shared_fingerprint,
+};
+use crate::error::ModelError;
+use crate::hub::TensorFiles;
+use crate::llama::Llama;
+
+/// An adapter folder whose configuration and header have been read; the tensors wait for [`PeftFolder::attach`].
+#[derive(Debug)]
+pub struct PeftFolder {
+    dir: PathBuf,
+    /// What the adapter is.
+    pub config: AdapterConfig,
+    /// The model that it was trained on, as the folder names it.
+    pub base_model: Option<String>,
+    /// What was passed over, one line each.
+    pub warnings: Vec<String>,
+    layout: Option<&'static Layout>,
+    mark: Mark,
+    files: TensorFiles,
+}
+
+/// The tensors of a file, each at its place.
+#[derive(Default)]
+struct Distributed {
+    /// By layer and field.
+    tensors: BTreeMap<String, GivenTensors>,
+    /// Those that all layers share, by field.
+    shared: GivenTensors,
+    /// Names that do not fit, and why.
+    problems: Vec<(String, String)>,
+}
+
+/// Where a tensor of the file belongs.
+enum Belongs {
+    Layer(String, String),
+    All(&'static str, Option<usize>),
+}
+
+impl PeftFolder {
+    /// Reads `adapter_config.json` and the header of `adapter_model.safetensors`. The adapter's name is "default".
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join(CONFIG);
+        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+        let bad = |reason| ModelError::File { path: path.clone(), reason };
+        let config::Read { mut config, layout, base_model, mut warnings } = config::parse(&text).map_err(bad)?;
+        let weights = dir.join(WEIGHTS);
+        let pickled = dir.join("adapter_model.bin");
+        if !weights.exists() && pickled.exists() {
+            let reason = format!("is a pickle file, which may run code; let peft save it again as {WEIGHTS}");
+            return Err(ModelError::File { path: pickled, reason });
+        }
+        let (files, mut metadata) = TensorFiles::of_file(&weights)?;
+        let mark: Mark = match metadata.remove(OURS) {
+            None => Mark::default(),
+            Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::File {
+                path: weights,
+                reason: format!("{OURS} in the header: {error}"),
+            })?,
+        };
+        if let Some(ours) = mark.adapter.clone() {
+            (config.seed, config.options) = (ours.seed, ours.options);
+        }
+        let paths: Vec<&str> = files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL)).collect();
+        drop_idle(&mut config.rank_pattern, &paths, &mut warnings).map_err(ModelError::Adapter)?;
+        drop_idle(&mut config.alpha_pattern, &paths, &mut warnings).map_err(ModelError::Adapter)?;
+        let folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, files };
+        Ok(folder.told_of_start())
+    }
+
+    /// Reads the folder of one of several adapters: `dir` itself for "default", the sub-folder of its name for others.
+    pub fn open_named(dir: &Path, name: &str) -> Result<Self, ModelError> {
+        Ok(Self::open(&adapter_dir(dir, name)?)?.named(name))
+    }
+
+    /// With another name, which tells it from other adapters of the same model.
+    pub fn named(mut self, name: &str) -> Self {
+        self.config.name = name.to_string();
+        self
+    }
+
+    /// Names and shapes of the tensors.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.files.shapes()
+    }
+
+    /// Puts the adapter on a model, on top of those that are there. Everything but the adapter is frozen.
+    ///
+    /// Refused: tensors that are missing, left over or of another shape, by name; another base than the adapter was trained on.
+    pub fn attach(self, model: Llama) -> Result<(Llama, Report), ModelError> {
+        self.put(model, |attach, model| model.attach(attach))
+    }
+
+    /// As [`PeftFolder::attach`], for any Burn module whose paths are those of the folder.
+    pub fn attach_to<M: Module>(self, module: M) -> Result<(M, Report), ModelError> {
+        self.put(module, |attach, module| attach.to(module))
+    }
+
+    fn put<M: Module>(
+        mut self,
+        module: M,
+        put: impl FnOnce(Attach, M) -> Result<(M, Report), AdapterError>,
+    ) -> Result<(M, Report), ModelError> {
+        let layers = linear_layers(&module)?;
+        let Distributed { mut tensors, shared, mut problems } = self.distribute(&layers)?;
+        self.check_base(&module, tensors.keys().cloned().collect())?;
+        if self.recomputes_start() {
+            self.recompute_start(&module, &mut tensors)?;
+        }
+        if !shared.is_empty() {
+            tensors.insert(adapter::SHARED.to_string(), shared);
+        }
+        let attach = Attach::new(self.config.clone()).with_tensors(tensors);
+        match put(attach, module) {
+            Ok((module, report)) if problems.is_empty() => {
+                self.check_shared(&module)?;
+                Ok((module, report))
+            }
+            Ok(_) => Err(self.refused(problems)),
+            Err(error) => match self.problems_of(error) {
+                Ok(more) => {
+                    problems.extend(more);
+                    Err(self.refused(problems))
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// Reads the tensors and finds their places.
+    fn distribute(&mut self, layers: &BTreeSet<String>) -> Result<Distributed, ModelError> {
+        let Distributed { mut tensors, mut shared, mut problems } = Distributed::default();
+        let names: Vec<(String, Vec<usize>)> =
+            self.files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+        for (name, shape) in names {
+            let Some(place) = self.place(&name, layers) else {
+                problems
+                    .push((name, "has no place: the model has no such layer, or the adapter no such tensor".into()));
+                continue;
+            };
+            let values = self.files.take(&name, &shape)?;
+            match place {
+                Belongs::Layer(path, field) => {
+                    let layer: &mut GivenTensors = tensors.entry(path).or_default();
+                    if layer.insert(field, TensorData::new(values, shape)).is_some() {
+                        problems.push((name, "stands in the file twice, under the names of two adapters".into()));
+                    }
+                }
+                Belongs::All(field, axis) => {
+                    let mut shape = shape;
+                    if let Some(axis) = axis.filter(|axis| shape.get(*axis) == Some(&1)) {
+                        shape.remove(axis);
+                    }
+                    let data = TensorData::new(values, shape);
+                    match shared.get(field) {
+                        None => {
+                            shared.insert(field.to_string(), data);
+                        }
+                        // peft may write what layers share once for each of them.
+                        Some(first) if *first == data => {}
+                        Some(_) => problems.push((name, "differs between layers, which share it".into())),
+                    }
+                }
+            }
+        }
+        for (field, name, _) in self.layout.iter().flat_map(|layout| layout.shared) {
+            if !shared.contains_key(*field) {
+                let reason = "is missing; it cannot be made again from its seed: let peft save with save_projection";
+                problems.push((format!("{SHARED}{name}"), reason.into()));
+            }
+        }
+        Ok(Distributed { tensors, shared, problems })
+    }
+
+    fn place(&self, name: &str, layers: &BTreeSet<String>) -> Option<Belongs> {
+        let path = name.strip_prefix(MODEL).and_then(|inner| {
+            let dots = inner.match_indices('.').map(|(dot, _)| dot);
+            dots.rev().find(|dot| layers.contains(&inner[..*dot])).map(|dot| (&inner[..dot], &inner[dot + 1..]))
+        });
+        let Some((path, rest)) = path else {
+            let (field, axis) = self.layout?.shared_field(name.strip_prefix(SHARED)?)?;
+            return Some(Belongs::All(field, axis));
+        };
+        let belongs = |field: &str| Some(Belongs::Layer(path.to_string(), field.to_string()));
+        if let ("origin.a" | "origin.b", true) = (rest, self.layout.is_none() || self.begins_as_part()) {
+            return belongs(rest);
+        }
+        match self.layout {
+            Some(layout) => match (layout.field(rest), layout.shared_field(rest)) {
+                (Some(field), _) => belongs(field),
+                (None, Some((field, axis))) => Some(Belongs::All(field, axis)),
+                (None, None) => None,
+            },
+            None => self.config.entry().ok()?.spec.tensor(rest).and_then(|_| belongs(rest)),
+        }
+    }
+
+    fn check_base<M: Module>(&self, module: &M, layers: BTreeSet<String>) -> Result<(), ModelError> {
+        let Some(trained_on) = &self.mark.base else { return Ok(()) };
+        let here = digits(base_fingerprint(module, &layers));
+        match *trained_on == here {
+            true => Ok(()),
+            false => Err(ModelError::File {
+                path: self.dir.join(WEIGHTS),
+                reason: format!(
+                    "was trained on other base weights (number {trained_on}, those here have {here}); give the model that it was trained \
+                     on{}",
+                    self.base_model.as_ref().map_or(String::new(), |base| format!(", {base}"))
+                ),
+            }),
+        }
+    }
+
+    fn check_shared<M: Module>(&self, module: &M) -> Result<(), ModelError> {
+        let Some(written) = &self.mark.shared else { return Ok(()) };
+        let here = shared_fingerprint(attached(module, &self.config.name).values()).map(digits);
+        match here.as_ref() == Some(written) {
+            true => Ok(()),
+            false => Err(ModelError::File {
+                path: self.dir.join(WEIGHTS),
+                reason: format!(
+                    "needs tensors that are made again from seed {}, and they have changed (number {written}, now {}): it was written by \
+                     another version of this program",
+                    self.config.seed,
+                    here.as_deref().unwrap_or("none")
+                ),
+            }),
+        }
+    }
+
+    fn begins_as_part(&self) -> bool {
+        matches!(self.config.init.as_str(), "pissa" | "olora")
+    }
+
+    /// Whether the part of the base that the factors began as is not in the file.
+    fn recomputes_start(&self) -> bool {
+        self.begins_as_part() && !self.files.shapes().any(|(name, _)| name.ends_with(".origin.a"))
+    }
+
+    fn told_of_start(mut self) -> Self {
+        if self.recomputes_start() {
+            self.warnings.push(format!(
+                "the adapter began as part of the base weights ({}), and that part is not in the file: it is computed again from the base; \
+                 where peft computed it by approximation, the adapted weights differ a little",
+                self.config.init
+            ));
+        }
+        self
+    }
+
+    /// Gives each layer the product that a fresh adapter begins with.
+    fn recompute_start<M: Module>(
+        &self,
+        module: &M,
+        tensors: &mut BTreeMap<String, GivenTensors>,
+    ) -> Result<(), ModelError> {
+        let config = AdapterConfig { name: format!("start of {}", self.config.name), ..self.config.clone() };
+        let name = config.name.clone();
+        let (fresh, _) = Attach::new(AdapterConfig { dropout: 0.0, ..config }).to(module.clone())?;
+        for (path, attached) in attached(&fresh, &name) {
+            if let Some(layer) = tensors.get_mut(&path) {
+                let start = attached.tensors().into_iter().filter(|(tensor, _)| tensor.field.starts_with("origin."));
+                layer.extend(start.map(|(tensor, data)| (tensor.field, data)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with tensors, under their names in the file; other errors as they are.
+    fn problems_of(&self, error: AdapterError) -> Result<Vec<(String, String)>, AdapterError> {
+        match error {
+            AdapterError::Several(errors) => {
+                let all: Result<Vec<_>, _> = errors.into_iter().map(|error| self.problems_of(error)).collect();
+                Ok(all?.concat())
+            }
+            AdapterError::Tensor { path, tensor, reason } => {
+                let name = self.layout.and_then(|layout| layout.name(&tensor)).unwrap_or(&tensor);
+                Ok(vec![(
+                    if tensor == "all" { format!("{MODEL}{path}.*") } else { format!("{MODEL}{path}.{name}") },
+                    reason,
+                )])
+            }
+            other => Err(other),
+        }
+    }
+
+    fn refused(&self, mut problems: Vec<(String, String)>) -> ModelError {
+        const SHOWN: usize = 6;
+        let path = self.dir.join(WEIGHTS);
+        if problems.len() == 1 {
+            let (tensor, reason) = problems.remove(0);
+            return ModelError::Tensor { path, tensor, reason };
+        }
+        let count = problems.len();
+        let shown = problems.into_iter().take(SHOWN).map(|(name, reason)| format!("\n  {name} {reason}"));
+        let mut reason = format!("{count} tensors do not fit the adapter:{}", shown.collect::<String>());
+        if count > SHOWN {
+            reason.push_str(&format!("\n  and {} more", count - SHOWN));
+        }
+        ModelError::File { path, reason }
+    }
+}
+
+/// An adapter on its layers, by name.
+pub(super) fn attached<M: Module>(module: &M, name: &str) -> BTreeMap<String, Attached> {
+    let mut found = BTreeMap::new();
+    each_adapter(module, |path, adapter| {
+        if let Some(attached) = adapter.stack.iter().find(|attached| attached.control().name() == name) {
+            found.insert(path.to_string(), attached.clone());
+        }
+    });
+    found
+}
+
+/// Takes out patterns that match no layer of the file, as `peft` passes over them; `paths` are the tensors' names behind the prefix.
+fn drop_idle<T>(
+    patterns: &mut Vec<(String, T)>,
+    paths: &[&str],
+    warnings: &mut Vec<String>,
+) -> Result<(), AdapterError> {
+    let mut kept = Vec::new();
+    for (text, value) in patterns.drain(..) {
+        let pattern = NamePattern::new(&text)?;
+        let within = |path: &&str| path.match_indices('.').any(|(dot, _)| pattern.matches(&path[..dot]));
+        match paths.iter().any(within) {
+            true => kept.push((text, value)),
+            false => warnings.push(format!("the pattern {text} matches no layer of the adapter and is ignored")),
+        }
+    }
+    *patterns = kept;
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! Writing adapter folders.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use serde_json::{Map, json};
+
+use super::config::Written;
+use super::layout::{Layout, Stored};
+use super::read::attached;
+use super::{CONFIG, MODEL, Mark, OURS, Ours, SHARED, WEIGHTS, digits};
+use crate::adapter::{
+    AdapterConfig, AdapterError, Alpha, Attached, Rank, Scaling, base_fingerprint, shared_fingerprint,
+};
+use crate::error::ModelError;
+use crate::weights::host;
+
+/// How an adapter is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// So that `peft` reads it: in its layout, or as the plain LoRA that it equals. An adapter that is neither is refused.
+    Peft,
+    /// As it is, so that it can be trained further: in the layout of `peft` where that holds all of it.
+    Own,
+}
+
+/// The folder of one of several adapters in `dir`: `dir` itself for "default", the sub-folder of its name for others, as `peft` has it.
+pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf, ModelError> {
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
+    match (name, plain) {
+        ("default", _) => Ok(dir.to_path_buf()),
+        (_, true) => Ok(dir.join(name)),
+        _ => Err(ModelError::Config(format!("\"{name}\" cannot be the name of a folder; give the adapter another"))),
+    }
+}
+
+/// Writes an adapter of a module into [`adapter_dir`] of its name; `base_model` is noted as the model it belongs to.
+///
+/// Files of the same names are replaced, one after the other: give a fresh folder and rename it when an interruption must not leave half an adapter.
+pub fn save<M: Module>(
+    module: &M,
+    name: &str,
+    form: Form,
+    base_model: Option<&str>,
+    dir: &Path,
+) -> Result<(), ModelError> {
+    let dir = adapter_dir(dir, name)?;
+    let layers = attached(module, name);
+    let Some(config) = layers.values().next().map(|layer| resolved(layer.control().config())) else {
+        return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"")).into());
+    };
+    let begun = layers.values().any(|layer| layer.origin.is_some());
+    let folder = match (layout(&config), form) {
+        (Ok(Some((layout, keys))), Form::Peft) if begun => {
+            Folder { config: doubled(config)?, layout: Some((layout, keys)), tensors: beside_start(&layers, layout)? }
+        }
+        (Ok(Some((layout, keys))), _) => {
+            Folder { tensors: in_layout(&layers, Some(layout)), config, layout: Some((layout, keys)) }
+        }
+        (_, Form::Own) => Folder { tensors: in_layout(&layers, None), config, layout: None },
+        (Ok(None), Form::Peft) => as_factors(&layers, config)?,
+        (Err(reason), Form::Peft) => {
+            return Err(
+                AdapterError::Refused(format!("{}: peft has no such adapter: {reason}", config.structure)).into()
+            );
+        }
+    };
+    let base = Some(digits(base_fingerprint(module, &layers.keys().cloned().collect())));
+    let shared = match folder.layout {
+        Some(_) => None,
+        None => shared_fingerprint(layers.values()).map(digits),
+    };
+    let adapter = (folder.layout.is_some() && form == Form::Own).then(|| Ours::of(&folder.config));
+    let mark = Mark { base, shared, adapter };
+    std::fs::create_dir_all(&dir).map_err(ModelError::io(&dir))?;
+    write_tensors(&dir.join(WEIGHTS), folder.tensors, &mark)?;
+    let paths = layers.keys().map(String::as_str).collect();
+    let text = Written { config: &folder.config, layout: folder.layout, paths, base_model }.text();
+    let path = dir.join(CONFIG);
+    std::fs::write(&path, text).map_err(ModelError::io(path))
+}
+
+/// What goes into a folder.
+struct Folder {
+    config: AdapterConfig,
+    layout: Option<Stored>,
+    tensors: BTreeMap<String, TensorData>,
+}
+
+/// The configuration with what its structure takes when nothing is said.
+fn resolved(config: &AdapterConfig) -> AdapterConfig {
+    let mut config = config.clone();
+    let Ok(entry) = config.entry() else { unreachable!("the adapter was built") };
+    let spec = entry.spec;
+    if let (None, Rank::Fixed(rank)) = (config.rank, spec.rank) {
+        config.rank = Some(rank);
+    }
+    match (config.alpha, spec.alpha) {
+        (None, Alpha::Fixed(alpha)) => config.alpha = Some(alpha),
+        (None, Alpha::Ranks(times)) => {
+            config.alpha = config.rank.map(|rank| times * rank as f64);
+            // Alpha follows the rank of the layer; in a folder it stands for itself.
+            for (name, rank) in &config.rank_pattern {
+                if config.alpha_pattern.iter().all(|(known, _)| known != name) {
+                    config.alpha_pattern.push((name.clone(), times * *rank as f64));
+                }
+            }
+        }
+        _ => {}
+    }
+    if spec.alpha != Alpha::None {
+        config.scaling = config.scaling.or(Some(spec.scaling));
+    }
+    config
+}
+
+/// How `peft` stores an adapter, with the keys of its options: none for structures that it does not have, a reason where it lacks an option.
+fn layout(config: &AdapterConfig) -> Result<Option<Stored>, String> {
+    let Some(layout) = Layout::of(&config.structure) else { return Ok(None) };
+    let patterned = !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty());
+    if patterned && !layout.patterns {
+        return Err("ranks and alphas cannot differ by layer".into());
+    }
+    if !layout.patterns && config.scaling == Some(Scaling::RootRank) {
+        return Err("the scale cannot be stabilised".into());
+    }
+    Ok(Some((layout, (layout.write)(config)?)))
+}
+
+/// Tensors under the names of a layout, or under those of their fields.
+fn in_layout(layers: &BTreeMap<String, Attached>, layout: Option<&'static Layout>) -> BTreeMap<String, TensorData> {
+    let mut tensors = BTreeMap::new();
+    for (path, layer) in layers {
+        for (tensor, data) in layer.tensors() {
+            let name = layout.and_then(|layout| layout.name(&tensor.field)).unwrap_or(&tensor.field);
+            tensors.insert(format!("{MODEL}{path}.{name}"), data);
+        }
+        for (field, name, axis) in layout.iter().flat_map(|layout| layout.shared) {
+            let Some(shared) = layer.structure().shared().into_iter().find(|shared| shared.name == *field) else { continue };
+            tensors.entry(format!("{SHARED}{name}")).or_insert_with(|| {
+                let data = shared.tensor();
+                let mut shape = data.shape().as_slice().to_vec();
+                if let Some(axis) = axis {
+                    shape.insert(*axis, 1);
+                }
+                TensorData::new(values(data), shape)
+            });
+        }
+    }
+    tensors
+}
+
+/// Factors that began as part of the weight, as plain LoRA on the whole weight: `[A; A_0]` and `[B, -B_0]`.
+fn beside_start(
+    layers: &BTreeMap<String, Attached>,
+    layout: &'static Layout,
+) -> Result<BTreeMap<String, TensorData>, ModelError> {
+    let mut tensors = BTreeMap::new();
+    for (path, layer) in layers {
+        let all: BTreeMap<String, TensorData> =
+            layer.tensors().into_iter().map(|(tensor, data)| (tensor.field, data)).collect();
+        let matrix = |field: &str| match all.get(field) {
+            Some(data) => Ok(Tensor::<2>::from_data(data.clone(), &Device::default())),
+            None => Err(AdapterError::Refused(format!("{path} has no tensor {field}: its start cannot be taken out"))),
+        };
+        for (field, data) in &all {
+            let data = match field.as_str() {
+                "a" => Tensor::cat(vec![matrix("a")?, matrix("origin.a")?], 0).into_data(),
+                "b" => Tensor::cat(vec![matrix("b")?, matrix("origin.b")?.neg()], 1).into_data(),
+                "origin.a" | "origin.b" => continue,
+                _ => data.clone(),
+            };
+            tensors.insert(format!("{MODEL}{path}.{}", layout.name(field).unwrap_or(field)), data);
+        }
+    }
+    Ok(tensors)
+}
+
+/// The configuration of the plain LoRA of twice the rank, and of the same scale.
+fn doubled(config: AdapterConfig) -> Result<AdapterConfig, ModelError> {
+    let patterns = !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty());
+    let root = config.scaling == Some(Scaling::RootRank);
+    if root && patterns {
+        return Err(AdapterError::Refused(format!(
+            "an adapter that began as part of the weight ({}), with a stabilised scale and patterns of rank or alpha, has no plain LoRA of the \
+             same scale: keep it in its own form",
+            config.init
+        ))
+        .into());
+    }
+    let times = if root { 2f64.sqrt() } else { 2.0 };
+    Ok(AdapterConfig {
+        rank: config.rank.map(|rank| 2 * rank),
+        alpha: config.alpha.map(|alpha| times * alpha),
+        rank_pattern: config.rank_pattern.into_iter().map(|(name, rank)| (name, 2 * rank)).collect(),
+        alpha_pattern: config.alpha_pattern.into_iter().map(|(name, alpha)| (name, times * alpha)).collect(),
+        init: "default".into(),
+        ..config
+    })
+}
+
+/// The plain LoRA that an adapter equals, of scale 1.
+fn as_factors(layers: &BTreeMap<String, Attached>, config: AdapterConfig) -> Result<Folder, ModelError> {
+    let layout = Layout::lora();
+    let mut tensors = BTreeMap::new();
+    let mut ranks: Vec<(String, usize)> = Vec::new();
+    for (path, layer) in layers {
+        let Some([mut a, mut b]) = layer.structure().as_factors() else {
+            return Err(AdapterError::Refused(format!(
+                "peft has no adapter like {}, and its update is no product of two factors: keep it in its own form, or merge it",
+                config.structure
+            ))
+            .into());
+        };
+        if let Some(start) = &layer.origin {
+            a = Tensor::cat(vec![a, start.a.val()], 1);
+            b = Tensor::cat(vec![b, start.b.val().mul_scalar(-start.scale)], 0);
+        }
+        let ([d_in, rank], [_, d_out]) = (a.dims(), b.dims());
+        ranks.push((path.clone(), rank));
+        for (field, matrix, shape) in [("a", a, [rank, d_in]), ("b", b, [d_out, rank])] {
+            let data = TensorData::new(host(matrix.without_autodiff().transpose()), shape);
+            tensors.insert(format!("{MODEL}{path}.{}", layout.name(field).unwrap_or(field)), data);
+        }
+    }
+    let rank = ranks.first().map_or(0, |(_, rank)| *rank);
+    let others: Vec<(String, usize)> = ranks.into_iter().filter(|(_, own)| *own != rank).collect();
+    let config = AdapterConfig {
+        rank: Some(rank),
+        alpha: Some(rank as f64),
+        scaling: Some(Scaling::Rank),
+        alpha_pattern: others.iter().map(|(path, rank)| (path.clone(), *rank as f64)).collect(),
+        rank_pattern: others,
+        init: "default".into(),
+        options: Map::new(),
+        structure: layout.structure.into(),
+        ..config
+    };
+    let keys = (layout.write)(&config).map_err(AdapterError::Refused)?;
+    Ok(Folder { config, layout: Some((layout, keys)), tensors })
+}
+
+fn values(data: TensorData) -> Vec<f32> {
+    match data.convert::<f32>().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
+    }
+}
+
+/// Writes a safetensors file whose header is in order too: the same adapter gives the same bytes.
+fn write_tensors(path: &Path, tensors: BTreeMap<String, TensorData>, mark: &Mark) -> Result<(), ModelError> {
+    let Ok(mark) = serde_json::to_string(mark) else { unreachable!("texts and numbers are JSON") };
+    let mut header = BTreeMap::from([("__metadata__".to_string(), json!({"format": "pt", OURS: mark}))]);
+    let mut end = 0;
+    for (name, data) in &tensors {
+        let (begin, shape) = (end, data.shape().as_slice().to_vec());
+        end += 4 * shape.iter().product::<usize>();
+        header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}));
+    }
+    let mut text = json!(header).to_string();
+    // The data begins at a multiple of 8.
+    text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        file.write_all(&(text.len() as u64).to_le_bytes())?;
+        file.write_all(text.as_bytes())?;
+        for data in tensors.into_values() {
+            for value in values(data) {
+                file.write_all(&value.to_le_bytes())?;
+            }
+        }
+        file.flush()
+    };
+    write().map_err(ModelError::io(path))
+}

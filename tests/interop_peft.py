@@ -1,0 +1,89 @@
+"""Opens adapter folders with peft and compares logits with those stored beside them, or writes adapter folders to be read.
+
+    python interop_peft.py check DIR    DIR/model, DIR/<adapter> and DIR/merged/<adapter> hold folders and expected.safetensors (ids, logits)
+    python interop_peft.py write DIR    writes adapters on DIR/model that differ from their start, and DIR/expected_more.safetensors
+"""
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, MissConfig, PeftModel, RandLoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+
+def base(folder):
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+def differs(model, expected):
+    return (logits_of(model, expected["ids"]) - expected["logits"]).abs().max().item()
+
+
+def check(folder):
+    adapters = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    assert adapters, "no adapters"
+    told = []
+    for adapter in adapters:
+        expected = load_file(adapter / "expected.safetensors")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            # Frozen projections are kept in the precision of the file.
+            model = PeftModel.from_pretrained(base(folder / "model"), adapter, low_cpu_mem_usage=True)
+        texts = [str(warning.message) for warning in caught]
+        assert not [text for text in texts if "keys" in text or "Unexpected" in text], texts
+        difference = differs(model, expected)
+        assert difference < 1e-4, f"{adapter.name}: logits differ by {difference}"
+        merged = differs(model.merge_and_unload(), expected)
+        assert merged < 1e-4, f"{adapter.name}: merged by peft, logits differ by {merged}"
+        whole = folder / "merged" / adapter.name
+        ours = differs(base(whole), load_file(whole / "expected.safetensors"))
+        assert ours < 1e-4, f"{adapter.name}: the merged folder differs by {ours}"
+        told.append(f"{adapter.name} {difference:.1e}")
+    print("logits differ by", ", ".join(told))
+
+
+def write(folder):
+    torch.manual_seed(7)
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    configs = {
+        "miss": MissConfig(r=5, target_modules=linear, task_type="CAUSAL_LM"),
+        "miss_bat": MissConfig(r=4, init_weights="bat", target_modules=linear, task_type="CAUSAL_LM"),
+        "miss_mini": MissConfig(r=4, init_weights="mini", mini_r=8, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+        "pissa": LoraConfig(r=4, lora_alpha=6, init_lora_weights="pissa", target_modules=linear, task_type="CAUSAL_LM"),
+        "olora": LoraConfig(r=4, lora_alpha=6, init_lora_weights="olora", target_modules=linear, task_type="CAUSAL_LM"),
+        "lora_chosen": LoraConfig(r=4, target_modules="all-linear", exclude_modules=["k_proj"], task_type="CAUSAL_LM"),
+        "lora_layers": LoraConfig(
+            r=4, target_modules=["q_proj", "up_proj"], layers_to_transform=[1], layers_pattern="layers", task_type="CAUSAL_LM"
+        ),
+        "lora_regex": LoraConfig(r=4, target_modules=r".*\.1\..*(q|down)_proj", task_type="CAUSAL_LM"),
+        "randlora": RandLoraConfig(r=4, randlora_alpha=20, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+        "randlora_sparse": RandLoraConfig(
+            r=4, randlora_alpha=20, sparse=True, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        ),
+    }
+    ids = torch.randint(0, 61, (2, 11))
+    out = {"input_ids": ids, "base_logits": logits_of(base(folder / "model"), ids)}
+    for name, config in configs.items():
+        model = get_peft_model(base(folder / "model"), config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.05 * torch.randn_like(parameter)
+        model.peft_config["default"].base_model_name_or_path = "model"
+        model.save_pretrained(folder / name)
+        (folder / name / "README.md").unlink(missing_ok=True)
+        # As others load it: the base is read anew.
+        model = PeftModel.from_pretrained(base(folder / "model"), folder / name)
+        out[f"{name}.logits"] = logits_of(model, ids)
+        out[f"{name}.merged_logits"] = logits_of(model.merge_and_unload(), ids)
+    save_file(out, folder / "expected_more.safetensors", metadata={"format": "pt"})
+
+
+{"check": check, "write": write}[sys.argv[1]](Path(sys.argv[2]))

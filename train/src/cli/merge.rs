@@ -1,0 +1,43 @@
+//! `lowrank merge`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank_models::adapter::merged;
+use lowrank_models::hub::ModelFolder;
+
+use super::on_model::Adapters;
+use super::{folder, print};
+use crate::job::{JobError, device};
+
+/// Make adapters part of a model's weights, and write it as a Hugging Face folder that other programs read.
+///
+/// Weights are computed in f32. Refused: an adapter that no weight can take in, one that was trained on other base weights, a result that is not
+/// finite.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  lowrank merge --model SmolLM2-135M --adapter runs/finetune-001/adapter --out merged")]
+pub struct Args {
+    /// Model folder that the adapters stand on
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    #[command(flatten)]
+    adapters: Adapters,
+    /// Folder to write; it must not exist yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.adapters.is_empty() {
+        return Err(JobError::Settings("nothing to merge: name a folder with --adapter DIR".into()).into());
+    }
+    folder::refuse_existing(&args.out)?;
+    let from = ModelFolder::open(&args.model).map_err(JobError::from)?;
+    let model = from.load(&device("cpu")?).map_err(JobError::from)?;
+    let model = args.adapters.on(model)?;
+    let model = merged(model).map_err(|error| JobError::Model(error.into()))?;
+    folder::write(&model, &from, &args.model, &args.out)?;
+    print(&format!("{}\n", args.out.display()))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,38 @@
+//! Adapters on the model of a command.
+
+use std::path::PathBuf;
+
+use lowrank_models::Llama;
+use lowrank_models::hub::peft::PeftFolder;
+
+use crate::job::JobError;
+
+/// Which adapters stand on the model.
+#[derive(Debug, clap::Args)]
+pub struct Adapters {
+    /// Adapter folder of this program or of Python's peft; may be repeated: each stands on those before it
+    #[arg(long = "adapter", value_name = "DIR")]
+    dirs: Vec<PathBuf>,
+}
+
+impl Adapters {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.dirs.is_empty()
+    }
+
+    /// The model with the adapters on it, in their order. What the folders have that is passed over is told.
+    pub fn on(&self, mut model: Llama) -> Result<Llama, JobError> {
+        for (place, dir) in self.dirs.iter().enumerate() {
+            if self.dirs[..place].contains(dir) {
+                return Err(JobError::Settings(format!("--adapter {} is given twice; give it once", dir.display())));
+            }
+            let folder = PeftFolder::open(dir)?.named(&dir.to_string_lossy());
+            for warning in &folder.warnings {
+                eprintln!("warning: {}: {warning}", dir.display());
+            }
+            (model, _) = folder.attach(model)?;
+        }
+        Ok(model)
+    }
+}
