@@ -5,6 +5,8 @@
 
 #[path = "golden_adapters.rs"]
 mod adapters;
+#[path = "golden_bases.rs"]
+mod bases;
 #[path = "golden_case.rs"]
 mod case;
 #[path = "golden_dct.rs"]
@@ -52,19 +54,25 @@ fn runner(method: &str) -> Option<Runner> {
         "hydra" => Some(structures::hydra),
         "ldadam" => Some(projected::ldadam),
         "llama" => Some(llama::run),
+        "loca" => Some(bases::loca),
         "loldu" => Some(decompositions::loldu),
         "lora" => Some(lora::run),
         "lora-sb" => Some(frozen_factors::lora_sb),
         "muon" => Some(momentum::muon),
+        "nola" => Some(bases::nola),
         "pissa" => Some(lora::pissa),
         "pretraining-parameterisations" => Some(parameterizations::others),
+        "randlora" => Some(bases::randlora),
         "relora" => Some(relora::run),
         "salt" => Some(decompositions::salt),
         "sltrain" => Some(parameterizations::sltrain),
         "sorsa" => Some(decompositions::sorsa),
         "svfit" => Some(decompositions::svfit),
+        "tera" => Some(bases::tera),
+        "tlora" => Some(bases::tlora),
         "trion" => Some(momentum::trion),
         "vera" => Some(frozen_factors::vera),
+        "wara" => Some(bases::wara),
         _ => None,
     }
 }

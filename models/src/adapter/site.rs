@@ -161,8 +161,8 @@ impl Site<'_> {
         Ok(Param::initialized(self.id(field), tensor).set_require_grad(false))
     }
 
-    /// A tensor that all layers with the same key have in common, on the plain device; made once. Not a parameter: it is neither trained
-    /// nor counted with the layer.
+    /// A tensor that all layers with the same key have in common, on the plain device; made once, also where a file is read that leaves it out.
+    /// Not a parameter: it is neither trained nor counted with the layer.
     pub fn shared<const D: usize>(
         &mut self,
         field: &str,
@@ -193,7 +193,10 @@ impl Site<'_> {
         if let (Some(given), Some(data)) = (&mut self.given, self.shared.given.remove(key)) {
             given.entry(field.to_string()).or_insert(data);
         }
-        let values = self.values(field, &shape, start)?;
+        let values = match self.given_shape(field) {
+            Some(_) => self.values(field, &shape, start)?,
+            None => start(self)?,
+        };
         let count = values.len();
         let flat = Tensor::<1>::from_data(TensorData::new(values, [count]), (&self.plain_device(), DType::F32));
         self.shared.made.insert(key.to_string(), (shape.to_vec(), flat.clone()));
