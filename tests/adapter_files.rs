@@ -61,12 +61,7 @@ fn moved(model: Llama, config: &AdapterConfig) -> Llama {
         let fresh = Attach::new(AdapterConfig { name: "shapes".into(), ..AdapterConfig::new("lora") });
         let (shapes, report) = model.clone().attach(fresh).expect("LoRA");
         drop(shapes);
-        let gradient = |[d_in, d_out]: [usize; 2]| {
-            Tensor::from_data(
-                TensorData::new((0..d_in * d_out).map(noise).collect(), [d_in, d_out]),
-                &Device::default(),
-            )
-        };
+        let gradient = |[d_in, d_out]: [usize; 2]| (0..d_in * d_out).map(noise).collect();
         report.layers.into_iter().map(|layer| (layer.place.path, gradient(layer.place.shape))).collect()
     };
     let attach = || Attach::new(config.clone()).with_gradients(gradients(&model));

@@ -5,6 +5,8 @@
 
 #[path = "golden_adapters.rs"]
 mod adapters;
+#[path = "golden_bases.rs"]
+mod bases;
 #[path = "golden_case.rs"]
 mod case;
 #[path = "golden_dct.rs"]
@@ -58,20 +60,26 @@ fn runner(method: &str) -> Option<Runner> {
         "interop-peft" => Some(peft::interop),
         "ldadam" => Some(projected::ldadam),
         "llama" => Some(llama::run),
+        "loca" => Some(bases::loca),
         "loldu" => Some(decompositions::loldu),
         "lora" => Some(lora::run),
         "lora-pro" => Some(rules::lora_pro),
         "lora-sb" => Some(frozen_factors::lora_sb),
         "muon" => Some(momentum::muon),
+        "nola" => Some(bases::nola),
         "pissa" => Some(lora::pissa),
         "pretraining-parameterisations" => Some(parameterizations::others),
+        "randlora" => Some(bases::randlora),
         "relora" => Some(relora::run),
         "salt" => Some(decompositions::salt),
         "sltrain" => Some(parameterizations::sltrain),
         "sorsa" => Some(decompositions::sorsa),
         "svfit" => Some(decompositions::svfit),
+        "tera" => Some(bases::tera),
+        "tlora" => Some(bases::tlora),
         "trion" => Some(momentum::trion),
         "vera" => Some(frozen_factors::vera),
+        "wara" => Some(bases::wara),
         _ => None,
     }
 }

@@ -30,13 +30,17 @@ fn bare(case: &Case) -> Result<Dense, String> {
     Ok(Dense::from_parts(weight.autodiff(), bias))
 }
 
-/// Tensors whose names begin with one of these words, by the fields of the structure.
+/// Tensors whose names begin with one of these words, by the fields of the structure: `d_0` is the first of the list `d`.
 pub fn given(case: &Case, words: &[&str]) -> Result<GivenTensors, String> {
     let mut found = GivenTensors::new();
     for name in case.names() {
         let Some(field) = words.iter().find_map(|word| name.strip_prefix(&format!("{word}."))) else { continue };
         let array = case.array(&name)?;
-        found.insert(field.to_string(), TensorData::new(array.f32(), array.shape.clone()));
+        let field = match field.rsplit_once('_') {
+            Some((list, place)) if place.parse::<usize>().is_ok() => format!("{list}.{place}"),
+            _ => field.to_string(),
+        };
+        found.insert(field, TensorData::new(array.f32(), array.shape.clone()));
     }
     Ok(found)
 }
@@ -166,7 +170,7 @@ pub fn common(case: &Case, config: &AdapterConfig, kept: &GivenTensors) -> Outco
 }
 
 /// Gradients of the adapter's tensors, in the layout of the case.
-fn gradients(case: &Case, bench: &Bench, mut grads: GradientsParams, word: &str) -> Result<(), String> {
+pub fn gradients(case: &Case, bench: &Bench, mut grads: GradientsParams, word: &str) -> Result<(), String> {
     for tensor in adapter(bench).shapes() {
         let name = format!("{word}.{}", tensor.field.replace('.', "_"));
         if !case.has(&name) {

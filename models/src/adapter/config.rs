@@ -169,17 +169,18 @@ impl AdapterConfig {
             }
         }
         let entry = self.entry()?;
+        let (usual_rank, usual_alpha) = entry.size(&self.options)?;
         let mut places = Vec::with_capacity(chosen.len());
         for layer in &chosen {
             let rank = first(&rank_of, &layer.path).or(self.rank);
-            let rank = match (rank, entry.spec.rank) {
+            let rank = match (rank, usual_rank) {
                 (Some(rank), _) => rank,
                 (None, Rank::Fixed(rank)) => rank,
                 (None, Rank::SmallerSide(most)) => layer.shape[0].min(layer.shape[1]).min(most),
                 (None, Rank::None) => 0,
             };
             let alpha = first(&alpha_of, &layer.path).or(self.alpha);
-            let alpha = match (alpha, entry.spec.alpha) {
+            let alpha = match (alpha, usual_alpha) {
                 (Some(alpha), _) | (None, Alpha::Fixed(alpha)) => alpha,
                 (None, Alpha::Ranks(times)) => times * rank as f64,
                 (None, Alpha::None) => 0.0,

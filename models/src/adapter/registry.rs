@@ -9,14 +9,20 @@ use super::bone::Bone;
 use super::dora::Dora;
 use super::error::AdapterError;
 use super::hydra::Hydra;
+use super::loca::Loca;
 use super::loldu::LoLdu;
 use super::lora_xs::LoraXs;
+use super::nola::Nola;
+use super::randlora::RandLora;
 use super::salt::Salt;
 use super::site::{Place, Site};
 use super::sorsa::Sorsa;
-use super::structure::{Method, Spec, Structure};
+use super::structure::{Alpha, Method, Rank, Spec, Structure};
 use super::svfit::SvFit;
+use super::tera::Tera;
+use super::tlora::TLora;
 use super::vera::Vera;
+use super::wara::Wara;
 
 macro_rules! structures {
     ($($variant:ident($type:ty)),* $(,)?) => {
@@ -49,6 +55,7 @@ macro_rules! structures {
                 spec: &<$type as Method>::SPEC,
                 lr: <$type as Method>::LR,
                 defaults: defaults::<$type>,
+                size: size::<$type>,
                 check: check::<$type>,
                 build: |options, site| Ok(AnyStructure::$variant(build::<$type>(options, site)?)),
             },)*
@@ -69,6 +76,12 @@ structures! {
     Dora(Dora),
     LoraXs(LoraXs),
     Vera(Vera),
+    RandLora(RandLora),
+    Nola(Nola),
+    Tera(Tera),
+    Wara(Wara),
+    TLora(TLora),
+    Loca(Loca),
 }
 
 /// Options of a structure by name.
@@ -82,6 +95,7 @@ pub struct StructureEntry {
     /// Learning rate of AdamW when none is given.
     pub lr: f64,
     defaults: fn() -> AdapterOptions,
+    size: fn(&AdapterOptions) -> Result<(Rank, Alpha), AdapterError>,
     check: fn(&AdapterOptions, &Place) -> Result<(), AdapterError>,
     build: fn(&AdapterOptions, &mut Site<'_>) -> Result<AnyStructure, AdapterError>,
 }
@@ -98,6 +112,11 @@ impl StructureEntry {
     /// Its options with their defaults.
     pub fn defaults(&self) -> AdapterOptions {
         (self.defaults)()
+    }
+
+    /// Rank and alpha when none are given.
+    pub fn size(&self, options: &AdapterOptions) -> Result<(Rank, Alpha), AdapterError> {
+        (self.size)(options)
     }
 
     /// Refuses options and places that have no meaning.
@@ -136,6 +155,10 @@ fn parsed<M: Method>(given: &AdapterOptions) -> Result<M::Options, AdapterError>
     }
     let value = if values.is_empty() { Value::Null } else { Value::Object(values) };
     serde_json::from_value(value).map_err(|error| refuse("options", "{}".into(), error.to_string()))
+}
+
+fn size<M: Method>(options: &AdapterOptions) -> Result<(Rank, Alpha), AdapterError> {
+    Ok(M::size(&parsed::<M>(options)?))
 }
 
 fn check<M: Method>(options: &AdapterOptions, place: &Place) -> Result<(), AdapterError> {

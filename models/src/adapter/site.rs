@@ -161,8 +161,8 @@ impl Site<'_> {
         Ok(Param::initialized(self.id(field), tensor).set_require_grad(false))
     }
 
-    /// A tensor that all layers with the same key have in common, on the plain device; made once. Not a parameter: it is neither trained
-    /// nor counted with the layer.
+    /// A tensor that all layers with the same key have in common, on the plain device; made once, also where a file is read that leaves it out.
+    /// Not a parameter: it is neither trained nor counted with the layer.
     pub fn shared<const D: usize>(
         &mut self,
         field: &str,

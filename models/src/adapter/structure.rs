@@ -134,6 +134,11 @@ pub trait Method: Structure + Module + Sized {
     /// Learning rate of AdamW when none is given.
     const LR: f64 = 2e-4;
 
+    /// Rank and alpha when none are given, where options decide; those of [`Method::SPEC`] otherwise.
+    fn size(_options: &Self::Options) -> (Rank, Alpha) {
+        (Self::SPEC.rank, Self::SPEC.alpha)
+    }
+
     /// Refuses options, and places where the method has no meaning, with the reason.
     fn check(options: &Self::Options, place: &Place) -> Result<(), String>;
 
@@ -225,6 +230,8 @@ pub enum TensorRole {
     Magnitude,
     /// Values along a diagonal, mixing coefficients and other vectors.
     Vector,
+    /// What the weight is multiplied by.
+    Transform,
     /// Where values stand.
     Position,
     /// Blocks of any other shape.

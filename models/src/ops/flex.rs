@@ -13,7 +13,7 @@ use pulp::Arch;
 pub(super) const ROWS: usize = 64;
 
 /// Whether tensors of this device live in the CPU backend's memory.
-fn on_flex(device: &Device) -> bool {
+pub(super) fn on_flex(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => true,
         DispatchDevice::Autodiff(_) => on_flex(&device.clone().inner()),

@@ -9,8 +9,11 @@ mod cross_entropy;
 #[cfg(feature = "flex")]
 mod flex;
 mod low_rank_linear;
+mod random_bases;
 mod rms_norm;
 mod rotary;
+mod scaled_bases;
+mod sparse_cosines;
 mod sparse_low_rank;
 mod swiglu;
 
@@ -19,8 +22,11 @@ use burn::tensor::{Int, Tensor};
 pub use attention::causal_attention;
 pub use cross_entropy::{IGNORE, linear_cross_entropy};
 pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
+pub use random_bases::{draws, mixed, mixed_draws};
 pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};
+pub use scaled_bases::scaled_bases;
+pub use sparse_cosines::{moves_positions, pixels, sparse_cosines};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};
 pub use swiglu::swiglu;
 
