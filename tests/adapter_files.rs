@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, TensorData};
 use lowrank_models::adapter::{
     AdapterConfig, Attach, BaseGradients, GivenTensors, Rank, STRUCTURES, Scaling, Targets, TensorRole, adapters_of,
     base_fingerprint, detach, each_adapter, leaves_the_base, linear_layers, merged, merged_with_way_back, unmerged,
@@ -50,6 +50,9 @@ fn config(structure: &str) -> AdapterConfig {
     }
 }
 
+/// Tensors of a file: shape and bytes by name.
+type Written = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
 /// Values without structure, between -1 and 1.
 fn noise(place: usize) -> f32 {
     ((place * place + 3 * place + 1) as f32 * 0.37).sin()
@@ -64,7 +67,8 @@ fn moved(model: Llama, config: &AdapterConfig) -> Llama {
         let gradient = |[d_in, d_out]: [usize; 2]| (0..d_in * d_out).map(noise).collect();
         report.layers.into_iter().map(|layer| (layer.place.path, gradient(layer.place.shape))).collect()
     };
-    let attach = || Attach::new(config.clone()).with_gradients(gradients(&model));
+    let gradients = gradients(&model);
+    let attach = || Attach::new(config.clone()).with_gradients(gradients.clone());
     let (fresh, _) = model.clone().attach(attach()).unwrap_or_else(|error| panic!("{}: {error}", config.structure));
     let mut tensors: BTreeMap<String, GivenTensors> = BTreeMap::new();
     each_adapter(&fresh, |path, adapter| {
@@ -341,7 +345,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     };
     let layer = "base_model.model.model.layers.1.self_attn.q_proj";
     let (a, b) = (format!("{layer}.lora_A.weight"), format!("{layer}.lora_B.weight"));
-    let check = |change: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>), says: &[&str]| {
+    let check = |change: &dyn Fn(&mut Written), says: &[&str]| {
         let dir = fresh();
         edit(dir.path(), |tensors| change(tensors));
         let told = refused(dir.path(), base());
