@@ -8,11 +8,11 @@ use super::error::AdapterError;
 use super::stack::each_adapter;
 use super::structure::{PenaltyAt, StepOf, TensorRole};
 
-/// Sum of the adapters' penalties that enter at this place, shape `[1]`; none when there are none.
+/// Sum of the penalties of trained adapters that enter at this place, shape `[1]`; none when there are none.
 pub fn penalty<M: Module>(module: &M, at: PenaltyAt) -> Option<Tensor<1>> {
     let mut sum: Option<Tensor<1>> = None;
     each_adapter(module, |_, adapter| {
-        let on = adapter.stack.iter().filter(|attached| attached.control().is_on());
+        let on = adapter.stack.iter().filter(|attached| attached.control().is_on() && attached.is_trained());
         for penalty in on.filter_map(|attached| attached.structure().penalty()).filter(|penalty| penalty.at == at) {
             sum = Some(match sum.take() {
                 Some(sum) => sum + penalty.value,

@@ -69,13 +69,26 @@ impl Attached {
         weight + update
     }
 
-    /// The weight `[d_in, d_out]` before this adapter was merged into it; none where it cannot be had back.
+    /// The weight `[d_in, d_out]` below, from the one that the adapter was merged into; none where it cannot be had back.
     pub fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
         let weight = self.structure().unmerged(merged)?;
         Some(match &self.origin {
-            Some(origin) => weight + origin.delta(),
+            Some(product) => weight + product.delta(),
             None => weight,
         })
+    }
+
+    /// Whether any of its tensors is trained; adapters below the newest are frozen.
+    pub fn is_trained(&self) -> bool {
+        struct Any(bool);
+        impl ModuleVisitor for Any {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                self.0 |= param.is_require_grad();
+            }
+        }
+        let mut any = Any(false);
+        self.structure.visit(&mut any);
+        any.0
     }
 
     /// The bias `[d_out]` with the adapter.
