@@ -240,7 +240,7 @@ fn what_was_merged_can_be_taken_out_again() {
     each(|_, config, name| {
         let (layers, _) = trained(config);
         for (layer, attached) in layers.all().into_iter().zip(newest_in_order(&layers)) {
-            let Some(back) = attached.structure().unmerged(layer.weight.val().inner()) else { continue };
+            let Some(back) = attached.unmerged(layer.weight.val().inner()) else { continue };
             let apart = apart(&host(back), &host(layer.weight.base()));
             assert!(apart < 1e-5, "{name}: {apart} away");
         }

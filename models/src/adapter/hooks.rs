@@ -5,14 +5,27 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::error::AdapterError;
-use super::stack::each_adapter;
+use super::stack::{Attached, each_adapter};
 use super::structure::{PenaltyAt, StepOf, TensorRole};
 
-/// Sum of the adapters' penalties that enter at this place, shape `[1]`; none when there are none.
+/// Whether any tensor of it is trained: of adapters on top of each other the newest alone.
+fn is_trained(attached: &Attached) -> bool {
+    struct Tracked(bool);
+    impl ModuleVisitor for Tracked {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0 |= param.is_require_grad();
+        }
+    }
+    let mut tracked = Tracked(false);
+    attached.visit(&mut tracked);
+    tracked.0
+}
+
+/// Sum of the trained adapters' penalties that enter at this place, shape `[1]`; none when there are none.
 pub fn penalty<M: Module>(module: &M, at: PenaltyAt) -> Option<Tensor<1>> {
     let mut sum: Option<Tensor<1>> = None;
     each_adapter(module, |_, adapter| {
-        let on = adapter.stack.iter().filter(|attached| attached.control().is_on());
+        let on = adapter.stack.iter().filter(|attached| attached.control().is_on() && is_trained(attached));
         for penalty in on.filter_map(|attached| attached.structure().penalty()).filter(|penalty| penalty.at == at) {
             sum = Some(match sum.take() {
                 Some(sum) => sum + penalty.value,

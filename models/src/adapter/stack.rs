@@ -69,6 +69,15 @@ impl Attached {
         weight + update
     }
 
+    /// The weight `[d_in, d_out]` before this adapter was merged into it; none where it cannot be had back.
+    pub fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
+        let weight = self.structure().unmerged(merged)?;
+        Some(match &self.origin {
+            Some(origin) => weight + origin.delta(),
+            None => weight,
+        })
+    }
+
     /// The bias `[d_out]` with the adapter.
     pub fn bias(&self, base: Base<'_>) -> Option<Tensor<1>> {
         if !self.control.is_on() {
