@@ -12,7 +12,7 @@ use lowrank_optim::rules::{LoraPair, NormOf, check_eta, output_paces};
 use serde::{Deserialize, Serialize};
 
 use super::base::{Base, Input};
-use super::config::Scaling;
+use super::config::{AdapterConfig, Scaling};
 use super::control::Control;
 use super::error::AdapterError;
 use super::init;
@@ -142,7 +142,7 @@ impl Allora {
             )));
         }
         let factors = taken.factors;
-        let control = Control::new("default", 0.0, 0);
+        let control = Control::new(AdapterConfig::new("allora"));
         // With B at zero Burn's adapters add nothing to the weights that stay.
         let module = module.map(&mut Empty(&pairs)).materialize();
         Ok(module.apply_reparameterization(Convert { pairs: &pairs, factors, options, control }))

@@ -9,8 +9,8 @@ use burn::tensor::TensorData;
 use super::layout::Layout;
 use super::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, config, digits};
 use crate::adapter::{
-    self, AdapterConfig, AdapterError, Attach, Attached, GivenTensors, NamePattern, Report, base_fingerprint, each_adapter,
-    linear_layers, shared_fingerprint,
+    self, AdapterConfig, AdapterError, Attach, Attached, GivenTensors, NamePattern, Report, base_fingerprint,
+    each_adapter, linear_layers, shared_fingerprint,
 };
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
