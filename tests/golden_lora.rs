@@ -153,6 +153,9 @@ pub fn singular_values(case: &Case, weight: &Tensor<2>) -> Result<(), String> {
 }
 
 pub fn dora(case: &Case) -> Outcome {
+    if case.names().iter().any(|name| name.starts_with("merged.")) {
+        return peft::folder(case);
+    }
     if !case.has("A_0") && !case.has("grad_output") {
         return Err("is of no known kind".into());
     }
