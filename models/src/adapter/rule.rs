@@ -514,7 +514,8 @@ mod tests {
 
     /// The values of all factors after some steps.
     fn trained(rule: Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>> {
-        let config = AdapterConfig::new("lora").with_rank(2).with_alpha(4.0);
+        // ALLoRA has no scale but 1.
+        let config = AdapterConfig::new("lora").with_rank(2).with_alpha(2.0);
         let mut model = rule.freeze(model(&rule.prepare(config).unwrap()));
         let given = options.iter().map(|(name, value)| (name.to_string(), OptionValue::Number(*value)));
         let options = rule.options("adamw", given.collect()).unwrap();
