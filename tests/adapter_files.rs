@@ -44,9 +44,13 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
 /// A structure as it stands on the small model.
 fn config(structure: &str) -> AdapterConfig {
     let config = AdapterConfig { seed: 11, ..AdapterConfig::new(structure) };
-    match config.entry().expect("a structure of the list").spec.rank {
+    let config = match config.entry().expect("a structure of the list").spec.rank {
         Rank::None => config,
         _ => config.with_rank(8),
+    };
+    match structure {
+        "loca" => config.with_option("n_components", 40),
+        _ => config,
     }
 }
 
@@ -72,7 +76,8 @@ fn moved(model: Llama, config: &AdapterConfig) -> Llama {
     let (fresh, _) = model.clone().attach(attach()).unwrap_or_else(|error| panic!("{}: {error}", config.structure));
     let mut tensors: BTreeMap<String, GivenTensors> = BTreeMap::new();
     each_adapter(&fresh, |path, adapter| {
-        let attached = adapter.stack.last().expect("an adapter");
+        let own = |attached: &&lowrank_models::adapter::Attached| attached.control().name() == config.name;
+        let Some(attached) = adapter.stack.iter().find(own) else { return };
         let fields = attached.tensors().into_iter().map(|(tensor, data)| {
             let shape = data.shape().as_slice().to_vec();
             let mut values: Vec<f32> = data.try_into_vec().expect("f32");

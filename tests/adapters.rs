@@ -119,6 +119,9 @@ fn settings(entry: &StructureEntry, rank: usize) -> AdapterConfig {
         "lora-xs" => config.with_option("init_step_size", 1e-2),
         // What is not adapted one by one has less values than the smaller side.
         "salt" => config.with_rank(rank.min(8)).with_option("top_k", 4),
+        "loca" => config.with_option("n_components", 40),
+        // Each of two halves has it.
+        "wara" => config.with_rank(rank.min(6)),
         _ => config,
     }
 }
@@ -349,7 +352,9 @@ fn counts_are_those_that_are_promised() {
         assert_eq!(report.layers.iter().map(|layer| layer.frozen).sum::<usize>(), count.frozen, "{name}");
         let mut options = entry.defaults();
         options.extend(config.options.clone());
-        for layer in &report.layers {
+        // What follows from factors of the sides is told in words; the structures' own tests count it.
+        let in_words = ["tera", "tlora"].contains(&entry.spec.name);
+        for layer in report.layers.iter().filter(|_| !in_words) {
             let promised = formula::value(entry.spec.trains, &layer.place, &options)
                 .unwrap_or_else(|error| panic!("{name} trains \"{}\": {error}", entry.spec.trains));
             assert_eq!(layer.trained, promised, "{name} [{:?}]: {}", layer.place.shape, entry.spec.trains);
@@ -380,7 +385,9 @@ fn adapters_come_back_from_a_file_to_the_bit() {
     each_start(|_, config, name| {
         let (layers, _) = trained(config);
         let tensors = written(&layers);
-        let other = AdapterConfig { seed: config.seed + 1, ..config.clone() };
+        // The random matrices of NOLA stand in no file: its seed must be the one that they were drawn with.
+        let seed = if config.structure == "nola" { config.seed } else { config.seed + 1 };
+        let other = AdapterConfig { seed, ..config.clone() };
         let back = Attach::new(other).with_tensors(tensors.clone()).factored().to(self::layers());
         let (back, _) = back.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(bits(&all_values(back.outputs())), bits(&all_values(layers.outputs())), "{name}");

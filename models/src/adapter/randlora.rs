@@ -165,7 +165,7 @@ impl Method for RandLora {
         name: "randlora",
         title: "RandLoRA: Full-rank parameter-efficient fine-tuning of large models",
         arxiv: "2502.00987",
-        trains: "n (r + d), n = ceil(d / r), d the smaller side",
+        trains: "(min(d_in, d_out) + r - 1) / r * (r + min(d_in, d_out))",
         stores: "r d + D n r of the largest layer, D the larger side, once for all layers",
         dense_forward: false,
         rank: Rank::Fixed(32),
