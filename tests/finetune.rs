@@ -15,7 +15,7 @@ fn losses(run: &Path) -> Vec<f64> {
 fn an_adapter_learns_and_is_saved_alone() {
     let shop = Workshop::with_model(60);
     let before = std::fs::read(shop.path("model/model.safetensors")).unwrap();
-    let more = ["--rank", "4", "--alpha", "8", "--targets", "q_proj,v_proj", "--epochs", "6"];
+    let more = ["--rank", "4", "--alpha", "8", "--epochs", "6"];
     succeeded(shop.run(&shop.tuned("run", &more)));
     let losses = losses(&shop.path("run"));
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
@@ -24,13 +24,13 @@ fn an_adapter_learns_and_is_saved_alone() {
     let saved = checkpoints(&shop.path("run")).pop().unwrap();
     assert!(!saved.join("model.safetensors").exists() && saved.join("adapter_config.json").exists());
     let size = std::fs::metadata(saved.join("adapter_model.safetensors")).unwrap().len();
-    assert!(size < before.len() as u64 / 10, "{size} bytes");
+    assert!(size < before.len() as u64 / 4, "{size} bytes");
     assert_eq!(std::fs::read(shop.path("model/model.safetensors")).unwrap(), before);
 
     let summary = summary(&shop.path("run"));
     let value = |key: &str| summary[key].as_u64().unwrap();
-    // Two layers of each block, [32, 32] and [32, 32], rank 4.
-    let trained = 2 * 2 * 4 * (32 + 32);
+    // Of each of two blocks four layers [32, 32] and three between 32 and 48, rank 4.
+    let trained = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 48));
     assert_eq!(value("parameters"), trained);
     assert_eq!((value("gradient_bytes"), value("optimizer_state_bytes")), (4 * trained, 8 * trained));
     // About 57 examples in six epochs of batches of two.
@@ -143,7 +143,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
     let flags = ["--set", "adapter.rank=4"];
     refused(&shop.run(&shop.tiny("run", &flags)), &["adapter.rank", "pretrain"]);
     refused(&shop.run(&["finetune", "--data", "examples.jsonl"]), &["--model"]);
-    refused(&shop.run(&["finetune", "--model", "model"]), &["--data"]);
+    refused(&shop.run(&["finetune", "--model", "model", "--seq-len", "48"]), &["--data"]);
 }
 
 #[test]

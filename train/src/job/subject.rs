@@ -130,8 +130,7 @@ impl Subject {
 
     /// Writes the model, or the adapter alone, into the folder of a checkpoint.
     pub fn save(&self, job: Job, model: &Llama, material: &Material, dir: &Path) -> Result<(), CheckpointError> {
-        if let (Some(folder), Some(adapter)) = (&self.folder, &self.adapter) {
-            let _ = (folder, adapter);
+        if self.adapter.is_some() {
             return save_adapter(model, dir);
         }
         hub::save(model, &self.hub.extra, dir, hub::MAX_SHARD_BYTES)?;
