@@ -267,8 +267,10 @@ fn two_adapters_go_through_one_folder_and_stand_on_each_other() {
     for (on, expected) in [([true, false], &alone[0]), ([false, true], &alone[1]), ([false, false], &logits(&base()))] {
         first.switch(on[0]);
         second.switch(on[1]);
-        assert_eq!(logits(&again), *expected, "{on:?}");
+        // Beside another adapter the same sums are taken in another order.
+        assert!(apart(&logits(&again), expected) < 1e-5, "{on:?}");
     }
+    assert_eq!(logits(&again), logits(&base()), "both off");
     first.switch(true);
     second.switch(true);
     assert!(apart(&logits(&merged(again.clone()).unwrap()), &logits(&both)) < 1e-5);

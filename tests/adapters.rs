@@ -119,7 +119,13 @@ fn settings(entry: &StructureEntry, rank: usize) -> AdapterConfig {
         "lora-xs" => config.with_option("init_step_size", 1e-2),
         // What is not adapted one by one has less values than the smaller side.
         "salt" => config.with_rank(rank.min(8)).with_option("top_k", 4),
-        "loca" => config.with_option("n_components", 40),
+        // Places move within the few steps of these tests.
+        "loca" => config
+            .with_option("n_components", 40)
+            .with_option("coef_steps", 2)
+            .with_option("loc_steps", 2)
+            .with_option("learn_location_iters", 100.0)
+            .with_option("loc_lr_scale", 1.0),
         // Each of two halves has it.
         "wara" => config.with_rank(rank.min(6)),
         _ => config,

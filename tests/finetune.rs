@@ -27,6 +27,14 @@ fn an_adapter_learns_and_is_saved_alone() {
     assert!(size < before.len() as u64 / 4, "{size} bytes");
     assert_eq!(std::fs::read(shop.path("model/model.safetensors")).unwrap(), before);
 
+    let adapter = saved.to_str().unwrap();
+    succeeded(shop.run(&["inspect", adapter]));
+    let written = |more: &[&str]| {
+        let args = ["generate", "--model", "model", "--greedy", "--tokens", "8", "--prompt", "the model 3: "];
+        succeeded(shop.run(&[&args, more].concat())).stdout
+    };
+    assert_ne!(written(&["--adapter", adapter]), written(&[]));
+
     let summary = summary(&shop.path("run"));
     let value = |key: &str| summary[key].as_u64().unwrap();
     // Of each of two blocks four layers [32, 32] and three between 32 and 48, rank 4.

@@ -3,14 +3,12 @@
 //! A checkpoint is a Hugging Face model folder, or the folder of an adapter alone, with the states of optimizer and training rule
 //! (`optimizer.bpk`, `rule.bpk`), the trainer's state (`trainer.json`) and a manifest with the size and SHA-256 of every file. It is written beside and renamed into place.
 
-mod adapter;
 mod error;
 mod manifest;
 mod optimizer;
 mod rotation;
 mod state;
 
-pub use adapter::{load_adapter, save_adapter};
 pub use error::CheckpointError;
 pub use manifest::{Manifest, folder_hash, verify};
 pub use optimizer::{load_optimizer, load_rule, save_optimizer, save_rule};

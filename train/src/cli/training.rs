@@ -128,9 +128,11 @@ impl TrainingArgs {
             None => RunFolder::next_free(Path::new(RUNS), &name(&config)),
         };
         config.run.out = dir.clone();
+        let adapted = job == Job::Finetune && config.adapter.name != "none";
+        let base = adapted.then(|| config.model.name.clone());
         let finished = Training::new(config, &dir, self.resume, Screen::new(self.quiet))?.run()?;
         if !self.quiet {
-            print(&report(job, &finished))?;
+            print(&report(&finished, base.as_deref()))?;
         }
         Ok(match finished.signal {
             Some(signal) => {
@@ -164,7 +166,8 @@ fn saved_config(dir: &Path, job: Job) -> Result<Config, JobError> {
     Ok(layers.resolve(&Config::of(job))?)
 }
 
-fn report(job: Job, finished: &Finished) -> String {
+/// What came out; `base` is the model that an adapter was trained on.
+fn report(finished: &Finished, base: Option<&str>) -> String {
     let summary = &finished.summary;
     let mut text = String::new();
     for (title, sample) in [("Before training", &finished.before), ("After training", &finished.after)] {
@@ -199,9 +202,11 @@ fn report(job: Job, finished: &Finished) -> String {
     row("logs", format!("{0}/metrics.jsonl; tensorboard --logdir {0}", finished.folder.display()));
     if let Some(checkpoint) = &summary.checkpoint {
         row("checkpoint", checkpoint.display().to_string());
-        if job == Job::Pretrain {
-            row("try it", format!("lowrank generate --model {} --prompt \"fn main() {{\"", checkpoint.display()));
-        }
+        let model = match base {
+            Some(base) => format!("{base} --adapter {}", checkpoint.display()),
+            None => checkpoint.display().to_string(),
+        };
+        row("try it", format!("lowrank generate --model {model} --prompt \"fn main() {{\""));
     }
     format!("{text}\n{}", table(&rows))
 }

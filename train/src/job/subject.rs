@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use lowrank_models::Llama;
 use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule, collect_gradients};
+use lowrank_models::hub::peft::{self, Form, PeftFolder};
 use lowrank_models::hub::{self, HubConfig, ModelFolder};
 
 use super::material::Material;
 use super::{JobError, adapter, model_config, setup};
-use crate::checkpoint::{CheckpointError, folder_hash, load_adapter, save_adapter};
+use crate::checkpoint::{CheckpointError, folder_hash};
 use crate::config::{Config, Job};
 use crate::data::Tokenizer;
 use crate::engine::{Schedule, batch_tensors};
@@ -113,7 +114,7 @@ impl Subject {
     /// The model of a checkpoint.
     pub fn resume(&self, checkpoint: &Path, device: &Device) -> Result<Llama, JobError> {
         let device = device.clone().autodiff();
-        let (Some(folder), Some(_)) = (&self.folder, &self.adapter) else {
+        let (Some(folder), true) = (&self.folder, self.adapter.is_some()) else {
             let model = ModelFolder::open(checkpoint)?.load(&device)?;
             if model.config() != &self.hub.llama {
                 return Err(JobError::Settings(
@@ -123,15 +124,14 @@ impl Subject {
             return Ok(model);
         };
         let base = ModelFolder::open(folder)?.load(&device)?;
-        let Some(adapter) = &self.adapter else { return Ok(base) };
-        let model = load_adapter(base, adapter, checkpoint)?;
+        let (model, _) = PeftFolder::open(checkpoint)?.attach(base)?;
         Ok(self.rule.freeze(model))
     }
 
     /// Writes the model, or the adapter alone, into the folder of a checkpoint.
     pub fn save(&self, job: Job, model: &Llama, material: &Material, dir: &Path) -> Result<(), CheckpointError> {
-        if self.adapter.is_some() {
-            return save_adapter(model, dir);
+        if let (Some(folder), Some(adapter)) = (&self.folder, &self.adapter) {
+            return Ok(peft::save(model, &adapter.name, Form::Own, Some(&folder.to_string_lossy()), dir)?);
         }
         hub::save(model, &self.hub.extra, dir, hub::MAX_SHARD_BYTES)?;
         match (&self.folder, job) {
