@@ -58,7 +58,6 @@ pub fn attached_to(layer: Dense, config: &AdapterConfig, tensors: GivenTensors) 
 }
 
 /// The layer of a case with an adapter that begins by itself.
-#[allow(dead_code)] // structures not implemented yet will use it
 pub fn fresh(case: &Case, config: &AdapterConfig) -> Result<Bench, String> {
     fresh_on(bare(case)?, config)
 }

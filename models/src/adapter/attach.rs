@@ -72,13 +72,9 @@ impl Attach {
     pub fn to<M: Module>(self, module: M) -> Result<(M, Report), AdapterError> {
         let found = find(&module)?;
         let names: Vec<Found> = found.values().cloned().collect();
-        let mut below = BTreeMap::new();
-        let mut taken = false;
-        each_adapter(&module, |layer, adapter| {
-            taken |= adapter.stack.iter().any(|attached| attached.control().name() == self.config.name);
-            below.insert(layer.to_string(), adapter.stack.clone());
-        });
-        if taken {
+        let below = stacks(&module);
+        let before = controls(&below);
+        if before.iter().any(|(control, _)| control.name() == self.config.name) {
             return Err(AdapterError::Setting {
                 key: "name".into(),
                 value: self.config.name.clone(),
@@ -103,7 +99,6 @@ impl Attach {
             )));
         }
         // Switched off, adapters fold into nothing; those that stay are put back below the new one.
-        let before: Vec<(Control, bool)> = controls(&below);
         before.iter().for_each(|(control, _)| control.switch(false));
         let module = if below.is_empty() { module } else { module.materialize() };
         before.iter().for_each(|(control, on)| control.switch(*on));
@@ -151,10 +146,7 @@ impl Attach {
 
 /// Takes an adapter off; the base keeps its bits.
 pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
-    let mut stacks = BTreeMap::new();
-    each_adapter(&module, |layer, adapter| {
-        stacks.insert(layer.to_string(), adapter.stack.clone());
-    });
+    let mut stacks = stacks(&module);
     let all = controls(&stacks);
     if !all.iter().any(|(control, _)| control.name() == name) {
         let known: Vec<&str> = all.iter().map(|(control, _)| control.name()).collect();
@@ -174,11 +166,16 @@ pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
 
 /// Names and handles of a module's adapters, in the order they were attached.
 pub fn adapters_of<M: Module>(module: &M) -> Vec<Control> {
+    controls(&stacks(module)).into_iter().map(|(control, _)| control).collect()
+}
+
+/// The adapters of every layer that has some.
+fn stacks<M: Module>(module: &M) -> BTreeMap<String, Vec<Attached>> {
     let mut stacks = BTreeMap::new();
     each_adapter(module, |layer, adapter| {
         stacks.insert(layer.to_string(), adapter.stack.clone());
     });
-    controls(&stacks).into_iter().map(|(control, _)| control).collect()
+    stacks
 }
 
 fn controls(stacks: &BTreeMap<String, Vec<Attached>>) -> Vec<(Control, bool)> {

@@ -75,7 +75,7 @@ pub use rule::{GradientRule, RULES, Rule, RuleEntry};
 pub use salt::{Salt, SaltOptions, SaltRelu};
 pub use site::{GivenTensors, Place, Shared, Site};
 pub use sorsa::{Sorsa, SorsaOptions};
-pub use stack::{Adapter, Attached, each_adapted, each_adapter};
+pub use stack::{Adapter, Attached, each_adapted, each_adapter, is_trained};
 pub use structure::{
     Alpha, Method, Penalty, PenaltyAt, Rank, SharedBytes, Spec, StepOf, Structure, TensorRole, TensorSpec,
 };

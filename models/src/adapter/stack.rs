@@ -80,15 +80,7 @@ impl Attached {
 
     /// Whether any of its tensors is trained; adapters below the newest are frozen.
     pub fn is_trained(&self) -> bool {
-        struct Any(bool);
-        impl ModuleVisitor for Any {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                self.0 |= param.is_require_grad();
-            }
-        }
-        let mut any = Any(false);
-        self.structure.visit(&mut any);
-        any.0
+        is_trained(&self.structure)
     }
 
     /// The bias `[d_out]` with the adapter.
@@ -186,6 +178,19 @@ impl ModuleDisplayDefault for Adapter {
 }
 
 impl ModuleDisplay for Adapter {}
+
+/// Whether any tensor of a module is trained.
+pub fn is_trained<M: Module>(module: &M) -> bool {
+    struct Any(bool);
+    impl ModuleVisitor for Any {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0 |= param.is_require_grad();
+        }
+    }
+    let mut any = Any(false);
+    module.visit(&mut any);
+    any.0
+}
 
 /// Shows every adapted layer of a module: its path and its adapters.
 pub fn each_adapter<M: Module>(module: &M, mut see: impl FnMut(&str, &Adapter)) {

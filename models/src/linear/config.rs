@@ -250,14 +250,6 @@ impl Parameterization {
         }
     }
 
-    /// Values that are stored beside the trained ones in place of a weight `[d_in, d_out]`, without a gradient.
-    pub fn frozen(&self, d_in: usize, d_out: usize) -> usize {
-        match self {
-            Self::ReLora { .. } => d_in * d_out,
-            _ => 0,
-        }
-    }
-
     /// Positions that are stored in place of a weight `[d_in, d_out]`.
     pub fn positions(&self, d_in: usize, d_out: usize) -> usize {
         match self {

@@ -3,10 +3,10 @@
 //! "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174); updating each block at once is the fused step of "Full Parameter
 //! Fine-tuning for Large Language Models with Limited Resources" (arXiv 2306.09782).
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use lowrank_models::adapter::{self, AdapterError, PenaltyAt, StepOf};
+use lowrank_models::adapter::{self, AdapterError, PenaltyAt, StepOf, is_trained};
 use lowrank_models::{LanguageBatch, Llama, ops};
 use serde::{Deserialize, Serialize};
 
@@ -71,18 +71,6 @@ impl Segment {
             (Self::Head, None) | (Self::Embedding, _) => Ok(grads),
         }
     }
-}
-
-fn is_trained<M: Module>(module: &M) -> bool {
-    struct Any(bool);
-    impl ModuleVisitor for Any {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0 |= param.is_require_grad();
-        }
-    }
-    let mut any = Any(false);
-    module.visit(&mut any);
-    any.0
 }
 
 /// What is done with the gradients of a segment, before those of the next one exist.
