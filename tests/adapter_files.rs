@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::Module;
+use burn::module::{Lora, Module};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, TensorData};
 use lowrank_models::adapter::{
     AdapterConfig, Attach, BaseGradients, GivenTensors, Rank, STRUCTURES, Scaling, Targets, TensorRole, adapters_of,
     base_fingerprint, detach, each_adapter, leaves_the_base, linear_layers, merged, merged_with_way_back, unmerged,
 };
+use lowrank_models::hub;
 use lowrank_models::hub::peft::{Form, PeftFolder, adapter_dir, save};
-use lowrank_models::{Llama, LlamaConfig, ids_tensor};
+use lowrank_models::{Llama, LlamaConfig, ModelError, ids_tensor};
 use lowrank_optim::AdamWConfig;
 
 /// A small model whose layers are tall, wide and square.
@@ -329,6 +330,23 @@ fn weights_that_are_not_finite_are_not_merged() {
 }
 
 /// Tensors of a folder by name, changed and written back.
+#[test]
+fn a_model_with_adapters_is_no_model_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |model: &Llama, weight: &str| {
+        let error = hub::save(model, &serde_json::Map::new(), dir.path(), u64::MAX).unwrap_err();
+        assert!(matches!(&error, ModelError::Adapted { path } if path == weight), "{error}");
+        assert!(error.to_string().contains("merge it first, or save the adapter"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
+    };
+    let model = moved(base(), &config("lora").with_targets(Targets::parse("k_proj")));
+    refused(&model, "model.layers.0.self_attn.k_proj.weight");
+    adapters_of(&model)[0].switch(false);
+    refused(&model, "model.layers.0.self_attn.k_proj.weight");
+    refused(&base().apply_lora(Lora::new(2, 4.0)), "model.embed_tokens.weight");
+    hub::save(&merged(model).unwrap(), &serde_json::Map::new(), dir.path(), u64::MAX).unwrap();
+}
+
 fn edit(dir: &Path, change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)) {
     let file = dir.join("adapter_model.safetensors");
     let bytes = std::fs::read(&file).unwrap();

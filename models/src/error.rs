@@ -44,6 +44,14 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// A model that carries an adapter where weights alone are wanted.
+    #[error(
+        "{path} carries an adapter, which has no place in a model folder: merge it first, or save the adapter by itself"
+    )]
+    Adapted {
+        /// The first such weight.
+        path: String,
+    },
     /// An adapter that cannot be had.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

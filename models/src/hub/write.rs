@@ -21,10 +21,13 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// Writes `config.json` and the weights in f32 into an existing folder.
 ///
 /// `extra` are further keys of `config.json`, for example `eos_token_id`. Files of the same names are replaced, one after the other: give
-/// a fresh folder and rename it when an interruption must not leave half a model.
+/// a fresh folder and rename it when an interruption must not leave half a model. A model that carries adapters is refused.
 pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_bytes: u64) -> Result<(), ModelError> {
     let mut collector = Collector::default();
     model.visit(&mut collector);
+    if let Some(path) = collector.adapted {
+        return Err(ModelError::Adapted { path });
+    }
     let shards = split(collector.tensors, max_shard_bytes);
     let count = shards.len();
     let mut index = BTreeMap::new();
@@ -153,6 +156,8 @@ impl View for Stored {
 struct Collector {
     path: ModulePath,
     tensors: Vec<(String, Stored)>,
+    /// The first parameter that carries an adapter, ours or Burn's.
+    adapted: Option<String>,
 }
 
 impl Collector {
@@ -163,6 +168,9 @@ impl Collector {
 
 impl ModuleVisitor for Collector {
     fn enter_module(&mut self, name: &str, container: &str) {
+        if container == "Reparameterization" {
+            self.adapted.get_or_insert_with(|| self.path.joined());
+        }
         self.path.enter(name, container);
     }
 
@@ -171,7 +179,8 @@ impl ModuleVisitor for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let tensor = param.val().inner();
+        // An adapter would compose the weight.
+        let tensor = param.base().inner();
         let mut shape = tensor.dims().to_vec();
         let linear = |container: &str| container == "Enum:Linear" || container == "Struct:Dense";
         let transposed = D == 2 && self.path.containers().any(linear);
