@@ -11,9 +11,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_models::Dense;
 use lowrank_models::adapter::{
-    Adapter, AdapterConfig, Attach, Attached, BaseGradients, Control, GivenTensors, PenaltyAt, Rank, Report, SHARED,
-    STRUCTURES, Scaling, Spec, StepOf, StructureEntry, TensorRole, add_after_clipping, detach, drop_resting,
-    each_adapter, leaves_the_base, penalty,
+    AdapterConfig, Attach, Attached, BaseGradients, Control, GivenTensors, PenaltyAt, Rank, Report, SHARED, STRUCTURES,
+    Scaling, Spec, StepOf, StructureEntry, Targets, TensorRole, add_after_clipping, detach, drop_resting, each_adapter,
+    leaves_the_base, merged, merged_with_way_back, penalty, unmerged,
 };
 use lowrank_optim::AdamWConfig;
 
@@ -199,19 +199,6 @@ fn trained(config: &AdapterConfig) -> (Layers, Report) {
     (train(layers, |_, _| ()), report)
 }
 
-/// Layers with merged weights and biases.
-fn merged(layers: &Layers) -> Layers {
-    let merged = |layer: &Dense| {
-        let (weight, bias) = (layer.weight.base(), layer.bias.as_ref().map(Param::val));
-        let bias = match layer.weight.reparameterization::<Adapter>() {
-            Some(adapter) => adapter.over(&weight, bias.as_ref()).bias(),
-            None => bias,
-        };
-        Dense::from_parts(layer.weight.val().inner(), bias.map(Tensor::inner))
-    };
-    Layers { tall: merged(&layers.tall), wide: merged(&layers.wide), square: merged(&layers.square) }
-}
-
 /// Every structure with the starts that it knows.
 fn each_start(mut test: impl FnMut(&'static StructureEntry, &AdapterConfig, &str)) {
     for entry in STRUCTURES {
@@ -248,10 +235,53 @@ fn merged_layers_equal_unmerged_ones() {
             return assert!(!reason.is_empty(), "{name} says why it does not merge");
         }
         let (layers, _) = trained(config);
-        let together = all_values(merged(&layers).outputs());
-        let apart = apart(&together, &all_values(layers.outputs()));
+        let before = all_values(layers.outputs());
+        let together = merged(layers).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(newest(&together).is_empty(), "{name}");
+        let apart = apart(&all_values(together.outputs()), &before);
         assert!(apart < 1e-5, "{name}: {apart} away");
     });
+}
+
+#[test]
+fn merged_layers_come_apart_again() {
+    each_start(|entry, config, name| {
+        let (layers, _) = trained(config);
+        if entry.spec.merges.is_err() {
+            return assert!(merged_with_way_back(layers).is_err(), "{name}");
+        }
+        let bias = |layers: &Layers| bits(&host(layers.tall.bias.as_ref().expect("a bias").val()));
+        let (before, own) = (all_values(layers.outputs()), bias(&layers));
+        let (together, way_back) = merged_with_way_back(layers).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(bias(&together) != own, entry.spec.changes_bias, "{name}");
+        let back = unmerged(together.clone(), way_back.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(bias(&back), own, "{name}");
+        let away = apart(&all_values(back.outputs()), &before);
+        assert!(away < 1e-5, "{name}: {away} away");
+        let mut other = together;
+        other.tall.bias = other.tall.bias.map(|bias| bias.map(|bias| bias + 1.0));
+        let refusal = unmerged(other, way_back).err().map(|error| error.to_string());
+        match (entry.spec.changes_bias, refusal) {
+            (true, refusal) => assert!(refusal.is_some_and(|text| text.contains("the bias of tall")), "{name}"),
+            (false, refusal) => assert_eq!(refusal, None, "{name}"),
+        }
+    });
+}
+
+/// A bias of the branches goes into that of the layer; a layer without one has no place for it.
+#[test]
+fn biases_of_branches_are_merged_where_the_layer_has_one() {
+    let config = AdapterConfig::new("hydra").with_option("branch_bias", true);
+    let (everywhere, _) = trained(&config);
+    let refusal = merged(everywhere).unwrap_err().to_string();
+    assert!(refusal.contains("would need a bias") && !refusal.contains("tall"), "{refusal}");
+    let (layers, report) = trained(&config.with_targets(Targets::parse("tall")));
+    let before = all_values(layers.outputs());
+    let together = merged(layers.clone()).expect("a layer with a bias");
+    assert!(apart(&all_values(together.outputs()), &before) < 1e-5);
+    report.control.switch(false);
+    let off = merged(layers.clone()).expect("adapters that are off are dropped");
+    assert_eq!(bits(&all_values(off.outputs())), bits(&all_values(layers.outputs())));
 }
 
 #[test]
@@ -422,8 +452,11 @@ fn ranks_from_one_to_the_smaller_side_train() {
             let layers = train(layers, |_, _| ());
             let after = host(layers.loss())[0];
             assert!(after < before, "{name} of rank {rank}: loss {before} to {after}");
-            let together = apart(&all_values(merged(&layers).outputs()), &all_values(layers.outputs()));
-            assert!(entry.spec.merges.is_err() || together < 1e-5, "{name} of rank {rank}: {together} away");
+            if entry.spec.merges.is_ok() {
+                let together = merged(layers.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+                let apart = apart(&all_values(together.outputs()), &all_values(layers.outputs()));
+                assert!(apart < 1e-5, "{name} of rank {rank}: {apart} away");
+            }
             assert!(report.trained() > 0, "{name}");
         }
     });
@@ -455,7 +488,8 @@ fn adapters_stack_and_switch_alone() {
         first.control.switch(true);
         assert_eq!(bits(&all_values(layers.outputs())), bits(&both), "{name}: both");
         if below.spec.merges.is_ok() && above.spec.merges.is_ok() {
-            let together = apart(&all_values(merged(&layers).outputs()), &both);
+            let together = merged(layers.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let together = apart(&all_values(together.outputs()), &both);
             assert!(together < 2e-5, "{name}: merged {together} away");
         }
         let layers = detach(layers, "second").expect("an adapter of this name");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterizer};
 use burn::tensor::Tensor;
 use lowrank_optim::ModulePath;
 
@@ -27,18 +27,21 @@ struct Kept {
     merged: u64,
     /// The weight before, where the adapters cannot be taken out of the merged one.
     base: Option<Tensor<2>>,
+    /// The bias before and the number of the merged one, where the adapters change it.
+    bias: Option<(Tensor<1>, u64)>,
 }
 
-/// The module with the adapters that are on made part of its weights, in their order; those that are off are dropped. Everything is computed in
-/// f32.
+/// The module with the adapters that are on made part of its weights and biases, in their order; those that are off are dropped. Everything is
+/// computed in f32.
 ///
-/// Refused where a structure cannot be merged, where a layer would need a bias, and where a merged weight is not finite.
+/// Refused where a structure cannot be merged, where a layer would need a bias, and where a merged weight or bias is not finite.
 pub fn merged<M: Module>(module: M) -> Result<M, AdapterError> {
-    check(&module)?;
-    let names: Vec<String> = layers(&module).into_keys().collect();
-    let module = module.materialize();
+    let Prepared { layers, biases } = prepared(&module)?;
+    // Without the weights before, which would stay beside the merged ones.
+    let names: Vec<String> = layers.into_keys().collect();
+    let module = with_biases(module.materialize(), biases);
     each_weight(&module, |path, weight| match names.iter().any(|name| name == path) {
-        true => finite(path, &weight),
+        true => finite("weight", path, &weight),
         false => Ok(()),
     })?;
     Ok(module)
@@ -46,12 +49,11 @@ pub fn merged<M: Module>(module: M) -> Result<M, AdapterError> {
 
 /// As [`merged`], with what [`unmerged`] needs.
 pub fn merged_with_way_back<M: Module>(module: M) -> Result<(M, WayBack), AdapterError> {
-    check(&module)?;
-    let mut layers = layers(&module);
-    let module = module.materialize();
+    let Prepared { mut layers, biases } = prepared(&module)?;
+    let module = with_biases(module.materialize(), biases);
     each_weight(&module, |path, weight| {
         let Some(kept) = layers.get_mut(path) else { return Ok(()) };
-        finite(path, &weight)?;
+        finite("weight", path, &weight)?;
         kept.merged = of_values(path, &host(weight.clone()));
         if kept.taken_out(weight).is_some() {
             kept.base = None;
@@ -61,24 +63,58 @@ pub fn merged_with_way_back<M: Module>(module: M) -> Result<(M, WayBack), Adapte
     Ok((module, WayBack { layers }))
 }
 
-/// A merged module as it was before, its adapters on top of its weights again. Refused where a weight has changed since.
+/// A merged module as it was before, its adapters on top of its weights again. Refused where a weight or bias has changed since.
 pub fn unmerged<M: Module>(module: M, way_back: WayBack) -> Result<M, AdapterError> {
+    let changed = |what: &str, path: &str| {
+        AdapterError::Refused(format!(
+            "the {what} of {path} has changed since it was merged: the one before cannot be had back"
+        ))
+    };
     let mut left: Vec<&String> = way_back.layers.keys().collect();
     each_weight(&module, |path, weight| {
         let Some(kept) = way_back.layers.get(path) else { return Ok(()) };
         left.retain(|name| *name != path);
         match of_values(path, &host(weight)) == kept.merged {
             true => Ok(()),
-            false => Err(AdapterError::Refused(format!(
-                "{path} has changed since it was merged: the weight before cannot be had back"
-            ))),
+            false => Err(changed("weight", path)),
         }
     })?;
     if let Some(path) = left.first() {
         return Err(AdapterError::Refused(format!("the module has no layer {path}, which was merged")));
     }
+    let now = biases(&module);
+    let mut before = BTreeMap::new();
+    for (path, kept) in &way_back.layers {
+        let Some((bias, merged)) = &kept.bias else { continue };
+        match now.get(path).map(|bias| of_values(path, &host(bias.clone()))) == Some(*merged) {
+            true => before.insert(path.clone(), bias.clone()),
+            false => return Err(changed("bias", path)),
+        };
+    }
     let ids = ids_of(&module)?;
+    let module = with_biases(module, before);
     Ok(module.apply_reparameterization(Restore { ids, layers: way_back.layers }))
+}
+
+/// What merging a module begins with.
+struct Prepared {
+    layers: BTreeMap<String, Kept>,
+    /// Merged biases, where adapters change them.
+    biases: BTreeMap<String, Tensor<1>>,
+}
+
+fn prepared<M: Module>(module: &M) -> Result<Prepared, AdapterError> {
+    let before = biases(module);
+    check(module, &before)?;
+    let (mut layers, mut merged) = (layers(module), BTreeMap::new());
+    for (path, kept) in &mut layers {
+        let (Some(bias), true) = (before.get(path), kept.changes_bias()) else { continue };
+        let Some(changed) = kept.merged_bias(bias) else { continue };
+        finite("bias", path, &changed)?;
+        kept.bias = Some((bias.clone(), of_values(path, &host(changed.clone()))));
+        merged.insert(path.clone(), changed);
+    }
+    Ok(Prepared { layers, biases: merged })
 }
 
 impl Kept {
@@ -87,15 +123,26 @@ impl Kept {
         let on = self.adapter.stack.iter().zip(&self.on).filter(|(_, on)| **on);
         on.rev().try_fold(merged, |weight, (attached, _)| attached.unmerged(weight)).map(Tensor::detach)
     }
+
+    fn changes_bias(&self) -> bool {
+        let mut on = self.adapter.stack.iter().zip(&self.on).filter(|(_, on)| **on);
+        on.any(|(attached, _)| attached.structure.spec().changes_bias)
+    }
+
+    fn merged_bias(&self, bias: &Tensor<1>) -> Option<Tensor<1>> {
+        let merged = self.adapter.over(self.base.as_ref()?, Some(bias)).bias();
+        merged.map(Tensor::without_autodiff)
+    }
 }
 
 /// Refuses adapters that no weight can take in.
-fn check<M: Module>(module: &M) -> Result<(), AdapterError> {
+fn check<M: Module>(module: &M, biases: &BTreeMap<String, Tensor<1>>) -> Result<(), AdapterError> {
     let mut refused = None;
     each_adapted(module, |path, weight, adapter| {
         for attached in adapter.stack.iter().filter(|attached| attached.control().is_on()) {
             let spec = attached.structure.spec();
-            let needs_bias = || spec.changes_bias && attached.structure().merged_bias(weight, None).is_some();
+            let may_need = spec.changes_bias && !biases.contains_key(path);
+            let needs_bias = || may_need && attached.structure().merged_bias(weight, None).is_some();
             let reason = match spec.merges {
                 Err(reason) => reason,
                 Ok(()) if needs_bias() => "the merged layer would need a bias, which it has not",
@@ -116,18 +163,85 @@ fn layers<M: Module>(module: &M) -> BTreeMap<String, Kept> {
     let mut found = BTreeMap::new();
     each_adapted(module, |path, weight, adapter| {
         let on = adapter.stack.iter().map(|attached| attached.control().is_on()).collect();
-        let kept = Kept { adapter: adapter.clone(), on, merged: 0, base: Some(weight.clone()) };
+        let kept = Kept { adapter: adapter.clone(), on, merged: 0, base: Some(weight.clone()), bias: None };
         found.insert(path.to_string(), kept);
     });
     found
 }
 
-fn finite(path: &str, weight: &Tensor<2>) -> Result<(), AdapterError> {
-    match weight.clone().is_finite().all().into_scalar::<bool>() {
+fn finite<const D: usize>(what: &str, path: &str, values: &Tensor<D>) -> Result<(), AdapterError> {
+    match values.clone().is_finite().all().into_scalar::<bool>() {
         true => Ok(()),
         false => Err(AdapterError::Refused(format!(
-            "the merged weight of {path} is not finite: the adapter, or the weight, holds infinite values or NaN"
+            "the merged {what} of {path} is not finite: the adapter, or the {what}, holds infinite values or NaN"
         ))),
+    }
+}
+
+/// The layer that a bias belongs to.
+fn biased(parameter: &str) -> Option<&str> {
+    parameter.strip_suffix(".bias")
+}
+
+/// Biases of a module, without gradient, by the path of their layer.
+fn biases<M: Module>(module: &M) -> BTreeMap<String, Tensor<1>> {
+    #[derive(Default)]
+    struct Walk {
+        path: ModulePath,
+        found: BTreeMap<String, Tensor<1>>,
+    }
+    impl ModuleVisitor for Walk {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let path = self.path.joined();
+            if let (1, Some(layer)) = (D, biased(&path)) {
+                let length = param.lazy_shape().num_elements();
+                self.found.insert(layer.to_string(), param.base().without_autodiff().reshape([length]));
+            }
+        }
+    }
+    let mut walk = Walk::default();
+    module.visit(&mut walk);
+    walk.found
+}
+
+/// The module with these biases in place of those that it has, by the path of their layer.
+fn with_biases<M: Module>(module: M, biases: BTreeMap<String, Tensor<1>>) -> M {
+    struct Put {
+        path: ModulePath,
+        biases: BTreeMap<String, Tensor<1>>,
+    }
+    impl ModuleMapper for Put {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.exit();
+        }
+
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let path = self.path.joined();
+            let Some(bias) = biased(&path).filter(|_| D == 1).and_then(|layer| self.biases.remove(layer)) else {
+                return param;
+            };
+            let (id, before, mapper) = param.consume();
+            let bias = bias.reshape(before.dims());
+            let bias = if before.device().is_autodiff() { Tensor::from_inner(bias) } else { bias };
+            let bias = if before.is_require_grad() { bias.require_grad() } else { bias };
+            Param::from_mapped_value(id, bias, mapper)
+        }
+    }
+    match biases.is_empty() {
+        true => module,
+        false => module.map(&mut Put { path: ModulePath::default(), biases }),
     }
 }
 
