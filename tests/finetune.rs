@@ -104,7 +104,14 @@ fn a_start_from_gradients_reads_the_training_data() {
     let shop = Workshop::with_model(20);
     let settings = ["--adapter", "lora-xs", "--init", "lora-sb", "--rank", "4", "--steps", "3"];
     refused(&shop.run(&shop.tuned("run", &settings)), &["adapter.init_samples = 50", "19 rows"]);
-    succeeded(shop.run(&shop.tuned("run", &[&settings[..], &["--set", "adapter.init_samples=5"]].concat())));
+    let run = |out: &'static str, alpha: &'static str| {
+        let more = ["--alpha", alpha, "--set", "adapter.init_samples=5"];
+        stderr(&succeeded(shop.run(&shop.tuned(out, &[&settings[..], &more].concat()))))
+    };
+    assert!(!run("usual", "4").contains("alpha"));
+    let told = run("scaled", "16");
+    assert!(told.contains("alpha 16 at rank 4: the update is multiplied by 4"), "{told}");
+    assert_eq!(told.matches("multiplied").count(), 1, "{told}");
 }
 
 #[test]
@@ -132,6 +139,11 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (&["rule.name=allora", "adapter.dropout=0.1"], &["dropout", "allora"]),
         (&["rule.name=lora-pro", "adapter.name=dora"], &["lora-pro", "dora"]),
         (&["rule.name=lora-pro", "optimizer.name=muon"], &["muon", "adamw"]),
+        (&["rule.name=lora-pro", "optimizer.weight_decay=0.1"], &["optimizer.weight_decay = 0.1", "set it to 0"]),
+        (
+            &["rule.name=lora-pro", "rule.options.mode=sgd", "optimizer.weight_decay=0.1"],
+            &["weight_decay = 0.1", "sgd"],
+        ),
         (&["adapter.name=none", "rule.name=lora-plus"], &["lora-plus", "adapter"]),
         (&["adapter.name=none", "adapter.rank=4"], &["none", "adapter.*"]),
         (&["model.hidden_size=64"], &["model.hidden_size", "finetune"]),

@@ -106,7 +106,8 @@ impl Attach {
         let control = Control::new(self.config.clone());
         let mut tensors = self.tensors;
         let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
-        let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new() };
+        let warnings = entry.warnings(&places);
+        let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new(), warnings };
         let mut builder = Builder {
             config: &self.config,
             factored: self.factored,
@@ -207,6 +208,8 @@ pub struct Report {
     pub control: Control,
     /// The layers.
     pub layers: Vec<Adapted>,
+    /// What is allowed, but rarely meant.
+    pub warnings: Vec<String>,
 }
 
 /// A layer that was adapted.

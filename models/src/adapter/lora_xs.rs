@@ -128,6 +128,15 @@ impl Method for LoraXs {
         }
     }
 
+    fn doubt(place: &Place) -> Option<String> {
+        let Place { rank, alpha, scale, .. } = place;
+        (place.init == "lora-sb" && *scale != 1.0).then(|| {
+            format!(
+                "init = lora-sb with alpha {alpha} at rank {rank}: the update is multiplied by {scale}, and its gradient follows the whole one only by 1; leave alpha at the rank"
+            )
+        })
+    }
+
     fn build(options: &LoraXsOptions, site: &mut Site<'_>) -> Result<Self, AdapterError> {
         let ([d_in, d_out], rank, scale) = (site.place.shape, site.place.rank, site.place.scale);
         let start = Start::of(options, site)?;

@@ -57,6 +57,7 @@ macro_rules! structures {
                 defaults: defaults::<$type>,
                 size: size::<$type>,
                 check: check::<$type>,
+                doubt: <$type as Method>::doubt,
                 build: |options, site| Ok(AnyStructure::$variant(build::<$type>(options, site)?)),
             },)*
         ];
@@ -97,6 +98,7 @@ pub struct StructureEntry {
     defaults: fn() -> AdapterOptions,
     size: fn(&AdapterOptions) -> Result<(Rank, Alpha), AdapterError>,
     check: fn(&AdapterOptions, &Place) -> Result<(), AdapterError>,
+    doubt: fn(&Place) -> Option<String>,
     build: fn(&AdapterOptions, &mut Site<'_>) -> Result<AnyStructure, AdapterError>,
 }
 
@@ -122,6 +124,17 @@ impl StructureEntry {
     /// Refuses options and places that have no meaning.
     pub fn check(&self, options: &AdapterOptions, place: &Place) -> Result<(), AdapterError> {
         (self.check)(options, place)
+    }
+
+    /// What is allowed at these places, but rarely meant; what holds for many of them is said once.
+    pub fn warnings(&self, places: &[Place]) -> Vec<String> {
+        let mut found = Vec::new();
+        for doubt in places.iter().filter_map(self.doubt) {
+            if !found.contains(&doubt) {
+                found.push(doubt);
+            }
+        }
+        found
     }
 
     /// Builds the adapter of one layer.

@@ -290,6 +290,15 @@ impl Rule {
             Self::LoraPro { mode, .. } => {
                 adamw("its moments are those of Adam")?;
                 number(&mut options, "beta_2", 0.999);
+                let none = [OptionValue::Number(0.0), OptionValue::Count(0)];
+                let decay = options.get("weight_decay").filter(|decay| !none.contains(decay));
+                if let (LoraProMode::Sgd, Some(decay)) = (mode, decay) {
+                    return refused(
+                        "weight_decay",
+                        decay,
+                        "mode sgd takes steps along the gradients alone; set it to 0",
+                    );
+                }
                 if *mode != LoraProMode::Efficient {
                     for key in ["legacy_epsilon", "decay_after", "lr_scale"] {
                         if let Some(value) = options.get(key) {
@@ -660,5 +669,27 @@ mod tests {
         assert!(error.contains("weight_decay"), "{error}");
         let half = Rule::LoraFa { corrected: false }.freeze(model(&plain));
         assert!(rule.gradient_rule(&half, &options, &meter).unwrap_err().to_string().contains("frozen"));
+        let sgd = Rule::LoraPro { mode: LoraProMode::Sgd, x_mode: LoraProX::Sylvester, delta: 1e-8 };
+        assert!(sgd.options("adamw", options).unwrap_err().to_string().contains("weight_decay = 0.1"));
+    }
+
+    #[test]
+    fn decay_shrinks_the_base_and_its_product_as_one_weight() {
+        let rule = Rule::named("lora-pro").unwrap();
+        let options = Options::from([("weight_decay".to_string(), OptionValue::Number(0.5))]);
+        let options = rule.options("adamw", options).unwrap();
+        let model = model(&rule.prepare(AdapterConfig::new("lora").with_rank(2)).unwrap());
+        let gradient_rule = rule.gradient_rule(&model, &options, &StateMeter::new()).unwrap().unwrap();
+        // B begins at zero: some steps give the product a part in the weight.
+        let mut optimizer =
+            find("adamw").unwrap().init(&options, &rule.parameters(&model), &StateMeter::new()).unwrap().0;
+        let grads = GradientsParams::from_grads(loss(&model, 0).backward(), &model);
+        let model = optimizer.step(0.5, model, grads);
+        let weights = |model: &Model| [&model.first, &model.second].map(|layer| host(layer.weight.val().inner()));
+        let before = weights(&model);
+        let after = gradient_rule.decay(model, 0.1);
+        for (before, after) in before.iter().flatten().zip(weights(&after).iter().flatten()) {
+            assert!((after - 0.95 * before).abs() <= 1e-6 * before.abs().max(1.0), "{before} became {after}");
+        }
     }
 }

@@ -33,11 +33,6 @@ pub trait Structure: Debug + Send + Sync {
         Some(merged - update)
     }
 
-    /// The bias before it was merged.
-    fn unmerged_bias(&self, _weight: &Tensor<2>, merged: Option<Tensor<1>>) -> Option<Tensor<1>> {
-        merged
-    }
-
     /// A term that pulls the adapter's tensors somewhere, and where it enters.
     fn penalty(&self) -> Option<Penalty> {
         None
@@ -141,6 +136,11 @@ pub trait Method: Structure + Module + Sized {
 
     /// Refuses options, and places where the method has no meaning, with the reason.
     fn check(options: &Self::Options, place: &Place) -> Result<(), String>;
+
+    /// What is allowed at a place, but rarely meant.
+    fn doubt(_place: &Place) -> Option<String> {
+        None
+    }
 
     /// Builds the adapter of one layer. Tensors come from the site: from a file when one is read, else from what is given here.
     fn build(options: &Self::Options, site: &mut Site<'_>) -> Result<Self, AdapterError>;

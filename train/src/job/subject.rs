@@ -7,6 +7,7 @@ use lowrank_models::Llama;
 use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule, collect_gradients};
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
 use lowrank_models::hub::{self, HubConfig, ModelFolder};
+use lowrank_optim::rules::LoraProMode;
 
 use super::material::Material;
 use super::{JobError, adapter, model_config, setup};
@@ -55,6 +56,12 @@ impl Subject {
                 )));
             }
         };
+        let decay = config.optimizer.weight_decay;
+        if decay > 0.0 && matches!(rule, Rule::LoraPro { mode: LoraProMode::Full, .. }) {
+            return Err(JobError::Settings(format!(
+                "optimizer.weight_decay = {decay} with rule lora-pro in mode full: it would shrink the weights below the adapter, and a checkpoint holds the adapter alone; set it to 0, or rule.options.mode to efficient"
+            )));
+        }
         Ok(Self { hub, folder: Some(folder), adapter, rule })
     }
 
@@ -107,6 +114,7 @@ impl Subject {
             gradients = self::gradients(config, &adapter, &model, material, screen)?;
         }
         let (model, report) = model.attach(Attach::new(adapter).with_gradients(gradients))?;
+        report.warnings.iter().for_each(|warning| screen.warn(warning));
         screen.line(&report.to_string());
         Ok(self.rule.freeze(model))
     }
