@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use lowrank_models::adapter::{AdapterConfig, Attach, Rank, STRUCTURES, Spec};
+use lowrank_models::adapter::{AdapterConfig, Attach, RULES, Rank, Rule, STRUCTURES, Spec};
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_models::{Llama, LlamaConfig};
 use lowrank_optim::registry::METHODS;
@@ -172,22 +172,63 @@ fn a_killed_fine_tuning_resumes_with_the_same_bits() {
         &["adapter.name=none"][..],
         &["adapter.init=pissa", "adapter.rank=4", "data.packing=true"],
         &["rule.name=lora-plus", "adapter.dropout=0.1", "train.backward=checkpointed", "train.accumulation=2"],
-        &["rule.name=lora-fa", "adapter.layers=1", "train.backward=per-layer", "optimizer.clip=0"],
-        &["rule.name=lora-fa", "rule.options.corrected=true"],
-        &["rule.name=lora-pro", "rule.options.mode=full", "optimizer.lr=0.001"],
-        &["rule.name=lora-pro", "rule.options.mode=efficient", "train.backward=per-layer", "optimizer.clip=0"],
+        &["rule.name=lora-pro", "rule.options.mode=full", "optimizer.lr=0.001", "train.accumulation=2"],
         &["rule.name=allora", "optimizer.name=dct-adamw", "optimizer.rank=2"],
     ] {
         runs.push(settings.iter().map(|setting| setting.to_string()).collect());
     }
-    for settings in &runs {
-        println!("{settings:?}");
-        let mut more = vec!["--steps", "60", "--set", "checkpoint.every=15", "--set", "checkpoint.keep_last=10"];
-        more.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-        with_and_without_a_kill(&shop, &|out| shop.tuned(out, &more));
-        for run in ["whole", "halves"] {
-            std::fs::remove_dir_all(shop.path(run)).expect("a run");
+    runs.iter().for_each(|settings| resumes_fine_tuning(&shop, settings));
+}
+
+/// The training rules in all their modes.
+fn rules() -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for rule in RULES {
+        let modes: &[&str] = match rule.name {
+            "lora-fa" => &["corrected=false", "corrected=true"],
+            "lora-pro" => &["mode=full", "mode=efficient", "mode=sgd"],
+            "allora" => &["norm_of=ba_row", "norm_of=b_row"],
+            _ => &[],
+        };
+        let named = vec![format!("rule.name={}", rule.name)];
+        let with = |mode: &&str| [named.clone(), vec![format!("rule.options.{mode}")]].concat();
+        found.extend(modes.iter().map(with));
+        if modes.is_empty() {
+            found.push(named);
         }
+    }
+    found
+}
+
+/// Every rule with rows that are padded and rows that are packed, on each way through the model.
+#[test]
+fn every_rule_resumes_with_the_same_bits() {
+    let shop = Workshop::with_model(60);
+    for (number, rule) in rules().into_iter().enumerate() {
+        for (place, backward) in ["whole", "checkpointed", "per-layer"].into_iter().enumerate() {
+            let mut settings = rule.clone();
+            settings.extend(["adapter.rank=4".into(), format!("train.backward={backward}")]);
+            settings.push(format!("data.packing={}", (number + place).is_multiple_of(2)));
+            if backward == "per-layer" {
+                settings.push("optimizer.clip=0".into());
+            }
+            let dropping = AdapterConfig { dropout: 0.1, ..AdapterConfig::new("lora") };
+            let named = rule[0].trim_start_matches("rule.name=");
+            if Rule::named(named).expect("a rule of the list").prepare(dropping).is_ok() {
+                settings.push("adapter.dropout=0.1".into());
+            }
+            resumes_fine_tuning(&shop, &settings);
+        }
+    }
+}
+
+fn resumes_fine_tuning(shop: &Workshop, settings: &[String]) {
+    println!("{settings:?}");
+    let mut more = vec!["--steps", "60", "--set", "checkpoint.every=15", "--set", "checkpoint.keep_last=10"];
+    more.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    with_and_without_a_kill(shop, &|out| shop.tuned(out, &more));
+    for run in ["whole", "halves"] {
+        std::fs::remove_dir_all(shop.path(run)).expect("a run");
     }
 }
 
