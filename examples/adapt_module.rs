@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, Relu};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Distribution, Tensor};
-use lowrank_models::adapter::{AdapterConfig, Attach, Targets};
+use lowrank_models::adapter::{AdapterConfig, Attach, Targets, merged};
 use lowrank_optim::AdamWConfig;
 
 #[derive(Module, Debug)]
@@ -39,9 +39,9 @@ impl Network {
 }
 
 /// Steps of AdamW on whatever is not frozen.
-fn train(mut network: Network, x: &Tensor<2>, y: &Tensor<2>, lr: f64) -> Network {
+fn train(mut network: Network, x: &Tensor<2>, y: &Tensor<2>, lr: f64, steps: usize) -> Network {
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
-    for step in 0..=200 {
+    for step in 0..=steps {
         let loss = network.loss(x.clone(), y.clone());
         if step % 50 == 0 {
             println!("  step {step}: loss {:.5}", loss.clone().into_scalar::<f32>());
@@ -52,8 +52,15 @@ fn train(mut network: Network, x: &Tensor<2>, y: &Tensor<2>, lr: f64) -> Network
     network
 }
 
-fn main() -> anyhow::Result<()> {
-    let structure = std::env::args().nth(1).unwrap_or_else(|| "lora".into());
+/// Losses along the way.
+struct Losses {
+    first_task: f32,
+    adapted: f32,
+    switched_off: f32,
+    merged: f32,
+}
+
+fn adapt(structure: &str, steps: usize) -> anyhow::Result<Losses> {
     let device = Device::default().autodiff();
     device.seed(1);
     let x = Tensor::<2>::random([256, 32], Distribution::Normal(0.0, 1.0), &device);
@@ -61,24 +68,40 @@ fn main() -> anyhow::Result<()> {
     let second_task = first_task.clone() + x.clone().narrow(1, 4, 4).cos();
 
     println!("the whole network on a first task");
-    let network = train(Network::new(&device), &x, &first_task, 1e-3);
+    let network = train(Network::new(&device), &x, &first_task, 1e-3, steps);
+    let loss = |network: &Network, y: &Tensor<2>| network.loss(x.clone(), y.clone()).into_scalar::<f32>();
+    let first = loss(&network, &first_task);
 
     // Layers are chosen by name; everything else is frozen.
-    let config = AdapterConfig::new(&structure).with_rank(4).with_targets(Targets::parse("first,second"));
+    let config = AdapterConfig::new(structure).with_rank(4).with_targets(Targets::parse("first,second"));
     let (network, report) = Attach::new(config).to(network)?;
     println!("{report} of {}", network.num_params() - report.trained());
     println!("the adapter on a second task");
-    let network = train(network, &x, &second_task, 1e-2);
+    let network = train(network, &x, &second_task, 1e-2, steps);
 
-    let adapted = network.loss(x.clone(), second_task.clone()).into_scalar::<f32>();
+    let adapted = loss(&network, &second_task);
     report.control.switch(false);
-    println!(
-        "switched off, the first task again: loss {:.5}",
-        network.loss(x.clone(), first_task).into_scalar::<f32>()
-    );
+    let switched_off = loss(&network, &first_task);
     report.control.switch(true);
     // Dense weights with the adapter inside, at the cost of the plain network.
-    let merged = network.materialize();
-    println!("merged: loss {:.5}, before merging {adapted:.5}", merged.loss(x, second_task).into_scalar::<f32>());
+    let network = merged(network)?;
+    Ok(Losses { first_task: first, adapted, switched_off, merged: loss(&network, &second_task) })
+}
+
+fn main() -> anyhow::Result<()> {
+    let structure = std::env::args().nth(1).unwrap_or_else(|| "lora".into());
+    let Losses { first_task, adapted, switched_off, merged } = adapt(&structure, 200)?;
+    println!("switched off, the first task again: loss {switched_off:.5}, before the adapter {first_task:.5}");
+    println!("merged: loss {merged:.5}, before merging {adapted:.5}");
     Ok(())
+}
+
+#[test]
+fn adapters_leave_the_network_and_merge() {
+    for structure in ["lora", "dora"] {
+        let [short, long] = [1, 50].map(|steps| adapt(structure, steps).expect("an adapter"));
+        assert!(long.adapted < 0.9 * short.adapted, "{structure}: {} to {}", short.adapted, long.adapted);
+        assert_eq!(long.switched_off, long.first_task, "{structure}");
+        assert!((long.merged - long.adapted).abs() < 1e-4 * long.adapted, "{structure}: {}", long.merged);
+    }
 }

@@ -64,7 +64,8 @@ impl InferenceStep for Model {
     }
 }
 
-fn main() -> Result<(), OptimError> {
+/// Losses after so many steps with plain LoRA and with LoRA-Pro.
+fn compare(steps: usize) -> Result<[(&'static str, f32); 2], OptimError> {
     let device = Device::default().autodiff();
     device.seed(7);
     let (teacher, base) = (Model::new(&device), Model::new(&device));
@@ -76,18 +77,34 @@ fn main() -> Result<(), OptimError> {
     // The one line; in mode full the moments are the rule's, and the optimizer is plain descent.
     pro.rule = Some(LoraProConfig::new().init(&pro)?);
 
-    for (name, model, optimizer, lr) in
-        [("LoRA with AdamW", plain, AdamWConfig::new().init(), 1e-2), ("LoRA-Pro", pro, SgdConfig::new().init(), 1e-3)]
-    {
+    let train = |model: Model, optimizer: ModuleOptimizer, lr: f64| {
         let mut learner = Learner::new(model, optimizer, lr);
-        let mut loss = 0.0;
-        for _ in 0..200 {
+        let mut loss = f32::NAN;
+        for _ in 0..steps {
             learner.lr_step();
             let output = learner.train_step(batch.clone());
             loss = output.item.loss.into_scalar::<f32>();
             learner.optimizer_step(output.grads);
         }
+        loss
+    };
+    Ok([
+        ("LoRA with AdamW", train(plain, AdamWConfig::new().init(), 1e-2)),
+        ("LoRA-Pro", train(pro, SgdConfig::new().init(), 1e-3)),
+    ])
+}
+
+fn main() -> Result<(), OptimError> {
+    for (name, loss) in compare(200)? {
         println!("{name}: {loss:.4} after 200 steps");
     }
     Ok(())
+}
+
+#[test]
+fn both_learn() {
+    let [begin, end] = [1, 60].map(|steps| compare(steps).expect("a rule"));
+    for ((name, begin), (_, end)) in begin.into_iter().zip(end) {
+        assert!(end < 0.9 * begin, "{name}: {begin} to {end}");
+    }
 }

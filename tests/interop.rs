@@ -6,7 +6,7 @@
 mod program;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use burn::module::Module;
@@ -211,6 +211,48 @@ fn peft_reads_our_adapters() {
         save(&whole, &serde_json::Map::new(), &write(&whole, &format!("merged/{name}")), u64::MAX).unwrap();
     }
     python("interop_peft.py", &["check", dir.path().to_str().unwrap()]);
+}
+
+/// A fine-tuned adapter as the program leaves it, and the folder that `lowrank merge` makes of it. `LOWRANK_TEST_MODEL` and `LOWRANK_TEST_ADAPTER` name
+/// folders to look at in place of a tiny model; `--nocapture` shows the differences.
+#[test]
+fn a_fine_tuned_model_says_the_same_in_python() {
+    let shop = Workshop::with_model(60);
+    let given = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let (model, adapter) = match (given("LOWRANK_TEST_MODEL"), given("LOWRANK_TEST_ADAPTER")) {
+        (Some(model), Some(adapter)) => (model, adapter),
+        _ => {
+            succeeded(shop.run(&shop.tuned("run", &["--rank", "4", "--alpha", "8", "--steps", "60"])));
+            (shop.path("model"), checkpoints(&shop.path("run")).pop().unwrap())
+        }
+    };
+    let [model_text, adapter_text] = [&model, &adapter].map(|path| path.to_str().unwrap());
+    succeeded(shop.run(&["merge", "--model", model_text, "--adapter", adapter_text, "--out", "merged"]));
+
+    let text =
+        "pub fn rank(self) -> usize\nReturns the smaller side of the weights, größer als 日本語, in every row of it.";
+    let ids = Tokenizer::from_file(&model.join("tokenizer.json")).unwrap().encode(text).unwrap();
+    let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
+    let logits = |model: &Llama| model.logits(ids_tensor(&ids, 1, &Device::default()), None);
+    let base = ModelFolder::open(&model).unwrap().load(&Device::default()).unwrap();
+    let (tuned, _) = peft::PeftFolder::open(&adapter).unwrap().attach(base).unwrap();
+    let ours = logits(&tuned);
+    let merged = ModelFolder::open(&shop.path("merged")).unwrap().load(&Device::default()).unwrap();
+    let apart = (logits(&merged) - ours.clone()).abs().max().into_scalar::<f32>();
+    println!("logits of the merged model differ by {apart:.1e} here");
+    assert!(apart < 1e-3, "{apart}");
+
+    let shape = ours.dims().to_vec();
+    let floats: Vec<u8> = values(ours).iter().flat_map(|value| value.to_le_bytes()).collect();
+    let wide: Vec<u8> = ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
+    let tensors = [
+        ("ids", TensorView::new(Dtype::I64, vec![1, ids.len()], &wide).unwrap()),
+        ("logits", TensorView::new(Dtype::F32, shape, &floats).unwrap()),
+    ];
+    let file = shop.path("expected.safetensors");
+    safetensors::serialize_to_file(tensors, None, &file).unwrap();
+    let merged = shop.path("merged");
+    python("interop_peft.py", &["tuned", model_text, adapter_text, merged.to_str().unwrap(), file.to_str().unwrap()]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 """Opens adapter folders with peft and compares logits with those stored beside them, or writes adapter folders to be read.
 
     python interop_peft.py check DIR    DIR/model, DIR/<adapter> and DIR/merged/<adapter> hold folders and expected.safetensors (ids, logits)
+    python interop_peft.py tuned MODEL ADAPTER MERGED FILE    the same for one adapter, the model below and the merged one; FILE holds ids and logits
     python interop_peft.py write DIR    writes adapters on DIR/model that differ from their start, and DIR/expected_more.safetensors
 """
 import sys
@@ -49,6 +50,22 @@ def check(folder):
     print("logits differ by", ", ".join(told))
 
 
+def tuned(model, adapter, merged, file):
+    expected = load_file(file)
+    below = logits_of(base(model), expected["ids"])
+    assert (below - expected["logits"]).abs().max().item() > 0.1, "the adapter does nothing"
+    opened = PeftModel.from_pretrained(base(model), adapter)
+    figures = {
+        "with the adapter": differs(opened, expected),
+        "merged by peft": differs(opened.merge_and_unload(), expected),
+        "the merged folder": differs(base(merged), expected),
+    }
+    largest = expected["logits"].abs().max().item()
+    told = ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items())
+    assert max(figures.values()) < 1e-3, f"logits differ: {told}"
+    print(f"{expected['ids'].numel()} tokens, logits up to {largest:.0f} differ by: {told}")
+
+
 def write(folder):
     torch.manual_seed(7)
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -86,4 +103,4 @@ def write(folder):
     save_file(out, folder / "expected_more.safetensors", metadata={"format": "pt"})
 
 
-{"check": check, "write": write}[sys.argv[1]](Path(sys.argv[2]))
+{"check": check, "tuned": tuned, "write": write}[sys.argv[1]](*map(Path, sys.argv[2:]))
