@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use safetensors::SafeTensors;
+
 /// A folder with a small text corpus, in which the program works.
 pub struct Workshop {
     pub dir: tempfile::TempDir,
@@ -41,7 +43,7 @@ impl Workshop {
         succeeded(shop.run(&shop.tiny("pretrained", &more)));
         let model = checkpoints(&shop.path("pretrained")).pop().expect("a checkpoint");
         std::fs::rename(model, shop.path("model")).expect("a model folder");
-        for name in ["optimizer.bpk", "trainer.json", "manifest.json"] {
+        for name in ["optimizer.safetensors", "optimizer.bpk", "trainer.json", "manifest.json"] {
             std::fs::remove_file(shop.path("model").join(name)).expect("what is no part of a model");
         }
         let line = |number: usize| {
@@ -164,15 +166,18 @@ pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
         }
     }
     assert_eq!(found.len(), 1, "a checkpoint holds a model or an adapter");
-    for file in ["optimizer.bpk", "rule.bpk"] {
-        if !checkpoint.join(file).exists() {
+    for state in ["optimizer", "rule"] {
+        let file = checkpoint.join(format!("{state}.safetensors"));
+        if !file.exists() {
             continue;
         }
-        let reader = burn_pack::Reader::from_file(checkpoint.join(file)).expect("a state");
-        for tensor in reader.into_tensors().expect("tensors") {
-            let (name, _, _, _, bytes) = tensor.into_parts().expect("a tensor");
-            found.insert(format!("{file}: {name}"), bytes.to_vec());
-        }
+        let bytes = std::fs::read(file).expect("a state");
+        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let named = tensors.tensors().into_iter();
+        found.extend(named.map(|(name, view)| (format!("{state}: {name}"), view.data().to_vec())));
+        let counters = burn_pack::Reader::from_file(checkpoint.join(format!("{state}.bpk"))).expect("counters");
+        let counters = counters.scalars().iter();
+        found.extend(counters.map(|(name, value)| (format!("{state}: {name}"), format!("{value:?}").into_bytes())));
     }
     found
 }

@@ -10,25 +10,24 @@ use lowrank_models::parameter_id;
 use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary};
 use safetensors::SafeTensors;
 
-/// Float tensors of the weights in a checkpoint.
-fn weights(checkpoint: &Path) -> BTreeMap<String, Vec<f32>> {
-    let bytes = std::fs::read(checkpoint.join("model.safetensors")).expect("weights");
+/// Tensors of a file as floats.
+fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).expect("tensors");
     let file = SafeTensors::deserialize(&bytes).expect("safetensors");
     let floats = |data: &[u8]| data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
+fn weights(checkpoint: &Path) -> BTreeMap<String, Vec<f32>> {
+    floats(&checkpoint.join("model.safetensors"))
+}
+
 /// Moments and step counter of a parameter in a checkpoint; none where it has no state.
 fn state(checkpoint: &Path, path: &str) -> Option<([Vec<f32>; 2], usize)> {
-    let reader = burn_pack::Reader::from_file(checkpoint.join("optimizer.bpk")).expect("the optimizer's state");
+    let counters = burn_pack::Reader::from_file(checkpoint.join("optimizer.bpk")).expect("the optimizer's counters");
     let id = parameter_id(path).val();
-    let time = reader.scalars().get(&format!("{id}.time")).copied();
-    let mut tensors = BTreeMap::new();
-    for tensor in reader.into_tensors().expect("tensors") {
-        let (name, _, _, _, bytes) = tensor.into_parts().expect("a tensor");
-        let values = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<f32>>();
-        tensors.insert(name, values);
-    }
+    let time = counters.scalars().get(&format!("{id}.time")).copied();
+    let mut tensors = floats(&checkpoint.join("optimizer.safetensors"));
     let mut moment = |place: u8| tensors.remove(&format!("{id}.moment_{place}"));
     let moments = [moment(1)?, moment(2)?];
     Some((moments, usize::try_from(time?).expect("a whole number")))

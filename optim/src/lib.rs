@@ -66,7 +66,7 @@ pub use frugal::{FrugalConfig, InactiveRule};
 pub use galore::GaLoreConfig;
 pub use ldadam::LdAdamConfig;
 pub use matrix::{ByMatrix, ByMatrixState, MatrixRule, Place};
-pub use meter::{Metered, StateMeter};
+pub use meter::{Metered, StateMeter, StateStore};
 pub use moments::{Blocks, Moment, MomentType, Storage};
 pub use muon::{MomentumRule, MomentumState, Muon, MuonConfig};
 pub use newton_schulz::{Coefficients, Scaling, newton_schulz};

@@ -1,11 +1,12 @@
-//! Measuring the memory of optimizer states.
+//! Measuring the memory of optimizer states, and storing them in pieces.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::optim::{DynOptimizer, DynState, Optimizer, StateSink, StateSource};
-use burn::tensor::Device;
 use burn::tensor::kind::BridgeTensor;
+use burn::tensor::{Device, TensorData};
 
 /// Counts the bytes of all optimizer states during a step, without a copy of more than one parameter's state.
 ///
@@ -15,10 +16,27 @@ use burn::tensor::kind::BridgeTensor;
 #[derive(Clone, Debug, Default)]
 pub struct StateMeter(Arc<Counter>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Counter {
     running: AtomicBool,
     bytes: AtomicU64,
+    store: Mutex<Option<Arc<Mutex<dyn StateStore>>>>,
+}
+
+impl fmt::Debug for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counter").field("running", &self.running).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// Where the tensors of optimizer states go to and come from, instead of a record that holds them all: no more than one parameter's state is
+/// copied at a time. A record keeps the numbers beside the tensors.
+pub trait StateStore: Send {
+    /// Takes a tensor of a state.
+    fn put(&mut self, name: String, data: TensorData);
+
+    /// The tensors whose names begin with this.
+    fn get(&mut self, prefix: &str) -> Vec<(String, TensorData)>;
 }
 
 impl StateMeter {
@@ -42,6 +60,24 @@ impl StateMeter {
     pub fn stop(&self) -> u64 {
         self.0.running.store(false, Ordering::Relaxed);
         self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What `work` writes into a record, or reads from one, of the optimizers that report here: their tensors go through `store`.
+    pub fn through<R>(&self, store: Arc<Mutex<dyn StateStore>>, work: impl FnOnce() -> R) -> R {
+        self.store(Some(store));
+        let result = work();
+        self.store(None);
+        result
+    }
+
+    fn store(&self, store: Option<Arc<Mutex<dyn StateStore>>>) {
+        *self.0.store.lock().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+
+    fn with_store<R>(&self, work: impl FnOnce(&mut dyn StateStore) -> R) -> Option<R> {
+        let store = self.0.store.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(work(&mut *store))
     }
 
     fn add<O: DynOptimizer>(&self, optimizer: &O, state: Option<&DynState>) {
@@ -91,7 +127,12 @@ impl<O: Optimizer> DynOptimizer for Metered<O> {
     }
 
     fn state_flatten(&self, prefix: &str, state: &DynState, out: &mut StateSink) {
-        self.optimizer.state_flatten(prefix, state, out);
+        let mut sink = StateSink::default();
+        self.optimizer.state_flatten(prefix, state, &mut sink);
+        out.scalars.append(&mut sink.scalars);
+        let mut tensors = sink.tensors;
+        self.meter.with_store(|store| tensors.drain(..).for_each(|(name, data)| store.put(name, data)));
+        out.tensors.append(&mut tensors);
     }
 
     fn state_unflatten(
@@ -101,6 +142,10 @@ impl<O: Optimizer> DynOptimizer for Metered<O> {
         source: &mut StateSource,
         device: &Device,
     ) -> Option<DynState> {
+        let stored = self.meter.with_store(|store| store.get(&format!("{prefix}.")));
+        for (name, data) in stored.into_iter().flatten() {
+            source.insert_tensor(name, data);
+        }
         self.optimizer.state_unflatten(rank, prefix, source, device)
     }
 }

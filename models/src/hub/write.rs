@@ -10,7 +10,6 @@ use lowrank_optim::ModulePath;
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
 
-use super::read::transpose;
 use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
 use crate::error::ModelError;
 use crate::llama::Llama;
@@ -139,16 +138,31 @@ impl View for Stored {
             Ok(values) => values,
             Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
         };
-        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Cow::Owned(match self.transposed {
-            false => bytes(values),
-            true => bytes(&transpose(values, self.shape[1], self.shape[0])),
+            false => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            true => transposed_bytes(values, self.shape[1], self.shape[0]),
         })
     }
 
     fn data_len(&self) -> usize {
         4 * self.shape.iter().product::<usize>()
     }
+}
+
+/// The bytes of a row-major `rows x columns` matrix in the transposed order, without a copy between: in tiles that stay in the cache.
+fn transposed_bytes(values: &[f32], rows: usize, columns: usize) -> Vec<u8> {
+    const TILE: usize = 32;
+    let mut out = vec![0; 4 * values.len()];
+    for r0 in (0..rows).step_by(TILE) {
+        for c0 in (0..columns).step_by(TILE) {
+            for r in r0..rows.min(r0 + TILE) {
+                for c in c0..columns.min(c0 + TILE) {
+                    out[4 * (c * rows + r)..][..4].copy_from_slice(&values[r * columns + c].to_le_bytes());
+                }
+            }
+        }
+    }
+    out
 }
 
 /// Collects the parameters under the names of their paths.

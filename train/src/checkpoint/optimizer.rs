@@ -1,81 +1,108 @@
 //! The states of optimizer and training rule in files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::Bytes;
-
 use lowrank_models::adapter::GradientRule;
+use lowrank_optim::{StateMeter, StateStore};
 
 use super::CheckpointError;
+use super::state_file::{Listing, Reader, Writer};
 
-/// Name of the optimizer's file.
-const NAME: &str = "optimizer.bpk";
-/// Name of the rule's file.
-const RULE: &str = "rule.bpk";
+/// Names of the files of optimizer and rule, without their ends.
+pub(super) const STATES: [&str; 2] = ["optimizer", "rule"];
 
-/// Writes the optimizer's state into a folder and tells how many tensors it has.
-pub fn save_optimizer(optimizer: &ModuleOptimizer, dir: &Path) -> Result<usize, CheckpointError> {
-    save(optimizer.to_record(), &dir.join(NAME))
+/// The files of a state: its tensors, and its counters.
+fn files(dir: &Path, name: &str) -> [PathBuf; 2] {
+    [dir.join(format!("{name}.safetensors")), dir.join(format!("{name}.bpk"))]
 }
 
-/// Writes the rule's state into a folder and tells how many tensors it has.
-pub fn save_rule(rule: &GradientRule, dir: &Path) -> Result<usize, CheckpointError> {
-    save(rule.to_record(), &dir.join(RULE))
+/// Writes the state of an optimizer that reports to this meter into a folder, one parameter after another, and tells how many tensors it has.
+pub fn save_optimizer(optimizer: &ModuleOptimizer, meter: &StateMeter, dir: &Path) -> Result<usize, CheckpointError> {
+    save(&|| optimizer.to_record(), meter, files(dir, STATES[0]))
 }
 
-fn save(record: OptimizerRecord, path: &Path) -> Result<usize, CheckpointError> {
-    let tensors = record.len();
-    let bytes = record
+/// Writes the state of a rule that reports to this meter into a folder and tells how many tensors it has.
+pub fn save_rule(rule: &GradientRule, meter: &StateMeter, dir: &Path) -> Result<usize, CheckpointError> {
+    save(&|| rule.to_record(), meter, files(dir, STATES[1]))
+}
+
+fn save(
+    record: &dyn Fn() -> OptimizerRecord,
+    meter: &StateMeter,
+    [tensors, counters]: [PathBuf; 2],
+) -> Result<usize, CheckpointError> {
+    let (listing, kept) = through(meter, Listing::default(), record);
+    let count = listing.len() + kept.len();
+    let writer = Writer::create(&tensors, listing).map_err(CheckpointError::io(&tensors))?;
+    let (mut writer, kept) = through(meter, writer, record);
+    writer.finish().map_err(CheckpointError::io(&tensors))?;
+    let bytes = kept
         .into_bytes()
-        .map_err(|error| CheckpointError::Optimizer { path: path.to_path_buf(), reason: error.to_string() })?;
-    std::fs::write(path, &bytes[..]).map_err(CheckpointError::io(path))?;
-    Ok(tensors)
+        .map_err(|error| CheckpointError::Optimizer { path: counters.clone(), reason: error.to_string() })?;
+    std::fs::write(&counters, &bytes[..]).map_err(CheckpointError::io(&counters))?;
+    Ok(count)
 }
 
-/// Gives an optimizer the state of a folder, and refuses one that does not restore as many tensors as were saved.
+/// Gives an optimizer that reports to this meter the state of a folder, and refuses one that does not restore as many tensors as were saved.
 pub fn load_optimizer(
     optimizer: ModuleOptimizer,
+    meter: &StateMeter,
     dir: &Path,
     tensors: usize,
 ) -> Result<ModuleOptimizer, CheckpointError> {
-    let path = dir.join(NAME);
-    let record = load(&path)?;
-    let held = record.len();
-    let optimizer = optimizer.load_record(record);
-    check(&path, [tensors, held, optimizer.to_record().len()])?;
-    Ok(optimizer)
+    let load = |record| optimizer.load_record(record);
+    restore(meter, files(dir, STATES[0]), tensors, load, |optimizer| optimizer.to_record())
 }
 
 /// Gives a rule the state of a folder, as [`load_optimizer`].
-pub fn load_rule(rule: &GradientRule, dir: &Path, tensors: usize) -> Result<(), CheckpointError> {
-    let path = dir.join(RULE);
-    let record = load(&path)?;
-    let held = record.len();
-    rule.load_record(record);
-    check(&path, [tensors, held, rule.to_record().len()])
+pub fn load_rule(rule: &GradientRule, meter: &StateMeter, dir: &Path, tensors: usize) -> Result<(), CheckpointError> {
+    let load = |record| rule.load_record(record);
+    restore(meter, files(dir, STATES[1]), tensors, load, |()| rule.to_record())
 }
 
-/// Read at once: a record that reads later would see what the file has become by then.
-fn load(path: &Path) -> Result<OptimizerRecord, CheckpointError> {
-    let bytes = std::fs::read(path).map_err(CheckpointError::io(path))?;
-    OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))
-        .map_err(|error| CheckpointError::Optimizer { path: path.to_path_buf(), reason: error.to_string() })
-}
-
-fn check(path: &Path, [saved, held, restored]: [usize; 3]) -> Result<(), CheckpointError> {
+fn restore<T>(
+    meter: &StateMeter,
+    [tensors, counters]: [PathBuf; 2],
+    saved: usize,
+    load: impl FnOnce(OptimizerRecord) -> T,
+    record: impl FnOnce(&T) -> OptimizerRecord,
+) -> Result<T, CheckpointError> {
+    let refuse = |path: &Path, reason: String| CheckpointError::Optimizer { path: path.to_path_buf(), reason };
+    let bytes = std::fs::read(&counters).map_err(CheckpointError::io(&counters))?;
+    let kept = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))
+        .map_err(|error| refuse(&counters, error.to_string()))?;
+    let reader = Reader::open(&tensors).map_err(CheckpointError::io(&tensors))?;
+    let held = reader.len() + kept.len();
+    let (mut reader, loaded) = through(meter, reader, || load(kept));
+    reader.finish().map_err(CheckpointError::io(&tensors))?;
+    let (listing, kept) = through(meter, Listing::default(), || record(&loaded));
+    let restored = listing.len() + kept.len();
     match held == saved && restored == saved {
-        true => Ok(()),
-        false => Err(CheckpointError::Optimizer {
-            path: path.to_path_buf(),
-            reason: format!("{saved} tensors of state were saved, the file holds {held}, and {restored} fit this run"),
-        }),
+        true => Ok(loaded),
+        false => Err(refuse(
+            &tensors,
+            format!("{saved} tensors of state were saved, the file holds {held}, and {restored} fit this run"),
+        )),
+    }
+}
+
+/// Lets what `work` does with states go through a store, and gives the store back.
+fn through<S: StateStore + 'static, R>(meter: &StateMeter, store: S, work: impl FnOnce() -> R) -> (S, R) {
+    let store = Arc::new(Mutex::new(store));
+    let result = meter.through(store.clone(), work);
+    match Arc::into_inner(store) {
+        Some(store) => (store.into_inner().unwrap_or_else(PoisonError::into_inner), result),
+        None => unreachable!("the meter has given the store back"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::module::ParamGroup;
     use burn::nn::{Linear, LinearConfig};
     use burn::optim::{AdamWConfig, GradientsParams, SgdConfig};
     use burn::tensor::{Device, Tensor};
@@ -91,19 +118,31 @@ mod tests {
     fn restores_every_bit_and_refuses_another_optimizer() {
         let dir = tempfile::tempdir().unwrap();
         let mut layer = LinearConfig::new(4, 3).init(&Device::default().autodiff());
-        let mut optimizer = AdamWConfig::new().init();
-        layer = step(layer, &mut optimizer);
-        let tensors = save_optimizer(&optimizer, dir.path()).unwrap();
-        assert_eq!(tensors, 4);
-        let mut restored = load_optimizer(AdamWConfig::new().init(), dir.path(), tensors).unwrap();
-        let (a, b) = (step(layer.clone(), &mut optimizer), step(layer, &mut restored));
-        assert_eq!(a.weight.to_data(), b.weight.to_data());
+        let meter = StateMeter::new();
+        // One that reports to the meter, and one whose tensors stay in the record.
+        let watched = || {
+            let adamw = AdamWConfig::new().build();
+            ModuleOptimizer::from(adamw.clone()).with_group(ParamGroup::all(), meter.watch(adamw), None)
+        };
+        let kinds: [&dyn Fn() -> ModuleOptimizer; 2] = [&watched, &|| AdamWConfig::new().init()];
+        for new in kinds {
+            let mut optimizer = new();
+            layer = step(layer, &mut optimizer);
+            let tensors = save_optimizer(&optimizer, &meter, dir.path()).unwrap();
+            assert_eq!(tensors, 4);
+            let mut restored = load_optimizer(new(), &meter, dir.path(), tensors).unwrap();
+            let (a, b) = (step(layer.clone(), &mut optimizer), step(layer.clone(), &mut restored));
+            assert_eq!(a.weight.to_data(), b.weight.to_data());
+            assert!(a.weight.to_data() != layer.weight.to_data());
 
-        let error = load_optimizer(SgdConfig::new().init(), dir.path(), tensors).err().unwrap();
-        assert!(error.to_string().contains("4 tensors"), "{error}");
-        let path = dir.path().join(NAME);
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        assert!(load_optimizer(AdamWConfig::new().init(), dir.path(), tensors).is_err());
+            let error = load_optimizer(SgdConfig::new().init(), &meter, dir.path(), tensors).err().unwrap();
+            assert!(error.to_string().contains("4 tensors"), "{error}");
+            for path in files(dir.path(), "optimizer") {
+                let bytes = std::fs::read(&path).unwrap();
+                std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+                assert!(load_optimizer(new(), &meter, dir.path(), tensors).is_err(), "{}", path.display());
+                std::fs::write(&path, &bytes).unwrap();
+            }
+        }
     }
 }

@@ -192,11 +192,12 @@ fn report(finished: &Finished, base: Option<&str>) -> String {
     row(
         "peak memory",
         format!(
-            "{} (weights {}, gradients {}, optimizer {})",
+            "{} (weights {}, gradients {}, optimizer {}{})",
             bytes(summary.peak_rss_bytes),
             bytes(weights),
             bytes(gradients),
-            bytes(state)
+            bytes(state),
+            summary.activation_bytes.map(|kept| format!(", activations {}", bytes(kept))).unwrap_or_default()
         ),
     );
     row("logs", format!("{0}/metrics.jsonl; tensorboard --logdir {0}", finished.folder.display()));

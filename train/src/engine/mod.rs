@@ -1,5 +1,6 @@
 //! The training engine: steps, schedule, evaluation and samples. It knows nothing of files, the terminal or TensorBoard.
 
+mod activations;
 mod cycle;
 mod error;
 mod evaluate;

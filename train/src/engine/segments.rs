@@ -10,6 +10,7 @@ use lowrank_models::adapter::{self, AdapterError, PenaltyAt, StepOf, is_trained}
 use lowrank_models::{LanguageBatch, Llama, ops};
 use serde::{Deserialize, Serialize};
 
+use super::activations::Live;
 use super::{TrainError, Trainer};
 
 /// How gradients are computed; the numbers are the same.
@@ -89,6 +90,7 @@ impl Trainer {
     ) -> Result<f64, TrainError> {
         let LanguageBatch { inputs, targets, starts } = batch;
         let lowest = self.lowest()?;
+        let begin = Live::of(self.device());
         let model = self.model();
         let context = model.context(inputs.dims()[1], &inputs.device(), starts);
         let mut x = ops::embedding(model.model.embed_tokens.weight.val().inner(), inputs.clone());
@@ -99,8 +101,11 @@ impl Trainer {
             }
             x = block.valid().forward(x, &context);
         }
+        let inputs_kept = begin.grown(self.device());
         let leaf = leaf(x, lowest < Segment::Head);
         let loss = model.loss_of(leaf.clone(), targets);
+        self.activations.note(begin.grown(self.device()));
+        let model = self.model();
         let nats = f64::from(loss.clone().inner().into_scalar::<f32>());
         if !nats.is_finite() {
             return Ok(nats);
@@ -118,15 +123,17 @@ impl Trainer {
         visit(self, Segment::Head, head)?;
         for (layer, x) in kept.into_iter().rev() {
             let Some(above) = slope.take() else { break };
+            let begin = Live::of(self.device());
             let leaf = self::leaf(x, lowest < Segment::Block(layer));
             let block = &self.model().model.layers[layer];
             let mut loss = (block.forward(leaf.clone(), &context) * Tensor::from_inner(above)).sum();
             if penalties {
                 loss = plus_penalty(loss, block);
             }
+            self.activations.note(inputs_kept.zip(begin.grown(self.device())).map(|(kept, block)| kept + block));
             let mut grads = loss.backward();
             slope = leaf.grad_remove(&mut grads);
-            let grads = GradientsParams::from_grads(grads, block);
+            let grads = GradientsParams::from_grads(grads, &self.model().model.layers[layer]);
             drop(leaf);
             visit(self, Segment::Block(layer), grads)?;
         }

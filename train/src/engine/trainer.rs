@@ -10,6 +10,7 @@ use lowrank_models::{LanguageBatch, Llama, ids_tensor};
 use lowrank_optim::OptimError;
 use lowrank_optim::rules::GlobalNormClip;
 
+use super::activations::{Activations, Live};
 use super::moved::Fingerprints;
 use super::segments::{Segment, plus_penalty};
 use super::{BackwardMode, Cycle, Schedule, TrainError};
@@ -47,6 +48,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Most bytes of gradients that existed at a time.
     pub gradient_bytes: u64,
+    /// Most bytes that a forward pass left for the backward pass, where the program's allocator or the device tells.
+    pub activation_bytes: Option<u64>,
     /// Tokens that counted.
     pub tokens: u64,
     /// Wall time of the step.
@@ -76,6 +79,8 @@ pub struct Trainer {
     pub tokens: u64,
     /// Steps passed over because of a non-finite value.
     pub skipped_steps: u64,
+    /// What forward passes of the step that is being taken left.
+    pub(super) activations: Activations,
 }
 
 /// Below this learning rate a step may be smaller than the spacing of f32 around 1, and rightly move nothing.
@@ -98,6 +103,7 @@ impl Trainer {
             samples: 0,
             tokens: 0,
             skipped_steps: 0,
+            activations: Activations::default(),
         }
     }
 
@@ -124,6 +130,11 @@ impl Trainer {
         }
     }
 
+    /// The plain device that the model is on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The optimizer with its state.
     pub fn optimizer(&self) -> &ModuleOptimizer {
         &self.optimizer
@@ -146,6 +157,7 @@ impl Trainer {
             return Err(TrainError::NoTargets { step });
         }
         self.cycle.expect(step);
+        self.activations = Activations::default();
         let result = match self.options.backward {
             BackwardMode::PerLayer => self.step_by_block(&micro, counted, observe),
             _ => self.step_at_once(&micro, counted, observe),
@@ -154,6 +166,7 @@ impl Trainer {
         self.set_pass(0);
         let mut report = result?;
         self.finish(step, micro.len() * samples.batch(), counted);
+        report.activation_bytes = self.activations.most();
         report.seconds = begin.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -184,6 +197,7 @@ impl Trainer {
             lr,
             grad_norm: f64::NAN,
             gradient_bytes: 0,
+            activation_bytes: None,
             tokens: counted,
             seconds: 0.0,
             skipped: false,
@@ -227,9 +241,12 @@ impl Trainer {
                 })?;
                 continue;
             }
+            let begin = Live::of(&self.device);
             let model = self.model();
             let LanguageBatch { inputs, targets, starts } = batch;
             let loss = model.loss_sum(inputs, targets, starts);
+            self.activations.note(begin.grown(&self.device));
+            let model = self.model();
             nats += f64::from(loss.clone().inner().into_scalar::<f32>());
             let mut loss = loss.div_scalar(counted as f64);
             // Once a step: they are no part of the mean over the micro-batches.
@@ -290,6 +307,7 @@ impl Trainer {
             lr,
             grad_norm: f64::sqrt(squares),
             gradient_bytes: most,
+            activation_bytes: None,
             tokens: counted,
             seconds: 0.0,
             skipped: false,

@@ -70,9 +70,9 @@ impl Training {
             setup::optimizer(&config, &subject.rule, &model, &cycle, &meter)?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
         if let Some((path, state)) = &loaded {
-            optimizer = load_optimizer(optimizer, path, state.optimizer_tensors)?;
+            optimizer = load_optimizer(optimizer, &meter, path, state.optimizer_tensors)?;
             if let Some(rule) = &rule {
-                load_rule(rule, path, state.rule_tensors)?;
+                load_rule(rule, &meter, path, state.rule_tensors)?;
             }
         }
         let options = TrainerOptions {

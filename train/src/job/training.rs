@@ -163,6 +163,7 @@ impl Training {
             self.summary.optimizer_state_bytes = self.meter.stop();
         }
         self.summary.gradient_bytes = self.summary.gradient_bytes.max(report.gradient_bytes);
+        self.summary.activation_bytes = self.summary.activation_bytes.max(report.activation_bytes);
         self.steps += 1;
         self.step_seconds += report.seconds;
         self.step_tokens += report.tokens;
@@ -170,8 +171,11 @@ impl Training {
         Ok(report)
     }
 
-    fn metrics(&self, report: &StepReport) -> Metrics {
+    fn metrics(&mut self, report: &StepReport) -> Metrics {
         let memory = MemoryUse::now();
+        let pool = self.trainer.device().memory_pool_usage();
+        let reserved = pool.as_ref().map(|pool| pool.bytes_reserved);
+        self.summary.device_reserved_bytes = self.summary.device_reserved_bytes.max(reserved);
         Metrics {
             step: report.step,
             tokens: self.trainer.tokens,
@@ -184,6 +188,9 @@ impl Training {
             peak_rss_bytes: Some(memory.peak),
             weight_bytes: Some(self.summary.weight_bytes),
             gradient_bytes: Some(report.gradient_bytes),
+            activation_bytes: report.activation_bytes,
+            device_bytes: pool.map(|pool| pool.bytes_in_use),
+            device_reserved_bytes: reserved,
             state_bytes: Some(self.summary.optimizer_state_bytes),
             validation_loss: None,
             skipped: report.skipped,
@@ -252,11 +259,11 @@ impl Training {
         self.state.samples = self.trainer.samples;
         self.state.tokens = self.trainer.tokens;
         self.state.skipped_steps = self.trainer.skipped_steps;
-        let Self { trainer, subject, material, config, .. } = &*self;
+        let Self { trainer, subject, material, config, meter, .. } = &*self;
         let path = self.checkpoints.save(self.state.clone(), |dir, state| {
             subject.save(config.run.job, trainer.model(), material, dir)?;
-            state.optimizer_tensors = save_optimizer(trainer.optimizer(), dir)?;
-            state.rule_tensors = trainer.rule().map_or(Ok(0), |rule| save_rule(rule, dir))?;
+            state.optimizer_tensors = save_optimizer(trainer.optimizer(), meter, dir)?;
+            state.rule_tensors = trainer.rule().map_or(Ok(0), |rule| save_rule(rule, meter, dir))?;
             Ok(())
         })?;
         self.summary.checkpoint = Some(path);

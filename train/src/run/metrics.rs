@@ -39,6 +39,15 @@ pub struct Metrics {
     /// Bytes of gradients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradient_bytes: Option<u64>,
+    /// Bytes that the forward pass left for the backward pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation_bytes: Option<u64>,
+    /// Bytes of the device's memory pool that are in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<u64>,
+    /// Bytes that the device's memory pool has reserved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_reserved_bytes: Option<u64>,
     /// Bytes of the optimizer's state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_bytes: Option<u64>,
@@ -66,7 +75,10 @@ impl Metrics {
             ("memory/peak_rss_bytes", bytes(self.peak_rss_bytes)),
             ("memory/weight_bytes", bytes(self.weight_bytes)),
             ("memory/gradient_bytes", bytes(self.gradient_bytes)),
+            ("memory/activation_bytes", bytes(self.activation_bytes)),
             ("memory/optimizer_state_bytes", bytes(self.state_bytes)),
+            ("memory/device_bytes", bytes(self.device_bytes)),
+            ("memory/device_reserved_bytes", bytes(self.device_reserved_bytes)),
         ]
         .into_iter()
         .filter_map(|(tag, value)| Some((tag, value?)))

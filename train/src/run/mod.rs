@@ -1,5 +1,6 @@
 //! The folder of a run and all that is written into it or shown while it lasts.
 
+mod allocator;
 mod burn_logger;
 mod events;
 mod folder;
@@ -10,6 +11,7 @@ mod signals;
 mod summary;
 mod units;
 
+pub use allocator::BlockAllocator;
 pub use burn_logger::TensorBoardLogger;
 pub use events::TensorBoard;
 pub use folder::{RunFolder, RunFolderError};

@@ -31,6 +31,10 @@ pub struct Summary {
     pub weight_bytes: u64,
     /// Bytes of all gradients.
     pub gradient_bytes: u64,
+    /// Most bytes that a forward pass left for the backward pass.
+    pub activation_bytes: Option<u64>,
+    /// Most bytes that the device's memory pool had reserved.
+    pub device_reserved_bytes: Option<u64>,
     /// Bytes of the optimizer's state.
     pub optimizer_state_bytes: u64,
     /// Steps passed over because of a non-finite value.

@@ -1,0 +1,296 @@
+//! An allocator that tells how much is in use, and gives back what is not.
+//!
+//! A training step frees and asks for the same large blocks again and again. The system's allocator keeps freed memory as it sees fit, often
+//! a third more than was ever in use. This one keeps a freed block for the next request of its size as long as blocks in use and blocks kept
+//! together stay within the most that ever was in use: keeping them costs nothing at the peak, and asking again costs no page faults.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// To be named as a program's `#[global_allocator]`. Blocks below 128 KiB are the system's; elsewhere than on Linux all are.
+#[derive(Debug)]
+pub struct BlockAllocator;
+
+/// Bytes of large blocks in use; 0 where this allocator is not the program's.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+impl BlockAllocator {
+    /// Bytes of all large blocks that are in use; none in a program with another allocator.
+    pub fn live() -> Option<u64> {
+        // The program's threads and tables alone take some large block.
+        match LIVE.load(Ordering::Relaxed) {
+            0 => None,
+            bytes => Some(bytes as u64),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for BlockAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod blocks {
+    use std::ptr::{NonNull, null_mut};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    use super::*;
+
+    /// Size from which a block is mapped on its own.
+    const LARGE: usize = 128 << 10;
+    const PAGE: usize = 4096;
+    /// Blocks that are kept at most: their list must never be a large block itself.
+    const KEPT: usize = 2048;
+    /// Size from which the system is asked for huge pages, whose first use costs fewer faults.
+    const HUGE: usize = 4 << 20;
+
+    /// A mapping that nobody uses.
+    struct Free {
+        start: NonNull<u8>,
+        len: usize,
+    }
+
+    // SAFETY: a free mapping belongs to whoever holds its entry, on whatever thread.
+    unsafe impl Send for Free {}
+
+    struct Blocks {
+        /// Bytes in use.
+        live: usize,
+        /// The most that ever was in use.
+        most: usize,
+        /// Bytes that are kept.
+        kept: usize,
+        /// Oldest first.
+        free: Vec<Free>,
+    }
+
+    static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks { live: 0, most: 0, kept: 0, free: Vec::new() });
+
+    fn blocks() -> MutexGuard<'static, Blocks> {
+        BLOCKS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of the mapping for a layout; none when the system's allocator serves it.
+    fn mapped(size: usize, align: usize) -> Option<usize> {
+        (size >= LARGE && align <= PAGE).then(|| size.checked_next_multiple_of(PAGE)).flatten()
+    }
+
+    impl Blocks {
+        fn count(&mut self, live: usize) {
+            self.live = live;
+            self.most = self.most.max(live);
+            LIVE.store(live, Ordering::Relaxed);
+        }
+
+        /// Gives back the oldest kept blocks until all others stay within the most that was in use.
+        fn trim(&mut self) {
+            while self.live + self.kept > self.most && !self.free.is_empty() {
+                let oldest = self.free.remove(0);
+                self.kept -= oldest.len;
+                unmap(oldest);
+            }
+        }
+
+        /// A block of this many bytes, and whether it is fresh from the system and therefore zero.
+        fn take(&mut self, len: usize) -> (*mut u8, bool) {
+            if let Some(place) = self.free.iter().rposition(|free| free.len == len) {
+                let free = self.free.remove(place);
+                self.kept -= len;
+                self.count(self.live + len);
+                return (free.start.as_ptr(), false);
+            }
+            self.count(self.live + len);
+            self.trim();
+            let block = map(len);
+            if block.is_null() {
+                self.count(self.live - len);
+            }
+            (block, true)
+        }
+
+        fn give(&mut self, block: *mut u8, len: usize) {
+            self.count(self.live - len);
+            let Some(start) = NonNull::new(block) else { return };
+            let free = Free { start, len };
+            if self.free.len() == KEPT {
+                return unmap(free);
+            }
+            self.kept += len;
+            self.free.push(free);
+        }
+    }
+
+    fn map(len: usize) -> *mut u8 {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new private mapping wherever the system likes touches no memory that is in use.
+        let start = unsafe { libc::mmap(null_mut(), len, access, kind, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return null_mut();
+        }
+        if len >= HUGE {
+            // SAFETY: advice on the whole of the mapping that was just made; it changes no content, and may be refused.
+            unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) };
+        }
+        start.cast()
+    }
+
+    fn unmap(free: Free) {
+        // SAFETY: the entry was the only owner of this whole mapping.
+        unsafe { libc::munmap(free.start.as_ptr().cast(), free.len) };
+    }
+
+    // SAFETY: small and unusually aligned blocks are the system allocator's, told apart by size and alignment, which are the same when the block
+    // is freed. Every other block is a whole mapping of its own of at least its size, page-aligned, that no other block shares.
+    unsafe impl GlobalAlloc for BlockAllocator {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            match mapped(layout.size(), layout.align()) {
+                Some(len) => blocks().take(len).0,
+                // SAFETY: as the caller promises.
+                None => unsafe { System.alloc(layout) },
+            }
+        }
+
+        unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+            let Some(len) = mapped(layout.size(), layout.align()) else {
+                // SAFETY: as the caller promises.
+                return unsafe { System.alloc_zeroed(layout) };
+            };
+            let (block, fresh) = blocks().take(len);
+            if !fresh {
+                // SAFETY: the mapping has at least so many bytes, and nobody else has it.
+                unsafe { block.write_bytes(0, layout.size()) };
+            }
+            block
+        }
+
+        unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+            match mapped(layout.size(), layout.align()) {
+                Some(len) => blocks().give(block, len),
+                // SAFETY: as the caller promises.
+                None => unsafe { System.dealloc(block, layout) },
+            }
+        }
+
+        unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+            match (mapped(layout.size(), layout.align()), mapped(size, layout.align())) {
+                // SAFETY: as the caller promises.
+                (None, None) => unsafe { System.realloc(block, layout, size) },
+                (Some(before), Some(after)) => {
+                    let mut blocks = blocks();
+                    if before == after {
+                        return block;
+                    }
+                    // SAFETY: the block is a whole mapping of `before` bytes, which the system may move.
+                    let moved = unsafe { libc::mremap(block.cast(), before, after, libc::MREMAP_MAYMOVE) };
+                    if moved == libc::MAP_FAILED {
+                        return null_mut();
+                    }
+                    let live = blocks.live - before + after;
+                    blocks.count(live);
+                    blocks.trim();
+                    moved.cast()
+                }
+                _ => {
+                    // SAFETY: the caller promises a size that is not 0 and does not overflow when rounded up to the alignment.
+                    let target = unsafe { self.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
+                    if !target.is_null() {
+                        // SAFETY: both blocks hold at least the smaller of the sizes, and the new one is nobody else's.
+                        unsafe { std::ptr::copy_nonoverlapping(block, target, layout.size().min(size)) };
+                        // SAFETY: as the caller promises; it has the new block from here on.
+                        unsafe { self.dealloc(block, layout) };
+                    }
+                    target
+                }
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub fn state() -> [usize; 3] {
+        let blocks = blocks();
+        [blocks.live, blocks.kept, blocks.most]
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The tests' own allocator is another one, so that only these tests use the blocks; one test at a time.
+    #[test]
+    fn blocks_keep_their_content_and_stay_within_the_most_in_use() {
+        let work = |thread: usize| {
+            let mut held: Vec<(*mut u8, Layout, u8)> = Vec::new();
+            let mut random = thread as u64 + 1;
+            for round in 0..400 {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let size = [40, 130 << 10, 131 << 10, 400 << 10, 5 << 20][(random >> 33) as usize % 5];
+                let layout = Layout::from_size_align(size, 64).unwrap();
+                let mark = (round % 251) as u8;
+                // SAFETY: layouts are not empty, every block is freed once with its own layout, and only its bytes are touched.
+                unsafe {
+                    let block = match round % 3 {
+                        0 => {
+                            let block = BlockAllocator.alloc_zeroed(layout);
+                            assert_eq!([*block, *block.add(size - 1), *block.add(size / 2)], [0; 3]);
+                            block
+                        }
+                        _ => BlockAllocator.alloc(layout),
+                    };
+                    *block = mark;
+                    *block.add(size - 1) = mark;
+                    held.push((block, layout, mark));
+                    if held.len() > 6 {
+                        let (block, layout, mark) = held.remove((random >> 40) as usize % 6);
+                        assert_eq!([*block, *block.add(layout.size() - 1)], [mark; 2]);
+                        let grown = 20 + 3 * layout.size() / [2, 3, 6][round % 3];
+                        let block = BlockAllocator.realloc(block, layout, grown);
+                        assert_eq!(*block, mark);
+                        if grown > layout.size() {
+                            assert_eq!(*block.add(layout.size() - 1), mark);
+                        }
+                        BlockAllocator.dealloc(block, Layout::from_size_align(grown, 64).unwrap());
+                    }
+                }
+            }
+            for (block, layout, mark) in held {
+                // SAFETY: as above.
+                unsafe {
+                    assert_eq!([*block, *block.add(layout.size() - 1)], [mark; 2]);
+                    BlockAllocator.dealloc(block, layout);
+                }
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|thread| drop(scope.spawn(move || work(thread)))));
+        let [live, kept, most] = blocks::state();
+        assert_eq!(live, 0, "everything was freed");
+        assert!(kept <= most && most > 0);
+
+        // A block of the same size comes back; one of another size makes room for itself.
+        let layout = |size| Layout::from_size_align(size, 64).unwrap();
+        // SAFETY: as above.
+        unsafe {
+            let first = BlockAllocator.alloc(layout(3 << 20));
+            BlockAllocator.dealloc(first, layout(3 << 20));
+            let again = BlockAllocator.alloc(layout(3 << 20));
+            assert_eq!(first, again);
+            assert_eq!(BlockAllocator::live(), Some(3 << 20));
+            BlockAllocator.dealloc(again, layout(3 << 20));
+            let other = BlockAllocator.alloc(layout(most));
+            let [live, kept, most] = blocks::state();
+            assert!(live + kept <= most, "{live} {kept} {most}");
+            BlockAllocator.dealloc(other, layout(most));
+        }
+        assert_eq!(BlockAllocator::live(), None);
+    }
+}
