@@ -474,3 +474,95 @@ fn adapters_are_merged_shown_and_used() {
     merge("one", &["adapter_config.json", "JSON"]);
     assert_eq!(entries(), before + 1);
 }
+
+/// Cells of the line of a name.
+fn cells(table: &str, name: &str) -> Vec<String> {
+    let line = table.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+    let line = line.unwrap_or_else(|| panic!("{name} is not in:\n{table}"));
+    line.trim_matches('|').split('|').map(|cell| cell.trim().to_string()).collect()
+}
+
+#[test]
+fn methods_are_compared_at_their_best_learning_rates() {
+    let shop = Workshop::new(20);
+    let tiny = shop.tiny("unused", &[]);
+    let settings = &tiny[tiny.iter().position(|word| *word == "--set").unwrap()..];
+    let run = |words: &[&str]| {
+        shop.run(
+            &[&["compare"][..], words, &["--quiet", "--steps", "8", "--set", "schedule.warmup_steps=1"], settings]
+                .concat(),
+        )
+    };
+    let table = |words: &[&str]| String::from_utf8(succeeded(run(words)).stdout).unwrap();
+
+    let two = ["optimizers", "muon", "adamw", "--lr", "0.01,0.001", "--out", "optimizers"];
+    let told = table(&two);
+    assert_eq!(std::fs::read_to_string(shop.path("optimizers/compare.md")).unwrap(), told);
+    for name in ["adamw", "muon"] {
+        let loss = |lr: &str| summary(&shop.path(&format!("optimizers/{name}-{lr}")))["validation_loss"].as_f64();
+        let (a, b) = (loss("0.01").unwrap(), loss("0.001").unwrap());
+        let best = if a < b { "0.01 (2)" } else { "0.001 (2)" };
+        assert_eq!(cells(&told, name)[1..3], [format!("{:.4}", a.min(b)), best.to_string()], "{told}");
+    }
+    // Finished runs are read, not repeated, and not taken for runs with other settings.
+    let before = std::fs::metadata(shop.path("optimizers/muon-0.01/summary.json")).unwrap().modified().unwrap();
+    assert_eq!(table(&two), told);
+    let after = std::fs::metadata(shop.path("optimizers/muon-0.01/summary.json")).unwrap().modified().unwrap();
+    assert_eq!(before, after);
+    refused(
+        &run(&[&two[..], &["--set", "train.seed=3"]].concat()),
+        &["train.seed=3", "optimizers/muon-0.001", "--out"],
+    );
+
+    let told = table(&["parameterizations", "--rank", "4", "--lr", "0.01"]);
+    let out = shop.path("runs/compare-parameterizations");
+    let loss = |name: &str| summary(&out.join(format!("{name}-0.01")))["validation_loss"].as_f64().unwrap();
+    for name in ["dense", "low_rank", "sltrain", "cola", "lost", "relora", "loro"] {
+        let ratio = format!("{:.3} x", loss(name) / loss("dense"));
+        assert_eq!(cells(&told, name)[1..4], [format!("{:.4}", loss(name)), "0.01 (1)".into(), ratio], "{told}");
+    }
+    // What the settings do not allow stands in the table, with its reason.
+    let told = table(&["parameterizations", "dense", "low_rank", "--rank", "33", "--lr", "0.01", "--out", "wide"]);
+    assert!(cells(&told, "low_rank")[1].contains("33") && cells(&told, "low_rank")[2].is_empty(), "{told}");
+    assert_eq!(cells(&told, "dense")[1], format!("{:.4}", loss("dense")), "{told}");
+    let wide = ["parameterizations", "low_rank", "cola", "--rank", "0", "--lr", "0.01", "--out", "none"];
+    refused(&run(&wide), &["every run failed", "low_rank: ", "cola: ", "at least 1"]);
+    refused(&run(&["optimizers", "adamv"]), &["adamv", "adamw"]);
+    refused(&run(&["parameterizations", "sparse"]), &["sparse", "sltrain"]);
+    refused(&shop.run(&["compare", "adamw"]), &["adamw", "lowrank compare <COMMAND>"]);
+
+    // A run that fails on its way counts as tried.
+    let stop = ["--set", "schedule.kind=constant", "--set", "schedule.warmup_steps=0", "--set", "optimizer.clip=0"];
+    let wild = ["optimizers", "adamw", "--lr", "0.01,1e30", "--out", "wild"];
+    let told = table(&[&wild[..], &stop[..]].concat());
+    assert_eq!(cells(&told, "adamw")[2], "0.01 (2)", "{told}");
+    let wild = ["optimizers", "adamw", "--lr", "1e30", "--out", "wild"];
+    let output = run(&[&wild[..], &stop[..]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("every run failed"), "{}", stderr(&output));
+}
+
+#[test]
+fn adapters_are_compared_on_one_model() {
+    let shop = Workshop::with_model(20);
+    let words = ["compare", "adapters", "--quiet", "--model", "model", "--data", "examples.jsonl", "--steps", "2"];
+    let small = ["--rank", "3", "--set", "train.batch=2", "--set", "train.seq_len=48"];
+    let told = succeeded(shop.run(&[&words[..], &["vera", "bone", "svfit"], &small].concat())).stdout;
+    let told = String::from_utf8(told).unwrap();
+    // Two blocks of four layers [32, 32], two [32, 48] and one [48, 32], each with a vector of the rank and one of the outputs.
+    assert_eq!(cells(&told, "vera")[3], (2 * (7 * 3 + 5 * 32 + 2 * 48)).to_string(), "{told}");
+    assert!(cells(&told, "vera")[2].ends_with("(3)"), "{told}");
+    assert!(cells(&told, "bone")[1].contains('3') && cells(&told, "bone")[1].contains("32"), "{told}");
+    let runs = std::fs::read_dir(shop.path("runs/compare-adapters")).unwrap();
+    let runs: Vec<String> = runs.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    // The usual rate and two higher ones; nothing is left of what was refused.
+    for name in ["vera-0.004", "vera-0.02", "vera-0.1", "svfit-0.001", "compare.md"] {
+        assert!(runs.iter().any(|run| run == name), "{runs:?}");
+    }
+    assert!(!runs.iter().any(|run| run.starts_with("bone")), "{runs:?}");
+    // `finetune` takes the usual rate too.
+    let words = ["finetune", "--quiet", "--model", "model", "--data", "examples.jsonl", "--adapter", "vera"];
+    succeeded(shop.run(&[&words[..], &["--out", "vera", "--steps", "1", "--seq-len", "48"]].concat()));
+    let config = std::fs::read_to_string(shop.path("vera/config.toml")).unwrap();
+    assert!(config.contains("lr = 0.004"), "{config}");
+}

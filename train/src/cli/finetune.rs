@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use lowrank_models::adapter::StructureEntry;
+
 use super::training::{TrainingArgs, last_name, texts};
 use crate::config::{Config, Job};
 use crate::job::JobError;
@@ -26,7 +28,7 @@ Examples:
 
 `lowrank methods` lists adapters and rules, `lowrank methods NAME` the options of one, which are set as --set adapter.options.NAME=VALUE and
 --set rule.options.NAME=VALUE. docs/configuration.md lists all keys. Flags win over --set, --set over the file of --config, the file over the
-defaults. The learning rate is 2e-4 where none is given, 2e-5 where all weights are trained or the rule is lora-pro.
+defaults. The learning rate is the structure's own where none is given (2e-4 of lora), 2e-5 where all weights are trained or the rule is lora-pro.
 Ctrl-C finishes the step, saves and exits; --resume goes on with the same bits as if nothing had happened.")]
 pub struct Args {
     /// Hugging Face model folder
@@ -72,16 +74,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--targets", "adapter.targets", args.targets.as_deref());
     layers.optional("--init", "adapter.init", args.init.as_deref());
     let given = layers.has("optimizer.lr");
-    let slow = |config: &mut Config| {
-        if !given && (config.adapter.name == "none" || config.rule.name == "lora-pro") {
-            config.optimizer.lr = SLOW;
-        }
+    let usual = |config: &mut Config| match StructureEntry::find(&config.adapter.name) {
+        _ if given => (),
+        Ok(entry) if config.rule.name != "lora-pro" => config.optimizer.lr = entry.lr,
+        _ => config.optimizer.lr = SLOW,
     };
     let name = |config: &Config| match last_name(&config.model.name) {
         Some(model) => format!("{model}-{}", config.adapter.name),
         None => "finetune".into(),
     };
-    args.training.run(Job::Finetune, layers, name, slow)
+    args.training.run(Job::Finetune, layers, name, usual)
 }
 
 /// Learning rate where the update is that of full fine-tuning.

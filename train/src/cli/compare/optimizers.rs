@@ -1,0 +1,84 @@
+//! `lowrank compare optimizers`.
+
+use std::process::ExitCode;
+
+use lowrank_optim::registry::{METHODS, Method, find};
+
+use super::search::Contender;
+use super::table::{STATE, STEP};
+use super::{Common, Comparison, chosen};
+use crate::job::JobError;
+
+/// Pretrain the same model with several optimizers.
+///
+/// When the best learning rate is the smallest or the largest one, the next one on that side is tried too.
+///
+/// Matrices inside the model learn at a quarter of the rate of the embedding, the head and the norms, which is GaLore's scale, with every optimizer
+/// that has such a setting; at twice that rate where their updates are orthogonal.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lowrank compare optimizers --steps 400
+  lowrank compare optimizers adamw dct-adamw galore --rank 64 --set model.hidden_size=256")]
+pub struct Args {
+    /// Optimizers to compare; none: all of `lowrank methods`
+    names: Vec<String>,
+    /// Steps of each run
+    #[arg(long, default_value_t = 400)]
+    steps: u64,
+    /// Rank of the optimizers that have one; a quarter of the smaller side is what most papers take
+    #[arg(long, default_value_t = 32)]
+    rank: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let methods = chosen(&args.names, METHODS.iter(), |name| Ok(find(name).map_err(JobError::from)?))?;
+    let contender = |method: &'static Method| {
+        let mut command = pretraining(method.name, args.steps);
+        command.extend(settings(method, args.rank).into_iter().flat_map(|setting| ["--set".into(), setting]));
+        Contender { name: method.name, lrs: usual(method.name), command }
+    };
+    let comparison = Comparison {
+        what: "optimizer",
+        folder: "compare-optimizers",
+        contenders: methods.into_iter().map(contender).collect(),
+        most: 6,
+        columns: vec![STATE, STEP],
+    };
+    comparison.run(&args.common)
+}
+
+/// A pretraining that tells its result and nothing else.
+pub fn pretraining(optimizer: &str, steps: u64) -> Vec<String> {
+    let steps = steps.to_string();
+    let quiet = ["eval.every=0", "log.sample_tokens=0", "log.every=10"];
+    let words = ["pretrain", "--optimizer", optimizer, "--steps", &steps];
+    words.into_iter().chain(quiet.into_iter().flat_map(|setting| ["--set", setting])).map(String::from).collect()
+}
+
+/// Three learning rates about the one that the method's paper takes for small models.
+pub fn usual(optimizer: &str) -> Vec<f64> {
+    match optimizer {
+        "muon" | "trion" | "dion" => vec![0.005, 0.02, 0.06],
+        _ => vec![0.003, 0.01, 0.03],
+    }
+}
+
+fn settings(method: &Method, rank: u64) -> Vec<String> {
+    let has = |name: &str| method.options().iter().any(|option| option.name == name);
+    let mut settings = Vec::new();
+    // FRUGAL takes a share, a quarter as the others at this rank; one direction is what APOLLO-Mini is.
+    if has("rank") && !has("density") && method.name != "apollo-mini" {
+        settings.push(format!("optimizer.rank={rank}"));
+    }
+    // As GaLore's scale has it: what small models learn best with is a larger rate for the embedding than for the matrices.
+    for scale in ["lr_scale", "proj_lr_scale"].into_iter().filter(|scale| has(scale)) {
+        settings.push(format!("optimizer.{scale}=0.25"));
+    }
+    // Orthogonal updates are of another size than Adam's; the rest learns at about the rate that it has with the others.
+    if has("others_lr_scale") {
+        settings.push("optimizer.others_lr_scale=0.5".into());
+    }
+    settings
+}
