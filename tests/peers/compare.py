@@ -63,13 +63,13 @@ def shaped(shape):
     return [word for name, value in sizes.items() for word in (f"--{name}", value)]
 
 
-def finetune(model):
+def finetune(model, *rule):
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"
         text = "The quick brown fox jumps over the lazy dog while rain falls on the roofs of the town. " * 12
         data.write_text("".join(json.dumps({"text": f"{number}. {text}"}) + "\n" for number in range(64)))
         arguments = ["--model", model, "--data", data, "--adapter", "lora", "--rank", 16, "--batch", 2, "--seq-len", 256]
-        return ours("finetune", *arguments)
+        return ours("finetune", *arguments, *rule)
 
 
 def generate(model, tokens=64):
@@ -145,6 +145,11 @@ def main():
                                lambda: peer("peft", "--model", options.model, "--batch", 2, "--steps", 8))
             row(f"{name}: step", "step_seconds", a, b, "ms")
             row(f"{name}: peak memory", "peak_bytes", a, b, "MiB")
+        name = "SmolLM2-135M, LoRA rank 16, batch 2 x 256, LoRA-Pro efficient against plain LoRA"
+        if wanted(name):
+            pro = ["--rule", "lora-pro", "--set", "rule.options.mode=efficient"]
+            a, b = alternately(rounds, lambda: finetune(options.model, *pro), lambda: finetune(options.model))
+            row(f"{name}: step", "step_seconds", a, b, "ms")
         name = "SmolLM2-135M, generation, against transformers"
         if wanted(name):
             a, b = alternately(rounds, lambda: generate(options.model),
