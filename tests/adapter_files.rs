@@ -104,10 +104,11 @@ fn refused(dir: &Path, model: Llama) -> String {
     PeftFolder::open(dir).and_then(|folder| folder.attach(model)).map(|_| ()).expect_err("a refusal").to_string()
 }
 
-/// All structures, and the starts of LoRA that change the base.
+/// All structures, and the starts that change the base.
 fn all() -> Vec<AdapterConfig> {
     let starts = ["pissa", "olora"].map(|init| AdapterConfig { init: init.into(), ..config("lora") });
-    STRUCTURES.iter().map(|entry| config(entry.spec.name)).chain(starts).collect()
+    let update = AdapterConfig { init: "lora-sb".into(), ..config("lora-xs").with_option("init_step_size", 1e-2) };
+    STRUCTURES.iter().map(|entry| config(entry.spec.name)).chain(starts).chain([update]).collect()
 }
 
 #[test]

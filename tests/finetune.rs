@@ -5,7 +5,7 @@ mod program;
 
 use std::path::Path;
 
-use program::{Workshop, checkpoints, metrics, refused, stderr, succeeded, summary};
+use program::{Workshop, checkpoints, metrics, refused, stderr, succeeded, summary, tensors};
 
 fn losses(run: &Path) -> Vec<f64> {
     metrics(run).iter().filter_map(|line| line["loss"].as_f64()).collect()
@@ -44,6 +44,40 @@ fn an_adapter_learns_and_is_saved_alone() {
     // About 57 examples in six epochs of batches of two.
     assert!((160..=180).contains(&value("steps")), "{summary}");
     assert!(summary["validation_loss"].is_number() && summary["validation_bits_per_byte"].is_null());
+}
+
+#[test]
+fn an_adapter_of_a_folder_is_trained_on() {
+    let shop = Workshop::with_model(60);
+    let first = ["--rank", "4", "--alpha", "8", "--epochs", "6", "--init", "pissa", "--lr", "0.002"];
+    succeeded(shop.run(&shop.tuned("first", &first)));
+    let saved = checkpoints(&shop.path("first")).pop().unwrap();
+    let saved = saved.to_str().unwrap();
+    let on = |out: &'static str, more: &[&'static str]| {
+        let begin = ["--adapter", saved, "--set", "train.steps=40", "--set", "checkpoint.every=20"];
+        let args = shop.tuned(out, &[]).into_iter().chain(begin).chain(more.iter().copied()).collect::<Vec<_>>();
+        shop.run(&args)
+    };
+    succeeded(on("second", &["--rule", "lora-plus"]));
+    succeeded(on("still", &["--steps", "1", "--lr", "1e-9"]));
+    let validation = |run: &str| summary(&shop.path(run))["validation_loss"].as_f64().unwrap();
+    assert!((validation("still") - validation("first")).abs() < 1e-5, "it begins where the other one ended");
+    assert!((validation("second") - validation("first")).abs() > 1e-3);
+    let again = checkpoints(&shop.path("second"));
+    let config = std::fs::read_to_string(again[1].join("adapter_config.json")).unwrap();
+    assert!(config.contains("\"r\": 4") && config.contains("pissa"), "{config}");
+
+    // It resumes without the folder that it began with being what it was.
+    std::fs::remove_dir_all(&again[1]).unwrap();
+    let before = tensors(&again[0]);
+    succeeded(shop.run(&["finetune", "--quiet", "--resume", "--out", "second"]));
+    assert!(tensors(&again[0]) == before && again[1].exists());
+
+    refused(&on("out", &["--rank", "4"]), &["adapter.name", saved, "take the other adapter.* keys away"]);
+    refused(&on("out", &["--rule", "allora"]), &["alpha", "allora"]);
+    std::fs::remove_file(Path::new(saved).join("adapter_config.json")).unwrap();
+    refused(&on("out", &[]), &["adapter_config.json"]);
+    assert!(!shop.path("out").exists());
 }
 
 #[test]
@@ -115,6 +149,26 @@ fn a_start_from_gradients_reads_the_training_data() {
 }
 
 #[test]
+fn what_matches_no_layer_beside_what_does_is_told() {
+    let shop = Workshop::with_model(20);
+    let told = |settings: &[&str]| {
+        let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).chain(["--steps", "1"]).collect();
+        let told = stderr(&succeeded(shop.run(&shop.tuned("run", &more))));
+        std::fs::remove_dir_all(shop.path("run")).unwrap();
+        told
+    };
+    for (setting, part) in [
+        ("adapter.targets=q_proj,x_proj", "adapter.targets: no linear layer matches x_proj"),
+        ("adapter.exclude=k_prj", "adapter.exclude: no linear layer matches k_prj"),
+        ("adapter.layers=[1, 7]", "adapter.layers: no linear layer stands in block 7"),
+    ] {
+        let text = told(&[setting]);
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+    assert_eq!(told(&["adapter.targets=q_proj,v_proj", "adapter.exclude=v_proj", "adapter.layers=[0, 1]"]), "");
+}
+
+#[test]
 fn bad_settings_are_refused_and_leave_nothing() {
     let shop = Workshop::with_model(20);
     for (settings, parts) in [
@@ -139,6 +193,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (&["rule.name=allora", "adapter.dropout=0.1"], &["dropout", "allora"]),
         (&["rule.name=lora-pro", "adapter.name=dora"], &["lora-pro", "dora"]),
         (&["rule.name=lora-pro", "optimizer.name=muon"], &["muon", "adamw"]),
+        (&["rule.name=lora-pro", "optimizer.exclude=q_proj"], &["exclude is q_proj", "training rule"]),
         (&["rule.name=lora-pro", "optimizer.weight_decay=0.1"], &["optimizer.weight_decay = 0.1", "set it to 0"]),
         (
             &["rule.name=lora-pro", "rule.options.mode=sgd", "optimizer.weight_decay=0.1"],

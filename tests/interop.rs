@@ -163,6 +163,7 @@ fn exchanged() -> Vec<(&'static str, AdapterConfig)> {
         ("regex", lora().with_targets(Targets::parse(r".*\.[02]\.(mlp|self_attn)\.[qg]\w*_proj"))),
         ("pissa", start("pissa")),
         ("olora", start("olora")),
+        ("lora-xs", AdapterConfig::new("lora-xs").with_rank(4)),
         ("block-lora", AdapterConfig::new("block-lora").with_rank(8).with_option("blocks", 2)),
         ("bat", AdapterConfig::new("bone").with_rank(4)),
         ("miss", AdapterConfig::new("bone").with_rank(5).with_option("mode", "shared")),

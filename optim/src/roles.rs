@@ -96,6 +96,10 @@ impl HiddenMatrices {
         let regex = Regex::new(pattern).map_err(|error| refuse(error.to_string()))?;
         let mut matched = 0;
         for parameter in self.parameters.iter_mut().filter(|parameter| regex.is_match(&parameter.path)) {
+            if parameter.role == Role::Descent {
+                let reason = format!("{} takes the steps of its training rule; take the pattern away", parameter.path);
+                return Err(refuse(reason));
+            }
             if parameter.shape.len() == 2 {
                 parameter.role = role;
                 matched += 1;

@@ -106,7 +106,7 @@ impl Attach {
         let control = Control::new(self.config.clone());
         let mut tensors = self.tensors;
         let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
-        let warnings = entry.warnings(&places);
+        let warnings = [self.config.idle(&names)?, entry.warnings(&places)].concat();
         let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new(), warnings };
         let mut builder = Builder {
             config: &self.config,

@@ -208,6 +208,28 @@ impl AdapterConfig {
         Ok(places)
     }
 
+    /// What was asked for and matches no layer, beside what matches some.
+    pub(super) fn idle(&self, found: &[Found]) -> Result<Vec<String>, AdapterError> {
+        let mut idle = Vec::new();
+        let any = |targets: &Targets| -> Result<bool, AdapterError> {
+            let matcher = targets.matcher()?;
+            Ok(found.iter().any(|layer| matcher.matches(&layer.path)))
+        };
+        for (key, targets) in [("targets", Some(&self.targets)), ("exclude", self.exclude.as_ref())] {
+            for part in targets.into_iter().flat_map(Targets::parts) {
+                if !any(&part)? {
+                    idle.push(format!("adapter.{key}: no linear layer matches {part}"));
+                }
+            }
+        }
+        for number in self.layers.iter().flatten() {
+            if !found.iter().any(|layer| block_of(&layer.path) == Some(*number)) {
+                idle.push(format!("adapter.layers: no linear layer stands in block {number}"));
+            }
+        }
+        Ok(idle)
+    }
+
     fn chosen<'a>(&self, found: &'a [Found]) -> Result<Vec<&'a Found>, AdapterError> {
         let targets = self.targets.matcher()?;
         let mut chosen: Vec<&Found> = found.iter().filter(|layer| targets.matches(&layer.path)).collect();
@@ -216,14 +238,18 @@ impl AdapterConfig {
             chosen.retain(|layer| !exclude.matches(&layer.path));
         }
         if let Some(layers) = &self.layers {
-            let number = |path: &str| path.split('.').find_map(|part| part.parse::<usize>().ok());
-            chosen.retain(|layer| number(&layer.path).is_some_and(|number| layers.contains(&number)));
+            chosen.retain(|layer| block_of(&layer.path).is_some_and(|number| layers.contains(&number)));
         }
         match chosen.is_empty() {
             true => Err(AdapterError::NoMatch { what: self.targets.to_string(), known: names(found.iter()) }),
             false => Ok(chosen),
         }
     }
+}
+
+/// The number of the block that a layer stands in.
+fn block_of(path: &str) -> Option<usize> {
+    path.split('.').find_map(|part| part.parse().ok())
 }
 
 fn names<'a>(layers: impl Iterator<Item = &'a Found>) -> String {

@@ -32,6 +32,14 @@ impl Targets {
         }
     }
 
+    /// Each name of a list by itself.
+    pub(super) fn parts(&self) -> Vec<Self> {
+        match self {
+            Self::Names(names) => names.iter().map(|name| Self::Names(vec![name.clone()])).collect(),
+            other => vec![other.clone()],
+        }
+    }
+
     pub(super) fn matcher(&self) -> Result<Matcher<'_>, AdapterError> {
         Ok(match self {
             Self::AllLinear => Matcher::AllLinear,

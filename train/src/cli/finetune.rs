@@ -23,6 +23,7 @@ Examples:
   lowrank finetune --model SmolLM2-135M --data chats.jsonl
   lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter lora --rank 16 --alpha 32 --targets q_proj,v_proj
   lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter lora --init pissa --rule lora-plus
+  lowrank finetune --model SmolLM2-135M --data more.jsonl --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300
   lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter none --backward per-layer --set optimizer.clip=0
   lowrank finetune --resume --out runs/SmolLM2-135M-lora-001
 
@@ -37,7 +38,7 @@ pub struct Args {
     /// JSON lines: a file or folder; may be repeated
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
-    /// Structure of the adapter, see `lowrank methods`; none trains all weights
+    /// Structure of the adapter, see `lowrank methods`; a folder trains on the adapter in it, none trains all weights
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// How the adapter is trained, see `lowrank methods`
@@ -80,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         _ => config.optimizer.lr = SLOW,
     };
     let name = |config: &Config| match last_name(&config.model.name) {
-        Some(model) => format!("{model}-{}", config.adapter.name),
+        Some(model) => format!("{model}-{}", last_name(&config.adapter.name).unwrap_or_default()),
         None => "finetune".into(),
     };
     args.training.run(Job::Finetune, layers, name, usual)

@@ -106,7 +106,7 @@ pub const KEYS: &[Key] = &[
     key(
         "adapter.name",
         Kind::Text,
-        "structure of the adapter, one of `lowrank methods`; `none`: all weights of the model are trained",
+        "structure of the adapter, one of `lowrank methods`; a folder: the adapter in it is trained on; `none`: all weights of the model are trained",
     ),
     key("adapter.rank", Kind::Count, "rank; unset: the method's own"),
     key("adapter.alpha", Kind::Number, "the update is multiplied by alpha / rank; unset: the method's own"),

@@ -1,8 +1,10 @@
 //! What the configuration says of adapter and training rule.
 
+use std::path::Path;
 use std::str::FromStr;
 
-use lowrank_models::adapter::{AdapterConfig, AdapterOptions, Rule, Targets};
+use lowrank_models::adapter::{AdapterConfig, AdapterOptions, Rule, StructureEntry, Targets};
+use lowrank_models::hub::peft::PeftFolder;
 use serde_json::{Value, json};
 
 use super::JobError;
@@ -26,17 +28,33 @@ fn json(value: &toml::Value) -> Result<Value, JobError> {
     serde_json::to_value(value).map_err(|error| JobError::Settings(format!("{value}: {error}")))
 }
 
+/// The folder of an adapter that is trained on, where the configuration names one in place of a structure.
+pub(super) fn begun(section: &AdapterSection) -> Result<Option<PeftFolder>, JobError> {
+    let dir = Path::new(&section.name);
+    if StructureEntry::find(&section.name).is_ok() || section.name.is_empty() || !dir.is_dir() {
+        return Ok(None);
+    }
+    alone(section, "the folder says what the adapter is")?;
+    Ok(Some(PeftFolder::open(dir)?))
+}
+
+/// Refuses other keys of the section beside the name.
+fn alone(section: &AdapterSection, reason: &str) -> Result<(), JobError> {
+    let name = &section.name;
+    match *section == (AdapterSection { name: name.clone(), ..AdapterSection::default() }) {
+        true => Ok(()),
+        false => {
+            Err(JobError::Settings(format!("adapter.name = {name}: {reason}; take the other adapter.* keys away")))
+        }
+    }
+}
+
 /// The adapter of the configuration; none when all weights are trained.
 pub(super) fn adapter(config: &Config) -> Result<Option<AdapterConfig>, JobError> {
     let section = &config.adapter;
     if section.name == WHOLE {
-        let bare = AdapterSection { name: WHOLE.into(), ..AdapterSection::default() };
-        return match *section == bare {
-            true => Ok(None),
-            false => Err(JobError::Settings(
-                "adapter.name = none: all weights are trained; take the other adapter.* keys away".into(),
-            )),
-        };
+        alone(section, "all weights are trained")?;
+        return Ok(None);
     }
     let targets = |text: &String| (!text.is_empty()).then(|| Targets::parse(text));
     let mut options = AdapterOptions::new();

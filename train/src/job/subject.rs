@@ -24,6 +24,8 @@ pub(super) struct Subject {
     folder: Option<PathBuf>,
     /// The adapter, where one is trained instead of the weights.
     adapter: Option<AdapterConfig>,
+    /// Folder that the adapter is read from before the first step, where it is trained on.
+    begun: Option<PathBuf>,
     pub rule: Rule,
 }
 
@@ -34,6 +36,7 @@ impl Subject {
             hub: model_config(&config.model, tokenizer.vocab_size(), tokenizer.separator())?,
             folder: setup::model_folder(&config.model).map(Path::to_path_buf),
             adapter: None,
+            begun: None,
             rule: Rule::Plain,
         })
     }
@@ -46,8 +49,25 @@ impl Subject {
         let folder = PathBuf::from(&config.model.name);
         let hub = ModelFolder::open(&folder)?.config;
         let rule = adapter::rule(&config.rule)?;
-        let adapter = match adapter::adapter(config)? {
-            Some(adapter) => Some(rule.prepare(adapter)?),
+        let begun = adapter::begun(&config.adapter)?;
+        let given = match &begun {
+            Some(begun) => Some(begun.config.clone()),
+            None => adapter::adapter(config)?,
+        };
+        let adapter = match given {
+            Some(given) => {
+                let adapter = rule.prepare(given.clone())?;
+                if begun.is_some() && adapter != given {
+                    return Err(JobError::Settings(format!(
+                        "rule.name = {}: it would make {} of the {} in {}; set it to plain, or begin with a new adapter",
+                        rule.name(),
+                        adapter.structure,
+                        given.structure,
+                        config.adapter.name
+                    )));
+                }
+                Some(adapter)
+            }
             None if rule == Rule::Plain => None,
             None => {
                 return Err(JobError::Settings(format!(
@@ -62,7 +82,8 @@ impl Subject {
                 "optimizer.weight_decay = {decay} with rule lora-pro in mode full: it would shrink the weights below the adapter, and a checkpoint holds the adapter alone; set it to 0, or rule.options.mode to efficient"
             )));
         }
-        Ok(Self { hub, folder: Some(folder), adapter, rule })
+        let begun = begun.is_some().then(|| PathBuf::from(&config.adapter.name));
+        Ok(Self { hub, folder: Some(folder), adapter, begun, rule })
     }
 
     /// Refuses rows that are longer than the model's positions.
@@ -105,6 +126,13 @@ impl Subject {
         };
         let Some(mut adapter) = self.adapter.clone() else { return Ok(model) };
         self.rule.warnings(&adapter).iter().for_each(|warning| screen.warn(warning));
+        if let Some(begun) = &self.begun {
+            let begun = PeftFolder::open(begun)?;
+            begun.warnings.iter().for_each(|warning| screen.warn(warning));
+            let (model, report) = begun.attach(model)?;
+            screen.line(&report.to_string());
+            return Ok(self.rule.freeze(model));
+        }
         let mut gradients = BaseGradients::new();
         if adapter.init == "lora-sb" {
             // The update that the first step of Adam would make.
