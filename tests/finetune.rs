@@ -270,6 +270,17 @@ fn a_bad_model_folder_is_refused_by_what_is_wrong() {
 }
 
 #[test]
+fn adapters_stand_on_dense_weights() {
+    let shop = Workshop::with_model(10);
+    let more = ["--steps", "2", "--parameterization", "sltrain", "--set", "model.rank=4"];
+    succeeded(shop.run(&shop.tiny("sparse", &more)));
+    std::fs::remove_dir_all(shop.path("model")).unwrap();
+    std::fs::rename(checkpoints(&shop.path("sparse")).pop().unwrap(), shop.path("model")).unwrap();
+    refused(&shop.run(&shop.tuned("run", &["--steps", "2"])), &["sltrain", "export it as a dense model first"]);
+    assert!(!shop.path("run").exists());
+}
+
+#[test]
 fn a_run_goes_on_with_what_it_was_begun_with() {
     let shop = Workshop::with_model(20);
     let more = ["--steps", "6", "--set", "checkpoint.every=3"];

@@ -13,7 +13,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_models::adapter::{AdapterConfig, Attach, GivenTensors, Scaling, Targets, each_adapter, merged};
 use lowrank_models::hub::{ModelFolder, peft, save};
-use lowrank_models::{Llama, LlamaConfig, ids_tensor};
+use lowrank_models::{Llama, LlamaConfig, Sampling, generate, ids_tensor};
 use lowrank_train::data::Tokenizer;
 use program::{Workshop, checkpoints, succeeded};
 use safetensors::tensor::TensorView;
@@ -163,6 +163,8 @@ fn exchanged() -> Vec<(&'static str, AdapterConfig)> {
         ("regex", lora().with_targets(Targets::parse(r".*\.[02]\.(mlp|self_attn)\.[qg]\w*_proj"))),
         ("pissa", start("pissa")),
         ("olora", start("olora")),
+        ("dora", AdapterConfig::new("dora").with_rank(4).with_alpha(6.0)),
+        ("vera", AdapterConfig::new("vera").with_rank(8)),
         ("lora-xs", AdapterConfig::new("lora-xs").with_rank(4)),
         ("block-lora", AdapterConfig::new("block-lora").with_rank(8).with_option("blocks", 2)),
         ("bat", AdapterConfig::new("bone").with_rank(4)),
@@ -243,12 +245,17 @@ fn a_fine_tuned_model_says_the_same_in_python() {
     println!("logits of the merged model differ by {apart:.1e} here");
     assert!(apart < 1e-3, "{apart}");
 
+    let follows = generate(&tuned.valid(), &ids[..16], 32, &Sampling::greedy(), |_| true).unwrap();
+    let written = [&ids[..16], &follows].concat();
+
     let shape = ours.dims().to_vec();
     let floats: Vec<u8> = values(ours).iter().flat_map(|value| value.to_le_bytes()).collect();
-    let wide: Vec<u8> = ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
+    let wide = |ids: &[i32]| ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect::<Vec<u8>>();
+    let (all, greedy) = (wide(&ids), wide(&written));
     let tensors = [
-        ("ids", TensorView::new(Dtype::I64, vec![1, ids.len()], &wide).unwrap()),
+        ("ids", TensorView::new(Dtype::I64, vec![1, ids.len()], &all).unwrap()),
         ("logits", TensorView::new(Dtype::F32, shape, &floats).unwrap()),
+        ("greedy", TensorView::new(Dtype::I64, vec![1, written.len()], &greedy).unwrap()),
     ];
     let file = shop.path("expected.safetensors");
     safetensors::serialize_to_file(tensors, None, &file).unwrap();

@@ -1,7 +1,8 @@
 """Opens adapter folders with peft and compares logits with those stored beside them, or writes adapter folders to be read.
 
     python interop_peft.py check DIR    DIR/model, DIR/<adapter> and DIR/merged/<adapter> hold folders and expected.safetensors (ids, logits)
-    python interop_peft.py tuned MODEL ADAPTER MERGED FILE    the same for one adapter, the model below and the merged one; FILE holds ids and logits
+    python interop_peft.py tuned MODEL ADAPTER MERGED FILE    the same for one adapter, the model below and the merged one; FILE holds ids,
+                                        logits, and 16 tokens with what follows greedily
     python interop_peft.py write DIR    writes adapters on DIR/model that differ from their start, and DIR/expected_more.safetensors
 """
 import sys
@@ -55,6 +56,10 @@ def tuned(model, adapter, merged, file):
     below = logits_of(base(model), expected["ids"])
     assert (below - expected["logits"]).abs().max().item() > 0.1, "the adapter does nothing"
     opened = PeftModel.from_pretrained(base(model), adapter)
+    greedy = expected["greedy"]
+    settings = {"do_sample": False, "max_new_tokens": greedy.shape[1] - 16, "eos_token_id": None, "pad_token_id": 0}
+    theirs = opened.eval().generate(input_ids=greedy[:, :16], attention_mask=torch.ones_like(greedy[:, :16]), **settings)
+    assert theirs.equal(greedy), f"another text: {theirs.tolist()} and {greedy.tolist()}"
     figures = {
         "with the adapter": differs(opened, expected),
         "merged by peft": differs(opened.merge_and_unload(), expected),
