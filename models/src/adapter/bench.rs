@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
-use lowrank_optim::AdamWConfig;
+use lowrank_optim::{AdamWConfig, thin_svd};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::{AdapterConfig, Attach, Attached, GivenTensors, PenaltyAt, each_adapter, penalty};
 use crate::linear::Dense;
-use crate::weights::host;
+use crate::weights::{host, uniform_values};
 
 /// A layer, bare or with an adapter.
 #[derive(Module, Debug)]
@@ -29,9 +31,15 @@ pub fn matrix(rows: usize, columns: usize, step: f32) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values(rows * columns, step), [rows, columns]), &Device::default())
 }
 
+/// A tensor of fixed values that differ by the seed.
+pub fn random<const D: usize>(shape: [usize; D], seed: usize) -> Tensor<D> {
+    let values = values(shape.iter().product(), 0.23 + 0.17 * seed as f32);
+    Tensor::from_data(TensorData::new(values, shape), &Device::default())
+}
+
 /// A tracked matrix of fixed values that differ by the seed.
-pub fn wave([rows, columns]: [usize; 2], seed: usize) -> Tensor<2> {
-    matrix(rows, columns, 0.23 + 0.17 * seed as f32).autodiff()
+pub fn wave(shape: [usize; 2], seed: usize) -> Tensor<2> {
+    random(shape, seed).autodiff()
 }
 
 /// The largest magnitude.
@@ -39,11 +47,38 @@ pub fn largest(x: Tensor<2>) -> f32 {
     x.inner().abs().max().into_scalar()
 }
 
-/// Whether two matrices differ by at most this share of the largest value.
-pub fn close(a: Tensor<2>, b: Tensor<2>, share: f32) -> bool {
-    let (a, b) = (a.inner(), b.inner());
-    let size = largest(b.clone());
-    largest(a - b) <= share * size
+/// Whether two tensors differ by at most this share of the largest value.
+pub fn close<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) -> bool {
+    furthest(ours, expected, share).is_none()
+}
+
+/// Tells where two tensors differ by more than this share of the largest value.
+#[track_caller]
+pub fn near<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) {
+    if let Some(told) = furthest(ours, expected, share) {
+        panic!("{told}");
+    }
+}
+
+fn furthest<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) -> Option<String> {
+    assert_eq!(ours.dims(), expected.dims());
+    let (ours, expected) = (host(ours.inner()), host(expected.inner()));
+    let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+    let place = (0..ours.len()).find(|place| !((ours[*place] - expected[*place]).abs() <= share * largest))?;
+    Some(format!("{place}: {} instead of {} ({largest})", ours[place], expected[place]))
+}
+
+/// Frobenius norm.
+pub fn norm<const D: usize>(x: Tensor<D>) -> f64 {
+    host(x).iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Number of singular values above 1e-5 of the largest.
+pub fn rank(matrix: &Tensor<2>) -> usize {
+    let [rows, columns] = matrix.dims();
+    let values = thin_svd(matrix, rows.min(columns)).values;
+    let largest = values.iter().cloned().fold(0.0, f64::max);
+    values.iter().filter(|value| **value > 1e-5 * largest).count()
 }
 
 impl Bench {
@@ -70,10 +105,32 @@ impl Bench {
 
     /// With an adapter of these tensors.
     pub fn with_tensors(&self, config: &AdapterConfig, tensors: Tensors) -> Self {
-        let given: GivenTensors =
-            tensors.into_iter().map(|(field, (values, shape))| (field, TensorData::new(values, shape))).collect();
-        let given = BTreeMap::from([("layer".to_string(), given)]);
-        self.attach(Attach::new(config.clone()).with_tensors(given)).expect("an adapter of its own tensors")
+        let given = tensors.into_iter().map(|(field, (values, shape))| (field, TensorData::new(values, shape)));
+        self.given(config, given.collect()).expect("an adapter of its own tensors")
+    }
+
+    fn given(&self, config: &AdapterConfig, tensors: GivenTensors) -> Result<Self, String> {
+        self.attach(Attach::new(config.clone()).with_tensors(BTreeMap::from([("layer".to_string(), tensors)])))
+    }
+
+    /// A layer `[d_in, d_out]` with bias and an adapter that begins by itself.
+    pub fn fresh(config: &AdapterConfig, [d_in, d_out]: [usize; 2]) -> Result<Self, String> {
+        Self::new(d_in, d_out, true).attach(Attach::new(config.clone()))
+    }
+
+    /// The same with an adapter of these tensors, laid out as in files.
+    pub fn holding(config: &AdapterConfig, [d_in, d_out]: [usize; 2], tensors: GivenTensors) -> Result<Self, String> {
+        Self::new(d_in, d_out, true).given(config, tensors)
+    }
+
+    /// The same with an adapter of drawn values for tensors of these names and shapes.
+    pub fn filled(config: &AdapterConfig, shape: [usize; 2], tensors: &[(impl ToString, Vec<usize>)]) -> Self {
+        let tensors = tensors.iter().enumerate().map(|(seed, (name, shape))| {
+            let draws = &mut StdRng::seed_from_u64(100 + seed as u64);
+            let values = uniform_values(draws, shape.iter().product(), 1.0);
+            (name.to_string(), TensorData::new(values, shape.clone()))
+        });
+        Self::holding(config, shape, tensors.collect()).expect("an adapter of its own tensors")
     }
 
     /// Why an adapter cannot be attached.
@@ -98,15 +155,34 @@ impl Bench {
         host.collect()
     }
 
-    /// One of them.
-    pub fn tensor(&self, field: &str) -> (Vec<f32>, Vec<usize>) {
-        self.tensors().remove(field).expect("a tensor of the adapter")
+    /// The values of one of them.
+    pub fn values(&self, field: &str) -> Vec<f32> {
+        self.tensors().remove(field).expect("a tensor of the adapter").0
     }
 
-    /// One of them, a matrix.
-    pub fn matrix(&self, field: &str) -> Tensor<2> {
-        let (values, shape) = self.tensor(field);
+    /// One of them, laid out as in files.
+    pub fn tensor<const D: usize>(&self, field: &str) -> Tensor<D> {
+        let (values, shape) = self.tensors().remove(field).expect("a tensor of the adapter");
         Tensor::from_data(TensorData::new(values, shape), &Device::default())
+    }
+
+    /// The update `[d_in, d_out]`.
+    pub fn update(&self) -> Tensor<2> {
+        self.adapter().structure().update(&self.layer.weight.base()).inner()
+    }
+
+    /// The output less that of the base.
+    pub fn branch(&self, x: Tensor<2>) -> Tensor<2> {
+        self.forward(x.clone().autodiff()).inner() - self.base(x)
+    }
+
+    /// The output of the base.
+    pub fn base(&self, x: Tensor<2>) -> Tensor<2> {
+        let adapter = self.adapter();
+        adapter.control().switch(false);
+        let y = self.forward(x.autodiff()).inner();
+        adapter.control().switch(true);
+        y
     }
 
     /// Changes the values of a tensor by their places.
@@ -186,8 +262,16 @@ impl Bench {
                 let slope = grads.remove::<2>(tensor.id).expect("a gradient");
                 host(if tensor.turned { slope.transpose() } else { slope })
             }
-            _ => host(grads.remove::<3>(tensor.id).expect("a gradient")),
+            3 => host(grads.remove::<3>(tensor.id).expect("a gradient")),
+            _ => host(grads.remove::<4>(tensor.id).expect("a gradient")),
         }
+    }
+
+    /// Whether the gradient of each trained tensor is anything but zero.
+    pub fn learning(&self) -> BTreeMap<String, bool> {
+        let trained = self.adapter().shapes().into_iter().filter(|tensor| tensor.role != super::TensorRole::Frozen);
+        let moves = |tensor: &str| self.slope(self.gradients(), tensor).iter().any(|slope| *slope != 0.0);
+        trained.map(|tensor| (tensor.field.clone(), moves(&tensor.field))).collect()
     }
 
     /// After some steps.

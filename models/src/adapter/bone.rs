@@ -231,7 +231,7 @@ impl Method for Bone {
 mod tests {
     use super::*;
     use crate::adapter::AdapterConfig;
-    use crate::adapter::bench::{Bench, Tensors, close, largest, matrix};
+    use crate::adapter::bench::{Bench, Tensors, close, largest, matrix, near};
 
     const MODES: [&str; 4] = ["block_affine_out", "block_affine_in", "shared", "shared_mini"];
 
@@ -248,7 +248,7 @@ mod tests {
             assert_eq!(largest(start.output() - bench.output()), 0.0);
             assert!(start.slope(start.gradients(), "block").iter().all(|slope| *slope != 0.0));
             let moved = bench.moved(&config(mode));
-            assert!(close(moved.output(), moved.merge().output(), 1e-5));
+            near(moved.output(), moved.merge().output(), 1e-5);
             let back = moved.adapter().structure().unmerged(moved.merged()).expect("blocks that can be inverted");
             assert!(close(back, bench.weight(), 1e-5), "{mode}");
         }
@@ -265,13 +265,13 @@ mod tests {
         let none = Bench::of(matrix(8, 12, 0.0), None);
         let affine = none.moved(&config("block_affine_out"));
         // Row block a of the update is [D_a D_a ...]; of shared shards, D[i mod r, o] for output o.
-        let (blocks, _) = affine.tensor("block");
+        let blocks = affine.values("block");
         let shards = (0..48).map(|place| {
             let (i, o) = (place / 12, place % 12);
             blocks[o / 4 * 16 + o % 4 * 4 + i]
         });
         let tensors = Tensors::from([("block".into(), (shards.collect(), vec![4, 12]))]);
-        assert!(close(none.with_tensors(&config("shared"), tensors).merged(), affine.merged(), 1e-6));
+        near(none.with_tensors(&config("shared"), tensors).merged(), affine.merged(), 1e-6);
 
         let bench = Bench::new(8, 12, false);
         for mode in ["block_affine_out", "block_affine_in"] {
@@ -279,7 +279,7 @@ mod tests {
             Bench::change(&mut tensors, "block", |place, _| if place % 16 % 5 == 0 { 0.5 } else { 0.0 });
             let units = Tensor::<2>::eye(4, &Default::default()).repeat_dim(0, 2).repeat_dim(1, 3);
             let expected = (bench.weight() + units) * 0.5;
-            assert!(close(bench.with_tensors(&config(mode), tensors).merged() - bench.weight(), expected, 1e-6));
+            near(bench.with_tensors(&config(mode), tensors).merged() - bench.weight(), expected, 1e-6);
         }
     }
 
@@ -291,7 +291,7 @@ mod tests {
         let filled = filled.with_tensors(&config("shared"), moved.tensors());
         let x = moved.input(3);
         let padded = Tensor::cat(vec![x.clone(), Tensor::zeros([3, 2], &x.device())], 1);
-        assert!(close(filled.forward(padded), moved.forward(x), 1e-6));
+        near(filled.forward(padded), moved.forward(x), 1e-6);
     }
 
     #[test]

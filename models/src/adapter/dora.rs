@@ -159,7 +159,7 @@ impl Method for Dora {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bench::{Bench, Tensors, close, matrix, wave};
+    use super::super::bench::{Bench, Tensors, matrix, near, wave};
     use super::*;
     use crate::adapter::{AdapterConfig, AnyStructure};
 
@@ -178,15 +178,11 @@ mod tests {
     #[test]
     fn lengths_of_outputs_are_the_trained_ones_whatever_the_size_of_the_weight() {
         let lengths = squares(layer(1.0, 1.0).merged()).sqrt();
-        let (trained, _) = layer(1.0, 1.0).tensor("magnitude");
-        assert!(close(
-            lengths.unsqueeze(),
-            Tensor::<1>::from_floats(&trained[..], &Default::default()).unsqueeze(),
-            1e-5
-        ));
+        let trained = layer(1.0, 1.0).values("magnitude");
+        near(lengths, Tensor::<1>::from_floats(&trained[..], &Default::default()), 1e-5);
         let y = layer(1.0, 1.0).output();
-        assert!(close(layer(37.0, 1.0).output(), y.clone(), 1e-5));
-        assert!(close(layer(1.0, 3.0).output(), y.mul_scalar(3.0), 1e-5));
+        near(layer(37.0, 1.0).output(), y.clone(), 1e-5);
+        near(layer(1.0, 3.0).output(), y.mul_scalar(3.0), 1e-5);
     }
 
     #[test]
@@ -205,6 +201,6 @@ mod tests {
         let (weight, attached) = (bench.weight(), bench.adapter());
         let AnyStructure::Dora(dora) = &attached.structure else { unreachable!() };
         let dense = squares(weight.clone() + dora.a.val().matmul(dora.b.val()).mul_scalar(dora.scale));
-        assert!(close(dora.squares_over(&Base::new(&weight, None)).unsqueeze(), dense.unsqueeze(), 1e-5));
+        near(dora.squares_over(&Base::new(&weight, None)), dense, 1e-5);
     }
 }

@@ -280,7 +280,7 @@ fn zeros<const D: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::bench::{Bench, close, largest};
+    use crate::adapter::bench::{Bench, close, largest, near};
     use crate::adapter::{AdapterConfig, Attach};
 
     fn config(parallel: usize, sequential: usize, bias: bool) -> AdapterConfig {
@@ -301,10 +301,10 @@ mod tests {
                     assert_eq!(still, field.contains("_a"), "{field}");
                 }
                 let moved = bench.moved(&config);
-                assert!(close(moved.output(), moved.merge().output(), 1e-5));
+                near(moved.output(), moved.merge().output(), 1e-5);
                 let adapter = moved.adapter();
                 let back = adapter.structure().unmerged(moved.merged()).expect("a branch that can be undone");
-                assert!(close(back, bench.weight(), 1e-4));
+                near(back, bench.weight(), 1e-4);
                 assert_eq!(moved.biases()[1].is_some(), bias || own);
             }
         }
@@ -318,7 +318,7 @@ mod tests {
         let tensors =
             ["a", "b"].map(|field| (field.to_string(), tensors.remove(&format!("par_{field}")).expect("a factor")));
         let lora = AdapterConfig::new("lora").with_rank(2).with_alpha(1.0);
-        assert!(close(bench.with_tensors(&lora, tensors.into()).output(), hydra.output(), 1e-6));
+        near(bench.with_tensors(&lora, tensors.into()).output(), hydra.output(), 1e-6);
     }
 
     #[test]
@@ -343,7 +343,7 @@ mod tests {
         // A row of the input keeps whole directions of the factor: what is added lies in the span of B's rows, each in full or not at all.
         let one = moved.input(1);
         let added = moved.forward(one.clone()) - bench.forward(one.clone());
-        let (a, b) = (moved.matrix("par_a"), moved.matrix("par_b"));
+        let (a, b) = (moved.tensor::<2>("par_a"), moved.tensor::<2>("par_b"));
         let inner: Vec<f32> = crate::weights::host(one.inner().matmul(a.transpose()));
         let fits = (0..16).any(|mask| {
             let kept: Vec<f32> = (0..4).map(|i| if mask >> i & 1 == 1 { inner[i] } else { 0.0 }).collect();

@@ -137,7 +137,7 @@ pub(super) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<O
 mod tests {
     use lowrank_optim::AdamWConfig;
 
-    use super::super::bench::{Bench, close, largest, wave};
+    use super::super::bench::{Bench, close, largest, near, wave};
     use super::*;
     use crate::adapter::AdapterConfig;
 
@@ -157,8 +157,8 @@ mod tests {
             let rest = wave(shape, 1).inner() - product(shape, 3, 3.0);
             assert!((thin_svd(&rest, 1).values[0] / values[3] - 1.0).abs() < 1e-4);
             // Alpha changes the factors, not their product.
-            assert!(close(product(shape, 3, 11.0), product(shape, 3, 3.0), 1e-5));
-            assert!(close(product(shape, shape[0].min(shape[1]), 5.0), wave(shape, 1), 1e-5));
+            near(product(shape, 3, 11.0), product(shape, 3, 3.0), 1e-5);
+            near(product(shape, shape[0].min(shape[1]), 5.0), wave(shape, 1), 1e-5);
         }
     }
 
@@ -184,7 +184,7 @@ mod tests {
             assert_eq!(a.dims(), [9, 6]);
             a.matmul(b).inner()
         };
-        assert!(close(bare.weight() + change(&bench), bench.merged(), 1e-6));
+        near(bare.weight() + change(&bench), bench.merged(), 1e-6);
         assert!(largest(change(&fresh)) < 1e-6);
     }
 }

@@ -204,7 +204,7 @@ mod tests {
 
     use super::*;
     use crate::adapter::AdapterConfig;
-    use crate::adapter::check::{Bench, near, norm, random};
+    use crate::adapter::bench::{Bench, near, norm, random};
     use burn::tensor::{Device, TensorData};
     use lowrank_optim::{Dct, DctBasis};
 
@@ -223,7 +223,7 @@ mod tests {
             ("coef".into(), TensorData::new(components.iter().map(|(value, _)| *value).collect::<Vec<_>>(), [n])),
             ("loc".into(), TensorData::new(share(0).chain(share(1)).collect::<Vec<_>>(), [2, n])),
         ]);
-        Bench::of(config, shape, tensors).unwrap()
+        Bench::holding(config, shape, tensors).unwrap()
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         let bench = Bench::fresh(&config(30), [6, 9]).unwrap();
         let x = random([4, 6], 3);
         near(bench.branch(x.clone()), bench.base(x) * 0.0, 0.0);
-        assert_eq!(bench.moved(), BTreeMap::from([("coef".into(), true), ("loc".into(), false)]));
+        assert_eq!(bench.learning(), BTreeMap::from([("coef".into(), true), ("loc".into(), false)]));
     }
 
     #[test]

@@ -207,7 +207,7 @@ fn begin(start: PivotStart, own: &[f64], site: &Site<'_>) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::adapter::AdapterConfig;
-    use crate::adapter::bench::{Bench, close, largest, matrix};
+    use crate::adapter::bench::{Bench, largest, matrix, near};
 
     #[test]
     fn every_start_is_the_base_but_that_of_the_authors_code() {
@@ -230,7 +230,7 @@ mod tests {
         let mut tensors = one.tensors();
         Bench::change(&mut tensors, "sigma", |_, value| value * 2.0);
         Bench::change(&mut tensors, "z", |_, value| value / 2.0);
-        assert!(close(bench.with_tensors(&config, tensors).merged(), one.merged(), 1e-6));
+        near(bench.with_tensors(&config, tensors).merged(), one.merged(), 1e-6);
         let fixed = bench.with(&config.with_option("train_sigma", false));
         assert!(!fixed.tensors().contains_key("sigma"));
     }
@@ -242,8 +242,9 @@ mod tests {
         for weight in [same.clone() * 0.0, same, gap] {
             let config = AdapterConfig::new("loldu");
             let bench = Bench::of(weight.clone(), None).with(&config);
-            let z: Tensor<1> = Tensor::from_data(bench.tensor("z").0.as_slice(), &weight.device());
-            let product = bench.matrix("permuted_lower").matmul(z.unsqueeze_dim::<2>(1) * bench.matrix("upper"));
+            let z: Tensor<1> = Tensor::from_data(bench.values("z").as_slice(), &weight.device());
+            let product =
+                bench.tensor::<2>("permuted_lower").matmul(z.unsqueeze_dim::<2>(1) * bench.tensor::<2>("upper"));
             assert!(largest(product.transpose() - weight) < 1e-5);
         }
     }

@@ -16,8 +16,6 @@ mod base;
 mod bench;
 mod block_lora;
 mod bone;
-#[cfg(test)]
-mod check;
 mod collect;
 mod config;
 mod control;

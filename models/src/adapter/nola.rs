@@ -231,7 +231,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::adapter::check::{Bench, near, random, rank};
+    use crate::adapter::bench::{Bench, near, random, rank};
     use crate::adapter::{AdapterConfig, AnyStructure, GivenTensors};
     use burn::tensor::TensorData;
 
@@ -244,7 +244,7 @@ mod tests {
         tensors.insert("coef_a".into(), random([20], 1).into_data());
         tensors.insert("coef_b".into(), random([30], 2).into_data());
         tensors.extend(more.iter().map(|(name, data)| (name.to_string(), data.clone())));
-        Bench::of(config, shape, tensors).unwrap()
+        Bench::holding(config, shape, tensors).unwrap()
     }
 
     #[test]
@@ -253,14 +253,14 @@ mod tests {
             let bench = Bench::fresh(&config(), shape).unwrap();
             let x = random([4, shape[0]], 3);
             near(bench.branch(x.clone()), bench.base(x) * 0.0, 0.0);
-            assert_eq!(bench.moved(), BTreeMap::from([("coef_a".into(), false), ("coef_b".into(), true)]));
+            assert_eq!(bench.learning(), BTreeMap::from([("coef_a".into(), false), ("coef_b".into(), true)]));
             let trained = bench.adapter().shapes().into_iter().filter(|t| t.role != TensorRole::Frozen);
             assert_eq!(trained.map(|t| t.shape[0]).sum::<usize>(), 50);
         }
         assert!(Bench::fresh(&config().with_rank(7), [40, 6]).is_err());
         assert!(Bench::fresh(&config().with_option("num_basis_b", 0), [8, 12]).is_err());
         let vision = Bench::fresh(&config().with_option("variant", "vision"), [8, 12]).unwrap();
-        assert!(vision.moved().values().all(|moved| *moved));
+        assert!(vision.learning().values().all(|moved| *moved));
     }
 
     #[test]
@@ -307,7 +307,7 @@ mod tests {
             ("basis_a".into(), unit(8, 2, 4)),
             ("basis_b".into(), unit(12, 6, 2)),
         ]);
-        let bench = Bench::of(&config, [4, 6], tensors).unwrap();
+        let bench = Bench::holding(&config, [4, 6], tensors).unwrap();
         near(bench.update(), b.matmul(a).transpose() * 2.0, 1e-6);
     }
 
@@ -323,6 +323,6 @@ mod tests {
             ("coef_b".into(), random([30], 2).into_data()),
             ("fingerprint".into(), print(&other)),
         ]);
-        assert!(Bench::of(&config(), [8, 12], tensors).unwrap_err().to_string().contains("random matrices"));
+        assert!(Bench::holding(&config(), [8, 12], tensors).unwrap_err().contains("random matrices"));
     }
 }

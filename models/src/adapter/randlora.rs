@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
     use crate::adapter::AdapterConfig;
-    use crate::adapter::check::{Bench, near, random, rank};
+    use crate::adapter::bench::{Bench, near, random, rank};
     use burn::tensor::TensorData;
 
     fn tensors(rank: usize, n: usize, d: usize) -> Vec<(&'static str, Vec<usize>)> {
@@ -256,7 +256,7 @@ mod tests {
         for (shape, r) in [([12usize, 20], 5usize), ([20, 12], 4), ([9, 9], 9), ([6, 8], 1)] {
             let (d, config) = (shape[0].min(shape[1]), AdapterConfig::new("randlora").with_rank(r));
             let n = d.div_ceil(r);
-            let bench = Bench::given(&config, shape, &tensors(r, n, d));
+            let bench = Bench::filled(&config, shape, &tensors(r, n, d));
             assert_eq!(rank(&bench.update()), d, "{shape:?}");
             let x = random([7, shape[0]], 4);
             near(bench.branch(x.clone()), x.matmul(bench.update()), 1e-4);
@@ -265,14 +265,14 @@ mod tests {
             assert_eq!(trained, n * (r + d));
             let x = random([3, shape[0]], 5);
             near(start.branch(x.clone()), start.base(x) * 0.0, 0.0);
-            assert_eq!(start.moved(), BTreeMap::from([("gamma".into(), false), ("lambda".into(), true)]));
+            assert_eq!(start.learning(), BTreeMap::from([("gamma".into(), false), ("lambda".into(), true)]));
         }
     }
 
     #[test]
     fn swapped_sides_give_the_transposed_update() {
         let config = AdapterConfig::new("randlora").with_rank(4);
-        let update = |shape| Bench::given(&config, shape, &tensors(4, 3, 10)).update();
+        let update = |shape| Bench::filled(&config, shape, &tensors(4, 3, 10)).update();
         near(update([10, 17]), update([17, 10]).transpose(), 1e-6);
     }
 
@@ -288,7 +288,7 @@ mod tests {
                 ("basis_a".into(), data(a.into_data())),
                 ("basis_b".into(), data(b.into_data())),
             ]);
-            Bench::of(&config, [17, 10], tensors).map(|bench| bench.update())
+            Bench::holding(&config, [17, 10], tensors).map(|bench| bench.update())
         };
         let whole = update(a.clone(), b.clone()).unwrap();
         near(whole, update(a.clone().narrow(1, 0, 10), b.clone().slice([0..17, 0..3])).unwrap(), 0.0);
@@ -298,9 +298,9 @@ mod tests {
     #[test]
     fn scaling_is_linear_and_may_fall_with_the_bases() {
         let config = AdapterConfig::new("randlora").with_rank(4).with_alpha(8.0);
-        let plain = Bench::given(&config, [10, 17], &tensors(4, 3, 10)).update();
+        let plain = Bench::filled(&config, [10, 17], &tensors(4, 3, 10)).update();
         let config = config.with_option("sqrt_n_scaling", true);
-        near(Bench::given(&config, [10, 17], &tensors(4, 3, 10)).update() * 3f32.sqrt(), plain, 1e-6);
+        near(Bench::filled(&config, [10, 17], &tensors(4, 3, 10)).update() * 3f32.sqrt(), plain, 1e-6);
     }
 
     #[test]

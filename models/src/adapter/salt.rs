@@ -285,7 +285,7 @@ impl Method for Salt {
 mod tests {
     use super::*;
     use crate::adapter::AdapterConfig;
-    use crate::adapter::bench::{Bench, close, largest};
+    use crate::adapter::bench::{Bench, largest, near};
 
     const MODES: [&str; 3] = ["matrix", "diagonal", "none"];
 
@@ -295,7 +295,7 @@ mod tests {
 
     /// `U' (W') V` of the paper, turned.
     fn core(bench: &Bench) -> Tensor<2> {
-        bench.matrix("vt").matmul(bench.merged()).matmul(bench.matrix("u"))
+        bench.tensor::<2>("vt").matmul(bench.merged()).matmul(bench.tensor::<2>("u"))
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
             );
             let moved = bench.moved(&config(relu));
             for rows in [3, 40] {
-                assert!(close(moved.forward(moved.input(rows)), moved.merge().forward(moved.input(rows)), 1e-5));
+                near(moved.forward(moved.input(rows)), moved.merge().forward(moved.input(rows)), 1e-5);
             }
             let random = AdapterConfig { init: "small_random".into(), ..config(relu) };
             assert!(largest(bench.with(&random).output() - bench.output()) > 0.0);
@@ -352,7 +352,7 @@ mod tests {
         }
         assert!(plain.slope(plain.gradients(), "low_x").iter().all(|slope| *slope == 0.0));
         // Of the mode without rectifier the whole block passes its gradient on; here its diagonal alone: column j of low_y moves along row j of low_x.
-        let (x, _) = plain.tensor("low_x");
+        let x = plain.values("low_x");
         let slope = plain.slope(plain.gradients(), "low_y");
         for j in 0..4 {
             let along = [slope[j] / x[2 * j], slope[4 + j] / x[2 * j + 1]];

@@ -142,7 +142,7 @@ fn rank_of(values: &[f64], energy: f64) -> usize {
 mod tests {
     use super::*;
     use crate::adapter::AdapterConfig;
-    use crate::adapter::bench::{Bench, close, largest};
+    use crate::adapter::bench::{Bench, largest, near};
 
     #[test]
     fn the_rank_is_the_smallest_that_holds_the_energy() {
@@ -150,11 +150,11 @@ mod tests {
         assert_eq!([0.1, 9.0 / 14.0, 0.9, 0.95, 1.0].map(|energy| rank_of(&values, energy)), [1, 1, 2, 3, 3]);
         let bench = Bench::new(12, 9, true);
         let kept = bench.with(&AdapterConfig::new("svfit").with_option("energy", 0.8));
-        let rank = kept.tensor("sigma").0.len();
+        let rank = kept.values("sigma").len();
         assert!(rank > 0 && rank < 9);
         // From its tensors alone, whatever rank they have.
         let again = bench.with_tensors(&AdapterConfig::new("svfit").with_option("energy", 0.8), kept.tensors());
-        assert_eq!(again.tensor("sigma"), kept.tensor("sigma"));
+        assert_eq!(again.values("sigma"), kept.values("sigma"));
         assert!(bench.refuses(&AdapterConfig::new("svfit").with_option("energy", 1.5)).contains("energy = 1.5"));
         assert!(bench.refuses(&AdapterConfig::new("svfit").with_rank(3).with_option("energy", 0.5)).contains("rank 3"));
     }
@@ -167,7 +167,7 @@ mod tests {
         Bench::change(&mut tensors, "sigma", |i, value| value * (0.5 + i as f32));
         let one = bench.with_tensors(&config, tensors.clone());
         let update = one.merged() - bench.weight();
-        let [u, v] = [one.matrix("u"), one.matrix("vt").transpose()];
+        let [u, v] = [one.tensor::<2>("u"), one.tensor::<2>("vt").transpose()];
         let core = v.clone().transpose().matmul(update.clone()).matmul(u.clone());
         let off = core.clone() * (Tensor::eye(4, &core.device()) * -1.0 + 1.0);
         assert!(largest(off) < 1e-5 * largest(core));
@@ -176,6 +176,6 @@ mod tests {
         // Column i of u, row i of vt.
         Bench::change(&mut tensors, "u", |i, value| if i % 4 == 2 { -value } else { value });
         Bench::change(&mut tensors, "vt", |i, value| if i / 10 == 2 { -value } else { value });
-        assert!(close(bench.with_tensors(&config, tensors).output(), one.output(), 1e-6));
+        near(bench.with_tensors(&config, tensors).output(), one.output(), 1e-6);
     }
 }

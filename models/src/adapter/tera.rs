@@ -236,7 +236,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::adapter::check::{Bench, near, random, rank};
+    use crate::adapter::bench::{Bench, near, random, rank};
     use crate::adapter::{AdapterConfig, GivenTensors};
     use burn::tensor::TensorData;
     use serde_json::json;
@@ -250,9 +250,9 @@ mod tests {
         let vectors = ranks
             .iter()
             .enumerate()
-            .map(|(mode, rank)| (format!("d.{mode}"), (random([*rank], mode as u64) * 0.3 + 1.0).into_data()));
+            .map(|(mode, rank)| (format!("d.{mode}"), (random([*rank], mode) * 0.3 + 1.0).into_data()));
         let more = more.iter().map(|(name, data)| (name.to_string(), data.clone()));
-        Bench::of(config, shape, vectors.chain(more).collect::<GivenTensors>()).unwrap()
+        Bench::holding(config, shape, vectors.chain(more).collect::<GivenTensors>()).unwrap()
     }
 
     #[test]
@@ -275,7 +275,8 @@ mod tests {
         let bench = Bench::fresh(&AdapterConfig::new("tera"), [12, 20]).unwrap();
         let x = random([4, 12], 3);
         near(bench.branch(x.clone()), bench.base(x) * 0.0, 0.0);
-        let moved: Vec<String> = bench.moved().into_iter().filter(|(_, moved)| *moved).map(|(name, _)| name).collect();
+        let moved: Vec<String> =
+            bench.learning().into_iter().filter(|(_, moved)| *moved).map(|(name, _)| name).collect();
         assert_eq!(moved, ["d.0"]);
         let trained: usize = bench.adapter().shapes().iter().map(|tensor| tensor.shape[0]).sum();
         assert_eq!(trained, 4 + 5 + 3 + 4);

@@ -348,7 +348,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::adapter::check::{Bench, near, norm, random, rank};
+    use crate::adapter::bench::{Bench, near, norm, random, rank};
     use crate::adapter::{AdapterConfig, AnyStructure, penalty};
     use crate::weights::host;
     use burn::module::ParamId;
@@ -378,7 +378,7 @@ mod tests {
         }
         tensors.extend(out_dims.iter().enumerate().map(|(place, mode)| (name("b", place), vec![*mode, 2, 2])));
         let shape = [in_dims.iter().product(), out_dims.iter().product()];
-        Bench::given(config, shape, &tensors)
+        Bench::filled(config, shape, &tensors)
     }
 
     /// The transform by its definition.
@@ -416,7 +416,7 @@ mod tests {
                 near(tlora(&bench).transform().inner(), Tensor::eye(12, &Device::default()), 1e-6);
                 let x = random([4, 12], 3);
                 assert!(norm(bench.branch(x.clone())) <= 1e-6 * norm(bench.base(x)));
-                let (moved, still): (Vec<_>, Vec<_>) = bench.moved().into_iter().partition(|(_, moved)| *moved);
+                let (moved, still): (Vec<_>, Vec<_>) = bench.learning().into_iter().partition(|(_, moved)| *moved);
                 let names = |tensors: Vec<(String, bool)>| {
                     let names = tensors.into_iter().map(|(name, _)| name).filter(|name| !name.starts_with("t."));
                     names.collect::<Vec<_>>()

@@ -135,7 +135,7 @@ mod tests {
     use burn::optim::SgdConfig;
     use burn::tensor::Device;
 
-    use super::super::bench::{Bench, close};
+    use super::super::bench::{Bench, near};
     use super::*;
     use crate::adapter::{AdapterConfig, AnyStructure, Attach, each_adapter};
     use crate::linear::Dense;
@@ -188,8 +188,8 @@ mod tests {
     #[test]
     fn the_first_step_moves_the_outputs_alone() {
         let (bench, _) = bench().steps(SgdConfig::new().init(), 1e-2, 1);
-        assert!(bench.tensor("lambda_d").0.iter().all(|value| *value == 0.1));
-        assert!(bench.tensor("lambda_b").0.iter().all(|value| *value != 0.0));
+        assert!(bench.values("lambda_d").iter().all(|value| *value == 0.1));
+        assert!(bench.values("lambda_b").iter().all(|value| *value != 0.0));
     }
 
     #[test]
@@ -202,6 +202,6 @@ mod tests {
             ..vera.clone()
         };
         let [a, b] = vera.pair();
-        assert!(close(even.update(&bench().weight()), a.matmul(b).mul_scalar(0.5), 1e-6));
+        near(even.update(&bench().weight()), a.matmul(b).mul_scalar(0.5), 1e-6);
     }
 }

@@ -185,14 +185,14 @@ impl Method for Wara {
 mod tests {
     use super::*;
     use crate::adapter::AdapterConfig;
-    use crate::adapter::check::{Bench, near, norm, random, rank};
+    use crate::adapter::bench::{Bench, near, norm, random, rank};
 
     #[test]
     fn the_update_is_two_equal_blocks_in_the_wavelet_domain() {
         for (wavelet, name) in [(Wavelet::Haar, "haar"), (Wavelet::Db2, "db2")] {
             let config = AdapterConfig::new("wara").with_rank(3).with_alpha(6.0).with_option("wavelet", name);
             let tensors = [("a", vec![3, 6]), ("b", vec![9, 3])];
-            let bench = Bench::given(&config, [12, 18], &tensors);
+            let bench = Bench::filled(&config, [12, 18], &tensors);
             let device = Device::default();
             let [analysis_in, analysis_out] = [12, 18].map(|n| wavelet.analysis(n, &device));
             for (matrix, n) in [(&analysis_in, 12), (&analysis_out, 18)] {
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn it_equals_the_transform_over_tokens_and_features() {
         let config = AdapterConfig::new("wara").with_rank(2).with_alpha(2.0);
-        let bench = Bench::given(&config, [8, 12], &[("a", vec![2, 4]), ("b", vec![6, 2])]);
+        let bench = Bench::filled(&config, [8, 12], &[("a", vec![2, 4]), ("b", vec![6, 2])]);
         let device = Device::default();
         let x = random([10, 8], 5);
         let [tokens, inputs, outputs] = [10, 8, 12].map(|n| Wavelet::Haar.analysis(n, &device));
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn constant_inputs_have_a_coarse_part_alone() {
         let config = AdapterConfig::new("wara").with_rank(2).with_alpha(4.0);
-        let bench = Bench::given(&config, [8, 12], &[("a", vec![2, 4]), ("b", vec![6, 2])]);
+        let bench = Bench::filled(&config, [8, 12], &[("a", vec![2, 4]), ("b", vec![6, 2])]);
         let y = bench.branch(Tensor::ones([1, 8], &Device::default())).reshape([6, 2]);
         near(y.clone().narrow(1, 0, 1), y.narrow(1, 1, 1), 1e-6);
     }
