@@ -165,6 +165,8 @@ fn exchanged() -> Vec<(&'static str, AdapterConfig)> {
         ("olora", start("olora")),
         ("dora", AdapterConfig::new("dora").with_rank(4).with_alpha(6.0)),
         ("vera", AdapterConfig::new("vera").with_rank(8)),
+        ("randlora", AdapterConfig::new("randlora").with_rank(5).with_option("dist", "normal")),
+        ("randlora-sparse", AdapterConfig::new("randlora").with_rank(4).with_alpha(20.0).with_option("sparse", true)),
         ("lora-xs", AdapterConfig::new("lora-xs").with_rank(4)),
         ("block-lora", AdapterConfig::new("block-lora").with_rank(8).with_option("blocks", 2)),
         ("bat", AdapterConfig::new("bone").with_rank(4)),

@@ -5,6 +5,7 @@
                                         logits, and 16 tokens with what follows greedily
     python interop_peft.py write DIR    writes adapters on DIR/model that differ from their start, and DIR/expected_more.safetensors
 """
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -28,6 +29,13 @@ def differs(model, expected):
     return (logits_of(model, expected["ids"]) - expected["logits"]).abs().max().item()
 
 
+def complains(text):
+    """Whether a warning names tensors that are missing or left over. What all layers share stands in our files once; peft asks for it once a layer."""
+    names = re.findall(r"'([^']+)'", text)
+    shared = names and all(re.search(r"layers.*\.randlora_[AB]\.default$", name) for name in names)
+    return ("keys" in text or "Unexpected" in text) and not shared
+
+
 def check(folder):
     adapters = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     assert adapters, "no adapters"
@@ -39,7 +47,7 @@ def check(folder):
             # Frozen projections are kept in the precision of the file.
             model = PeftModel.from_pretrained(base(folder / "model"), adapter, low_cpu_mem_usage=True)
         texts = [str(warning.message) for warning in caught]
-        assert not [text for text in texts if "keys" in text or "Unexpected" in text], texts
+        assert not [text for text in texts if complains(text)], texts
         difference = differs(model, expected)
         assert difference < 1e-4, f"{adapter.name}: logits differ by {difference}"
         merged = differs(model.merge_and_unload(), expected)

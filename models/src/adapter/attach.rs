@@ -98,14 +98,16 @@ impl Attach {
                 entry.spec.name
             )));
         }
+        let mut tensors = self.tensors;
+        let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
+        let shared = SharedTensors { given, ..SharedTensors::default() };
+        let shared = shared.joined(&self.config, below.values().flatten())?;
         // Switched off, adapters fold into nothing; those that stay are put back below the new one.
         before.iter().for_each(|(control, _)| control.switch(false));
         let module = if below.is_empty() { module } else { module.materialize() };
         before.iter().for_each(|(control, on)| control.switch(*on));
 
         let control = Control::new(self.config.clone());
-        let mut tensors = self.tensors;
-        let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
         let warnings = [self.config.idle(&names)?, entry.warnings(&places)].concat();
         let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new(), warnings };
         let mut builder = Builder {
@@ -116,7 +118,7 @@ impl Attach {
             ids: found.iter().map(|(id, layer)| (*id, layer.path.clone())).collect(),
             places: places.iter().map(|place| (place.path.as_str(), place)).collect(),
             below,
-            shared: SharedTensors { given, ..SharedTensors::default() },
+            shared,
             control,
             report: &mut report,
             failed: Vec::new(),
@@ -373,7 +375,7 @@ impl Builder<'_> {
             let counted = attached.shapes().into_iter().filter(|tensor| (tensor.role == TensorRole::Frozen) == frozen);
             counted.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
         };
-        let (trained, frozen) = (count(false), count(true));
+        let (trained, frozen) = (count(false), count(true) + attached.structure().kept());
         self.report.layers.push(Adapted { place: place.clone(), trained, frozen, shared });
         Ok(attached)
     }

@@ -108,6 +108,10 @@ impl Structure for Dora {
         None
     }
 
+    fn kept(&self) -> usize {
+        self.squares.dims()[0]
+    }
+
     fn product(&self) -> Option<[Tensor<2>; 2]> {
         Some([self.a.val(), self.b.val().mul_scalar(self.scale)])
     }
@@ -121,7 +125,7 @@ impl Method for Dora {
         title: "DoRA: Weight-Decomposed Low-Rank Adaptation",
         arxiv: "2402.09353",
         trains: "r (d_in + d_out) + d_out",
-        stores: "",
+        stores: "d_out",
         dense_forward: false,
         rank: Rank::Fixed(16),
         alpha: Alpha::Ranks(2.0),

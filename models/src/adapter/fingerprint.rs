@@ -42,7 +42,7 @@ pub fn base_fingerprint<M: Module>(module: &M, layers: &BTreeSet<String>) -> u64
 /// A number for the tensors that the layers of an adapter share; none when they share nothing.
 pub fn shared_fingerprint<'a>(layers: impl Iterator<Item = &'a Attached>) -> Option<u64> {
     let shared: BTreeMap<String, SharedBytes> =
-        layers.flat_map(|layer| layer.structure().shared()).map(|shared| (shared.name.clone(), shared)).collect();
+        layers.flat_map(|layer| layer.structure().shared()).map(|shared| (shared.key.clone(), shared)).collect();
     let numbers = shared.into_iter().map(|(field, shared)| of_values(&field, &host(shared.values)));
     numbers.reduce(u64::wrapping_add)
 }

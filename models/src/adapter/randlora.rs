@@ -19,7 +19,7 @@ use crate::weights::{normal_values, uniform_values};
 /// holds n random matrices of `rank` columns side by side.
 ///
 /// With `d` the smaller side, `n = ceil(d / rank)`: the update has full rank, and the fewer values are trained the higher the rank is. One pair
-/// of random matrices, drawn from the adapter's seed, serves all layers.
+/// of random matrices, drawn from the adapter's seed, serves all layers and all adapters of a model.
 #[derive(Module, Debug)]
 pub struct RandLora {
     /// Scalings on the rank side `[rank, n]`, zero at the start.
@@ -204,12 +204,12 @@ impl Method for RandLora {
         let (shape, rank) = (site.place.shape, site.place.rank);
         let (smaller, larger) = (shape[0].min(shape[1]), shape[0].max(shape[1]));
         let n = smaller.div_ceil(rank);
-        // Files may hold the bases of a larger model.
-        let most_smaller = match site.given_shape("basis_a").as_deref() {
+        // Those that are there already, or in a file, may be of larger layers.
+        let most_smaller = match site.shared_shape("basis_a").as_deref() {
             Some([_, columns]) => *columns,
             _ => site.place.largest[0].min(site.place.largest[1]),
         };
-        let (most_larger, most_bases) = match site.given_shape("basis_b").as_deref() {
+        let (most_larger, most_bases) = match site.shared_shape("basis_b").as_deref() {
             Some([rows, bases, _]) => (*rows, *bases),
             _ => (site.place.largest[0].max(site.place.largest[1]), most_smaller.div_ceil(rank)),
         };
@@ -224,14 +224,13 @@ impl Method for RandLora {
         };
         let draw_a = draw("basis_a", [rank, most_smaller]);
         let draw_b = draw("basis_b", [most_larger, most_bases * rank]);
-        let key = |what: &str| format!("{what}.rank_{rank}");
         let scale = if options.sqrt_n_scaling { site.place.scale / (n as f64).sqrt() } else { site.place.scale };
         Ok(Self {
             lambda: site.trained("lambda", [rank, n], |_| Ok(vec![0.0; rank * n]))?,
             gamma: site
                 .trained("gamma", [n, smaller], |_| Ok(vec![(n.max(smaller) as f64).recip() as f32; n * smaller]))?,
-            basis_a: site.shared("basis_a", &key("basis_a"), [rank, most_smaller], draw_a)?,
-            basis_b: site.shared("basis_b", &key("basis_b"), [most_larger, most_bases, rank], draw_b)?,
+            basis_a: site.shared("basis_a", "basis_a", [rank, most_smaller], draw_a)?,
+            basis_b: site.shared("basis_b", "basis_b", [most_larger, most_bases, rank], draw_b)?,
             shape,
             scale,
         })
@@ -316,8 +315,5 @@ mod tests {
             let zeros = values.iter().filter(|x| **x == 0.0).count() as f64 / values.len() as f64;
             assert!(zeros > if sparse { 0.5 } else { 0.7 }, "{zeros}");
         }
-        let config = AdapterConfig::new("randlora").with_rank(2).with_option("sparse", true);
-        assert!(Bench::fresh(&config.clone().with_option("very_sparse", true), [8, 8]).is_err());
-        assert!(Bench::fresh(&config.with_option("dist", "normal"), [8, 8]).is_err());
     }
 }

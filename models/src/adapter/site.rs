@@ -8,7 +8,9 @@ use lowrank_optim::key_of;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::config::AdapterConfig;
 use super::error::AdapterError;
+use super::stack::Attached;
 use super::structure::Spec;
 use crate::weights::{host, normal_values, parameter_id, uniform_values};
 
@@ -58,6 +60,42 @@ pub struct SharedTensors {
     pub(super) made: BTreeMap<String, (Vec<usize>, Tensor<1>)>,
     /// Those read from a file and not yet asked for, by key.
     pub(super) given: GivenTensors,
+}
+
+impl SharedTensors {
+    /// With what the adapters that stand on the module have in common already, for another of the same structure; refuses one that would bring
+    /// its own.
+    pub(super) fn joined<'a>(
+        mut self,
+        config: &AdapterConfig,
+        others: impl Iterator<Item = &'a Attached>,
+    ) -> Result<Self, AdapterError> {
+        for other in others.filter(|other| other.control().config().structure == config.structure) {
+            let (theirs, shared) = (other.control().config(), other.structure().shared());
+            if !shared.is_empty() && theirs.seed != config.seed {
+                return Err(AdapterError::Setting {
+                    key: "seed".into(),
+                    value: config.seed.to_string(),
+                    reason: format!(
+                        "all {} of a model share their random tensors, and those of \"{}\" have the seed {}; give this one the same",
+                        config.structure, theirs.name, theirs.seed
+                    ),
+                });
+            }
+            for tensor in shared {
+                if let Some(read) = self.given.remove(&tensor.key)
+                    && read != tensor.tensor()
+                {
+                    return Err(AdapterError::Refused(format!(
+                        "{} of the file differs from that of \"{}\", and all {} of a model share one: put them on the model one at a time",
+                        tensor.key, theirs.name, config.structure
+                    )));
+                }
+                self.made.insert(tensor.key, (tensor.layout.0, tensor.values));
+            }
+        }
+        Ok(self)
+    }
 }
 
 /// The layer that an adapter is being built for.
@@ -138,6 +176,17 @@ impl Site<'_> {
         Some(data.shape().as_slice().to_vec())
     }
 
+    /// Shape of a shared tensor that is there already.
+    pub fn shared_made(&self, key: &str) -> Option<Vec<usize>> {
+        self.shared.made.get(key).map(|(shape, _)| shape.clone())
+    }
+
+    /// Shape of a shared tensor that is there already, or that comes from a file, as the file has it.
+    pub fn shared_shape(&self, key: &str) -> Option<Vec<usize>> {
+        let read = || self.shared.given.get(key).map(|data| data.shape().as_slice().to_vec());
+        self.shared_made(key).or_else(read).or_else(|| self.given_shape(key))
+    }
+
     /// A trained tensor: row-major values that `start` gives, unless a file has them.
     pub fn trained<const D: usize>(
         &mut self,
@@ -161,7 +210,8 @@ impl Site<'_> {
         Ok(Param::initialized(self.id(field), tensor).set_require_grad(false))
     }
 
-    /// A tensor that all layers with the same key have in common, on the plain device; made once, also where a file is read that leaves it out.
+    /// A tensor that all layers with the same key have in common, on the plain device, and so have all adapters of the structure on one module; made
+    /// once, also where a file is read that leaves it out.
     /// Not a parameter: it is neither trained nor counted with the layer.
     pub fn shared<const D: usize>(
         &mut self,
@@ -171,17 +221,11 @@ impl Site<'_> {
         start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
     ) -> Result<Shared<D>, AdapterError> {
         let turned = self.is_turned(field, D);
-        let adapter = self.name;
-        let shared = |tensor: Tensor<1>| Shared {
-            key: format!("{adapter}.{key}"),
-            name: key.to_string(),
-            tensor: tensor.reshape(shape),
-            turned,
-        };
+        let shared = |tensor: Tensor<1>| Shared { key: key.to_string(), tensor: tensor.reshape(shape), turned };
         if let Some((made, tensor)) = self.shared.made.get(key).cloned() {
             if made != shape {
                 return Err(AdapterError::Refused(format!(
-                    "{}: its {field} has shape {shape:?}, that of the layers before {made:?}, and all share one: give all layers the same rank",
+                    "{}: its {field} has shape {shape:?}, that of the layers before {made:?}, and all share one: give all the same rank, and the adapter on the largest layers first",
                     self.place.path
                 )));
             }
@@ -269,7 +313,6 @@ impl Site<'_> {
 #[derive(Clone, Debug)]
 pub struct Shared<const D: usize> {
     key: String,
-    name: String,
     tensor: Tensor<D>,
     turned: bool,
 }
@@ -286,7 +329,6 @@ impl<const D: usize> Shared<D> {
         super::structure::SharedBytes {
             key: self.key.clone(),
             bytes: count as u64 * 4,
-            name: self.name.clone(),
             values: self.tensor.clone().reshape([count]),
             layout: (shape.as_slice().to_vec(), self.turned),
         }

@@ -53,6 +53,11 @@ pub trait Structure: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Values kept in memory beside its tensors, which follow from the weight.
+    fn kept(&self) -> usize {
+        0
+    }
+
     /// Whether its factors begin as part of the weight whatever the initialisation; that product is then taken from the base.
     fn begins_in_weight(&self) -> bool {
         false
@@ -81,12 +86,10 @@ pub struct StepOf {
 /// A frozen tensor that several layers share: its place, and what it takes.
 #[derive(Clone, Debug)]
 pub struct SharedBytes {
-    /// The same for all layers that share it.
+    /// The same for all layers that share it; its name in files.
     pub key: String,
     /// Bytes it takes, once.
     pub bytes: u64,
-    /// Name in files, once for all layers.
-    pub name: String,
     pub(super) values: Tensor<1>,
     /// Shape in files, and whether they hold it the other way round.
     pub(super) layout: (Vec<usize>, bool),

@@ -12,7 +12,7 @@ use super::site::{Place, Shared, Site};
 use super::structure::{Alpha, Method, Rank, SharedBytes, Spec, Structure, TensorRole, TensorSpec};
 use crate::weights::uniform_values;
 
-/// `y = x W + b + ((x A) diag(d) B) diag(b)`: the pair is frozen, the diagonals are trained.
+/// `y = x W + b + ((x A) diag(d) B) diag(b)`: the pair is frozen, the diagonals are trained. Further adapters of a model share the pair.
 #[derive(Module, Debug)]
 pub struct Vera {
     /// Scalings between the pair `[rank]`.
@@ -113,7 +113,10 @@ impl Method for Vera {
 
     fn build(options: &VeraOptions, site: &mut Site<'_>) -> Result<Self, AdapterError> {
         let ([d_in, d_out], rank) = (site.place.shape, site.place.rank);
-        let [most_in, most_out] = site.place.largest;
+        // A pair that is there already may reach further.
+        let [largest_in, largest_out] = site.place.largest;
+        let reach = |key: &str, axis: usize| site.shared_made(key).map_or(0, |shape| shape[axis]);
+        let (most_in, most_out) = (largest_in.max(reach("vera_a", 0)), largest_out.max(reach("vera_b", 1)));
         let draw = |what: &'static str, fan: usize, count: usize| {
             move |site: &mut Site<'_>| {
                 Ok(uniform_values(&mut site.common_random(what), count, (6.0 / fan as f64).sqrt()))
@@ -137,7 +140,7 @@ mod tests {
 
     use super::super::bench::{Bench, near};
     use super::*;
-    use crate::adapter::{AdapterConfig, AnyStructure, Attach, each_adapter};
+    use crate::adapter::{AdapterConfig, AnyStructure, Attach, Targets, each_adapter};
     use crate::linear::Dense;
     use crate::weights::host;
 
@@ -176,6 +179,21 @@ mod tests {
         let [a, b] = found[1].pair();
         assert_eq!(host(a), host(found[0].a.val().narrow(0, 0, 5)));
         assert_eq!(host(b), host(found[0].b.val().narrow(1, 0, 7)));
+        // A second adapter has the same pair, or is refused.
+        let second = |seed: u64, rank: usize, names: &str| {
+            let config = AdapterConfig::new("vera").with_rank(rank).with_targets(Targets::parse(names));
+            let config = AdapterConfig { name: "second".into(), seed, ..config };
+            Attach::new(config).factored().to(two.clone()).map(|(two, _)| two).map_err(|error| error.to_string())
+        };
+        let both = second(0, 3, "two").unwrap();
+        let mut stacked = Vec::new();
+        each_adapter(&both, |_, adapter| stacked.extend(adapter.stack.get(1).cloned()));
+        let AnyStructure::Vera(again) = &stacked[0].structure else { unreachable!() };
+        assert_eq!(address(&again.a), address(&found[0].a));
+        let error = second(7, 3, "two").unwrap_err();
+        assert!(error.contains("seed = 7") && error.contains("the seed 0"), "{error}");
+        let error = second(0, 4, "two").unwrap_err();
+        assert!(error.contains("[9, 4]") && error.contains("[9, 3]"), "{error}");
         let config = AdapterConfig::new("vera").with_option("d_initial", 0.0);
         let error = Attach::new(AdapterConfig { name: "dead".into(), ..config }).to(two).unwrap_err();
         assert!(error.to_string().contains("nothing could be trained"), "{error}");

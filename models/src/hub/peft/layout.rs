@@ -40,7 +40,7 @@ pub(super) type Options = Vec<(&'static str, Value)>;
 pub(super) type Stored = (&'static Layout, Options);
 
 /// All of them.
-static LAYOUTS: &[Layout] = &[LORA, DORA, VERA, BONE];
+static LAYOUTS: &[Layout] = &[LORA, DORA, VERA, RANDLORA, BONE];
 
 const LORA: Layout = Layout {
     structure: "lora",
@@ -82,6 +82,30 @@ const VERA: Layout = Layout {
     write: |config| {
         let start = config.options.get("d_initial").cloned().unwrap_or(json!(0.1));
         Ok(vec![("d_initial", start), ("save_projection", json!(true))])
+    },
+};
+
+const RANDLORA: Layout = Layout {
+    structure: "randlora",
+    types: &["RANDLORA"],
+    tensors: &[("lambda", "randlora_lambda"), ("gamma", "randlora_gamma")],
+    shared: &[("basis_a", "randlora_A", Some(1)), ("basis_b", "randlora_B", None)],
+    rank: 32,
+    alpha: Some(("randlora_alpha", 640.0)),
+    dropout: "randlora_dropout",
+    init: "init_weights",
+    patterns: false,
+    seed: Some("projection_prng_key"),
+    read: |keys| {
+        let sparse = ["sparse", "very_sparse"].map(|key| Ok((key.to_string(), json!(keys.flag(key)?))));
+        sparse.into_iter().collect()
+    },
+    write: |config| {
+        let flag = |name: &str| config.options.get(name).cloned().unwrap_or(json!(false));
+        if flag("sqrt_n_scaling") == json!(true) {
+            return Err("the scale cannot fall with the number of bases (sqrt_n_scaling)".into());
+        }
+        Ok(vec![("sparse", flag("sparse")), ("very_sparse", flag("very_sparse")), ("save_projection", json!(true))])
     },
 };
 

@@ -140,7 +140,7 @@ fn in_layout(layers: &BTreeMap<String, Attached>, layout: Option<&'static Layout
             tensors.insert(format!("{MODEL}{path}.{name}"), data);
         }
         for (field, name, axis) in layout.iter().flat_map(|layout| layout.shared) {
-            let Some(shared) = layer.structure().shared().into_iter().find(|shared| shared.name == *field) else {
+            let Some(shared) = layer.structure().shared().into_iter().find(|shared| shared.key == *field) else {
                 continue;
             };
             tensors.entry(format!("{SHARED}{name}")).or_insert_with(|| {
