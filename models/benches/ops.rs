@@ -72,6 +72,11 @@ fn operations(criterion: &mut Criterion) {
         let (a, b, values) = (a.clone(), b.clone(), values.clone());
         ops::sparse_low_rank(hidden.clone(), a, b, values, positions.clone(), 0.25).sum().backward();
     });
+    // A factor of NOLA's: 512 matrices of rank 16.
+    let coefficients = random([512]);
+    both(criterion, "mixed-draws", || {
+        ops::mixed_draws(coefficients.clone(), 7, 16 * WIDTH).sum().backward();
+    });
 }
 
 criterion_group!(benches, operations);

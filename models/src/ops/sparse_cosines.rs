@@ -29,7 +29,7 @@ pub fn moves_positions(device: &Device) -> bool {
 ///
 /// On the CPU backend rows run through fast transforms, only the inputs are kept, and positions have the surrogate slope: half the difference
 /// that the two neighbours in the spectrum would make, between -1 and 1, times the side less one; 0 outside of what can be learned. Elsewhere
-/// positions have no slope.
+/// positions have no slope, because Burn has no place to hold a slope but the backend's own.
 pub fn sparse_cosines(
     x: Tensor<2>,
     coefficients: Tensor<1>,
@@ -46,8 +46,17 @@ pub fn sparse_cosines(
 
 fn composed(x: Tensor<2>, coefficients: Tensor<1>, positions: Tensor<2>, d_out: usize, scale: f64) -> Tensor<2> {
     let (d_in, device) = (x.dims()[1], x.device().inner());
-    let positions = crate::weights::host(positions.without_autodiff());
-    let pixels = pixels(&positions, [d_out, d_in]);
+    let values = crate::weights::host(positions.clone().without_autodiff());
+    let mut pixels = pixels(&values, [d_out, d_in]);
+    #[cfg(feature = "flex")]
+    let coefficients = match positions.device().is_autodiff() && moves_positions(&positions.device()) {
+        true => {
+            let (wider, around) = with_neighbours(coefficients, positions, &values, &pixels, [d_out, d_in]);
+            pixels.extend(around);
+            wider
+        }
+        false => coefficients,
+    };
     let cosines = |place: usize, side: usize| {
         let numbers: Vec<i32> = pixels.iter().map(|pixel| pixel[place] as i32).collect();
         let numbers = TensorData::new(numbers, [pixels.len()]);
@@ -56,6 +65,44 @@ fn composed(x: Tensor<2>, coefficients: Tensor<1>, positions: Tensor<2>, d_out: 
     };
     let spectrum = x.matmul(cosines(1, d_in).transpose()) * coefficients.mul_scalar(scale).unsqueeze();
     spectrum.matmul(cosines(0, d_out))
+}
+
+/// The coefficients and, for the neighbours of every component, values that are 0 and whose slopes make those of the positions; and the pixels of
+/// the neighbours.
+#[cfg(feature = "flex")]
+fn with_neighbours(
+    coefficients: Tensor<1>,
+    positions: Tensor<2>,
+    values: &[f32],
+    pixels: &[[usize; 2]],
+    shape: [usize; 2],
+) -> (Tensor<1>, Vec<[usize; 2]>) {
+    let (n, device) = (pixels.len(), positions.device().inner());
+    let coefficients = if coefficients.device().is_autodiff() { coefficients } else { coefficients.autodiff() };
+    let free = |(place, position): (usize, &f32)| {
+        let inside = *position > 0.0 && f64::from(*position) < LAST;
+        if inside { (shape[place / n] - 1) as f32 } else { 0.0 }
+    };
+    let sides = values.iter().enumerate().map(free).collect::<Vec<f32>>();
+    let sides = Tensor::<2>::from_data(TensorData::new(sides, [2, n]), (&device, DType::F32));
+    let moved = fused::bounded(positions * sides);
+    let half = coefficients.clone().detach().mul_scalar(0.5).unsqueeze::<2>();
+    let pull = (moved.clone() - moved.detach()) * half;
+    let mut all = vec![coefficients];
+    let mut around = Vec::new();
+    for side in 0..2 {
+        let pull = pull.clone().narrow(0, side, 1).reshape([n]);
+        for (sign, forward) in [(1.0, true), (-1.0, false)] {
+            all.push(pull.clone().mul_scalar(sign));
+            around.extend(pixels.iter().map(|pixel| {
+                let mut next = *pixel;
+                next[side] =
+                    if forward { (pixel[side] + 1).min(shape[side] - 1) } else { pixel[side].saturating_sub(1) };
+                next
+            }));
+        }
+    }
+    (Tensor::cat(all, 0), around)
 }
 
 #[cfg(feature = "flex")]
@@ -88,6 +135,48 @@ mod fused {
             d_out,
             scale,
         ))
+    }
+
+    /// The same values, whose slopes are held between -1 and 1.
+    pub fn bounded(x: Tensor<2>) -> Tensor<2> {
+        Tensor::from_dispatch(<Dispatch as BoundedOp>::bounded(x.into_dispatch()))
+    }
+
+    #[backend_extension(Flex, Autodiff)]
+    pub trait BoundedOp: Backend {
+        fn bounded(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    }
+
+    impl BoundedOp for Flex {
+        fn bounded(x: FlexTensor) -> FlexTensor {
+            x
+        }
+    }
+
+    impl<C: CheckpointStrategy> BoundedOp for Autodiff<Flex, C> {
+        fn bounded(x: FloatTensor<Self>) -> FloatTensor<Self> {
+            let prepared = BoundedBackward.prepare::<C>([x.node()]).compute_bound().stateful();
+            match prepared {
+                OpsKind::Tracked(prepared) => prepared.finish((), x.into_primitive()),
+                OpsKind::UnTracked(prepared) => prepared.finish(x.into_primitive()),
+            }
+        }
+    }
+
+    #[derive(Debug)]
+    struct BoundedBackward;
+
+    impl Backward<Flex, 1> for BoundedBackward {
+        type State = ();
+
+        fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+            let dy = contiguous(grads.consume::<Flex>(&ops.node));
+            let (rows, columns) = (dy.shape()[0], dy.shape()[1]);
+            if let [Some(node)] = ops.parents {
+                let held = values(&dy).iter().map(|slope| slope.clamp(-1.0, 1.0)).collect();
+                grads.register::<Flex>(node.id, tensor(held, [rows, columns]));
+            }
+        }
     }
 
     #[backend_extension(Flex, Autodiff)]
@@ -280,14 +369,14 @@ mod tests {
     #[test]
     fn the_fast_form_equals_the_matrices() {
         for [rows, d_in, d_out, n] in [[5, 12, 16, 10], [70, 33, 7, 40], [1, 1, 5, 3]] {
-            let inputs = [random(&[rows, d_in], 1), random(&[n], 2)];
-            let positions: Vec<f32> = random(&[2, n], 3).iter().map(|value| 0.5 + 0.6 * value).collect();
-            let positions = Tensor::<2>::from_data(TensorData::new(positions, [2, n]), &Device::default());
+            // Coefficients of which some pull further than they may.
+            let inputs = [random(&[rows, d_in], 1), random(&[n], 2), random(&[2 * n], 3)];
             let run = |form: fn(Tensor<2>, Tensor<1>, Tensor<2>, usize, f64) -> Tensor<2>| {
-                let positions = positions.clone();
                 move |inputs: &[Tensor<1>]| {
                     let x = inputs[0].clone().reshape([rows, d_in]);
-                    form(x, inputs[1].clone(), positions.clone(), d_out, 0.7).reshape([rows * d_out])
+                    // Beyond both ends of what can be learned.
+                    let positions = inputs[2].clone().reshape([2, n]).mul_scalar(0.6).add_scalar(0.5);
+                    form(x, inputs[1].clone(), positions, d_out, 0.7).reshape([rows * d_out])
                 }
             };
             Check::new(&inputs).equal(run(sparse_cosines), run(composed));
