@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use lowrank_models::Dense;
 use lowrank_models::adapter::{
     AdapterConfig, Attach, Attached, GivenTensors, NamedTensor, PenaltyAt, StepOf, add_after_clipping, drop_resting,
-    each_adapter, penalty,
+    each_adapter, penalty, resting,
 };
 use lowrank_optim::AdamWConfig;
 
@@ -262,7 +262,7 @@ pub fn training(case: &Case, mut bench: Bench, tensors: bool) -> Result<(), Stri
         };
         let grads = GradientsParams::from_grads(whole.backward(), &bench);
         let grads = add_after_clipping(&bench, grads, lr).map_err(|error| error.to_string())?;
-        let grads = drop_resting(&bench, grads, StepOf { step, total: Some(steps) });
+        let grads = drop_resting(&bench, grads, &resting(&bench, StepOf { step, total: Some(steps) }));
         bench = optimizer.step(lr, bench, grads);
         for (tensor, data) in adapter(&bench).tensors() {
             // Counted from 1.

@@ -64,7 +64,8 @@ fn furthest<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) ->
     assert_eq!(ours.dims(), expected.dims());
     let (ours, expected) = (host(ours.inner()), host(expected.inner()));
     let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
-    let place = (0..ours.len()).find(|place| !((ours[*place] - expected[*place]).abs() <= share * largest))?;
+    let is_near = |place: usize| (ours[place] - expected[place]).abs() <= share * largest;
+    let place = (0..ours.len()).find(|place| !is_near(*place))?;
     Some(format!("{place}: {} instead of {} ({largest})", ours[place], expected[place]))
 }
 
@@ -131,11 +132,6 @@ impl Bench {
             (name.to_string(), TensorData::new(values, shape.clone()))
         });
         Self::holding(config, shape, tensors.collect()).expect("an adapter of its own tensors")
-    }
-
-    /// Why an adapter cannot be attached.
-    pub fn refuses(&self, config: &AdapterConfig) -> String {
-        self.attach(Attach::new(config.clone())).map(|_| ()).expect_err("a refusal")
     }
 
     /// The newest adapter.

@@ -293,20 +293,4 @@ mod tests {
         let padded = Tensor::cat(vec![x.clone(), Tensor::zeros([3, 2], &x.device())], 1);
         near(filled.forward(padded), moved.forward(x), 1e-6);
     }
-
-    #[test]
-    fn blocks_that_do_not_fit_are_refused() {
-        let bench = Bench::new(20, 12, false);
-        let dropout = AdapterConfig { dropout: 0.1, ..config("block_affine_in") };
-        for (config, says) in [
-            (config("block_affine_out").with_rank(8), "divide both"),
-            (config("shared").with_rank(21), "larger than d_in"),
-            (config("shared_mini").with_option("mini_r", 5), "does not divide"),
-            (config("shared").with_option("mini_r", 6), "shared_mini"),
-            (config("bat"), "bat"),
-            (dropout, "dropout"),
-        ] {
-            assert!(bench.refuses(&config).contains(says), "{says}");
-        }
-    }
 }

@@ -68,11 +68,11 @@ pub fn resting<M: Module>(module: &M, step: StepOf) -> Vec<ParamId> {
     resting
 }
 
-/// Drops the gradients of tensors that rest in this step.
-pub fn drop_resting<M: Module>(module: &M, mut grads: GradientsParams, step: StepOf) -> GradientsParams {
+/// Drops the gradients of tensors that rest, as [`resting`] names them.
+pub fn drop_resting<M: Module>(module: &M, mut grads: GradientsParams, resting: &[ParamId]) -> GradientsParams {
     struct Drop<'a> {
         grads: &'a mut GradientsParams,
-        resting: Vec<ParamId>,
+        resting: &'a [ParamId],
     }
     impl ModuleVisitor for Drop<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -81,7 +81,6 @@ pub fn drop_resting<M: Module>(module: &M, mut grads: GradientsParams, step: Ste
             }
         }
     }
-    let resting = resting(module, step);
     if !resting.is_empty() {
         module.visit(&mut Drop { grads: &mut grads, resting });
     }

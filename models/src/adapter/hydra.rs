@@ -322,10 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_meaning_is_refused() {
-        let bench = Bench::new(10, 7, true);
-        assert!(bench.refuses(&config(0, 0, false)).contains("both 0"));
-        assert!(bench.refuses(&config(2, 2, false).with_option("scale", 0.0)).contains("scale = 0"));
+    fn biases_are_refused_where_the_weight_alone_is_seen() {
         // A layer without bias that is seen by its weight alone has no place for one.
         let weight_alone = Attach::new(config(2, 2, true)).to(Bench::new(10, 7, false));
         assert!(weight_alone.is_err_and(|error| error.to_string().contains("adds a bias")));

@@ -33,6 +33,8 @@ mod merge;
 mod modes;
 mod nola;
 mod randlora;
+#[cfg(test)]
+mod refusals;
 mod registry;
 mod rule;
 mod salt;

@@ -359,16 +359,4 @@ mod tests {
             assert!(slope[j] != 0.0 && (along[0] / along[1] - 1.0).abs() < 1e-4, "{along:?}");
         }
     }
-
-    #[test]
-    fn sizes_that_do_not_fit_are_refused() {
-        let bench = Bench::new(9, 7, false);
-        let with = |key: &str, value: f64| bench.refuses(&config("matrix").with_option(key, value));
-        assert!(with("ratio", 0.5).contains("give one"));
-        assert!(with("reg_multiplier", -1.0).contains("reg_multiplier"));
-        for (top, rank, says) in [(0, 2, "top_k = 0"), (8, 2, "top_k = 8"), (3, 5, "rank 5")] {
-            assert!(bench.refuses(&config("matrix").with_option("top_k", top).with_rank(rank)).contains(says));
-        }
-        assert!(bench.refuses(&AdapterConfig::new("salt").with_option("relu", "all")).contains("relu"));
-    }
 }

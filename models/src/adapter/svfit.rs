@@ -155,8 +155,6 @@ mod tests {
         // From its tensors alone, whatever rank they have.
         let again = bench.with_tensors(&AdapterConfig::new("svfit").with_option("energy", 0.8), kept.tensors());
         assert_eq!(again.values("sigma"), kept.values("sigma"));
-        assert!(bench.refuses(&AdapterConfig::new("svfit").with_option("energy", 1.5)).contains("energy = 1.5"));
-        assert!(bench.refuses(&AdapterConfig::new("svfit").with_rank(3).with_option("energy", 0.5)).contains("rank 3"));
     }
 
     #[test]

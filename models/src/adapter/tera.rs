@@ -307,21 +307,4 @@ mod tests {
         assert_eq!(bytes, shared(&config, [12, 20]));
         assert!(shared(&config, [20, 12]).keys().all(|key| !bytes.contains_key(key)));
     }
-
-    #[test]
-    fn cuts_that_do_not_fit_and_dead_starts_are_refused() {
-        for config in [
-            config(&[4, 4], &[], &[]),
-            config(&[], &[5, 2], &[]),
-            config(&[4, 5], &[3, 4], &[4, 5, 3]),
-            config(&[4, 5], &[3, 4], &[4, 5, 3, 5]),
-            config(&[4, 5], &[3, 4], &[4, 0, 3, 4]),
-            AdapterConfig::new("tera").with_option("d_start", 0.0),
-            AdapterConfig::new("tera").with_option("scale", 0.0),
-            AdapterConfig::new("tera").with_option("zero_mode", 4),
-            AdapterConfig::new("tera").with_rank(4),
-        ] {
-            assert!(Bench::fresh(&config, [12, 20]).is_err(), "{config:?}");
-        }
-    }
 }

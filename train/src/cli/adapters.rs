@@ -8,6 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use lowrank_models::adapter::{
     AdapterConfig, Attach, PenaltyAt, Rank, STRUCTURES, StepOf, Targets, add_after_clipping, drop_resting, penalty,
+    resting,
 };
 use lowrank_models::hub::ModelFolder;
 use lowrank_models::{Llama, LlamaConfig, ModelError, ids_tensor};
@@ -137,7 +138,7 @@ fn steps(args: &Args, mut model: Llama) -> Result<f64, JobError> {
         }
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         let grads = add_after_clipping(&model, grads, 1e-4).map_err(ModelError::from)?;
-        let grads = drop_resting(&model, grads, StepOf { step: step as u64, total: None });
+        let grads = drop_resting(&model, grads, &resting(&model, StepOf { step: step as u64, total: None }));
         model = optimizer.step(1e-4, model, grads);
         seconds.push(begin.elapsed().as_secs_f64());
     }

@@ -3,10 +3,10 @@
 //! "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174); updating each block at once is the fused step of "Full Parameter
 //! Fine-tuning for Large Language Models with Limited Resources" (arXiv 2306.09782).
 
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use lowrank_models::adapter::{self, AdapterError, PenaltyAt, StepOf, is_trained};
+use lowrank_models::adapter::{self, AdapterError, PenaltyAt, is_trained};
 use lowrank_models::{LanguageBatch, Llama, ops};
 use serde::{Deserialize, Serialize};
 
@@ -55,20 +55,20 @@ impl Segment {
         model: &Llama,
         grads: GradientsParams,
         peak_lr: f64,
-        step: StepOf,
+        resting: &[ParamId],
     ) -> Result<GradientsParams, AdapterError> {
         fn of<M: Module>(
             module: &M,
             grads: GradientsParams,
             peak_lr: f64,
-            step: StepOf,
+            resting: &[ParamId],
         ) -> Result<GradientsParams, AdapterError> {
-            Ok(adapter::drop_resting(module, adapter::add_after_clipping(module, grads, peak_lr)?, step))
+            Ok(adapter::drop_resting(module, adapter::add_after_clipping(module, grads, peak_lr)?, resting))
         }
         match (self, &model.lm_head) {
-            (Self::Whole, _) => of(model, grads, peak_lr, step),
-            (Self::Block(layer), _) => of(&model.model.layers[layer], grads, peak_lr, step),
-            (Self::Head, Some(head)) => of(head, grads, peak_lr, step),
+            (Self::Whole, _) => of(model, grads, peak_lr, resting),
+            (Self::Block(layer), _) => of(&model.model.layers[layer], grads, peak_lr, resting),
+            (Self::Head, Some(head)) => of(head, grads, peak_lr, resting),
             (Self::Head, None) | (Self::Embedding, _) => Ok(grads),
         }
     }

@@ -181,7 +181,8 @@ impl Trainer {
         let step = self.step + 1;
         let lr = self.options.schedule.rate(step);
         let (nats, grads) = self.gradients(micro, counted)?;
-        let grads = adapter::drop_resting(self.model(), grads, self.place());
+        let resting = self.resting();
+        let grads = adapter::drop_resting(self.model(), grads, &resting);
         let loss = nats / counted as f64;
         observe(self.model(), &grads);
         let clipped = match loss.is_finite() {
@@ -208,9 +209,9 @@ impl Trainer {
                 report.gradient_bytes = clipped.bytes;
                 let mut before = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
                 if let Some(before) = &mut before {
-                    before.excuse(self.model(), &clipped.grads, &self.resting());
+                    before.excuse(self.model(), &clipped.grads, &resting);
                 }
-                self.update(Segment::Whole, lr, clipped.grads)?;
+                self.update(Segment::Whole, lr, clipped.grads, &resting)?;
                 if let Some(before) = before {
                     before.refuse_unmoved(self.model())?;
                 }
@@ -277,12 +278,12 @@ impl Trainer {
         observe(self.model(), &GradientsParams::new());
         self.set_pass(step);
         let tensors = batch_tensors(batch, self.options.document_mask, &self.device);
-        let (place, resting) = (self.place(), self.resting());
+        let resting = self.resting();
         let mut fingerprints = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
         let (mut squares, mut most) = (0.0, 0);
         let rule = GlobalNormClip::new(self.options.block_clip);
         let nats = self.segments(tensors, 1.0 / counted as f64, true, &mut |trainer, segment, grads| {
-            let grads = if resting.is_empty() { grads } else { adapter::drop_resting(trainer.model(), grads, place) };
+            let grads = adapter::drop_resting(trainer.model(), grads, &resting);
             if let Some(fingerprints) = &mut fingerprints {
                 fingerprints.excuse(trainer.model(), &grads, &resting);
             }
@@ -292,7 +293,7 @@ impl Trainer {
             })?;
             squares += clipped.norm * clipped.norm;
             most = most.max(clipped.bytes);
-            trainer.update(segment, lr, clipped.grads)
+            trainer.update(segment, lr, clipped.grads, &resting)
         })?;
         let loss = nats / counted as f64;
         if !loss.is_finite() {
@@ -330,25 +331,27 @@ impl Trainer {
         first && lr >= SMALLEST_VISIBLE_RATE
     }
 
-    /// Where the step that is being taken lies in the run.
-    fn place(&self) -> StepOf {
-        StepOf { step: self.step, total: self.options.schedule.total_steps }
-    }
-
+    /// Trained tensors that rest in the step that is being taken.
     fn resting(&self) -> Vec<ParamId> {
-        adapter::resting(self.model(), self.place())
+        adapter::resting(self.model(), StepOf { step: self.step, total: self.options.schedule.total_steps })
     }
 
     fn set_pass(&self, pass: u64) {
         self.controls.iter().for_each(|control| control.set_pass(pass));
     }
 
-    fn update(&mut self, segment: Segment, lr: f64, grads: GradientsParams) -> Result<(), TrainError> {
+    fn update(
+        &mut self,
+        segment: Segment,
+        lr: f64,
+        grads: GradientsParams,
+        resting: &[ParamId],
+    ) -> Result<(), TrainError> {
         let grads = match &self.rule {
             Some(rule) => rule.apply(self.model(), grads)?,
             None => grads,
         };
-        let grads = segment.after_clipping(self.model(), grads, self.options.schedule.peak, self.place())?;
+        let grads = segment.after_clipping(self.model(), grads, self.options.schedule.peak, resting)?;
         if let Some(model) = self.model.take() {
             let model = self.model.insert(self.optimizer.step(lr, model, grads));
             self.cycle.complete(model)?;
