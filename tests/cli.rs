@@ -514,6 +514,18 @@ fn methods_are_compared_at_their_best_learning_rates() {
         &["train.seed=3", "optimizers/muon-0.001", "--out"],
     );
 
+    // Killed before the first checkpoint, a run begins anew; killed at the end, it goes on.
+    for killed in [true, false] {
+        let run = shop.path("optimizers/muon-0.01");
+        std::fs::remove_file(run.join("trial.json")).unwrap();
+        if killed {
+            std::fs::remove_file(run.join("summary.json")).unwrap();
+            std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
+            std::fs::create_dir_all(run.join("checkpoints/.unfinished-step-000008")).unwrap();
+        }
+        assert_eq!(cells(&table(&two), "muon")[1..3], cells(&told, "muon")[1..3]);
+    }
+
     let told = table(&["parameterizations", "--rank", "4", "--lr", "0.01"]);
     let out = shop.path("runs/compare-parameterizations");
     let loss = |name: &str| summary(&out.join(format!("{name}-0.01")))["validation_loss"].as_f64().unwrap();

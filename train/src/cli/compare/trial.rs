@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::search::Failure;
+use crate::checkpoint::Checkpoints;
 use crate::job::JobError;
 use crate::run::Summary;
 
@@ -51,12 +52,13 @@ pub fn trial(command: &[String], lr: f64, folder: &Path) -> anyhow::Result<Ended
     let mut process = Command::new(std::env::current_exe().context("cannot find this program")?);
     process.args(&command).arg("--quiet").arg("--out").arg(folder);
     if folder.join("config.toml").exists() {
-        match folder.join("checkpoints").exists() {
-            true => {
+        let (checkpoint, _) = Checkpoints::new(folder.join("checkpoints"), 1, false).newest_good()?;
+        match checkpoint {
+            Some(_) => {
                 process.arg("--resume");
             }
             // Killed before there was anything to go on with.
-            false => {
+            None => {
                 std::fs::remove_dir_all(folder).with_context(|| format!("cannot begin {} anew", folder.display()))?
             }
         }
