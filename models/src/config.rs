@@ -160,6 +160,18 @@ impl LlamaConfig {
         self.num_hidden_layers * block
     }
 
+    /// Values that the forward pass of a block keeps for the backward pass, for each token, on the CPU backend: its input, what both norms
+    /// give, queries, keys, values and the attention's output, the sum after it, and the three inner parts of the feed-forward part.
+    pub fn kept(&self) -> usize {
+        let queries = self.num_attention_heads * self.head_dim;
+        let keys = self.num_key_value_heads * self.head_dim;
+        let whole = 4 * self.hidden_size + 2 * queries + 2 * keys + 3 * self.intermediate_size;
+        // Scales of the norms, and of each head the logarithm of its sum.
+        let scales = 2 + self.num_attention_heads;
+        let linear: usize = self.block_shapes().map(|[d_in, _]| self.parameterization.kept(d_in)).sum();
+        whole + scales + linear
+    }
+
     /// `[d_in, d_out]` of the seven linear layers of a block.
     pub fn block_shapes(&self) -> impl Iterator<Item = [usize; 2]> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);

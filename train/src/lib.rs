@@ -4,6 +4,7 @@
 //! - [`engine`]: one step after another, evaluation, samples.
 //! - [`checkpoint`]: saving and resuming with the same bits.
 //! - [`run`]: the folder of a run, metrics, [TensorBoard for Burn's own loop](run::TensorBoardLogger), progress.
+//! - [`plan`]: what a run will take, and how it could take less.
 //! - [`config`]: everything that a run can be told.
 //! - [`cli`]: the commands of the program.
 
@@ -13,4 +14,5 @@ pub mod config;
 pub mod data;
 pub mod engine;
 pub mod job;
+pub mod plan;
 pub mod run;

@@ -259,6 +259,16 @@ impl Parameterization {
         }
     }
 
+    /// Values that the forward pass of a layer keeps for the backward pass beside its input, for each row of it, on the CPU backend.
+    pub fn kept(&self, d_in: usize) -> usize {
+        match self {
+            Self::Dense | Self::SlTrain { .. } | Self::ReLora { .. } => 0,
+            Self::LowRank { rank, .. } | Self::Loro { rank, .. } => *rank,
+            Self::Cola { rank, .. } => 2 * rank,
+            Self::Lost { rank, density, .. } => 2 * rank + channels(*density, d_in),
+        }
+    }
+
     /// Refuses values that no layer can have.
     pub fn validate(&self) -> Result<(), ModelError> {
         let refuse = |what: &str, value: f64, reason: &str| {

@@ -263,7 +263,8 @@ mod fused {
                     product(out, false, 1.0, Matrix::row_major(&*scores, count, span), v, false);
                 }
             });
-            (self.positions_first(output, self.heads, self.queries), logarithms)
+            // In the order that what follows reads, so that it needs no copy of its own beside the one that is kept.
+            (contiguous(self.positions_first(output, self.heads, self.queries)), logarithms)
         }
 
         /// Gradients of queries, keys and values.
@@ -273,8 +274,6 @@ mod fused {
             let mut dq = vec![0.0; self.batch * self.heads * self.queries * self.width];
             let mut dk = vec![0.0; self.batch * self.kv_heads * key_size];
             let mut dv = vec![0.0; dk.len()];
-            // The output is a view of values with heads first: row by row in memory.
-            let heads_first = contiguous(output.clone().permute(&[0, 2, 1, 3]));
             let tasks = dq
                 .par_chunks_mut(query_size)
                 .zip(dk.par_chunks_mut(key_size))
@@ -291,6 +290,7 @@ mod fused {
                         let span = to - from;
                         let (weights, slopes) = (&mut weights[..count * span], &mut slopes[..count * span]);
                         self.scores(weights, place, block);
+                        let y = self.rows(output, self.heads, place, first, first + count);
                         let dy = self.rows(&upstream, self.heads, place, first, first + count);
                         let v = self.rows(&self.v, self.kv_heads, (batch, kv_head), from, to);
                         product(Matrix::row_major(&mut *slopes, count, span), false, 1.0, dy, v.transposed(), false);
@@ -305,10 +305,9 @@ mod fused {
                                         weights[hidden.clone()].fill(0.0);
                                         slopes[hidden].fill(0.0);
                                     }
-                                    let output =
-                                        &values(&heads_first)[(own + first + row) * self.width..][..self.width];
+                                    let y = &y.data[row * y.row_stride..][..self.width];
                                     let dy = &dy.data[row * dy.row_stride..][..self.width];
-                                    let pull: f32 = output.iter().zip(dy).map(|(y, dy)| y * dy).sum();
+                                    let pull: f32 = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
                                     let logarithm = logarithms[own + first + row];
                                     for (weight, slope) in weights[visible.clone()].iter_mut().zip(&mut slopes[visible])
                                     {

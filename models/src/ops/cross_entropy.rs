@@ -5,6 +5,9 @@ use burn::tensor::{Int, Tensor, activation};
 /// Target that does not count.
 pub const IGNORE: i32 = -100;
 
+/// Rows whose logits exist at a time: enough for products at full speed, few enough to stay in the cache.
+pub const LOSS_ROWS: usize = 256;
+
 /// Sum of the cross-entropies in nats of `softmax(x W)`, shape `[1]`.
 ///
 /// On the CPU backend the logits exist for some hundred rows at a time, and the gradients are made with them.
@@ -41,8 +44,7 @@ mod fused {
     use super::IGNORE;
     use crate::ops::flex::{Matrix, contiguous, exp, product, tensor, values, vectorised};
 
-    /// Rows whose logits exist at a time: enough for products at full speed, few enough to stay in the cache.
-    const CHUNK: usize = 256;
+    const CHUNK: usize = super::LOSS_ROWS;
 
     pub fn linear_cross_entropy(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
         let (x, weight) = (x.into_dispatch(), weight.into_dispatch());

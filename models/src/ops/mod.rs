@@ -20,7 +20,7 @@ mod swiglu;
 use burn::tensor::{Int, Tensor};
 
 pub use attention::causal_attention;
-pub use cross_entropy::{IGNORE, linear_cross_entropy};
+pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
 pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
 pub use random_bases::{draws, mixed, mixed_draws};
 pub use rms_norm::rms_norm;

@@ -11,6 +11,7 @@ mod inspect;
 mod merge;
 mod methods;
 mod on_model;
+mod plan;
 mod pretrain;
 mod tokenize;
 mod training;
@@ -41,6 +42,7 @@ enum Command {
     Export(export::Args),
     Merge(merge::Args),
     Methods(methods::Args),
+    Plan(plan::Args),
     Compare(compare::Args),
     Adapters(adapters::Args),
 }
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Methods(args) => methods::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Adapters(args) => adapters::run(args),
     };

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use super::{print, table};
 use crate::config::{Config, ConfigError, Job, Layers};
 use crate::job::{Finished, JobError, Training};
+use crate::plan::Freedom;
 use crate::run::{RunFolder, Screen, bytes, count, duration};
 
-/// Flags of both.
+/// Flags that decide how much memory a run takes.
 #[derive(Debug, clap::Args)]
-pub struct TrainingArgs {
+pub struct SettingArgs {
     /// File with settings (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -23,6 +24,25 @@ pub struct TrainingArgs {
     /// whole; checkpointed (less memory, more time); per-layer (each block is updated at once)
     #[arg(long, value_name = "MODE")]
     backward: Option<String>,
+    /// Sequences in a batch
+    #[arg(long)]
+    batch: Option<u32>,
+    /// Tokens in a sequence
+    #[arg(long)]
+    seq_len: Option<u32>,
+    /// Most memory of the process, such as 8GiB: of what is not set, the least is changed that makes the run fit
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
+    /// cpu, or a GPU of a build with that feature, such as cuda:0
+    #[arg(long)]
+    device: Option<String>,
+}
+
+/// Flags of both.
+#[derive(Debug, clap::Args)]
+pub struct TrainingArgs {
+    #[command(flatten)]
+    settings: SettingArgs,
     /// Steps of the run
     #[arg(long)]
     steps: Option<u32>,
@@ -32,12 +52,6 @@ pub struct TrainingArgs {
     /// Minutes after which the run ends in any case; 0 for no limit
     #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
-    /// Sequences in a batch
-    #[arg(long)]
-    batch: Option<u32>,
-    /// Tokens in a sequence
-    #[arg(long)]
-    seq_len: Option<u32>,
     /// Highest learning rate
     #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -50,9 +64,6 @@ pub struct TrainingArgs {
     /// Go on with the newest good checkpoint in --out, or of the newest run below runs/
     #[arg(long)]
     resume: bool,
-    /// cpu, or a GPU of a build with that feature, such as cuda:0
-    #[arg(long)]
-    device: Option<String>,
     /// Show warnings and errors only
     #[arg(long)]
     quiet: bool,
@@ -61,7 +72,7 @@ pub struct TrainingArgs {
 /// Where runs go that were given no folder.
 const RUNS: &str = "runs";
 
-impl TrainingArgs {
+impl SettingArgs {
     /// File, settings and flags in the order in which they win.
     pub fn layers(&self) -> Result<Layers, ConfigError> {
         let mut layers = Layers::default();
@@ -75,17 +86,24 @@ impl TrainingArgs {
             ("--optimizer", "optimizer.name", &self.optimizer),
             ("--device", "train.device", &self.device),
             ("--backward", "train.backward", &self.backward),
+            ("--memory", "train.memory", &self.memory),
         ];
         for (flag, key, value) in texts {
             layers.optional(flag, key, value.as_deref());
         }
-        let counts = [
-            ("--steps", "train.steps", self.steps),
-            ("--batch", "train.batch", self.batch),
-            ("--seq-len", "train.seq_len", self.seq_len),
-            ("--seed", "train.seed", self.seed),
-        ];
-        for (flag, key, value) in counts {
+        for (flag, key, value) in [("--batch", "train.batch", self.batch), ("--seq-len", "train.seq_len", self.seq_len)]
+        {
+            layers.optional(flag, key, value);
+        }
+        Ok(layers)
+    }
+}
+
+impl TrainingArgs {
+    /// File, settings and flags in the order in which they win.
+    pub fn layers(&self) -> Result<Layers, ConfigError> {
+        let mut layers = self.settings.layers()?;
+        for (flag, key, value) in [("--steps", "train.steps", self.steps), ("--seed", "train.seed", self.seed)] {
             layers.optional(flag, key, value);
         }
         let numbers = [
@@ -130,7 +148,8 @@ impl TrainingArgs {
         config.run.out = dir.clone();
         let adapted = job == Job::Finetune && config.adapter.name != "none";
         let base = adapted.then(|| config.model.name.clone());
-        let finished = Training::new(config, &dir, self.resume, Screen::new(self.quiet))?.run()?;
+        let freedom = if self.resume { Freedom::default() } else { Freedom::of(&layers, job) };
+        let finished = Training::new(config, freedom, &dir, self.resume, Screen::new(self.quiet))?.run()?;
         if !self.quiet {
             print(&report(&finished, base.as_deref()))?;
         }

@@ -204,6 +204,11 @@ pub const KEYS: &[Key] = &[
         Kind::Text,
         "`whole`; `checkpointed`: block by block, in less memory and more time; `per-layer`: and each block is updated at once",
     ),
+    key(
+        "train.memory",
+        Kind::Text,
+        "most memory of the process, such as `8GiB`: of what is not set, parameterization, optimizer, backward and batch, the least is changed that makes the run fit",
+    ),
     key("train.seed", Kind::Count, "seed of weights, order and samples"),
     key(
         "train.device",

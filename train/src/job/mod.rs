@@ -12,5 +12,7 @@ mod training;
 
 pub use device::{device, set_threads};
 pub use error::JobError;
+pub(crate) use setup::{cycle, model_folder, optimizer, optimizer_options};
 pub use setup::{model_config, prepare_data, prepare_options};
+pub(crate) use start::sizes;
 pub use training::{Finished, Training};

@@ -19,7 +19,7 @@ use crate::data::{
     Format, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus, prepare,
 };
 use crate::engine::{Cycle, Restarts, Schedule, ScheduleKind};
-use crate::run::Screen;
+use crate::run::{BlockAllocator, Screen};
 
 /// The shape of the model in the default job: learns something worth seeing in some minutes on two cores.
 fn default_shape(vocab_size: usize) -> LlamaConfig {
@@ -130,6 +130,8 @@ pub fn prepare_data(config: &Config, screen: &mut Screen) -> Result<Prepared, Jo
     }
     let fresh = shown.is_some_and(|stage| stage != Stage::Verify);
     screen.end();
+    // Training a tokenizer takes more than it leaves.
+    BlockAllocator::begin_anew();
     let skipped = prepared.facts.skipped;
     if fresh && !skipped.is_nothing() {
         screen.line(&skipped.to_string());
@@ -138,7 +140,7 @@ pub fn prepare_data(config: &Config, screen: &mut Screen) -> Result<Prepared, Jo
 }
 
 /// The folder of a model to go on from, when the section names one rather than a shape.
-pub(super) fn model_folder(model: &ModelSection) -> Option<&Path> {
+pub(crate) fn model_folder(model: &ModelSection) -> Option<&Path> {
     let path = Path::new(&model.name);
     path.join("config.json").exists().then_some(path)
 }
@@ -221,7 +223,7 @@ fn shapeless(model: &ModelSection) -> ModelSection {
 }
 
 /// What turns gradients into updates.
-pub(super) struct Optimizer {
+pub(crate) struct Optimizer {
     pub optimizer: ModuleOptimizer,
     /// What changes gradients before.
     pub rule: Option<GradientRule>,
@@ -229,16 +231,9 @@ pub(super) struct Optimizer {
     pub parameters: Vec<Stepped>,
 }
 
-/// The optimizer of the configuration for what of this model is trained.
-pub(super) fn optimizer(
-    config: &Config,
-    rule: &Rule,
-    model: &Llama,
-    cycle: &Cycle,
-    meter: &StateMeter,
-) -> Result<Optimizer, JobError> {
+/// The options of the optimizer that the configuration gives.
+pub(crate) fn optimizer_options(config: &Config) -> Result<Options, JobError> {
     let section = &config.optimizer;
-    let method = registry::find(&section.name)?;
     let mut options = Options::from([("weight_decay".to_string(), OptionValue::Number(section.weight_decay))]);
     for (name, value) in &section.options {
         let value = match value {
@@ -254,6 +249,20 @@ pub(super) fn optimizer(
         };
         options.insert(name.clone(), value);
     }
+    Ok(options)
+}
+
+/// The optimizer of the configuration for what of this model is trained.
+pub(crate) fn optimizer(
+    config: &Config,
+    rule: &Rule,
+    model: &Llama,
+    cycle: &Cycle,
+    meter: &StateMeter,
+) -> Result<Optimizer, JobError> {
+    let section = &config.optimizer;
+    let method = registry::find(&section.name)?;
+    let options = optimizer_options(config)?;
     let options = rule.options(method.name, options)?;
     let mut hidden = rule.parameters(model);
     if !section.include.is_empty() {
@@ -307,7 +316,7 @@ fn loro(config: &Config, options: &Options, model: &Llama) -> Result<LoroConfig,
 }
 
 /// What the parameterization does around updates.
-pub(super) fn cycle(config: &Config, parameterization: &Parameterization) -> Cycle {
+pub(crate) fn cycle(config: &Config, parameterization: &Parameterization) -> Cycle {
     match parameterization {
         Parameterization::ReLora { reset_every, reset, .. } => Cycle::ReLora {
             every: *reset_every,

@@ -4,35 +4,52 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
-use lowrank_models::Llama;
-use lowrank_optim::{StateMeter, Stepped, Who};
+use lowrank_models::adapter::{AdapterConfig, Rule};
+use lowrank_models::{Llama, LlamaConfig};
+use lowrank_optim::{ModulePath, StateMeter, Stepped, Who};
 
 use super::logs::Logs;
 use super::material::Material;
 use super::subject::Subject;
-use super::{JobError, Training, device, prepare_data, set_threads, setup};
+use super::{JobError, Training, device, model_config, prepare_data, set_threads, setup};
 use crate::checkpoint::{Checkpoints, TrainerState, load_optimizer, load_rule};
 use crate::config::{Config, Job};
 use crate::engine::{Trainer, TrainerOptions};
-use crate::run::{RunFolder, Screen, Summary};
+use crate::plan::{self, Forecast, Freedom};
+use crate::run::{RunFolder, Screen, Summary, bytes};
 
 impl Training {
     /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
-    pub fn new(config: Config, dir: &Path, resume: bool, mut screen: Screen) -> Result<Self, JobError> {
+    /// Where the configuration limits memory, what is free is changed so that the run fits.
+    pub fn new(
+        mut config: Config,
+        freedom: Freedom,
+        dir: &Path,
+        resume: bool,
+        mut screen: Screen,
+    ) -> Result<Self, JobError> {
         set_threads(config.train.threads);
         let device = device(&config.train.device)?;
         // A folder that is opened first cannot be taken by another run while the data is prepared; a new one is made last, so that bad
         // input leaves nothing behind.
         let opened = if resume || dir.exists() { Some(RunFolder::open(dir, resume)?) } else { None };
+        let forecast: Option<Forecast>;
         let (material, subject) = match config.run.job {
             Job::Pretrain => {
                 let prepared = prepare_data(&config, &mut screen)?;
+                let (ids, separator) = (prepared.tokenizer.vocab_size(), prepared.tokenizer.separator());
+                let llama = |config: &Config| Ok(model_config(&config.model, ids, separator)?.llama);
+                let fitted = fitting(config, freedom, &llama, None, &Rule::Plain, &screen)?;
+                (config, forecast) = fitted;
                 let subject = Subject::of_text(&config, &prepared.tokenizer)?;
                 subject.check_length(config.train.seq_len)?;
                 (Material::text(&config, prepared)?, subject)
             }
             Job::Finetune => {
                 let subject = Subject::of_folder(&config)?;
+                let llama = |_: &Config| Ok(subject.hub.llama.clone());
+                let fitted = fitting(config, freedom, &llama, subject.adapter(), &subject.rule, &screen)?;
+                (config, forecast) = fitted;
                 subject.check_length(config.train.seq_len)?;
                 (Material::examples(&config, &subject, &mut screen)?, subject)
             }
@@ -86,8 +103,9 @@ impl Training {
         };
         let size = Size::of(&model);
         let summary = Summary {
-            weight_bytes: size.bytes,
+            weight_bytes: size.tensors.iter().map(|(_, bytes)| bytes).sum(),
             parameters: size.trained,
+            forecast_bytes: forecast.map(|forecast| forecast.peak),
             gzip_bits_per_byte: material.held_out.as_ref().map(|text| text.gzip_bits_per_byte),
             ..Summary::default()
         };
@@ -126,6 +144,26 @@ impl Training {
     }
 }
 
+/// The configuration, changed as little as needed to stay within its limit of memory.
+fn fitting(
+    config: Config,
+    freedom: Freedom,
+    llama: &dyn Fn(&Config) -> Result<LlamaConfig, JobError>,
+    adapter: Option<&AdapterConfig>,
+    rule: &Rule,
+    screen: &Screen,
+) -> Result<(Config, Option<Forecast>), JobError> {
+    let Some(limit) = plan::limit(&config)? else { return Ok((config, None)) };
+    if config.train.device != "cpu" {
+        screen.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
+    }
+    let hidden_size = llama(&config)?.hidden_size;
+    let forecast = |config: &Config| plan::forecast(config, &llama(config)?, adapter, rule);
+    let chosen = plan::choose(&config, freedom, hidden_size, &forecast)?;
+    screen.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
+    Ok((chosen.config, Some(chosen.forecast)))
+}
+
 /// The newest good checkpoint with its state. Warns of newer ones that are not good, and refuses one begun with other settings.
 fn newest(config: &Config, dir: &Path, screen: &Screen) -> Result<Option<(PathBuf, TrainerState)>, JobError> {
     let (good, bad) = Checkpoints::new(dir.join("checkpoints"), 1, false).newest_good()?;
@@ -151,10 +189,16 @@ fn newest(config: &Config, dir: &Path, screen: &Screen) -> Result<Option<(PathBu
 /// What a model takes.
 #[derive(Default)]
 struct Size {
-    /// Bytes of all tensors.
-    bytes: u64,
+    path: ModulePath,
+    /// Bytes of each tensor by its path.
+    tensors: Vec<(String, u64)>,
     /// Values that are trained.
     trained: u64,
+}
+
+/// Bytes of each tensor of a model by its path.
+pub(crate) fn sizes(model: &Llama) -> Vec<(String, u64)> {
+    Size::of(model).tensors
 }
 
 impl Size {
@@ -166,17 +210,25 @@ impl Size {
 }
 
 impl ModuleVisitor for Size {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         // An adapter would compose the weight.
         let tensor = param.base();
         let values = tensor.shape().num_elements();
-        self.bytes += (values * tensor.dtype().size()) as u64;
+        self.tensors.push((self.path.joined(), (values * tensor.dtype().size()) as u64));
         self.trained += if param.is_require_grad() { values as u64 } else { 0 };
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
         let tensor = param.val();
-        self.bytes += (tensor.shape().num_elements() * tensor.dtype().size()) as u64;
+        self.tensors.push((self.path.joined(), (tensor.shape().num_elements() * tensor.dtype().size()) as u64));
     }
 }
 

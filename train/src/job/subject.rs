@@ -86,6 +86,11 @@ impl Subject {
         Ok(Self { hub, folder: Some(folder), adapter, begun, rule })
     }
 
+    /// The adapter, where one is trained instead of the weights.
+    pub fn adapter(&self) -> Option<&AdapterConfig> {
+        self.adapter.as_ref()
+    }
+
     /// Refuses rows that are longer than the model's positions.
     pub fn check_length(&self, seq_len: usize) -> Result<(), JobError> {
         let positions = self.hub.llama.max_position_embeddings;

@@ -23,6 +23,17 @@ impl BlockAllocator {
             bytes => Some(bytes as u64),
         }
     }
+
+    /// Forgets how much was in use, and gives back what is kept: for what follows after something that took more.
+    pub fn begin_anew() {
+        #[cfg(target_os = "linux")]
+        blocks::begin_anew();
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: gives back free memory of the system's allocator, at any time and on any thread.
+        unsafe {
+            libc::malloc_trim(0)
+        };
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -128,6 +139,12 @@ mod blocks {
             self.kept += len;
             self.free.push(free);
         }
+    }
+
+    pub fn begin_anew() {
+        let mut blocks = blocks();
+        blocks.most = blocks.live;
+        blocks.trim();
     }
 
     fn map(len: usize) -> *mut u8 {
@@ -291,6 +308,8 @@ mod tests {
             assert!(live + kept <= most, "{live} {kept} {most}");
             BlockAllocator.dealloc(other, layout(most));
         }
+        BlockAllocator::begin_anew();
+        assert_eq!(blocks::state(), [0; 3]);
         assert_eq!(BlockAllocator::live(), None);
     }
 }

@@ -20,4 +20,4 @@ pub use metrics::{Metrics, MetricsFile};
 pub use progress::{Screen, StepView};
 pub use signals::{Signal, Signals};
 pub use summary::Summary;
-pub use units::{bytes, count, duration};
+pub use units::{bytes, count, duration, parse_bytes};

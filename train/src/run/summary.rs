@@ -27,6 +27,8 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,
+    /// What the peak was expected to be, where the run was given a limit.
+    pub forecast_bytes: Option<u64>,
     /// Bytes of all weights.
     pub weight_bytes: u64,
     /// Bytes of all gradients.

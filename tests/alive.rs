@@ -1,0 +1,74 @@
+//! What stays alive between the forward and the backward pass, counted by the program's own allocator.
+
+use burn::tensor::{Device, Tensor};
+use lowrank_models::linear::LowRankInit;
+use lowrank_models::{Llama, LlamaConfig, Parameterization, ids_tensor};
+use lowrank_optim::Keep;
+use lowrank_train::run::BlockAllocator;
+
+#[global_allocator]
+static ALLOCATOR: BlockAllocator = BlockAllocator;
+
+const BATCH: usize = 2;
+const POSITIONS: usize = 256;
+
+/// Sides large enough for every tensor to be counted; blocks below 128 KiB are not.
+fn config(layers: usize, parameterization: Parameterization) -> LlamaConfig {
+    LlamaConfig {
+        hidden_size: 256,
+        intermediate_size: 704,
+        num_hidden_layers: layers,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 64,
+        parameterization,
+        ..LlamaConfig::named("llama-9m", 64).expect("a shape")
+    }
+}
+
+/// Bytes that a forward pass through so many blocks leaves.
+fn alive(layers: usize, parameterization: &Parameterization) -> u64 {
+    let device = Device::default().autodiff();
+    let model = Llama::random(&config(layers, parameterization.clone()), 1, &device).expect("a model");
+    let ids: Vec<i32> = (0..BATCH * POSITIONS).map(|place| (place * 7 % 64) as i32).collect();
+    let ids = ids_tensor(&ids, BATCH, &device.inner());
+    let live = || BlockAllocator::live().expect("this program's allocator");
+    let before = live();
+    let loss: Tensor<1> = model.loss_sum(ids.clone(), ids, None);
+    let after = live();
+    // The pass must have kept enough for the way back.
+    let grads = loss.backward();
+    assert!(model.model.layers[0].input_layernorm.weight.val().grad(&grads).is_some());
+    after - before
+}
+
+#[test]
+fn a_block_keeps_what_the_configuration_says_and_never_a_dense_weight() {
+    let rank = 64;
+    let all = [
+        Parameterization::Dense,
+        Parameterization::LowRank { rank, init: LowRankInit::Gaussian },
+        Parameterization::SlTrain { rank, alpha: 32.0, density: 0.03, trained_scale: false },
+        Parameterization::Cola { rank, keep_gate: true },
+        Parameterization::Lost { rank, density: 0.25, gamma: 0.7 },
+        Parameterization::ReLora {
+            rank,
+            alpha: 32.0,
+            reset_every: 10,
+            restart_warmup: 1,
+            reset: Keep::Nothing,
+            trained_scale: false,
+        },
+        Parameterization::Loro { rank, exact_every: 10, lr_scaler: -1.0, restart_warmup: 1 },
+    ];
+    for parameterization in all {
+        let name = parameterization.name();
+        // The threads' own work memory comes with the first pass and stays.
+        alive(1, &parameterization);
+        let block = alive(2, &parameterization) - alive(1, &parameterization);
+        let kept = 4 * BATCH * POSITIONS * config(1, parameterization.clone()).kept();
+        let ratio = block as f64 / kept as f64;
+        println!("{name:10} {block:9} bytes a block, {kept:9} expected, {ratio:.3}");
+        assert!((0.97..1.03).contains(&ratio), "{name}: {block} bytes stay, {kept} were expected");
+    }
+}

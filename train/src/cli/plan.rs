@@ -1,0 +1,135 @@
+//! `lowrank plan`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use lowrank_models::adapter::Rule;
+
+use super::training::SettingArgs;
+use super::{print, table};
+use crate::config::{Config, Job};
+use crate::data::Tokenizer;
+use crate::job::{JobError, model_config, model_folder};
+use crate::plan::{Candidate, Freedom, candidates, forecast, limit, mode};
+use crate::run::{bytes, count};
+
+/// Tell what memory a pretraining will take, and how it could take less.
+///
+/// The table has one line for each combination of what is not set: dense or SLTrain layers, AdamW with moments of four or of one byte, the three
+/// ways of the backward pass, the batch at once or in parts. Lines that fit --memory come first, and among them those that change least; the
+/// first one is what `lowrank pretrain --memory` takes. Nothing is trained and nothing of that size is allocated.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lowrank plan --model llama-60m --memory 600MiB
+  lowrank plan --model llama-1b --memory 8GiB --set tokenizer.vocab_size=32000
+  lowrank plan --model llama-130m --optimizer galore --set optimizer.rank=256 --batch 8
+
+The process is counted as a whole, at its peak; token files that are read are mapped and not counted. On a GPU more is needed.")]
+pub struct Args {
+    /// Named shape such as llama-9m, or a Hugging Face model folder to go on from
+    #[arg(long)]
+    model: Option<String>,
+    /// What the linear layers hold; see `lowrank methods`
+    #[arg(long, value_name = "NAME")]
+    parameterization: Option<String>,
+    /// tokenizer.json, or `bytes`; without it the vocabulary has tokenizer.vocab_size ids
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<String>,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut layers = args.settings.layers().map_err(JobError::from)?;
+    layers.optional("--model", "model.name", args.model.as_deref());
+    layers.optional("--parameterization", "model.parameterization", args.parameterization.as_deref());
+    layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
+    let config = layers.resolve(&Config::of(Job::Pretrain)).map_err(JobError::from)?;
+    let ids = vocabulary(&config)?;
+    let llama = |config: &Config| model_config(&config.model, ids, 0).map(|hub| hub.llama);
+    let shape = llama(&config)?;
+    let limit = limit(&config)?;
+    let forecast = |config: &Config| forecast(config, &llama(config)?, None, &Rule::Plain);
+    let mut found = candidates(&config, Freedom::of(&layers, Job::Pretrain), shape.hidden_size, &forecast)?;
+    let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);
+    // Of those that do not fit, the nearest is the most interesting one.
+    found.sort_by_key(|candidate| if fits(candidate) { (false, 0) } else { (true, candidate.forecast.peak) });
+    let mut rows = vec![HEAD.map(String::from).to_vec()];
+    rows.extend(found.iter().map(|candidate| row(candidate, limit.map(|_| fits(candidate)))));
+    let mut text = format!(
+        "{} hidden, {} layers, vocabulary {}, {} tokens in a sequence; {} values when dense\n\n{}",
+        count(shape.hidden_size as u64),
+        shape.num_hidden_layers,
+        count(shape.vocab_size as u64),
+        config.train.seq_len,
+        count(dense_values(&shape)),
+        table(&rows)
+    );
+    match (limit, found.first()) {
+        (Some(limit), Some(first)) if fits(first) => {
+            text.push_str(&format!("\nwithin {} `lowrank pretrain` takes: {}\n", bytes(limit), first.told()));
+        }
+        (Some(limit), Some(first)) => {
+            text.push_str(&format!("\nnothing fits {}; the least is {}\n", bytes(limit), bytes(first.forecast.peak)));
+        }
+        _ => {}
+    }
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+const HEAD: [&str; 11] = [
+    "FITS",
+    "LAYERS",
+    "RANK",
+    "OPTIMIZER",
+    "BACKWARD",
+    "BATCH",
+    "WEIGHTS",
+    "GRADIENTS",
+    "STATE",
+    "ACTIVATIONS",
+    "PEAK",
+];
+
+fn row(candidate: &Candidate, fits: Option<bool>) -> Vec<String> {
+    let Candidate { config, forecast, .. } = candidate;
+    let rank = config.model.rank.filter(|_| config.model.parameterization != "dense");
+    vec![
+        match fits {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "",
+        }
+        .into(),
+        config.model.parameterization.clone(),
+        rank.map(|rank| rank.to_string()).unwrap_or_default(),
+        config.optimizer.name.clone(),
+        mode(config.train.backward).into(),
+        format!("{} x {}", config.train.batch, config.train.accumulation),
+        bytes(forecast.weights),
+        bytes(forecast.gradients),
+        bytes(forecast.state),
+        bytes(forecast.activations),
+        bytes(forecast.peak),
+    ]
+}
+
+fn dense_values(llama: &lowrank_models::LlamaConfig) -> u64 {
+    let dense = lowrank_models::LlamaConfig { parameterization: Default::default(), ..llama.clone() };
+    dense.parameters() as u64
+}
+
+/// Ids of the tokenizer that the run would have.
+fn vocabulary(config: &Config) -> Result<usize, JobError> {
+    if model_folder(&config.model).is_some() {
+        // The folder's own configuration counts.
+        return Ok(1);
+    }
+    Ok(match config.tokenizer.path.as_str() {
+        "" => config.tokenizer.vocab_size,
+        "bytes" => Tokenizer::bytes()?.vocab_size(),
+        path => Tokenizer::from_file(Path::new(path))?.vocab_size(),
+    })
+}

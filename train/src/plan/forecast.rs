@@ -1,0 +1,127 @@
+//! Bytes of a run from what it is made of.
+
+use lowrank_models::adapter::{AdapterConfig, Rule};
+use lowrank_models::{LlamaConfig, ops};
+
+use super::{Inventory, Part};
+use crate::config::Config;
+use crate::engine::BackwardMode;
+use crate::job::JobError;
+
+/// What a run is expected to take, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// All weights.
+    pub weights: u64,
+    /// Most gradients that exist at a time.
+    pub gradients: u64,
+    /// Optimizer state.
+    pub state: u64,
+    /// Most that a forward pass leaves for the backward pass.
+    pub activations: u64,
+    /// The process at its peak.
+    pub peak: u64,
+}
+
+/// The program itself: its code, its threads and small things.
+const PROGRAM: u64 = 20 << 20;
+/// A tokenizer, for each of its ids.
+const TOKENIZER: u64 = 450;
+
+/// Forecasts the run of a configuration whose model has this shape, and this adapter.
+pub fn forecast(
+    config: &Config,
+    llama: &LlamaConfig,
+    adapter: Option<&AdapterConfig>,
+    rule: &Rule,
+) -> Result<Forecast, JobError> {
+    let inventory = Inventory::of(config, llama, adapter, rule)?;
+    Ok(Step::of(config, &inventory).forecast())
+}
+
+/// The sizes of one step.
+struct Step<'a> {
+    inventory: &'a Inventory,
+    backward: BackwardMode,
+    micro_batches: u64,
+    /// A block's input.
+    input: u64,
+    /// What a block keeps, its input included.
+    block: u64,
+    /// What the backward pass of a block needs beyond that, gradients of weights left out.
+    slopes: u64,
+    /// What the loss needs beside what it keeps: the logits of some rows.
+    logits: u64,
+}
+
+impl<'a> Step<'a> {
+    fn of(config: &Config, inventory: &'a Inventory) -> Self {
+        let llama = &inventory.llama;
+        let tokens = (config.train.batch * config.train.seq_len) as u64;
+        let floats = |values: usize| 4 * tokens * values as u64;
+        let branches: usize = inventory.branches.iter().sum();
+        Self {
+            inventory,
+            backward: config.train.backward,
+            micro_batches: config.train.accumulation as u64,
+            input: floats(llama.hidden_size),
+            block: floats(llama.kept() + branches) + 4 * inventory.dense_updates as u64,
+            // The gradients of the gate and of what it multiplies stand beside the gradient of their product; two sums run along.
+            slopes: floats(2 * llama.intermediate_size + 2 * llama.hidden_size) + 4 * inventory.dense_updates as u64,
+            logits: 4 * tokens.min(ops::LOSS_ROWS as u64) * llama.vocab_size as u64,
+        }
+    }
+
+    fn forecast(&self) -> Forecast {
+        let Inventory { embedding, blocks, head, largest, .. } = self.inventory;
+        let total = self.inventory.total();
+        let layers = blocks.len() as u64;
+        let most = |of: fn(&Part) -> u64| blocks.iter().map(of).max().unwrap_or(0);
+        let block_grads = most(|part| part.trained);
+        // With a tied embedding the loss makes the gradient of the table.
+        let head_grads = if self.inventory.llama.tie_word_embeddings { embedding.trained } else { head.trained };
+        // Norm, gradient of the loss at its input, and that of the head, which comes with the loss.
+        let loss = 3 * self.input + head_grads;
+        let in_blocks: u64 = blocks.iter().map(|part| part.trained).sum();
+        // Earlier micro-batches have left a gradient of everything.
+        let gathered = if self.micro_batches > 1 { total.trained } else { 0 };
+        let (activations, gradients, passes) = match self.backward {
+            BackwardMode::Whole => {
+                let kept = layers * self.block + loss;
+                let first = kept + self.logits;
+                let top = layers * self.block + head_grads + self.input + self.slopes + block_grads;
+                let bottom = self.block + head_grads + in_blocks + self.slopes;
+                let end = total.trained + self.input;
+                (kept, total.trained, [first, top, bottom, end])
+            }
+            BackwardMode::Checkpointed => {
+                let inputs = layers * self.input;
+                let first = inputs + loss + self.logits;
+                let top = inputs + head_grads + self.input + self.block + self.slopes + block_grads;
+                let bottom = head_grads + in_blocks + self.block + self.slopes;
+                let end = total.trained + self.input;
+                (inputs + self.block.max(loss), total.trained, [first, top, bottom, end])
+            }
+            BackwardMode::PerLayer => {
+                let inputs = layers * self.input;
+                let tied = if self.inventory.llama.tie_word_embeddings { embedding.trained } else { 0 };
+                let first = inputs + loss + self.logits;
+                let top = inputs + tied + self.input + self.block + self.slopes + block_grads;
+                let end = embedding.trained + tied + self.input;
+                let gradients = block_grads.max(head.trained).max(embedding.trained);
+                (inputs + self.block.max(loss), gradients, [first, top, 0, end])
+            }
+        };
+        // A tensor that is saved is copied, and once more in the order of its file.
+        let saving = 2 * largest;
+        let work = passes.into_iter().map(|pass| pass + gathered).chain([saving]).max().unwrap_or(0);
+        let program = PROGRAM + TOKENIZER * self.inventory.llama.vocab_size as u64;
+        Forecast {
+            weights: total.weights,
+            gradients,
+            state: total.state,
+            activations,
+            peak: program + total.weights + total.state + work,
+        }
+    }
+}

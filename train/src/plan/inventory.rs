@@ -1,0 +1,179 @@
+//! The tensors of a run by the part of the model that they belong to.
+
+use lowrank_models::adapter::{AdapterConfig, Attach, Report, Rule};
+use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource};
+use lowrank_optim::registry::find;
+use lowrank_optim::rules::LoraProMode;
+use lowrank_optim::{StateMeter, Who};
+
+use crate::config::Config;
+use crate::job::{self, JobError};
+use crate::run::BlockAllocator;
+
+/// Bytes of a part of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// All its tensors.
+    pub weights: u64,
+    /// Those that are trained, which is what their gradients take.
+    pub trained: u64,
+    /// Optimizer state.
+    pub state: u64,
+}
+
+impl Part {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            weights: self.weights + other.weights,
+            trained: self.trained + other.trained,
+            state: self.state + other.state,
+        }
+    }
+}
+
+/// The tensors of a run.
+#[derive(Clone, Debug)]
+pub struct Inventory {
+    /// The model.
+    pub llama: LlamaConfig,
+    /// The token embedding.
+    pub embedding: Part,
+    /// Each block.
+    pub blocks: Vec<Part>,
+    /// The norm before the head, and the head.
+    pub head: Part,
+    /// Bytes of the largest tensor.
+    pub largest: u64,
+    /// Width between the factors of the adapter on each of a block's linear layers, where there is one.
+    pub branches: Vec<usize>,
+    /// Values of dense updates that an adapter forms in the forward pass of a block.
+    pub dense_updates: usize,
+}
+
+impl Inventory {
+    /// Of the run that a configuration describes, with the shape of its model and its adapter.
+    ///
+    /// The model is built with zeros that nobody ever touches, and takes no memory for them.
+    pub fn of(
+        config: &Config,
+        llama: &LlamaConfig,
+        adapter: Option<&AdapterConfig>,
+        rule: &Rule,
+    ) -> Result<Self, JobError> {
+        // What an adapter begins with may take long to compute: on one block in place of all, which are alike.
+        let built = match adapter {
+            Some(_) => LlamaConfig { num_hidden_layers: 1, ..llama.clone() },
+            None => llama.clone(),
+        };
+        let device = job::device(&config.train.device)?.autodiff();
+        let model = Llama::build(&built, &mut Blank, &device)?;
+        let (model, report) = match adapter {
+            Some(adapter) => {
+                // How it begins changes no size.
+                let blank = AdapterConfig { init: "default".into(), layers: None, ..adapter.clone() };
+                let (model, report) = model.attach(Attach::new(blank))?;
+                (rule.freeze(model), Some(report))
+            }
+            None => (model, None),
+        };
+        let mut inventory = Self {
+            llama: llama.clone(),
+            embedding: Part::default(),
+            blocks: vec![Part::default(); built.num_hidden_layers],
+            head: Part::default(),
+            largest: 0,
+            branches: report.iter().flat_map(branches).collect(),
+            dense_updates: report.iter().map(dense_updates).sum(),
+        };
+        for (path, bytes) in job::sizes(&model) {
+            inventory.part(&path).weights += bytes;
+            inventory.largest = inventory.largest.max(bytes);
+        }
+        let meter = StateMeter::new();
+        let cycle = job::cycle(config, &llama.parameterization);
+        let method = find(&config.optimizer.name)?;
+        let options = job::optimizer_options(config)?;
+        let options = rule.options(method.name, options)?;
+        for stepped in job::optimizer(config, rule, &model, &cycle, &meter)?.parameters {
+            let parameter = &stepped.parameter;
+            let values: usize = parameter.shape.iter().product();
+            let shape = match parameter.shape.as_slice() {
+                [rows, columns] => [*rows, *columns],
+                _ => [values, 1],
+            };
+            let state = match stepped.who {
+                Who::Method(_) => method.state_bytes(&options, shape)?,
+                Who::Descent => 0,
+                Who::TooSmall(_) | Who::AdamW => 8 * values,
+            };
+            let part = inventory.part(&parameter.path);
+            part.trained += 4 * values as u64;
+            part.state += state as u64;
+        }
+        // Two moments of whole weights, which belong to the rule.
+        if let (Rule::LoraPro { mode: LoraProMode::Full, .. }, Some(report)) = (rule, &report) {
+            inventory.blocks[0].state += 8 * adapted_values(report) as u64;
+        }
+        if let (Some(adapter), [block]) = (adapter, inventory.blocks.as_slice()) {
+            let (block, plain) = (*block, plain_block(llama));
+            let adapted = |layer| adapter.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
+            let blocks = (0..llama.num_hidden_layers).map(|layer| if adapted(layer) { block } else { plain });
+            inventory.blocks = blocks.collect();
+        }
+        drop(model);
+        // Blocks that are kept would be written with zeros the next time.
+        BlockAllocator::begin_anew();
+        Ok(inventory)
+    }
+
+    /// The part that a path belongs to.
+    fn part(&mut self, path: &str) -> &mut Part {
+        let block = path.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        match block {
+            Some(block) => &mut self.blocks[block],
+            None if path.starts_with("model.embed_tokens") => &mut self.embedding,
+            None => &mut self.head,
+        }
+    }
+
+    /// The whole model.
+    pub fn total(&self) -> Part {
+        self.blocks.iter().fold(self.embedding.plus(self.head), |sum, block| sum.plus(*block))
+    }
+}
+
+/// A block that no adapter stands on, all frozen.
+fn plain_block(llama: &LlamaConfig) -> Part {
+    let values = llama.block_shapes().map(|[d_in, d_out]| d_in * d_out).sum::<usize>() + 2 * llama.hidden_size;
+    Part { weights: 4 * values as u64, ..Part::default() }
+}
+
+fn branches(report: &Report) -> Vec<usize> {
+    report.layers.iter().map(|layer| layer.place.rank.max(1)).collect()
+}
+
+fn dense_updates(report: &Report) -> usize {
+    if report.structure.dense_forward { adapted_values(report) } else { 0 }
+}
+
+/// Values of the weights that the adapter stands on.
+fn adapted_values(report: &Report) -> usize {
+    report.layers.iter().map(|layer| layer.place.shape[0] * layer.place.shape[1]).sum()
+}
+
+/// Zeros that are never written: the system gives no memory for them.
+struct Blank;
+
+impl WeightSource for Blank {
+    fn matrix(&mut self, _: &str, shape: [usize; 2], _: Layout, _: Init) -> Result<Vec<f32>, ModelError> {
+        Ok(vec![0.0; shape[0] * shape[1]])
+    }
+
+    fn vector(&mut self, _: &str, len: usize, _: Init) -> Result<Vec<f32>, ModelError> {
+        Ok(vec![0.0; len])
+    }
+
+    fn positions(&mut self, _: &str, count: usize, _: usize, _: Option<Choose>) -> Result<Vec<i32>, ModelError> {
+        Ok(vec![0; count])
+    }
+}

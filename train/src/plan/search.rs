@@ -1,0 +1,267 @@
+//! What could be done to make a run fit, and which of it changes least.
+
+use super::Forecast;
+use crate::config::{Config, Job, Layers};
+use crate::engine::BackwardMode;
+use crate::job::JobError;
+use crate::run::{bytes, parse_bytes};
+
+/// Which settings of a run may be changed to make it fit: those that nobody asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freedom {
+    parameterization: bool,
+    optimizer: bool,
+    backward: bool,
+    batch: bool,
+    clip: bool,
+}
+
+impl Freedom {
+    /// What the layers leave open.
+    pub fn of(layers: &Layers, job: Job) -> Self {
+        let free = |key: &str| !layers.has(key);
+        Self {
+            parameterization: job == Job::Pretrain && free("model.parameterization"),
+            optimizer: free("optimizer.name"),
+            backward: free("train.backward"),
+            batch: free("train.batch") && free("train.accumulation"),
+            clip: free("optimizer.clip") && free("optimizer.block_clip") && free("train.max_skipped_steps"),
+        }
+    }
+}
+
+/// One way to run.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The whole configuration.
+    pub config: Config,
+    /// What it takes.
+    pub forecast: Forecast,
+    /// How much it differs from what was asked for; 0 for not at all.
+    pub concessions: f64,
+}
+
+impl Candidate {
+    /// What it is, in the words of the settings.
+    pub fn told(&self) -> String {
+        let Config { model, optimizer, train, .. } = &self.config;
+        let mut text = String::new();
+        if self.config.run.job == Job::Pretrain {
+            text.push_str(&model.parameterization);
+            if let Some(rank) = model.rank.filter(|_| model.parameterization != "dense") {
+                text.push_str(&format!(" of rank {rank}"));
+            }
+            text.push_str(", ");
+        }
+        text.push_str(&format!("{}, {} backward, batch {}", optimizer.name, mode(train.backward), train.batch));
+        if train.accumulation > 1 {
+            text.push_str(&format!(" x {}", train.accumulation));
+        }
+        text
+    }
+}
+
+/// Name of a mode, as in settings.
+pub fn mode(backward: BackwardMode) -> &'static str {
+    match backward {
+        BackwardMode::Whole => "whole",
+        BackwardMode::Checkpointed => "checkpointed",
+        BackwardMode::PerLayer => "per-layer",
+    }
+}
+
+/// What each change costs, as a choice of one over another: first what leaves the numbers as they are and takes time, then what changes the
+/// optimizer a little, then what clips differently, then what trains another model, and last what sees fewer tokens in a step.
+const CHECKPOINTED: f64 = 1.0;
+const SPLIT: f64 = 0.1;
+const EIGHT_BIT: f64 = 2.0;
+const PER_LAYER: f64 = 4.0;
+const SPARSE: f64 = 8.0;
+const FEWER: f64 = 16.0;
+
+/// All ways to run within the freedom, those that change least first. Ways that are refused are left out; when all are, the first refusal is given.
+pub fn candidates(
+    config: &Config,
+    freedom: Freedom,
+    hidden_size: usize,
+    forecast: &dyn Fn(&Config) -> Result<Forecast, JobError>,
+) -> Result<Vec<Candidate>, JobError> {
+    let (mut found, mut refused) = (Vec::new(), None);
+    for (config, concessions) in variations(config, freedom, hidden_size) {
+        match forecast(&config) {
+            Ok(forecast) => found.push(Candidate { config, forecast, concessions }),
+            Err(error) => drop(refused.get_or_insert(error)),
+        }
+    }
+    found.sort_by(|a, b| a.concessions.total_cmp(&b.concessions).then(a.forecast.peak.cmp(&b.forecast.peak)));
+    match (found.is_empty(), refused) {
+        (true, Some(error)) => Err(error),
+        _ => Ok(found),
+    }
+}
+
+fn variations(config: &Config, freedom: Freedom, hidden_size: usize) -> Vec<(Config, f64)> {
+    let mut all = vec![(config.clone(), 0.0)];
+    let mut vary = |free: bool, more: &dyn Fn(&Config) -> Vec<(Config, f64)>| {
+        if free {
+            let varied: Vec<_> = all
+                .iter()
+                .flat_map(|(config, cost)| more(config).into_iter().map(move |(config, more)| (config, cost + more)))
+                .collect();
+            all.extend(varied);
+        }
+    };
+    vary(freedom.parameterization && config.model.parameterization == "dense", &|config| {
+        let mut sparse = config.clone();
+        sparse.model.parameterization = "sltrain".into();
+        // A quarter of the width, as in the papers.
+        sparse.model.rank = sparse.model.rank.or(Some((hidden_size / 4).max(1)));
+        vec![(sparse, SPARSE)]
+    });
+    vary(freedom.optimizer && config.optimizer.name == "adamw", &|config| {
+        let mut small = config.clone();
+        small.optimizer.name = "adamw-8bit".into();
+        vec![(small, EIGHT_BIT)]
+    });
+    let whole = freedom.backward && config.train.backward == BackwardMode::Whole;
+    vary(whole, &|config| {
+        let mut checkpointed = config.clone();
+        checkpointed.train.backward = BackwardMode::Checkpointed;
+        let mut ways = vec![(checkpointed, CHECKPOINTED)];
+        if config.train.accumulation == 1 && freedom.clip {
+            let mut layered = config.clone();
+            layered.train.backward = BackwardMode::PerLayer;
+            layered.optimizer.block_clip = std::mem::take(&mut layered.optimizer.clip);
+            layered.train.max_skipped_steps = 0;
+            ways.push((layered, PER_LAYER));
+        }
+        ways
+    });
+    vary(freedom.batch, &|config| {
+        let halves =
+            std::iter::successors(Some(config.train.batch), |batch| batch.is_multiple_of(2).then_some(batch / 2));
+        halves
+            .enumerate()
+            .skip(1)
+            .map(|(times, batch)| {
+                let mut split = config.clone();
+                split.train.batch = batch;
+                // Blocks that are updated at once cannot wait for further micro-batches.
+                match config.train.backward {
+                    BackwardMode::PerLayer => (split, FEWER * times as f64),
+                    _ => {
+                        split.train.accumulation *= 1 << times;
+                        (split, SPLIT * times as f64)
+                    }
+                }
+            })
+            .collect()
+    });
+    all
+}
+
+/// The way to run that fits `train.memory` and changes least, or why there is none.
+pub fn choose(
+    config: &Config,
+    freedom: Freedom,
+    hidden_size: usize,
+    forecast: &dyn Fn(&Config) -> Result<Forecast, JobError>,
+) -> Result<Candidate, JobError> {
+    let limit = limit(config)?.unwrap_or(u64::MAX);
+    let mut found = candidates(config, freedom, hidden_size, forecast)?;
+    if let Some(place) = found.iter().position(|candidate| candidate.forecast.peak <= limit) {
+        return Ok(found.swap_remove(place));
+    }
+    let Some(smallest) = found.iter().min_by_key(|candidate| candidate.forecast.peak) else {
+        unreachable!("the configuration itself is a candidate or was refused");
+    };
+    let Forecast { weights, gradients, state, activations, peak } = smallest.forecast;
+    let cure = match weights > limit {
+        true => "the weights alone are larger; take a smaller model",
+        false => "raise it, shorten train.seq_len, lower model.rank, or take a smaller model",
+    };
+    Err(JobError::Settings(format!(
+        "train.memory = {}: nothing fits. The least is {} with {}: weights {}, gradients {}, optimizer state {}, activations {}; {cure}",
+        bytes(limit),
+        bytes(peak),
+        smallest.told(),
+        bytes(weights),
+        bytes(gradients),
+        bytes(state),
+        bytes(activations)
+    )))
+}
+
+/// The bytes of `train.memory`; none where there is no limit.
+pub fn limit(config: &Config) -> Result<Option<u64>, JobError> {
+    let text = config.train.memory.as_str();
+    match (text.is_empty(), parse_bytes(text)) {
+        (true, _) => Ok(None),
+        (_, Some(limit)) => Ok(Some(limit)),
+        _ => Err(JobError::Settings(format!(
+            "train.memory = \"{text}\": write it as a number with a unit, such as 8GiB or 900MB"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free(settings: &[&str]) -> (Config, Freedom) {
+        let mut layers = Layers::default();
+        settings.iter().for_each(|setting| layers.set(setting).unwrap());
+        (layers.resolve(&Config::of(Job::Pretrain)).unwrap(), Freedom::of(&layers, Job::Pretrain))
+    }
+
+    /// A forecast in which every change saves something.
+    fn shrinking(config: &Config) -> Result<Forecast, JobError> {
+        let mut peak = 1000.0;
+        for (saves, share) in [
+            (config.model.parameterization == "sltrain", 0.5),
+            (config.optimizer.name == "adamw-8bit", 0.8),
+            (config.train.backward == BackwardMode::Checkpointed, 0.8),
+            (config.train.backward == BackwardMode::PerLayer, 0.7),
+            (config.train.batch < 4, 0.9),
+        ] {
+            peak *= if saves { share } else { 1.0 };
+        }
+        Ok(Forecast { weights: 100, gradients: 0, state: 0, activations: 0, peak: peak as u64 })
+    }
+
+    #[test]
+    fn the_least_change_that_fits_is_taken() {
+        let told = |memory: &str, settings: &[&str]| {
+            let memory = format!("train.memory={memory}");
+            let (config, freedom) = free(&[&[memory.as_str()], settings].concat());
+            choose(&config, freedom, 64, &shrinking).map(|candidate| candidate.told())
+        };
+        assert_eq!(told("1000B", &[]).unwrap(), "dense, adamw, whole backward, batch 4");
+        assert_eq!(told("900B", &[]).unwrap(), "dense, adamw, whole backward, batch 2 x 2");
+        assert_eq!(told("800B", &[]).unwrap(), "dense, adamw, checkpointed backward, batch 4");
+        assert_eq!(told("600B", &[]).unwrap(), "dense, adamw-8bit, checkpointed backward, batch 2 x 2");
+        assert_eq!(told("500B", &[]).unwrap(), "sltrain of rank 16, adamw, whole backward, batch 4");
+        assert_eq!(told("280B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 4");
+        assert_eq!(told("260B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 2");
+
+        // What is asked for stays.
+        assert_eq!(told("800B", &["train.batch=4"]).unwrap(), "dense, adamw, checkpointed backward, batch 4");
+        assert_eq!(told("800B", &["train.backward=whole"]).unwrap(), "dense, adamw-8bit, whole backward, batch 4");
+        let clipped = told("700B", &["optimizer.clip=0.5", "optimizer.name=adamw", "train.batch=4"]).unwrap();
+        assert_eq!(clipped, "sltrain of rank 16, adamw, whole backward, batch 4");
+
+        let refused = told("200B", &[]).unwrap_err().to_string();
+        for part in ["200 B", "252 B", "weights 100 B", "per-layer", "train.seq_len"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert!(told("50B", &[]).unwrap_err().to_string().contains("the weights alone"));
+    }
+
+    #[test]
+    fn clipping_goes_with_blocks_that_are_updated_at_once() {
+        let (config, freedom) = free(&["train.memory=280B"]);
+        let chosen = choose(&config, freedom, 64, &shrinking).unwrap().config;
+        assert_eq!((chosen.optimizer.clip, chosen.optimizer.block_clip), (0.0, 1.0));
+        assert_eq!((chosen.model.rank, chosen.train.accumulation), (Some(16), 1));
+    }
+}
