@@ -264,8 +264,8 @@ impl Parameterization {
         match self {
             Self::Dense | Self::SlTrain { .. } | Self::ReLora { .. } => 0,
             Self::LowRank { rank, .. } | Self::Loro { rank, .. } => *rank,
-            Self::Cola { rank, .. } => 2 * rank,
-            Self::Lost { rank, density, .. } => 2 * rank + channels(*density, d_in),
+            Self::Cola { rank, .. } => 3 * rank,
+            Self::Lost { rank, density, .. } => 3 * rank + channels(*density, d_in),
         }
     }
 
