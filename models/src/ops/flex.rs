@@ -127,26 +127,56 @@ pub(super) fn product(
     b: Matrix<&[f32]>,
     parallel: bool,
 ) {
-    assert!(a.columns == b.rows && out.rows == a.rows && out.columns == b.columns, "shapes of a product");
-    assert!(
-        out.extent() <= out.data.len() && a.extent() <= a.data.len() && b.extent() <= b.data.len(),
-        "memory of a product"
-    );
+    assert!(out.rows == a.rows && out.columns == b.columns, "shapes of a product");
+    assert!(out.extent() <= out.data.len(), "memory of a product");
     assert!(out.row_stride >= out.columns || out.column_stride >= out.rows, "values of a product must not overlap");
+    // SAFETY: the output lies within its slice, which is borrowed mutably, so it overlaps with no input.
+    unsafe { multiply(out.data.as_mut_ptr(), [out.row_stride, out.column_stride], add, factor, a, b, parallel) }
+}
+
+/// `factor * a b` row-major, in fresh memory that nobody cleared.
+pub(super) fn multiplied(factor: f32, a: Matrix<&[f32]>, b: Matrix<&[f32]>) -> Vec<f32> {
+    let count = a.rows * b.columns;
+    let mut out = Vec::with_capacity(count);
+    // SAFETY: the output has room for its rows one after another and belongs to nobody else; without `add` all of its values are written and
+    // none is read, so they are initialised when the length is set.
+    unsafe {
+        multiply(out.as_mut_ptr(), [b.columns, 1], false, factor, a, b, true);
+        out.set_len(count);
+    }
+    out
+}
+
+/// [`product`] with an output of the rows of `a` and the columns of `b`, in memory with these strides of rows and columns.
+///
+/// # Safety
+///
+/// The output must be writable at every index that its size and strides give, overlap with no input, and be initialised when `add`.
+unsafe fn multiply(
+    out: *mut f32,
+    [row_stride, column_stride]: [usize; 2],
+    add: bool,
+    factor: f32,
+    a: Matrix<&[f32]>,
+    b: Matrix<&[f32]>,
+    parallel: bool,
+) {
+    assert!(a.columns == b.rows, "shapes of a product");
+    assert!(a.extent() <= a.data.len() && b.extent() <= b.data.len(), "memory of a product");
     let parallelism = match parallel {
         true => gemm::Parallelism::Rayon(0),
         false => gemm::Parallelism::None,
     };
-    // SAFETY: every index `r * row_stride + c * column_stride` of the three matrices is below their extents, which are within the slices
-    // (asserted above); the output is borrowed mutably, so it overlaps with no input.
+    // SAFETY: every index `r * row_stride + c * column_stride` of the inputs is below their extents, which are within the slices (asserted
+    // above); the caller answers for the output.
     unsafe {
         gemm::gemm(
-            out.rows,
-            out.columns,
+            a.rows,
+            b.columns,
             a.columns,
-            out.data.as_mut_ptr(),
-            out.column_stride as isize,
-            out.row_stride as isize,
+            out,
+            column_stride as isize,
+            row_stride as isize,
             add,
             a.data.as_ptr(),
             a.column_stride as isize,
@@ -187,6 +217,7 @@ mod tests {
         product(Matrix::row_major(&mut out[..], 2, 2), false, 1.0, left, right, false);
         assert_eq!(out, [7.0, 9.0 - 0.0 - 1.0 + 1.0, 16.0, 16.5]);
         product(Matrix::row_major(&mut out[..], 2, 2).transposed(), true, 2.0, left, right, true);
+        assert_eq!(multiplied(2.0, left, right), [14.0, 18.0, 32.0, 33.0]);
         assert_eq!(out, [7.0 + 14.0, 9.0 + 32.0, 16.0 + 18.0, 16.5 + 33.0]);
     }
 }

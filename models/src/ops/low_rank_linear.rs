@@ -54,7 +54,7 @@ mod fused {
     use burn::tensor::Tensor;
     use burn_flex::FlexTensor;
 
-    use crate::ops::flex::{Matrix, contiguous, product, tensor, values};
+    use crate::ops::flex::{Matrix, contiguous, multiplied, product, tensor, values};
     use crate::weights::host;
 
     pub fn low_rank_linear(
@@ -173,14 +173,6 @@ mod fused {
     fn matrix(x: &FlexTensor) -> Matrix<&[f32]> {
         let [rows, columns] = size(x);
         Matrix::row_major(values(x), rows, columns)
-    }
-
-    /// `factor * left right` in fresh memory.
-    fn multiplied(factor: f32, left: Matrix<&[f32]>, right: Matrix<&[f32]>) -> Vec<f32> {
-        let (rows, columns) = (left.rows, right.columns);
-        let mut out = vec![0.0; rows * columns];
-        product(Matrix::row_major(&mut out[..], rows, columns), false, factor, left, right, true);
-        out
     }
 
     /// Multiplies each column with its factor.

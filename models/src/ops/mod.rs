@@ -15,6 +15,8 @@ mod rotary;
 mod scaled_bases;
 mod sparse_cosines;
 mod sparse_low_rank;
+#[cfg(feature = "flex")]
+mod sparse_product;
 mod swiglu;
 
 use burn::tensor::{Int, Tensor};

@@ -50,12 +50,9 @@ mod fused {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::{DType, Int, Tensor};
     use burn_flex::FlexTensor;
-    use rayon::prelude::*;
 
-    use crate::ops::flex::{Matrix, contiguous, product, tensor, values, vectorised};
-
-    /// Rows of `x` that one task takes: a cache line or more of each column.
-    const CHUNK: usize = 64;
+    use crate::ops::flex::{Matrix, contiguous, multiplied, tensor, values};
+    use crate::ops::sparse_product::{Sparse, add_product, add_slopes};
 
     pub fn sparse_low_rank(
         x: Tensor<2>,
@@ -150,53 +147,19 @@ mod fused {
         Matrix::row_major(values(x), rows, columns)
     }
 
-    /// `(output, input)` of every position.
-    fn pairs(positions: &FlexTensor, d_in: usize) -> Vec<(u32, u32)> {
+    /// The sparse part, by outputs.
+    fn sparse_part(sparse: &FlexTensor, positions: &FlexTensor, shape: [usize; 2]) -> Sparse {
         match positions.as_slice::<i32>() {
-            Some(positions) => {
-                positions.iter().map(|place| (*place as u32 / d_in as u32, *place as u32 % d_in as u32)).collect()
-            }
+            Some(positions) => Sparse::by_outputs(positions, values(sparse), shape),
             None => unreachable!("positions were cast to i32"),
         }
     }
 
-    /// `x A`, row-major.
-    fn narrow(x: &FlexTensor, a: &FlexTensor) -> Vec<f32> {
-        let ([rows, _], [_, rank]) = (size(x), size(a));
-        let mut h = vec![0.0; rows * rank];
-        product(Matrix::row_major(&mut h[..], rows, rank), false, 1.0, matrix(x), matrix(a), true);
-        h
-    }
-
-    /// Adds to each sum the column that an entry `((from, to), value)` names, times its value.
-    fn scatter<'a>(entries: impl Iterator<Item = ((u32, u32), &'a f32)>, columns: &[f32], sums: &mut [f32]) {
-        sums.fill(0.0);
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((from, to), value) in entries {
-                    let (sum, column) = (lane_mut(sums, to), lane(columns, from));
-                    sum.iter_mut().zip(column).for_each(|(sum, x)| *sum += value * x);
-                }
-            },
-        );
-    }
-
     fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
         let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
-        let h = narrow(x, a);
-        let mut y = vec![0.0; rows * d_out];
-        let h = Matrix::row_major(&h[..], rows, rank);
-        product(Matrix::row_major(&mut y[..], rows, d_out), false, scale, h, matrix(b), true);
-        let (pairs, sparse) = (pairs(positions, d_in), values(sparse));
-        y.par_chunks_mut(CHUNK * d_out).zip(values(x).par_chunks(CHUNK * d_in)).for_each_init(
-            || (vec![0.0; CHUNK * d_in], vec![0.0; CHUNK * d_out]),
-            |(columns, sums), (y, x)| {
-                to_columns(x, d_in, columns);
-                scatter(pairs.iter().map(|(output, input)| (*input, *output)).zip(sparse), columns, sums);
-                add_columns(sums, d_out, y);
-            },
-        );
+        let h = multiplied(1.0, matrix(x), matrix(a));
+        let mut y = multiplied(scale, Matrix::row_major(&h[..], rows, rank), matrix(b));
+        add_product(&sparse_part(sparse, positions, [d_in, d_out]), values(x), d_in, &mut y);
         tensor(y, [rows, d_out])
     }
 
@@ -210,132 +173,28 @@ mod fused {
         let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
         let db = wants_b.then(|| {
             // Cheaper to compute again than to keep.
-            let h = narrow(x, a);
-            let mut db = vec![0.0; rank * d_out];
+            let h = multiplied(1.0, matrix(x), matrix(a));
             let h = Matrix::row_major(&h[..], rows, rank).transposed();
-            product(Matrix::row_major(&mut db[..], rank, d_out), false, scale, h, matrix(dy), true);
-            tensor(db, [rank, d_out])
+            tensor(multiplied(scale, h, matrix(dy)), [rank, d_out])
         });
-        let mut dx = vec![0.0; if wants_x { rows * d_in } else { 0 }];
-        let mut da = None;
+        let (mut dx, mut da) = (None, None);
         if wants_a || wants_x {
-            let mut dh = vec![0.0; rows * rank];
-            let out = Matrix::row_major(&mut dh[..], rows, rank);
-            product(out, false, scale, matrix(dy), matrix(b).transposed(), true);
+            let dh = multiplied(scale, matrix(dy), matrix(b).transposed());
             let dh = Matrix::row_major(&dh[..], rows, rank);
-            if wants_x {
-                let out = Matrix::row_major(&mut dx[..], rows, d_in);
-                product(out, false, 1.0, dh, matrix(a).transposed(), true);
-            }
-            da = wants_a.then(|| {
-                let mut da = vec![0.0; d_in * rank];
-                let out = Matrix::row_major(&mut da[..], d_in, rank);
-                product(out, false, 1.0, matrix(x).transposed(), dh, true);
-                tensor(da, [d_in, rank])
+            dx = wants_x.then(|| multiplied(1.0, dh, matrix(a).transposed()));
+            da = wants_a.then(|| tensor(multiplied(1.0, matrix(x).transposed(), dh), [d_in, rank]));
+        }
+        let mut dsparse = None;
+        if wants_x || wants_sparse {
+            let (by_inputs, places) = sparse_part(sparse, positions, [d_in, d_out]).turned(d_in);
+            let x = wants_sparse.then(|| values(x));
+            dsparse = add_slopes(&by_inputs, values(dy), d_out, dx.as_deref_mut(), x).map(|slopes| {
+                let mut ordered = vec![0.0; slopes.len()];
+                places.iter().zip(slopes).for_each(|(place, slope)| ordered[*place as usize] = slope);
+                tensor(ordered, [places.len()])
             });
         }
-        let (pairs, sparse) = (pairs(positions, d_in), values(sparse));
-        let chunks = rows.div_ceil(CHUNK);
-        let mut parts = vec![0.0; if wants_sparse { chunks * pairs.len() } else { 0 }];
-        let task = |number: usize, dx: &mut [f32], part: &mut [f32], [inputs, outputs, sums]: &mut [Vec<f32>; 3]| {
-            let (first, last) = (number * CHUNK, rows.min((number + 1) * CHUNK));
-            to_columns(&values(dy)[first * d_out..last * d_out], d_out, outputs);
-            if !dx.is_empty() {
-                scatter(pairs.iter().copied().zip(sparse), outputs, sums);
-                add_columns(sums, d_in, dx);
-            }
-            if !part.is_empty() {
-                to_columns(&values(x)[first * d_in..last * d_in], d_in, inputs);
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for ((output, input), slope) in pairs.iter().zip(part) {
-                            *slope = dot(lane(inputs, *input), lane(outputs, *output));
-                        }
-                    },
-                );
-            }
-        };
-        let memory = || [vec![0.0; CHUNK * d_in], vec![0.0; CHUNK * d_out], vec![0.0; CHUNK * d_in]];
-        let count = pairs.len();
-        match (wants_x, wants_sparse) {
-            (true, true) => dx
-                .par_chunks_mut(CHUNK * d_in)
-                .zip(parts.par_chunks_mut(count))
-                .enumerate()
-                .for_each_init(memory, |memory, (number, (dx, part))| task(number, dx, part, memory)),
-            (true, false) => dx
-                .par_chunks_mut(CHUNK * d_in)
-                .enumerate()
-                .for_each_init(memory, |memory, (number, dx)| task(number, dx, &mut [], memory)),
-            (false, true) => parts
-                .par_chunks_mut(count)
-                .enumerate()
-                .for_each_init(memory, |memory, (number, part)| task(number, &mut [], part, memory)),
-            (false, false) => {}
-        }
-        let dsparse = wants_sparse.then(|| {
-            // In the order of the rows, whatever the threads did.
-            let mut sums = vec![0.0; count];
-            for part in parts.chunks(count) {
-                sums.iter_mut().zip(part).for_each(|(sum, part): (&mut f32, &f32)| *sum += part);
-            }
-            tensor(sums, [count])
-        });
-        [wants_x.then(|| tensor(dx, [rows, d_in])), da, db, dsparse]
-    }
-
-    fn lane(columns: &[f32], place: u32) -> &[f32; CHUNK] {
-        match columns[place as usize * CHUNK..][..CHUNK].as_array() {
-            Some(lane) => lane,
-            None => unreachable!("a lane has as many values as a chunk has rows"),
-        }
-    }
-
-    fn lane_mut(columns: &mut [f32], place: u32) -> &mut [f32; CHUNK] {
-        match columns[place as usize * CHUNK..][..CHUNK].as_mut_array() {
-            Some(lane) => lane,
-            None => unreachable!("a lane has as many values as a chunk has rows"),
-        }
-    }
-
-    #[inline(always)]
-    fn dot(a: &[f32; CHUNK], b: &[f32; CHUNK]) -> f32 {
-        let mut sums = [0f32; 16];
-        for (a, b) in a.as_chunks::<16>().0.iter().zip(b.as_chunks::<16>().0) {
-            for lane in 0..16 {
-                sums[lane] += a[lane] * b[lane];
-            }
-        }
-        sums.iter().sum()
-    }
-
-    /// Rows of `width` values as columns of `CHUNK`; missing rows are zero.
-    fn to_columns(rows: &[f32], width: usize, columns: &mut [f32]) {
-        let count = rows.len() / width;
-        if count < CHUNK {
-            columns.fill(0.0);
-        }
-        // In tiles, so that both sides stay in the cache.
-        for first in (0..width).step_by(16) {
-            let last = width.min(first + 16);
-            for (number, row) in rows.chunks_exact(width).enumerate() {
-                for (column, x) in row[first..last].iter().enumerate() {
-                    columns[(first + column) * CHUNK + number] = *x;
-                }
-            }
-        }
-    }
-
-    fn add_columns(columns: &[f32], width: usize, rows: &mut [f32]) {
-        for first in (0..width).step_by(16) {
-            let last = width.min(first + 16);
-            for (number, row) in rows.chunks_exact_mut(width).enumerate() {
-                for (column, x) in row[first..last].iter_mut().enumerate() {
-                    *x += columns[(first + column) * CHUNK + number];
-                }
-            }
-        }
+        [dx.map(|dx| tensor(dx, [rows, d_in])), da, db, dsparse]
     }
 
     #[cfg(test)]
