@@ -98,8 +98,10 @@ impl<'a> Step<'a> {
                 let inputs = layers * self.input;
                 let first = inputs + loss + self.logits;
                 let top = inputs + head_grads + self.input + self.block + self.slopes + block_grads;
-                let bottom = head_grads + in_blocks + self.block + self.slopes;
-                let end = total.trained + self.input;
+                // Once there are gathered gradients, those of a segment are added to them before the next ones come.
+                let (above, all) = if gathered > 0 { (0, embedding.trained) } else { (in_blocks, total.trained) };
+                let bottom = head_grads + above + self.block + self.slopes;
+                let end = all + self.input;
                 (inputs + self.block.max(loss), total.trained, [first, top, bottom, end])
             }
             BackwardMode::PerLayer => {

@@ -1,0 +1,104 @@
+//! Runs within a stated amount of memory: what is forecast, chosen and refused.
+
+#[path = "program.rs"]
+mod program;
+
+use program::{Workshop, refused, stderr, succeeded, summary};
+
+/// Large enough for the model to outweigh the program.
+const SHAPE: [&str; 11] = [
+    "data.path=text",
+    "tokenizer.path=bytes",
+    "data.cache=cache",
+    "model.hidden_size=384",
+    "model.intermediate_size=1024",
+    "model.num_hidden_layers=4",
+    "model.num_attention_heads=6",
+    "train.seq_len=128",
+    "log.sample_tokens=0",
+    "eval.every=0",
+    "schedule.warmup_steps=1",
+];
+
+fn args<'a>(out: &'a str, memory: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["pretrain", "--out", out, "--memory", memory, "--steps", "3"];
+    SHAPE.iter().for_each(|setting| args.extend(["--set", setting]));
+    args.extend(more);
+    args
+}
+
+#[test]
+fn the_peak_is_what_was_forecast() {
+    let shop = Workshop::new(20);
+    let layered = ["--backward", "per-layer", "--set", "optimizer.clip=0"];
+    let ways: [(&str, Vec<&str>); 6] = [
+        ("whole", vec!["--backward", "whole"]),
+        ("checkpointed", vec!["--backward", "checkpointed", "--optimizer", "adamw-8bit"]),
+        ("layered", layered.to_vec()),
+        ("sltrain", [&["--parameterization", "sltrain", "--set", "model.rank=96"], &layered[..]].concat()),
+        ("cola", vec!["--parameterization", "cola", "--set", "model.rank=96", "--backward", "whole"]),
+        ("parts", vec!["--backward", "whole", "--set", "train.accumulation=3", "--optimizer", "galore"]),
+    ];
+    for (name, way) in ways {
+        let fixed = ["--batch", "4", "--optimizer", "adamw", "--parameterization", "dense"];
+        let fixed = fixed.chunks(2).filter(|pair| !way.contains(&pair[0])).flatten().copied();
+        succeeded(shop.run(&args(name, "20GiB", &fixed.chain(way.iter().copied()).collect::<Vec<_>>())));
+        let summary = summary(&shop.path(name));
+        let number = |key: &str| summary[key].as_f64().expect("a number");
+        let ratio = number("forecast_bytes") / number("peak_rss_bytes");
+        println!("{name}: {} of {}, {ratio:.3}", number("forecast_bytes"), number("peak_rss_bytes"));
+        assert!((0.9..1.1).contains(&ratio), "{name}: {ratio}");
+        assert!(number("activation_bytes") > 0.0, "{name}");
+    }
+}
+
+#[test]
+fn a_limit_changes_the_least_and_holds() {
+    let shop = Workshop::new(20);
+    let output = succeeded(shop.run(&args("run", "120MiB", &[])));
+    let told = stderr(&output);
+    assert!(told.contains("within 120 MiB:") && told.contains("expected"), "{told}");
+    let peak = summary(&shop.path("run"))["peak_rss_bytes"].as_u64().expect("a number");
+    assert!(peak <= (120 << 20) * 11 / 10, "{peak}");
+    let config = std::fs::read_to_string(shop.path("run/config.toml")).expect("the configuration");
+    assert!(!config.contains("backward = \"whole\"") || !config.contains("name = \"adamw\"\n"), "{config}");
+    succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "run", "--steps", "3"]));
+
+    for (memory, parts) in [
+        ("12MiB", vec!["12.0 MiB", "nothing fits", "the weights alone"]),
+        ("40MiB", vec!["40.0 MiB", "nothing fits", "weights", "optimizer state", "train.seq_len"]),
+        ("much", vec!["much", "8GiB"]),
+    ] {
+        refused(&shop.run(&args("refused", memory, &[])), &parts);
+        assert!(!shop.path("refused").exists(), "{memory} left a folder");
+    }
+}
+
+#[test]
+fn a_plan_lists_every_way_and_marks_what_fits() {
+    let shop = Workshop::new(1);
+    let plan = |more: &[&str]| {
+        let mut args = vec!["plan", "--model", "llama-60m", "--set", "tokenizer.vocab_size=8192"];
+        args.extend(more);
+        String::from_utf8_lossy(&succeeded(shop.run(&args)).stdout).into_owned()
+    };
+    let text = plan(&["--memory", "600MiB"]);
+    assert!(text.contains("yes   dense") && text.contains("no    dense") && text.contains("takes: dense"), "{text}");
+    for word in ["sltrain", "adamw-8bit", "checkpointed", "per-layer", "2 x 2"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let fixed = plan(&["--batch", "4", "--backward", "whole", "--optimizer", "galore", "--parameterization", "dense"]);
+    assert_eq!(fixed.lines().filter(|line| line.contains("galore")).count(), 1, "{fixed}");
+    assert!(plan(&["--memory", "50MiB"]).contains("nothing fits"));
+    refused(&shop.run(&["plan", "--model", "llama-60n"]), &["llama-60n", "llama-60m"]);
+}
+
+#[test]
+fn fine_tuning_stays_within_a_limit_too() {
+    let shop = Workshop::with_model(40);
+    let more = ["--memory", "200MiB", "--steps", "3", "--adapter", "lora", "--rank", "4"];
+    succeeded(shop.run(&shop.tuned("tuned", &more)));
+    let summary = summary(&shop.path("tuned"));
+    assert!(summary["forecast_bytes"].as_u64().is_some_and(|bytes| bytes < 200 << 20), "{summary}");
+    refused(&shop.run(&shop.tuned("small", &["--memory", "1MiB", "--steps", "3"])), &["1.00 MiB", "nothing fits"]);
+}
