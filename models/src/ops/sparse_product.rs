@@ -316,7 +316,7 @@ impl Turn {
             let second = |a, b| avx._mm256_shuffle_ps::<0b11_10_11_10>(a, b);
             let front = |a, b| avx._mm256_permute2f128_ps::<0x20>(a, b);
             let back = |a, b| avx._mm256_permute2f128_ps::<0x31>(a, b);
-            let [a, b, c, d, e, f, g, h]: [__m256; SIDE] = rows.map(|row| pulp::cast(row));
+            let [a, b, c, d, e, f, g, h]: [__m256; SIDE] = rows.map(pulp::cast);
             // Pairs of rows, then fours, then all eight.
             let [a, b, c, d] = [low(a, b), high(a, b), low(c, d), high(c, d)];
             let [e, f, g, h] = [low(e, f), high(e, f), low(g, h), high(g, h)];
