@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use lowrank_models::LlamaConfig;
 use lowrank_models::adapter::Rule;
 
 use super::training::SettingArgs;
@@ -50,7 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let llama = |config: &Config| model_config(&config.model, ids, 0).map(|hub| hub.llama);
     let shape = llama(&config)?;
     let limit = limit(&config)?;
-    let forecast = |config: &Config| forecast(config, &llama(config)?, None, &Rule::Plain);
+    let forecast = |config: &Config| forecast(config, &llama(config)?, None, &Rule::Plain, 0);
     let mut found = candidates(&config, Freedom::of(&layers, Job::Pretrain), shape.hidden_size, &forecast)?;
     let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);
     // Of those that do not fit, the nearest is the most interesting one.
@@ -116,8 +117,8 @@ fn row(candidate: &Candidate, fits: Option<bool>) -> Vec<String> {
     ]
 }
 
-fn dense_values(llama: &lowrank_models::LlamaConfig) -> u64 {
-    let dense = lowrank_models::LlamaConfig { parameterization: Default::default(), ..llama.clone() };
+fn dense_values(llama: &LlamaConfig) -> u64 {
+    let dense = LlamaConfig { parameterization: Default::default(), ..llama.clone() };
     dense.parameters() as u64
 }
 

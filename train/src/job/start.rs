@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoints, TrainerState, load_optimizer, load_rule};
 use crate::config::{Config, Job};
 use crate::engine::{Trainer, TrainerOptions};
 use crate::plan::{self, Forecast, Freedom};
-use crate::run::{RunFolder, Screen, Summary, bytes};
+use crate::run::{MemoryUse, RunFolder, Screen, Summary, bytes};
 
 impl Training {
     /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
@@ -158,7 +158,8 @@ fn fitting(
         screen.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
     }
     let hidden_size = llama(&config)?.hidden_size;
-    let forecast = |config: &Config| plan::forecast(config, &llama(config)?, adapter, rule);
+    let begun = MemoryUse::now().rss;
+    let forecast = |config: &Config| plan::forecast(config, &llama(config)?, adapter, rule, begun);
     let chosen = plan::choose(&config, freedom, hidden_size, &forecast)?;
     screen.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
     Ok((chosen.config, Some(chosen.forecast)))

@@ -28,15 +28,16 @@ const PROGRAM: u64 = 20 << 20;
 /// A tokenizer, for each of its ids.
 const TOKENIZER: u64 = 450;
 
-/// Forecasts the run of a configuration whose model has this shape, and this adapter.
+/// Forecasts the run of a configuration whose model has this shape, and this adapter, in a process that has already `begun` with so many bytes.
 pub fn forecast(
     config: &Config,
     llama: &LlamaConfig,
     adapter: Option<&AdapterConfig>,
     rule: &Rule,
+    begun: u64,
 ) -> Result<Forecast, JobError> {
     let inventory = Inventory::of(config, llama, adapter, rule)?;
-    Ok(Step::of(config, &inventory).forecast())
+    Ok(Step::of(config, &inventory).forecast(begun))
 }
 
 /// The sizes of one step.
@@ -72,7 +73,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn forecast(&self) -> Forecast {
+    fn forecast(&self, begun: u64) -> Forecast {
         let Inventory { embedding, blocks, head, largest, .. } = self.inventory;
         let total = self.inventory.total();
         let layers = blocks.len() as u64;
@@ -123,7 +124,7 @@ impl<'a> Step<'a> {
             gradients,
             state: total.state,
             activations,
-            peak: program + total.weights + total.state + work,
+            peak: program.max(begun) + total.weights + total.state + work,
         }
     }
 }
