@@ -11,7 +11,7 @@ use super::{print, table};
 use crate::config::{Config, Job};
 use crate::data::Tokenizer;
 use crate::job::{JobError, model_config, model_folder};
-use crate::plan::{Candidate, Freedom, candidates, forecast, limit, mode};
+use crate::plan::{Candidate, Forecaster, Freedom, candidates, limit, mode};
 use crate::run::{bytes, count};
 
 /// Tell what memory a pretraining will take, and how it could take less.
@@ -51,8 +51,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let llama = |config: &Config| model_config(&config.model, ids, 0).map(|hub| hub.llama);
     let shape = llama(&config)?;
     let limit = limit(&config)?;
-    let forecast = |config: &Config| forecast(config, &llama(config)?, None, &Rule::Plain, 0);
-    let mut found = candidates(&config, Freedom::of(&layers, Job::Pretrain), shape.hidden_size, &forecast)?;
+    let forecaster = Forecaster::new(&llama, None, &Rule::Plain, 0);
+    let freedom = Freedom::of(&layers, Job::Pretrain);
+    let mut found = candidates(&config, freedom, shape.hidden_size, &|config| forecaster.forecast(config))?;
     let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);
     // Of those that do not fit, the nearest is the most interesting one.
     found.sort_by_key(|candidate| if fits(candidate) { (false, 0) } else { (true, candidate.forecast.peak) });

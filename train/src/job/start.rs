@@ -15,7 +15,7 @@ use super::{JobError, Training, device, model_config, prepare_data, set_threads,
 use crate::checkpoint::{Checkpoints, TrainerState, load_optimizer, load_rule};
 use crate::config::{Config, Job};
 use crate::engine::{Trainer, TrainerOptions};
-use crate::plan::{self, Forecast, Freedom};
+use crate::plan::{self, Forecast, Forecaster, Freedom};
 use crate::run::{MemoryUse, RunFolder, Screen, Summary, bytes};
 
 impl Training {
@@ -158,9 +158,8 @@ fn fitting(
         screen.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
     }
     let hidden_size = llama(&config)?.hidden_size;
-    let begun = MemoryUse::now().rss;
-    let forecast = |config: &Config| plan::forecast(config, &llama(config)?, adapter, rule, begun);
-    let chosen = plan::choose(&config, freedom, hidden_size, &forecast)?;
+    let forecaster = Forecaster::new(llama, adapter, rule, MemoryUse::now().rss);
+    let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
     screen.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
     Ok((chosen.config, Some(chosen.forecast)))
 }

@@ -1,10 +1,14 @@
 //! Bytes of a run from what it is made of.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use lowrank_models::adapter::{AdapterConfig, Rule};
 use lowrank_models::{LlamaConfig, ops};
 
 use super::{Inventory, Part};
-use crate::config::Config;
+use crate::config::{Config, OptimizerSection};
 use crate::engine::BackwardMode;
 use crate::job::JobError;
 
@@ -28,16 +32,40 @@ const PROGRAM: u64 = 20 << 20;
 /// A tokenizer, for each of its ids.
 const TOKENIZER: u64 = 450;
 
-/// Forecasts the run of a configuration whose model has this shape, and this adapter, in a process that has already `begun` with so many bytes.
-pub fn forecast(
-    config: &Config,
-    llama: &LlamaConfig,
-    adapter: Option<&AdapterConfig>,
-    rule: &Rule,
+/// Forecasts runs that differ in their settings alone.
+pub struct Forecaster<'a> {
+    llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, JobError>,
+    adapter: Option<&'a AdapterConfig>,
+    rule: &'a Rule,
     begun: u64,
-) -> Result<Forecast, JobError> {
-    let inventory = Inventory::of(config, llama, adapter, rule)?;
-    Ok(Step::of(config, &inventory).forecast(begun))
+    /// By the settings that decide what tensors there are: building them again for every backward and batch would take its time.
+    inventories: RefCell<BTreeMap<String, Inventory>>,
+}
+
+impl<'a> Forecaster<'a> {
+    /// Of runs whose model has the shape that `llama` tells, with this adapter, in a process that has already `begun` with so many bytes.
+    pub fn new(
+        llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, JobError>,
+        adapter: Option<&'a AdapterConfig>,
+        rule: &'a Rule,
+        begun: u64,
+    ) -> Self {
+        Self { llama, adapter, rule, begun, inventories: RefCell::default() }
+    }
+
+    /// Forecasts the run of a configuration.
+    pub fn forecast(&self, config: &Config) -> Result<Forecast, JobError> {
+        let optimizer = OptimizerSection { clip: 0.0, block_clip: 0.0, ..config.optimizer.clone() };
+        let key = format!("{:?} {optimizer:?}", config.model);
+        let mut inventories = self.inventories.borrow_mut();
+        let inventory = match inventories.entry(key) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(Inventory::of(config, &(self.llama)(config)?, self.adapter, self.rule)?)
+            }
+        };
+        Ok(Step::of(config, inventory).forecast(self.begun))
+    }
 }
 
 /// The sizes of one step.
@@ -60,13 +88,12 @@ impl<'a> Step<'a> {
         let llama = &inventory.llama;
         let tokens = (config.train.batch * config.train.seq_len) as u64;
         let floats = |values: usize| 4 * tokens * values as u64;
-        let branches: usize = inventory.branches.iter().sum();
         Self {
             inventory,
             backward: config.train.backward,
             micro_batches: config.train.accumulation as u64,
             input: floats(llama.hidden_size),
-            block: floats(llama.kept() + branches) + 4 * inventory.dense_updates as u64,
+            block: floats(llama.kept() + inventory.branches) + 4 * inventory.dense_updates as u64,
             // The gradients of the gate and of what it multiplies stand beside the gradient of their product; two sums run along.
             slopes: floats(2 * llama.intermediate_size + 2 * llama.hidden_size) + 4 * inventory.dense_updates as u64,
             logits: 4 * tokens.min(ops::LOSS_ROWS as u64) * llama.vocab_size as u64,

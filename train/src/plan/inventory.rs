@@ -44,8 +44,8 @@ pub struct Inventory {
     pub head: Part,
     /// Bytes of the largest tensor.
     pub largest: u64,
-    /// Width between the factors of the adapter on each of a block's linear layers, where there is one.
-    pub branches: Vec<usize>,
+    /// Widths between the factors of the adapters on a block's linear layers, together.
+    pub branches: usize,
     /// Values of dense updates that an adapter forms in the forward pass of a block.
     pub dense_updates: usize,
 }
@@ -82,7 +82,7 @@ impl Inventory {
             blocks: vec![Part::default(); built.num_hidden_layers],
             head: Part::default(),
             largest: 0,
-            branches: report.iter().flat_map(branches).collect(),
+            branches: report.iter().map(branches).sum(),
             dense_updates: report.iter().map(dense_updates).sum(),
         };
         for (path, bytes) in job::sizes(&model) {
@@ -148,8 +148,8 @@ fn plain_block(llama: &LlamaConfig) -> Part {
     Part { weights: 4 * values as u64, ..Part::default() }
 }
 
-fn branches(report: &Report) -> Vec<usize> {
-    report.layers.iter().map(|layer| layer.place.rank.max(1)).collect()
+fn branches(report: &Report) -> usize {
+    report.layers.iter().map(|layer| layer.place.rank.max(1)).sum()
 }
 
 fn dense_updates(report: &Report) -> usize {
