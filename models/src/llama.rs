@@ -141,7 +141,7 @@ impl Llama {
     pub fn logits(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [batch, positions] = ids.dims();
         let hidden = self.hidden(ids, starts).reshape([batch * positions, self.config.hidden_size]);
-        hidden.matmul(self.head_weight()).reshape([batch, positions, self.config.vocab_size])
+        ops::linear(hidden, self.head_weight()).reshape([batch, positions, self.config.vocab_size])
     }
 
     /// Sum of the cross-entropies in nats over the targets that are not [`ops::IGNORE`], shape `[1]`.
@@ -173,7 +173,7 @@ impl Llama {
         cache.advance(positions);
         let last = x.slice([0..batch, positions - 1..positions]);
         let last = self.model.norm.forward(last).reshape([batch, self.config.hidden_size]);
-        last.matmul(self.head_weight())
+        ops::linear(last, self.head_weight())
     }
 
     /// Checks that ids have an embedding, before they reach a kernel that could not say which one was wrong.

@@ -51,7 +51,7 @@ impl<'a> Base<'a> {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = match self.below.split_last() {
             Some((top, below)) => top.forward(Self { below, less: None, ..*self }, x.clone()),
-            None => self.biased(x.clone().matmul(self.weight.clone())),
+            None => self.biased(ops::linear(x.clone(), self.weight.clone())),
         };
         match self.less {
             Some(product) => y - branch(product, x),
@@ -71,7 +71,7 @@ impl<'a> Base<'a> {
             // Nothing in between: one operation that keeps only its inputs.
             return self.biased(ops::low_rank_linear(input.x, self.weight.clone(), a, b, scale));
         }
-        self.plus(input, |x| x.matmul(a).matmul(b).mul_scalar(scale))
+        self.plus(input, |x| ops::linear(ops::linear(x, a), b).mul_scalar(scale))
     }
 
     /// The output with `(x A) B` beside it, where A and B learn from each output at a pace `[d_out]` of its own; see
@@ -86,8 +86,8 @@ impl<'a> Base<'a> {
     /// The output with that of a dense update `[d_in, d_out]` of the weight: `x (W + update) + b`.
     pub fn plus_update(&self, x: Tensor<2>, update: Tensor<2>) -> Tensor<2> {
         match self.is_bare() {
-            true => self.biased(x.matmul(self.weight.clone() + update)),
-            false => self.forward(x.clone()) + x.matmul(update),
+            true => self.biased(ops::linear(x, self.weight.clone() + update)),
+            false => self.forward(x.clone()) + ops::linear(x, update),
         }
     }
 
@@ -126,7 +126,7 @@ impl<'a> Base<'a> {
 
 /// `scale (x A) B`.
 pub(super) fn branch(product: &LoraAdapter, x: Tensor<2>) -> Tensor<2> {
-    x.matmul(product.a.val()).matmul(product.b.val()).mul_scalar(product.scale)
+    ops::linear(ops::linear(x, product.a.val()), product.b.val()).mul_scalar(product.scale)
 }
 
 /// What comes into a layer: `x [rows, d_in]`, and what of it the branches see under dropout.

@@ -7,6 +7,8 @@ use burn::tensor::ops::PadMode;
 use lowrank_optim::inverse;
 use serde::{Deserialize, Serialize};
 
+use crate::ops::linear;
+
 use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
@@ -126,7 +128,7 @@ impl Structure for Bone {
             }
             BoneBlock::Shared(block) => {
                 let [r, width] = block.val().dims();
-                base.plus(input, |x| summed(x, r).matmul(block.val()).repeat_dim(1, d_out / width))
+                base.plus(input, |x| linear(summed(x, r), block.val()).repeat_dim(1, d_out / width))
             }
         }
     }

@@ -11,6 +11,7 @@ use super::error::AdapterError;
 use super::init;
 use super::site::{Place, Site};
 use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use crate::ops::linear;
 use crate::weights::host;
 
 /// `y = x (W + scale A B) diag(m / n) + b` with n the lengths of the columns of `W + scale A B`.
@@ -86,7 +87,7 @@ impl Structure for Dora {
         if input.drops() {
             let branch = input.branch();
             let dropped = base.without_bias().forward(branch.clone());
-            let product = branch.matmul(a).matmul(b).mul_scalar(self.scale);
+            let product = linear(linear(branch, a), b).mul_scalar(self.scale);
             return base.forward(input.x) + dropped * gain.clone().sub_scalar(1.0) + product * gain;
         }
         let y = base.without_bias().plus_product(input, a, b, self.scale) * gain;

@@ -5,6 +5,8 @@ use burn::tensor::Tensor;
 use lowrank_optim::inverse;
 use serde::{Deserialize, Serialize};
 
+use crate::ops::linear;
+
 use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
@@ -79,10 +81,10 @@ impl Branch {
 
     /// What comes out for what goes in; the dropout stands between the factors.
     fn forward(self, input: &Input, x: Tensor<2>) -> Tensor<2> {
-        let inner = x.matmul(self.a);
+        let inner = linear(x, self.a);
         match self.biases {
-            None => input.inside(self.name, inner).matmul(self.b),
-            Some([a, b]) => input.inside(self.name, inner + a.unsqueeze()).matmul(self.b) + b.unsqueeze(),
+            None => linear(input.inside(self.name, inner), self.b),
+            Some([a, b]) => linear(input.inside(self.name, inner + a.unsqueeze()), self.b) + b.unsqueeze(),
         }
     }
 
@@ -111,7 +113,7 @@ impl Hydra {
     /// `h + scale (h A_s) B_s` of rows `h [n, d_out]`.
     fn recombined(&self, h: Tensor<2>) -> Tensor<2> {
         match self.sequential() {
-            Some(branch) => h.clone() + h.matmul(branch.a).matmul(branch.b).mul_scalar(self.scale),
+            Some(branch) => h.clone() + linear(linear(h, branch.a), branch.b).mul_scalar(self.scale),
             None => h,
         }
     }

@@ -11,6 +11,7 @@ use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
 use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use crate::ops::linear;
 use crate::weights::host;
 
 /// `y = x W + ((x U) * (sigma z - sigma_0 z_0)) L` with the first rows and columns of the factors of `W = U D L`: the layer starts as the base, bit
@@ -85,7 +86,7 @@ impl LoLdu {
 
 impl Structure for LoLdu {
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
-        base.plus(input, |x| (x.matmul(self.upper.val()) * self.moved()).matmul(self.permuted_lower.val()))
+        base.plus(input, |x| linear(linear(x, self.upper.val()) * self.moved(), self.permuted_lower.val()))
     }
 
     fn update(&self, _weight: &Tensor<2>) -> Tensor<2> {

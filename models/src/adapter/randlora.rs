@@ -12,7 +12,7 @@ use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Shared, Site};
 use super::structure::{Alpha, Method, Rank, SharedBytes, Spec, Structure, TensorRole, TensorSpec};
-use crate::ops::scaled_bases;
+use crate::ops::{linear, scaled_bases};
 use crate::weights::{normal_values, uniform_values};
 
 /// `y = x W + b + scale (x U^T) B^T`, or `scale (x B) U` where `d_in > d_out`: `U[k n + b, j] = lambda[k, b] A[k, j] gamma[b, j]`, and `B`
@@ -140,8 +140,8 @@ impl Structure for RandLora {
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
         let ([a, b], [d_in, d_out]) = (self.bases(), self.shape);
         base.plus(input, |x| match d_in <= d_out {
-            true => self.steered(x, a, true).matmul(b.transpose()),
-            false => self.steered(x.matmul(b), a, false),
+            true => linear(self.steered(x, a, true), b.transpose()),
+            false => self.steered(linear(x, b), a, false),
         })
     }
 

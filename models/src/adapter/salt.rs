@@ -11,6 +11,7 @@ use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
 use super::structure::{Alpha, Method, Penalty, PenaltyAt, Rank, Spec, Structure, TensorRole, TensorSpec, frobenius};
+use crate::ops::linear;
 use crate::weights::host;
 
 /// `y = x W + x V (C - S) U` with `W = V S U` in singular directions and a core C in place of their values: of the first `k` the diagonal
@@ -108,15 +109,15 @@ impl Salt {
         let [top, all] = self.sizes();
         let s = self.s.val().narrow(0, top, all - top).unsqueeze::<2>();
         match self.relu {
-            SaltRelu::None => h.matmul(y).matmul(x),
+            SaltRelu::None => linear(linear(h, y), x),
             SaltRelu::Diagonal => {
                 let added: Tensor<2> = (y.clone().transpose() * x.clone()).sum_dim(0);
                 let lifted = activation::relu(s.clone() + added.clone()) - s - added;
-                h.clone().matmul(y).matmul(x) + h * lifted
+                linear(linear(h.clone(), y), x) + h * lifted
             }
             SaltRelu::Matrix => {
                 let diagonal = Tensor::<2>::eye(all - top, &s.device()) * s;
-                h.matmul(activation::relu(diagonal.clone() + y.matmul(x)) - diagonal)
+                linear(h, activation::relu(diagonal.clone() + y.matmul(x)) - diagonal)
             }
         }
     }
@@ -129,7 +130,7 @@ impl Salt {
             Some(low) => Tensor::cat(vec![first, self.rest(h.narrow(1, top, all - top), low)], 1),
             None => first,
         };
-        mixed.matmul(self.u.val())
+        linear(mixed, self.u.val())
     }
 }
 
@@ -141,7 +142,7 @@ impl Structure for Salt {
         // For more rows than the core has, the dense update costs less and is kept once instead of for each row.
         match input.x.dims()[0] > self.sizes()[1] {
             true => base.plus_update(input.x, self.through(self.vt.val())),
-            false => base.plus(input, |x| self.through(x.matmul(self.vt.val()))),
+            false => base.plus(input, |x| self.through(linear(x, self.vt.val()))),
         }
     }
 

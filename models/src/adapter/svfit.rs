@@ -11,6 +11,7 @@ use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
 use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use crate::ops::linear;
 use crate::weights::host;
 
 /// `y = x W + ((x V) * (sigma - sigma_0)) U` with the leading singular directions of W: the layer starts as the base, bit for bit.
@@ -42,7 +43,7 @@ impl SvFit {
 
 impl Structure for SvFit {
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
-        base.plus(input, |x| (x.matmul(self.vt.val()) * self.moved()).matmul(self.u.val()))
+        base.plus(input, |x| linear(linear(x, self.vt.val()) * self.moved(), self.u.val()))
     }
 
     fn update(&self, _weight: &Tensor<2>) -> Tensor<2> {

@@ -10,6 +10,7 @@ use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Shared, Site};
 use super::structure::{Alpha, Method, Rank, SharedBytes, Spec, Structure, TensorRole, TensorSpec};
+use crate::ops::linear;
 use crate::weights::uniform_values;
 
 /// `y = x W + b + ((x A) diag(d) B) diag(b)`: the pair is frozen, the diagonals are trained. Further adapters of a model share the pair.
@@ -54,7 +55,7 @@ impl Structure for Vera {
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
         let [a, b] = self.pair();
         base.plus(input, |x| {
-            (x.matmul(a) * self.lambda_d.val().unsqueeze()).matmul(b) * self.lambda_b.val().unsqueeze()
+            linear(linear(x, a) * self.lambda_d.val().unsqueeze(), b) * self.lambda_b.val().unsqueeze()
         })
     }
 

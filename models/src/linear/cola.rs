@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 
 use crate::error::ModelError;
+use crate::ops;
 use crate::weights::{Builder, Init, Layout};
 
 /// `y = silu(x A) B`. No dense weight gives the same outputs.
@@ -33,6 +34,6 @@ impl Cola {
 
     /// `x [rows, d_in]` to `[rows, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        activation::silu(x.matmul(self.a.val())).matmul(self.b.val())
+        ops::linear(activation::silu(ops::linear(x, self.a.val())), self.b.val())
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::adapter::Adapter;
 use crate::error::ModelError;
+use crate::ops;
 use crate::weights::{Builder, Init, Layout};
 
 /// `y = x W`, or `y = x W + b`.
@@ -34,7 +35,7 @@ impl Dense {
             Some(adapter) => adapter.over(&weight, bias.as_ref()).forward(x),
             None => {
                 // Adapters of other kinds compose the weight.
-                let y = x.matmul(self.weight.val());
+                let y = ops::linear(x, self.weight.val());
                 match bias {
                     Some(bias) => y + bias.unsqueeze(),
                     None => y,

@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor, activation};
 use super::config::channels;
 use super::low_rank::{once, spectral_factors};
 use crate::error::ModelError;
+use crate::ops;
 use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource};
 
 /// `y = gamma silu(x A) B + (1 - gamma) x[:, channels] S`. No dense weight gives the same outputs.
@@ -104,8 +105,8 @@ impl Lost {
 
     /// `x [rows, d_in]` to `[rows, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let inner = activation::silu(x.clone().matmul(self.a.val())).matmul(self.b.val());
-        let channels = x.select(1, self.channels.val()).matmul(self.sparse.val());
+        let inner = ops::linear(activation::silu(ops::linear(x.clone(), self.a.val())), self.b.val());
+        let channels = ops::linear(x.select(1, self.channels.val()), self.sparse.val());
         inner.mul_scalar(self.gamma) + channels.mul_scalar(1.0 - self.gamma)
     }
 }

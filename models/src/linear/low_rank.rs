@@ -8,6 +8,7 @@ use lowrank_optim::leading_directions;
 
 use super::config::LowRankInit;
 use crate::error::ModelError;
+use crate::ops;
 use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource, host};
 
 /// `y = x A B`.
@@ -48,7 +49,7 @@ impl LowRank {
 
     /// `x [rows, d_in]` to `[rows, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        x.matmul(self.a.val()).matmul(self.b.val())
+        ops::linear(ops::linear(x, self.a.val()), self.b.val())
     }
 
     pub(super) fn to_dense(&self) -> Tensor<2> {

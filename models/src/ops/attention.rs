@@ -61,7 +61,8 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{Matrix, contiguous, exp, product, tensor, values, vectorised};
+    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised};
+    use crate::ops::product::{Matrix, product};
 
     /// Queries whose scores exist at a time.
     const BLOCK: usize = 64;

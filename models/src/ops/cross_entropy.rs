@@ -42,7 +42,8 @@ mod fused {
     use rayon::prelude::*;
 
     use super::IGNORE;
-    use crate::ops::flex::{Matrix, contiguous, exp, product, tensor, values, vectorised};
+    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised};
+    use crate::ops::product::{Matrix, product};
 
     const CHUNK: usize = super::LOSS_ROWS;
 

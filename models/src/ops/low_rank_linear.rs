@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 
 /// `y = x W + scale (x A) B`: `x [rows, d_in]`, `W [d_in, d_out]`, `A [d_in, rank]`, `B [rank, d_out]`.
 ///
-/// On the CPU backend the whole is one operation that adds the product into the output of the weight, keeps only its inputs (of `x` with frozen
-/// `W` and `A` only `x A`), and forms gradients of those inputs alone that are tracked: with a frozen weight no dense gradient exists.
+/// On the CPU backend the whole is one operation that adds the product into the output of the weight, keeps only its inputs and `x A` (not `x` with
+/// frozen `W` and `A`), and forms gradients of those inputs alone that are tracked: with a frozen weight no dense gradient exists.
 pub fn low_rank_linear(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if [&x, &weight, &a, &b].into_iter().all(super::flex::fits) {
@@ -54,7 +54,8 @@ mod fused {
     use burn::tensor::Tensor;
     use burn_flex::FlexTensor;
 
-    use crate::ops::flex::{Matrix, contiguous, multiplied, product, tensor, values};
+    use crate::ops::flex::{contiguous, tensor, values};
+    use crate::ops::product::{Matrix, multiplied, product};
     use crate::weights::host;
 
     pub fn low_rank_linear(
@@ -117,10 +118,9 @@ mod fused {
             let (y, h) = forward(&x, &weight, &a, &b, scale as f32);
             match prepared {
                 OpsKind::Tracked(prepared) => {
-                    let keeps_x = weight_learns || a_learns;
                     let kept = Kept {
-                        x: keeps_x.then_some(x),
-                        h: (b_learns && !keeps_x).then_some(h),
+                        x: (weight_learns || a_learns).then_some(x),
+                        h: b_learns.then_some(h),
                         weight,
                         a,
                         b,
@@ -139,7 +139,7 @@ mod fused {
     struct Kept {
         /// Where the weight or A learns.
         x: Option<FlexTensor>,
-        /// `scale x A`, where B learns and `x` is not kept.
+        /// `scale x A`, where B learns.
         h: Option<FlexTensor>,
         weight: FlexTensor,
         a: FlexTensor,
@@ -166,15 +166,6 @@ mod fused {
         }
     }
 
-    fn size(x: &FlexTensor) -> [usize; 2] {
-        [x.shape()[0], x.shape()[1]]
-    }
-
-    fn matrix(x: &FlexTensor) -> Matrix<&[f32]> {
-        let [rows, columns] = size(x);
-        Matrix::row_major(values(x), rows, columns)
-    }
-
     /// Multiplies each column with its factor.
     fn by_columns(values: &mut [f32], factors: &[f32]) {
         for row in values.chunks_exact_mut(factors.len()) {
@@ -190,42 +181,31 @@ mod fused {
         b: &FlexTensor,
         scale: f32,
     ) -> (FlexTensor, FlexTensor) {
-        let ([rows, _], [rank, d_out]) = (size(x), size(b));
-        let mut y = multiplied(1.0, matrix(x), matrix(weight));
-        let h = tensor(multiplied(scale, matrix(x), matrix(a)), [rows, rank]);
-        product(Matrix::row_major(&mut y[..], rows, d_out), true, 1.0, matrix(&h), matrix(b), true);
-        (tensor(y, [rows, d_out]), h)
+        let ([x, weight, a, b], rows) = ([x, weight, a, b].map(Matrix::of), x.shape()[0]);
+        let mut y = multiplied(1.0, x, weight);
+        let h = tensor(multiplied(scale, x, a), [rows, a.columns]);
+        product(Matrix::row_major(&mut y[..], rows, b.columns), true, 1.0, Matrix::of(&h), b, true);
+        (tensor(y, [rows, b.columns]), h)
     }
 
     impl Kept {
         /// Gradients of x, weight, A and B.
-        fn slopes(
-            &self,
-            dy: &FlexTensor,
-            [wants_x, wants_weight, wants_a, wants_b]: [bool; 4],
-        ) -> [Option<FlexTensor>; 4] {
+        fn slopes(&self, dy: &FlexTensor, [wants_x, wants_weight, wants_a, _]: [bool; 4]) -> [Option<FlexTensor>; 4] {
             let Self { x, h, weight, a, b, scale, pace } = self;
             let (scale, pace) = (*scale, pace.as_deref());
-            let (rows, [rank, d_out], d_in) = (size(dy)[0], size(b), size(a)[0]);
+            let (rows, d_in, rank, d_out) = (dy.shape()[0], a.shape()[0], b.shape()[0], b.shape()[1]);
             let x = || match x {
-                Some(x) => matrix(x),
+                Some(x) => Matrix::of(x),
                 None => unreachable!("x is kept where the weight or A learns"),
             };
-            let db = wants_b.then(|| {
-                let mut db = match h {
-                    Some(h) => multiplied(1.0, matrix(h).transposed(), matrix(dy)),
-                    None => {
-                        // Cheaper to compute again than to keep.
-                        let h = multiplied(scale, x(), matrix(a));
-                        multiplied(1.0, Matrix::row_major(&h[..], rows, rank).transposed(), matrix(dy))
-                    }
-                };
+            let db = h.as_ref().map(|h| {
+                let mut db = multiplied(1.0, Matrix::of(h).transposed(), Matrix::of(dy));
                 if let Some(pace) = pace {
                     by_columns(&mut db, pace);
                 }
                 tensor(db, [rank, d_out])
             });
-            let through = |b: &[f32]| multiplied(scale, matrix(dy), Matrix::row_major(b, rank, d_out).transposed());
+            let through = |b: &[f32]| multiplied(scale, Matrix::of(dy), Matrix::row_major(b, rank, d_out).transposed());
             // With a pace A sees another gradient than x does.
             let plain = (wants_x || (wants_a && pace.is_none())).then(|| through(values(b)));
             let paced = pace.filter(|_| wants_a).map(|pace| {
@@ -237,12 +217,13 @@ mod fused {
                 tensor(multiplied(1.0, x().transposed(), Matrix::row_major(&dh[..], rows, rank)), [d_in, rank])
             });
             let dx = plain.as_ref().filter(|_| wants_x).map(|dh| {
-                let mut dx = multiplied(1.0, matrix(dy), matrix(weight).transposed());
+                let mut dx = multiplied(1.0, Matrix::of(dy), Matrix::of(weight).transposed());
                 let out = Matrix::row_major(&mut dx[..], rows, d_in);
-                product(out, true, 1.0, Matrix::row_major(&dh[..], rows, rank), matrix(a).transposed(), true);
+                product(out, true, 1.0, Matrix::row_major(&dh[..], rows, rank), Matrix::of(a).transposed(), true);
                 tensor(dx, [rows, d_in])
             });
-            let dweight = wants_weight.then(|| tensor(multiplied(1.0, x().transposed(), matrix(dy)), [d_in, d_out]));
+            let dweight =
+                wants_weight.then(|| tensor(multiplied(1.0, x().transposed(), Matrix::of(dy)), [d_in, d_out]));
             [dx, dweight, da, db]
         }
     }

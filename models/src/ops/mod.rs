@@ -6,9 +6,13 @@ mod attention;
 #[cfg(test)]
 mod check;
 mod cross_entropy;
+mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
+mod linear;
 mod low_rank_linear;
+#[cfg(feature = "flex")]
+mod product;
 mod random_bases;
 mod rms_norm;
 mod rotary;
@@ -19,10 +23,10 @@ mod sparse_low_rank;
 mod sparse_product;
 mod swiglu;
 
-use burn::tensor::{Int, Tensor};
-
 pub use attention::causal_attention;
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
+pub use embedding::embedding;
+pub use linear::linear;
 pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
 pub use random_bases::{draws, mixed, mixed_draws};
 pub use rms_norm::rms_norm;
@@ -40,11 +44,4 @@ static FUSED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new
 #[cfg(feature = "flex")]
 pub fn set_fused(on: bool) {
     FUSED.store(on, std::sync::atomic::Ordering::Relaxed);
-}
-
-/// Rows of `weight [vocabulary, d]` for token ids `[b, t]`: `[b, t, d]`.
-pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
-    let [batch, positions] = ids.dims();
-    let width = weight.dims()[1];
-    weight.select(0, ids.reshape([batch * positions])).reshape([batch, positions, width])
 }

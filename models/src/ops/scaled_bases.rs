@@ -32,7 +32,8 @@ mod fused {
     use burn::tensor::Tensor;
     use burn_flex::FlexTensor;
 
-    use crate::ops::flex::{Matrix, contiguous, product, tensor, values, vectorised};
+    use crate::ops::flex::{contiguous, tensor, values, vectorised};
+    use crate::ops::product::{Matrix, product};
 
     /// Rows of `U` in memory at once.
     const BLOCK: usize = 256;

@@ -5,7 +5,7 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 /// `y = scale * x A B + x S`: `x [rows, d_in]`, `A [d_in, rank]`, `B [rank, d_out]`; `S [d_in, d_out]` has `values` at the positions
 /// `output * d_in + input`, which are ascending and different.
 ///
-/// On the CPU backend neither the dense weight nor its gradient is ever formed, and nothing but the inputs is kept for the backward pass.
+/// On the CPU backend neither the dense weight nor its gradient is ever formed, and nothing but the inputs and `x A` is kept for the backward pass.
 pub fn sparse_low_rank(
     x: Tensor<2>,
     a: Tensor<2>,
@@ -51,7 +51,8 @@ mod fused {
     use burn::tensor::{DType, Int, Tensor};
     use burn_flex::FlexTensor;
 
-    use crate::ops::flex::{Matrix, contiguous, multiplied, tensor, values};
+    use crate::ops::flex::{contiguous, tensor, values};
+    use crate::ops::product::{Matrix, multiplied};
     use crate::ops::sparse_product::{Sparse, add_product, add_slopes};
 
     pub fn sparse_low_rank(
@@ -94,7 +95,7 @@ mod fused {
             scale: f64,
         ) -> FlexTensor {
             let inputs = [x, a, b, sparse].map(contiguous);
-            forward(&inputs, &contiguous(positions), scale as f32)
+            forward(&inputs, &contiguous(positions), scale as f32).0
         }
     }
 
@@ -108,43 +109,48 @@ mod fused {
             scale: f64,
         ) -> FloatTensor<Self> {
             let nodes = [x.node(), a.node(), b.node(), sparse.node()];
+            let b_learns = b.is_tracked();
             let prepared = SparseLowRankBackward.prepare::<C>(nodes).compute_bound().stateful();
             let inputs = [x, a, b, sparse].map(|input| contiguous(input.into_primitive()));
             let positions = contiguous(positions);
-            let y = forward(&inputs, &positions, scale as f32);
+            let scale = scale as f32;
+            let (y, h) = forward(&inputs, &positions, scale);
             match prepared {
-                OpsKind::Tracked(prepared) => prepared.finish((inputs, positions, scale as f32), y),
+                OpsKind::Tracked(prepared) => {
+                    let h = b_learns.then_some(h);
+                    prepared.finish(Kept { inputs, h, positions, scale }, y)
+                }
                 OpsKind::UnTracked(prepared) => prepared.finish(y),
             }
         }
+    }
+
+    /// What the backward pass needs.
+    #[derive(Clone, Debug)]
+    struct Kept {
+        inputs: [FlexTensor; 4],
+        /// `scale x A`, where B learns: a product less for a row of so many values as the rank.
+        h: Option<FlexTensor>,
+        positions: FlexTensor,
+        scale: f32,
     }
 
     #[derive(Debug)]
     struct SparseLowRankBackward;
 
     impl Backward<Flex, 4> for SparseLowRankBackward {
-        type State = ([FlexTensor; 4], FlexTensor, f32);
+        type State = Kept;
 
         fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
-            let (inputs, positions, scale) = ops.state;
             let wanted = [0, 1, 2, 3].map(|place| ops.parents[place].is_some());
-            let slopes = backward(&inputs, &positions, scale, &dy, wanted);
+            let slopes = ops.state.slopes(&dy, wanted);
             for (node, slope) in ops.parents.into_iter().zip(slopes) {
                 if let (Some(node), Some(slope)) = (node, slope) {
                     grads.register::<Flex>(node.id, slope);
                 }
             }
         }
-    }
-
-    fn size(x: &FlexTensor) -> [usize; 2] {
-        [x.shape()[0], x.shape()[1]]
-    }
-
-    fn matrix(x: &FlexTensor) -> Matrix<&[f32]> {
-        let [rows, columns] = size(x);
-        Matrix::row_major(values(x), rows, columns)
     }
 
     /// The sparse part, by outputs.
@@ -155,46 +161,41 @@ mod fused {
         }
     }
 
-    fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
-        let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
-        let h = multiplied(1.0, matrix(x), matrix(a));
-        let mut y = multiplied(scale, Matrix::row_major(&h[..], rows, rank), matrix(b));
+    /// The output, and `scale x A`.
+    fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> (FlexTensor, FlexTensor) {
+        let (rows, d_in, rank, d_out) = (x.shape()[0], x.shape()[1], b.shape()[0], b.shape()[1]);
+        let h = tensor(multiplied(scale, Matrix::of(x), Matrix::of(a)), [rows, rank]);
+        let mut y = multiplied(1.0, Matrix::of(&h), Matrix::of(b));
         add_product(&sparse_part(sparse, positions, [d_in, d_out]), values(x), d_in, &mut y);
-        tensor(y, [rows, d_out])
+        (tensor(y, [rows, d_out]), h)
     }
 
-    fn backward(
-        [x, a, b, sparse]: &[FlexTensor; 4],
-        positions: &FlexTensor,
-        scale: f32,
-        dy: &FlexTensor,
-        [wants_x, wants_a, wants_b, wants_sparse]: [bool; 4],
-    ) -> [Option<FlexTensor>; 4] {
-        let ([rows, d_in], [rank, d_out]) = (size(x), size(b));
-        let db = wants_b.then(|| {
-            // Cheaper to compute again than to keep.
-            let h = multiplied(1.0, matrix(x), matrix(a));
-            let h = Matrix::row_major(&h[..], rows, rank).transposed();
-            tensor(multiplied(scale, h, matrix(dy)), [rank, d_out])
-        });
-        let (mut dx, mut da) = (None, None);
-        if wants_a || wants_x {
-            let dh = multiplied(scale, matrix(dy), matrix(b).transposed());
-            let dh = Matrix::row_major(&dh[..], rows, rank);
-            dx = wants_x.then(|| multiplied(1.0, dh, matrix(a).transposed()));
-            da = wants_a.then(|| tensor(multiplied(1.0, matrix(x).transposed(), dh), [d_in, rank]));
+    impl Kept {
+        /// Gradients of x, A, B and the sparse values.
+        fn slopes(&self, dy: &FlexTensor, [wants_x, wants_a, _, wants_sparse]: [bool; 4]) -> [Option<FlexTensor>; 4] {
+            let Self { inputs: [x, a, b, sparse], h, positions, scale } = self;
+            let (rows, d_in, rank, d_out) = (x.shape()[0], x.shape()[1], b.shape()[0], b.shape()[1]);
+            let db =
+                h.as_ref().map(|h| tensor(multiplied(1.0, Matrix::of(h).transposed(), Matrix::of(dy)), [rank, d_out]));
+            let (mut dx, mut da) = (None, None);
+            if wants_a || wants_x {
+                let dh = multiplied(*scale, Matrix::of(dy), Matrix::of(b).transposed());
+                let dh = Matrix::row_major(&dh[..], rows, rank);
+                dx = wants_x.then(|| multiplied(1.0, dh, Matrix::of(a).transposed()));
+                da = wants_a.then(|| tensor(multiplied(1.0, Matrix::of(x).transposed(), dh), [d_in, rank]));
+            }
+            let mut dsparse = None;
+            if wants_x || wants_sparse {
+                let (by_inputs, places) = sparse_part(sparse, positions, [d_in, d_out]).turned(d_in);
+                let x = wants_sparse.then(|| values(x));
+                dsparse = add_slopes(&by_inputs, values(dy), d_out, dx.as_deref_mut(), x).map(|slopes| {
+                    let mut ordered = vec![0.0; slopes.len()];
+                    places.iter().zip(slopes).for_each(|(place, slope)| ordered[*place as usize] = slope);
+                    tensor(ordered, [places.len()])
+                });
+            }
+            [dx.map(|dx| tensor(dx, [rows, d_in])), da, db, dsparse]
         }
-        let mut dsparse = None;
-        if wants_x || wants_sparse {
-            let (by_inputs, places) = sparse_part(sparse, positions, [d_in, d_out]).turned(d_in);
-            let x = wants_sparse.then(|| values(x));
-            dsparse = add_slopes(&by_inputs, values(dy), d_out, dx.as_deref_mut(), x).map(|slopes| {
-                let mut ordered = vec![0.0; slopes.len()];
-                places.iter().zip(slopes).for_each(|(place, slope)| ordered[*place as usize] = slope);
-                tensor(ordered, [places.len()])
-            });
-        }
-        [dx.map(|dx| tensor(dx, [rows, d_in])), da, db, dsparse]
     }
 
     #[cfg(test)]

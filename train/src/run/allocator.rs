@@ -1,8 +1,9 @@
 //! An allocator that tells how much is in use, and gives back what is not.
 //!
 //! A training step frees and asks for the same large blocks again and again. The system's allocator keeps freed memory as it sees fit, often
-//! a third more than was ever in use. This one keeps a freed block for the next request of its size as long as blocks in use and blocks kept
-//! together stay within the most that ever was in use: keeping them costs nothing at the peak, and asking again costs no page faults.
+//! a third more than was ever in use. This one keeps freed memory for the next requests as long as what is in use and what is kept together
+//! stay within the most that ever was in use: keeping it costs nothing at the peak, and asking again costs no page faults. Kept neighbours are
+//! one, and a request takes a part of what is larger, so that activations leave their memory to gradients and get it back.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,46 +53,99 @@ unsafe impl GlobalAlloc for BlockAllocator {
 
 #[cfg(target_os = "linux")]
 mod blocks {
-    use std::ptr::{NonNull, null_mut};
+    use std::cmp::Reverse;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::ptr::null_mut;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
 
-    /// Size from which a block is mapped on its own.
+    /// Size from which a block has pages of its own.
     const LARGE: usize = 128 << 10;
     const PAGE: usize = 4096;
-    /// Blocks that are kept at most: their list must never be a large block itself.
-    const KEPT: usize = 2048;
     /// Size from which the system is asked for huge pages, whose first use costs fewer faults.
     const HUGE: usize = 4 << 20;
 
-    /// A mapping that nobody uses.
+    /// Mapped memory that nobody uses, by its addresses. The nodes of these maps are small blocks, which are the system allocator's.
     struct Free {
-        start: NonNull<u8>,
-        len: usize,
+        /// Length and age by start.
+        pieces: BTreeMap<usize, (usize, u64)>,
+        /// Smallest first; of those of one length the one that was freed last, which may still be in the cache.
+        sizes: BTreeSet<(usize, Reverse<u64>, usize)>,
+        /// Bytes of all.
+        kept: usize,
+        age: u64,
     }
 
-    // SAFETY: a free mapping belongs to whoever holds its entry, on whatever thread.
-    unsafe impl Send for Free {}
+    impl Free {
+        fn insert(&mut self, start: usize, len: usize, age: u64) {
+            self.pieces.insert(start, (len, age));
+            self.sizes.insert((len, Reverse(age), start));
+            self.kept += len;
+        }
+
+        fn remove(&mut self, start: usize) -> Option<usize> {
+            let (len, age) = self.pieces.remove(&start)?;
+            self.sizes.remove(&(len, Reverse(age), start));
+            self.kept -= len;
+            Some(len)
+        }
+
+        /// Keeps memory, as one with what is kept on both sides of it.
+        fn add(&mut self, mut start: usize, mut len: usize) {
+            let before = self.pieces.range(..start).next_back().map(|(start, (len, _))| (*start, *len));
+            if let Some((place, size)) = before.filter(|(place, size)| place + size == start) {
+                self.remove(place);
+                (start, len) = (place, len + size);
+            }
+            len += self.remove(start + len).unwrap_or(0);
+            self.age += 1;
+            self.insert(start, len, self.age);
+        }
+
+        /// The first bytes of the smallest piece that has so many.
+        fn take(&mut self, len: usize) -> Option<usize> {
+            let (size, Reverse(age), start) = *self.sizes.range((len, Reverse(u64::MAX), 0)..).next()?;
+            self.remove(start);
+            if size > len {
+                self.insert(start + len, size - len, age);
+            }
+            Some(start)
+        }
+
+        /// Gives so many bytes back to the system, of the smallest pieces first, which are of least use.
+        fn give_back(&mut self, mut bytes: usize) {
+            while let (1.., Some((size, Reverse(age), start))) = (bytes, self.sizes.first().copied()) {
+                self.remove(start);
+                let len = size.min(bytes);
+                unmap(start, len);
+                if size > len {
+                    self.insert(start + len, size - len, age);
+                }
+                bytes -= len;
+            }
+        }
+    }
 
     struct Blocks {
         /// Bytes in use.
         live: usize,
         /// The most that ever was in use.
         most: usize,
-        /// Bytes that are kept.
-        kept: usize,
-        /// Oldest first.
-        free: Vec<Free>,
+        free: Free,
     }
 
-    static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks { live: 0, most: 0, kept: 0, free: Vec::new() });
+    static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks {
+        live: 0,
+        most: 0,
+        free: Free { pieces: BTreeMap::new(), sizes: BTreeSet::new(), kept: 0, age: 0 },
+    });
 
     fn blocks() -> MutexGuard<'static, Blocks> {
         BLOCKS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the mapping for a layout; none when the system's allocator serves it.
+    /// Bytes of the pages for a layout; none when the system's allocator serves it.
     fn mapped(size: usize, align: usize) -> Option<usize> {
         (size >= LARGE && align <= PAGE).then(|| size.checked_next_multiple_of(PAGE)).flatten()
     }
@@ -103,22 +157,16 @@ mod blocks {
             LIVE.store(live, Ordering::Relaxed);
         }
 
-        /// Gives back the oldest kept blocks until all others stay within the most that was in use.
+        /// Gives back what is kept beyond the most that was in use.
         fn trim(&mut self) {
-            while self.live + self.kept > self.most && !self.free.is_empty() {
-                let oldest = self.free.remove(0);
-                self.kept -= oldest.len;
-                unmap(oldest);
-            }
+            self.free.give_back((self.live + self.free.kept).saturating_sub(self.most));
         }
 
         /// A block of this many bytes, and whether it is fresh from the system and therefore zero.
         fn take(&mut self, len: usize) -> (*mut u8, bool) {
-            if let Some(place) = self.free.iter().rposition(|free| free.len == len) {
-                let free = self.free.remove(place);
-                self.kept -= len;
+            if let Some(start) = self.free.take(len) {
                 self.count(self.live + len);
-                return (free.start.as_ptr(), false);
+                return (std::ptr::with_exposed_provenance_mut(start), false);
             }
             self.count(self.live + len);
             self.trim();
@@ -131,13 +179,7 @@ mod blocks {
 
         fn give(&mut self, block: *mut u8, len: usize) {
             self.count(self.live - len);
-            let Some(start) = NonNull::new(block) else { return };
-            let free = Free { start, len };
-            if self.free.len() == KEPT {
-                return unmap(free);
-            }
-            self.kept += len;
-            self.free.push(free);
+            self.free.add(block.expose_provenance(), len);
         }
     }
 
@@ -161,13 +203,13 @@ mod blocks {
         start.cast()
     }
 
-    fn unmap(free: Free) {
-        // SAFETY: the entry was the only owner of this whole mapping.
-        unsafe { libc::munmap(free.start.as_ptr().cast(), free.len) };
+    fn unmap(start: usize, len: usize) {
+        // SAFETY: these are whole pages that were mapped here, kept, and taken off the list of what is kept: nobody uses them.
+        unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(start), len) };
     }
 
     // SAFETY: small and unusually aligned blocks are the system allocator's, told apart by size and alignment, which are the same when the block
-    // is freed. Every other block is a whole mapping of its own of at least its size, page-aligned, that no other block shares.
+    // is freed. Every other block has whole pages of its own for at least its size, page-aligned, that no other block shares.
     unsafe impl GlobalAlloc for BlockAllocator {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             match mapped(layout.size(), layout.align()) {
@@ -184,7 +226,7 @@ mod blocks {
             };
             let (block, fresh) = blocks().take(len);
             if !fresh {
-                // SAFETY: the mapping has at least so many bytes, and nobody else has it.
+                // SAFETY: its pages have at least so many bytes, and nobody else has them.
                 unsafe { block.write_bytes(0, layout.size()) };
             }
             block
@@ -199,43 +241,42 @@ mod blocks {
         }
 
         unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-            match (mapped(layout.size(), layout.align()), mapped(size, layout.align())) {
-                // SAFETY: as the caller promises.
-                (None, None) => unsafe { System.realloc(block, layout, size) },
-                (Some(before), Some(after)) => {
-                    let mut blocks = blocks();
-                    if before == after {
-                        return block;
-                    }
-                    // SAFETY: the block is a whole mapping of `before` bytes, which the system may move.
-                    let moved = unsafe { libc::mremap(block.cast(), before, after, libc::MREMAP_MAYMOVE) };
-                    if moved == libc::MAP_FAILED {
-                        return null_mut();
-                    }
+            let (before, after) = (mapped(layout.size(), layout.align()), mapped(size, layout.align()));
+            if let (Some(before), Some(after)) = (before, after) {
+                let mut blocks = blocks();
+                if before == after {
+                    return block;
+                }
+                // SAFETY: the block has whole pages of `before` bytes, which the system may move.
+                let moved = unsafe { libc::mremap(block.cast(), before, after, libc::MREMAP_MAYMOVE) };
+                // It refuses pages that were mapped apart from each other, as neighbours that became one may be.
+                if moved != libc::MAP_FAILED {
                     let live = blocks.live - before + after;
                     blocks.count(live);
                     blocks.trim();
-                    moved.cast()
-                }
-                _ => {
-                    // SAFETY: the caller promises a size that is not 0 and does not overflow when rounded up to the alignment.
-                    let target = unsafe { self.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
-                    if !target.is_null() {
-                        // SAFETY: both blocks hold at least the smaller of the sizes, and the new one is nobody else's.
-                        unsafe { std::ptr::copy_nonoverlapping(block, target, layout.size().min(size)) };
-                        // SAFETY: as the caller promises; it has the new block from here on.
-                        unsafe { self.dealloc(block, layout) };
-                    }
-                    target
+                    return moved.cast();
                 }
             }
+            if before.or(after).is_none() {
+                // SAFETY: as the caller promises.
+                return unsafe { System.realloc(block, layout, size) };
+            }
+            // SAFETY: the caller promises a size that is not 0 and does not overflow when rounded up to the alignment.
+            let target = unsafe { self.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
+            if !target.is_null() {
+                // SAFETY: both blocks hold at least the smaller of the sizes, and the new one is nobody else's.
+                unsafe { std::ptr::copy_nonoverlapping(block, target, layout.size().min(size)) };
+                // SAFETY: as the caller promises; it has the new block from here on.
+                unsafe { self.dealloc(block, layout) };
+            }
+            target
         }
     }
 
     #[cfg(test)]
     pub fn state() -> [usize; 3] {
         let blocks = blocks();
-        [blocks.live, blocks.kept, blocks.most]
+        [blocks.live, blocks.free.kept, blocks.most]
     }
 }
 
@@ -293,7 +334,8 @@ mod tests {
         assert_eq!(live, 0, "everything was freed");
         assert!(kept <= most && most > 0);
 
-        // A block of the same size comes back; one of another size makes room for itself.
+        // A block of the same size comes back, also in parts, and the parts together; one that does not fit makes room for itself.
+        BlockAllocator::begin_anew();
         let layout = |size| Layout::from_size_align(size, 64).unwrap();
         // SAFETY: as above.
         unsafe {
@@ -303,10 +345,24 @@ mod tests {
             assert_eq!(first, again);
             assert_eq!(BlockAllocator::live(), Some(3 << 20));
             BlockAllocator.dealloc(again, layout(3 << 20));
-            let other = BlockAllocator.alloc(layout(most));
-            let [live, kept, most] = blocks::state();
-            assert!(live + kept <= most, "{live} {kept} {most}");
-            BlockAllocator.dealloc(other, layout(most));
+            let parts = [0; 3].map(|_| BlockAllocator.alloc_zeroed(layout(1 << 20)));
+            assert_eq!(parts, [0, 1 << 20, 2 << 20].map(|offset| first.add(offset)));
+            assert!(parts.iter().all(|part| part.read() == 0));
+            for number in [0, 2, 1] {
+                BlockAllocator.dealloc(parts[number], layout(1 << 20));
+            }
+            let whole = BlockAllocator.alloc(layout(3 << 20));
+            assert_eq!(first, whole);
+            BlockAllocator.dealloc(whole, layout(3 << 20));
+            assert_eq!(blocks::state(), [0, 3 << 20, 3 << 20]);
+            let other = BlockAllocator.alloc(layout(5 << 20));
+            assert_eq!(blocks::state(), [5 << 20, 0, 5 << 20]);
+            BlockAllocator.dealloc(other, layout(5 << 20));
+            let part = BlockAllocator.alloc(layout(3 << 20));
+            let rest = BlockAllocator.alloc(layout(4 << 20));
+            assert_eq!(blocks::state(), [7 << 20, 0, 7 << 20]);
+            BlockAllocator.dealloc(part, layout(3 << 20));
+            BlockAllocator.dealloc(rest, layout(4 << 20));
         }
         BlockAllocator::begin_anew();
         assert_eq!(blocks::state(), [0; 3]);

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::regulariser::Regulariser;
 use self::ring::{chain, transformed};
+use crate::ops::linear;
+
 use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
@@ -113,7 +115,7 @@ impl TLora {
 impl Structure for TLora {
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
         let [a, b] = self.residual();
-        let residual = input.x.clone().matmul(a).matmul(b);
+        let residual = linear(linear(input.x.clone(), a), b);
         base.forward(transformed(input.x, &self.t)) + residual
     }
 
