@@ -61,6 +61,10 @@ fn operations(criterion: &mut Criterion) {
     both(criterion, "embedding", || {
         ops::embedding(table.clone(), words.clone()).sum().backward();
     });
+    let weight = random([WIDTH, INNER]);
+    both(criterion, "linear", || {
+        ops::linear(hidden.clone(), weight.clone()).sum().backward();
+    });
     let (weight, a, b) = (random([WIDTH, INNER]).detach(), random([WIDTH, 16]), random([16, INNER]));
     both(criterion, "low-rank-linear", || {
         ops::low_rank_linear(hidden.clone(), weight.clone(), a.clone(), b.clone(), 1.0).sum().backward();

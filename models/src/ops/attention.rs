@@ -61,7 +61,7 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised};
+    use crate::ops::flex::{Cleared, contiguous, exp, tensor, values, vectorised};
     use crate::ops::product::{Matrix, product};
 
     /// Queries whose scores exist at a time.
@@ -232,9 +232,9 @@ mod fused {
         /// The output, and of each head and query the logarithm of the sum of exponentials.
         fn forward(&self) -> (FlexTensor, Vec<f32>) {
             let size = self.queries * self.width;
-            let mut output = vec![0.0; self.batch * self.heads * size];
+            let mut output = Cleared::new(self.batch * self.heads * size);
             let mut logarithms = vec![0.0; self.batch * self.heads * self.queries];
-            let tasks = output.par_chunks_mut(size).zip(logarithms.par_chunks_mut(self.queries)).enumerate();
+            let tasks = output.parts(size).zip(logarithms.par_chunks_mut(self.queries)).enumerate();
             tasks.for_each(|(task, (output, logarithms))| {
                 let place @ (batch, head) = (task / self.heads, task % self.heads);
                 let mut scores = vec![0.0; BLOCK.min(self.queries) * self.keys];
@@ -265,21 +265,16 @@ mod fused {
                 }
             });
             // In the order that what follows reads, so that it needs no copy of its own beside the one that is kept.
-            (contiguous(self.positions_first(output, self.heads, self.queries)), logarithms)
+            (contiguous(self.positions_first(output.into_values(), self.heads, self.queries)), logarithms)
         }
 
         /// Gradients of queries, keys and values.
         fn backward(&self, output: &FlexTensor, logarithms: &[f32], upstream: FlexTensor) -> [FlexTensor; 3] {
             let upstream = contiguous(upstream);
             let (query_size, key_size) = (self.group() * self.queries * self.width, self.keys * self.width);
-            let mut dq = vec![0.0; self.batch * self.heads * self.queries * self.width];
-            let mut dk = vec![0.0; self.batch * self.kv_heads * key_size];
-            let mut dv = vec![0.0; dk.len()];
-            let tasks = dq
-                .par_chunks_mut(query_size)
-                .zip(dk.par_chunks_mut(key_size))
-                .zip(dv.par_chunks_mut(key_size))
-                .enumerate();
+            let mut dq = Cleared::new(self.batch * self.heads * self.queries * self.width);
+            let [mut dk, mut dv] = [(); 2].map(|()| Cleared::new(self.batch * self.kv_heads * key_size));
+            let tasks = dq.parts(query_size).zip(dk.parts(key_size)).zip(dv.parts(key_size)).enumerate();
             tasks.for_each(|(task, ((dq, dk), dv))| {
                 let (batch, kv_head) = (task / self.kv_heads, task % self.kv_heads);
                 let most = BLOCK.min(self.queries) * self.keys;
@@ -345,9 +340,9 @@ mod fused {
                 }
             });
             [
-                self.positions_first(dq, self.heads, self.queries),
-                self.positions_first(dk, self.kv_heads, self.keys),
-                self.positions_first(dv, self.kv_heads, self.keys),
+                self.positions_first(dq.into_values(), self.heads, self.queries),
+                self.positions_first(dk.into_values(), self.kv_heads, self.keys),
+                self.positions_first(dv.into_values(), self.kv_heads, self.keys),
             ]
         }
 

@@ -42,7 +42,7 @@ mod fused {
     use rayon::prelude::*;
 
     use super::IGNORE;
-    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised};
+    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised, zeros};
     use crate::ops::product::{Matrix, product};
 
     const CHUNK: usize = super::LOSS_ROWS;
@@ -130,9 +130,9 @@ mod fused {
             let source = values(&x);
             let weights = Matrix::row_major(values(&stored), stored_rows, stored_columns);
             let weights = if flipped { weights.transposed() } else { weights };
-            let mut dx = want_dx.then(|| vec![0.0; rows * width]);
-            let mut dweight = want_dweight.then(|| vec![0.0; width * vocabulary]);
-            let mut logits = vec![0.0; CHUNK.min(rows) * vocabulary];
+            let mut dx = want_dx.then(|| zeros(rows * width));
+            let mut dweight = want_dweight.then(|| zeros(width * vocabulary));
+            let mut logits = zeros(CHUNK.min(rows) * vocabulary);
             let mut sum = 0.0f64;
             for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
                 let (first, count) = (chunk * CHUNK, targets.len());

@@ -31,7 +31,7 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{ROWS, contiguous, tensor, values, vectorised};
+    use crate::ops::flex::{Cleared, ROWS, contiguous, tensor, values, vectorised};
 
     pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
         let (weight, ids) = (weight.into_dispatch(), ids.cast(DType::I32).into_dispatch());
@@ -99,8 +99,8 @@ mod fused {
         let mut by_id: Vec<(usize, usize)> =
             token_ids(ids).iter().enumerate().map(|(position, id)| (*id as usize, position)).collect();
         by_id.sort_unstable();
-        let mut table = vec![0.0; vocabulary * width];
-        table.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, rows)| {
+        let mut table = Cleared::new(vocabulary * width);
+        table.parts(ROWS * width).enumerate().for_each(|(chunk, rows)| {
             let first = chunk * ROWS;
             let begin = by_id.partition_point(|(id, _)| *id < first);
             let mine = by_id[begin..].iter().take_while(|(id, _)| *id < first + ROWS);
@@ -114,7 +114,7 @@ mod fused {
                 },
             );
         });
-        tensor(table, [vocabulary, width])
+        tensor(table.into_values(), [vocabulary, width])
     }
 }
 

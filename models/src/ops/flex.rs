@@ -2,12 +2,14 @@
 //!
 //! Loops run on fixed partitions and partial sums are added in order: results do not depend on the number of threads.
 
-use std::sync::atomic::Ordering;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 use pulp::Arch;
+use rayon::prelude::*;
 
 /// Rows that one task of a parallel loop takes.
 pub(super) const ROWS: usize = 64;
@@ -48,6 +50,45 @@ pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)
 }
 
+/// Values that are zero before they are written, and cleared by the task that writes them: in the cache, and on all threads.
+pub(super) struct Cleared {
+    values: Vec<f32>,
+    count: usize,
+    cleared: AtomicUsize,
+}
+
+impl Cleared {
+    pub fn new(count: usize) -> Self {
+        Self { values: Vec::with_capacity(count), count, cleared: AtomicUsize::new(0) }
+    }
+
+    /// The values in parts of so many, the last one may be smaller; to be called once and gone through to the end.
+    pub fn parts(&mut self, size: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
+        let Self { values, count, cleared } = self;
+        values.spare_capacity_mut()[..*count].par_chunks_mut(size.max(1)).map(|part| {
+            part.fill(MaybeUninit::new(0.0));
+            cleared.fetch_add(part.len(), Ordering::Relaxed);
+            // SAFETY: all of it was just initialised.
+            unsafe { part.assume_init_mut() }
+        })
+    }
+
+    /// What the parts hold now.
+    pub fn into_values(mut self) -> Vec<f32> {
+        assert_eq!(self.cleared.into_inner(), self.count, "all parts were gone through once");
+        // SAFETY: there is room for so many values, which have been initialised.
+        unsafe { self.values.set_len(self.count) };
+        self.values
+    }
+}
+
+/// Zeros, cleared by all threads.
+pub(super) fn zeros(count: usize) -> Vec<f32> {
+    let mut zeros = Cleared::new(count);
+    zeros.parts(1 << 16).for_each(|_| ());
+    zeros.into_values()
+}
+
 /// Runs a loop compiled for the widest vectors that this processor has.
 ///
 /// The closure must be `#[inline(always)]`: a closure that stays a function of its own is compiled for the oldest processors, where a fused
@@ -85,6 +126,27 @@ pub(super) fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cleared_values_are_those_that_tasks_wrote() {
+        for (count, size) in [(0, 3), (1, 1), (10, 3), (12, 4), (100_000, 1000)] {
+            let mut values = Cleared::new(count);
+            values.parts(size).enumerate().for_each(|(number, part)| part[0] += number as f32 + 1.0);
+            for (place, value) in values.into_values().into_iter().enumerate() {
+                let expected = if place % size == 0 { (place / size + 1) as f32 } else { 0.0 };
+                assert_eq!(value, expected);
+            }
+            assert_eq!(zeros(count), vec![0.0; count]);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "all parts")]
+    fn values_that_nobody_cleared_are_not_given_out() {
+        let mut values = Cleared::new(10);
+        values.parts(3).take(2).for_each(|_| ());
+        values.into_values();
+    }
 
     #[test]
     fn exponentials_are_close_everywhere() {

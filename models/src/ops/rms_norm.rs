@@ -30,7 +30,7 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{ROWS, contiguous, tensor, values, vectorised};
+    use crate::ops::flex::{Cleared, ROWS, contiguous, tensor, values, vectorised};
 
     pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tensor<D> {
         Tensor::from_dispatch(<Dispatch as RmsNormOp>::fused_rms_norm(x.into_dispatch(), gain.into_dispatch(), eps))
@@ -83,9 +83,9 @@ mod fused {
     fn forward(x: &FlexTensor, gain: &FlexTensor, eps: f64) -> (FlexTensor, Vec<f32>) {
         let (source, gain) = (values(x), values(gain));
         let width = gain.len();
-        let mut y = vec![0.0; source.len()];
+        let mut y = Cleared::new(source.len());
         let mut scales = vec![0.0; source.len() / width];
-        y.par_chunks_mut(ROWS * width).zip(source.par_chunks(ROWS * width)).zip(scales.par_chunks_mut(ROWS)).for_each(
+        y.parts(ROWS * width).zip(source.par_chunks(ROWS * width)).zip(scales.par_chunks_mut(ROWS)).for_each(
             |((y, x), scales)| {
                 vectorised(
                     #[inline(always)]
@@ -101,16 +101,16 @@ mod fused {
                 );
             },
         );
-        (tensor(y, x.shape()), scales)
+        (tensor(y.into_values(), x.shape()), scales)
     }
 
     /// With `u = dy * gain`: `dx = scale * (u - x * scale^2 * mean(u x))`, `dgain = sum over rows of dy * x * scale`.
     fn backward(x: &FlexTensor, gain: &FlexTensor, scales: &[f32], dy: &FlexTensor) -> (FlexTensor, FlexTensor) {
         let (source, gains, upstream) = (values(x), values(gain), values(dy));
         let width = gains.len();
-        let mut dx = vec![0.0; source.len()];
+        let mut dx = Cleared::new(source.len());
         let partial: Vec<Vec<f32>> = dx
-            .par_chunks_mut(ROWS * width)
+            .parts(ROWS * width)
             .zip(source.par_chunks(ROWS * width))
             .zip(upstream.par_chunks(ROWS * width))
             .zip(scales.par_chunks(ROWS))
@@ -147,7 +147,7 @@ mod fused {
                 *sum += value;
             }
         }
-        (tensor(dx, x.shape()), tensor(dgain, gain.shape()))
+        (tensor(dx.into_values(), x.shape()), tensor(dgain, gain.shape()))
     }
 
     /// Sum of products in sixteen lanes, since the order of additions of floating-point numbers is never changed by the compiler.

@@ -64,7 +64,7 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{contiguous, tensor, values, vectorised};
+    use crate::ops::flex::{Cleared, contiguous, tensor, values, vectorised};
 
     pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
         let (x, cos, sin) = (x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
@@ -116,8 +116,8 @@ mod fused {
         let x = contiguous(x);
         let shape = x.shape();
         let (positions, row, half) = (shape[1], shape[2] * shape[3], shape[3] / 2);
-        let mut y = vec![0.0; values(&x).len()];
-        y.par_chunks_mut(row).zip(values(&x).par_chunks(row)).enumerate().for_each(|(place, (y, x))| {
+        let mut y = Cleared::new(values(&x).len());
+        y.parts(row).zip(values(&x).par_chunks(row)).enumerate().for_each(|(place, (y, x))| {
             let angles = place % positions * half..(place % positions + 1) * half;
             let (cos, sin) = (&values(cos)[angles.clone()], &values(sin)[angles]);
             vectorised(
@@ -134,7 +134,7 @@ mod fused {
                 },
             );
         });
-        tensor(y, shape)
+        tensor(y.into_values(), shape)
     }
 }
 

@@ -29,7 +29,7 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised};
+    use crate::ops::flex::{Cleared, contiguous, exp, tensor, values, vectorised};
 
     /// Values that one task takes.
     const CHUNK: usize = 1 << 14;
@@ -88,27 +88,25 @@ mod fused {
 
     fn forward(gate: &FlexTensor, up: &FlexTensor) -> FlexTensor {
         let (gates, ups) = (values(gate), values(up));
-        let mut y = vec![0.0; gates.len()];
-        y.par_chunks_mut(CHUNK).zip(gates.par_chunks(CHUNK)).zip(ups.par_chunks(CHUNK)).for_each(
-            |((y, gates), ups)| {
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for ((y, gate), up) in y.iter_mut().zip(gates).zip(ups) {
-                            *y = gate * sigmoid(*gate) * up;
-                        }
-                    },
-                );
-            },
-        );
-        tensor(y, gate.shape())
+        let mut y = Cleared::new(gates.len());
+        y.parts(CHUNK).zip(gates.par_chunks(CHUNK)).zip(ups.par_chunks(CHUNK)).for_each(|((y, gates), ups)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((y, gate), up) in y.iter_mut().zip(gates).zip(ups) {
+                        *y = gate * sigmoid(*gate) * up;
+                    }
+                },
+            );
+        });
+        tensor(y.into_values(), gate.shape())
     }
 
     /// With `s = sigmoid(gate)`: `dgate = dy * up * s * (1 + gate (1 - s))`, `dup = dy * gate * s`.
     fn backward(gate: &FlexTensor, up: &FlexTensor, dy: &FlexTensor) -> (FlexTensor, FlexTensor) {
         let (gates, ups, upstream) = (values(gate), values(up), values(dy));
-        let (mut dgate, mut dup) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
-        let outputs = dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK));
+        let (mut dgate, mut dup) = (Cleared::new(gates.len()), Cleared::new(gates.len()));
+        let outputs = dgate.parts(CHUNK).zip(dup.parts(CHUNK));
         let inputs = gates.par_chunks(CHUNK).zip(ups.par_chunks(CHUNK)).zip(upstream.par_chunks(CHUNK));
         outputs.zip(inputs).for_each(|((dgate, dup), ((gates, ups), dy))| {
             vectorised(
@@ -123,7 +121,7 @@ mod fused {
                 },
             );
         });
-        (tensor(dgate, gate.shape()), tensor(dup, gate.shape()))
+        (tensor(dgate.into_values(), gate.shape()), tensor(dup.into_values(), gate.shape()))
     }
 }
 
