@@ -7,7 +7,7 @@ mod read;
 mod write;
 
 pub use config::HubConfig;
-pub use read::{ModelFolder, TensorFiles};
+pub use read::{ModelFolder, TensorFiles, read_header};
 pub use write::{MAX_SHARD_BYTES, copy_companions, save};
 
 /// Name of the index that maps tensors to shards.

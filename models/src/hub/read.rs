@@ -299,7 +299,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
 }
 
 /// The header of a safetensors file, and where the data begins. Checks the size of the file against it.
-fn read_header(path: &Path) -> Result<(u64, Metadata), ModelError> {
+pub fn read_header(path: &Path) -> Result<(u64, Metadata), ModelError> {
     let bad = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
     let mut file = File::open(path).map_err(ModelError::io(path))?;
     let size = file.metadata().map_err(ModelError::io(path))?.len();

@@ -484,15 +484,17 @@ mod tests {
                 (turn(q), turn(k), turn(v))
             };
             for starts in [None, Some(starts())] {
+                let form = |x: &[Tensor<1>]| {
+                    let (q, k, v) = shaped(x);
+                    composed(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                };
+                check.slopes(form);
                 check.equal(
                     |x| {
                         let (q, k, v) = shaped(x);
                         causal_attention(q, k, v, starts.clone()).flatten::<1>(0, 3)
                     },
-                    |x| {
-                        let (q, k, v) = shaped(x);
-                        composed(q, k, v, starts.clone()).flatten::<1>(0, 3)
-                    },
+                    form,
                 );
                 check.equal(
                     |x| {

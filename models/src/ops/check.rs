@@ -1,6 +1,6 @@
-//! Compares a fused operation with its composed form: values and the gradients of all inputs.
+//! Compares a fused operation with its composed form: values and the gradients of all inputs; and these with quotients of differences in f64.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 /// Values for an input in row-major order.
 pub fn random(shape: &[usize], seed: u64) -> Vec<f32> {
@@ -41,6 +41,42 @@ impl Check {
                         "output or gradient {place}, frozen {frozen:?}: {ours} instead of {expected} (largest {size})"
                     );
                 }
+            }
+        }
+    }
+
+    /// The gradients of the composed form are the slopes of its values: in f64, at some values of every input.
+    pub fn slopes(&self, composed: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
+        let inputs: Vec<Vec<f64>> =
+            self.inputs.iter().map(|values| values.iter().map(|value| f64::from(*value)).collect()).collect();
+        let device = Device::default().autodiff();
+        let tensors = |inputs: &[Vec<f64>]| -> Vec<Tensor<1>> {
+            let tensor = |values: &Vec<f64>| {
+                Tensor::from_data(TensorData::new(values.clone(), [values.len()]), (&device, DType::F64)).require_grad()
+            };
+            inputs.iter().map(tensor).collect()
+        };
+        let sum = |inputs: &[Tensor<1>]| {
+            let output = composed(inputs);
+            assert_eq!(output.dtype(), DType::F64, "nothing on the way may take less than f64");
+            let weights: Vec<f64> = random(&[output.dims()[0]], 99).into_iter().map(f64::from).collect();
+            (output * tensors(&[weights]).swap_remove(0).detach()).sum()
+        };
+        let at = tensors(&inputs);
+        let mut grads = sum(&at).backward();
+        for (place, tensor) in at.iter().enumerate() {
+            let slopes = tensor.grad_remove(&mut grads).unwrap().into_data().try_into_vec::<f64>().unwrap();
+            let size = slopes.iter().fold(1e-3f64, |most, slope| most.max(slope.abs()));
+            for number in (0..slopes.len()).step_by((slopes.len() / 5).max(1)) {
+                const STEP: f64 = 1e-6;
+                let moved = |step: f64| {
+                    let mut inputs = inputs.clone();
+                    inputs[place][number] += step;
+                    sum(&tensors(&inputs)).inner().into_scalar::<f64>()
+                };
+                let quotient = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                let near = (slopes[number] - quotient).abs() < 1e-6 * size;
+                assert!(near, "gradient {place} at {number}: {} where the slope is {quotient}", slopes[number]);
             }
         }
     }

@@ -107,7 +107,9 @@ mod tests {
                         form(x, matrix(&inputs[1], d_in, d_out, weight_turned)).reshape([rows * d_out])
                     }
                 };
-                Check::new(&[random(&[rows, d_in], 1), random(&[d_in, d_out], 2)]).equal(run(linear), run(composed));
+                let check = Check::new(&[random(&[rows, d_in], 1), random(&[d_in, d_out], 2)]);
+                check.equal(run(linear), run(composed));
+                check.slopes(run(composed));
             }
         }
     }

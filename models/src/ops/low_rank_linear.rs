@@ -258,7 +258,10 @@ mod tests {
                         form(matrix(0), matrix(1), matrix(2), matrix(3), pace).reshape([rows * d_out])
                     }
                 };
-                Check::new(&inputs).equal(run(fused), run(composed));
+                let check = Check::new(&inputs);
+                check.equal(run(fused), run(composed));
+                // With a pace gradients are not slopes.
+                check.slopes(run(|x, w, a, b, _| super::composed(x, w, a, b, 0.7)));
                 // Weight and A frozen: what is kept is another matrix.
                 let frozen = |form: Form| {
                     let run = run(form);

@@ -31,7 +31,9 @@ fn composed(coefficients: Tensor<1>, seed: u64, count: usize) -> Tensor<1> {
     let k = coefficients.dims()[0];
     let values = (0..k).flat_map(|number| draws(seed, number, count)).collect();
     let plain = coefficients.device().inner();
-    mixed(coefficients, Tensor::from_data(TensorData::new::<f32, _>(values, [k, count]), (&plain, DType::F32)))
+    let bases = Tensor::<2>::from_data(TensorData::new::<f32, _>(values, [k, count]), (&plain, DType::F32));
+    let bases = bases.cast(coefficients.dtype());
+    mixed(coefficients, bases)
 }
 
 /// The first values of one of the tensors.
@@ -230,7 +232,9 @@ mod tests {
             let run = |form: fn(Tensor<1>, u64, usize) -> Tensor<1>| {
                 move |inputs: &[Tensor<1>]| form(inputs[0].clone(), 5 << 40 | 11, count)
             };
-            Check::new(&[random(&[k], 1)]).equal(run(mixed_draws), run(composed));
+            let check = Check::new(&[random(&[k], 1)]);
+            check.equal(run(mixed_draws), run(composed));
+            check.slopes(run(composed));
         }
     }
 }

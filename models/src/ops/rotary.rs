@@ -174,10 +174,13 @@ mod tests {
         use crate::ops::check::{Check, random};
         for shape in [[1, 1, 1, 2], [2, 5, 3, 6], [1, 70, 2, 64]] {
             let table = Rotary::new(shape[3], shape[1], 1e4, &Device::default());
-            Check::new(&[random(&shape, 1)]).equal(
-                |x| rotary(x[0].clone().reshape(shape), &table, 0).flatten::<1>(0, 3),
-                |x| composed(x[0].clone().reshape(shape), table.cos.clone(), table.sin.clone()).flatten::<1>(0, 3),
-            );
+            let form = |x: &[Tensor<1>]| {
+                let [cos, sin] = [&table.cos, &table.sin].map(|table| table.clone().cast(x[0].dtype()));
+                composed(x[0].clone().reshape(shape), cos, sin).flatten::<1>(0, 3)
+            };
+            let check = Check::new(&[random(&shape, 1)]);
+            check.equal(|x| rotary(x[0].clone().reshape(shape), &table, 0).flatten::<1>(0, 3), form);
+            check.slopes(form);
         }
     }
 }

@@ -264,10 +264,13 @@ mod tests {
                 let a = a.clone().narrow(1, 0, d);
                 move |inputs: &[Tensor<1>]| {
                     let matrix = |place: usize| inputs[place].clone().reshape(shapes[place]);
-                    form(matrix(0), matrix(1), matrix(2), a.clone(), transposed).reshape([count * outputs])
+                    form(matrix(0), matrix(1), matrix(2), a.clone().cast(inputs[0].dtype()), transposed)
+                        .reshape([count * outputs])
                 }
             };
-            Check::new(&inputs).equal(run(scaled_bases), run(composed));
+            let check = Check::new(&inputs);
+            check.equal(run(scaled_bases), run(composed));
+            check.slopes(run(composed));
         }
     }
 }

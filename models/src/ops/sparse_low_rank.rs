@@ -36,7 +36,7 @@ fn composed(
 
 /// The sparse part as a matrix `[d_in, d_out]`.
 pub fn sparse_matrix(values: Tensor<1>, positions: Tensor<1, Int>, [d_in, d_out]: [usize; 2]) -> Tensor<2> {
-    let zeros = Tensor::<1>::zeros([d_in * d_out], &values.device());
+    let zeros = Tensor::<1>::zeros([d_in * d_out], (&values.device(), values.dtype()));
     zeros.scatter(0, positions, values, IndexingUpdateOp::Add).reshape([d_out, d_in]).transpose()
 }
 
@@ -225,7 +225,9 @@ mod fused {
                         y.reshape([rows * d_out])
                     }
                 };
-                Check::new(&inputs).equal(run(sparse_low_rank), run(super::super::composed));
+                let check = Check::new(&inputs);
+                check.equal(run(sparse_low_rank), run(super::super::composed));
+                check.slopes(run(super::super::composed));
             }
         }
     }

@@ -74,7 +74,7 @@ fn restore<T>(
     let bytes = std::fs::read(&counters).map_err(CheckpointError::io(&counters))?;
     let kept = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))
         .map_err(|error| refuse(&counters, error.to_string()))?;
-    let reader = Reader::open(&tensors).map_err(CheckpointError::io(&tensors))?;
+    let reader = Reader::open(&tensors)?;
     let held = reader.len() + kept.len();
     let (mut reader, loaded) = through(meter, reader, || load(kept));
     reader.finish().map_err(CheckpointError::io(&tensors))?;

@@ -6,9 +6,12 @@ use std::io::{BufWriter, Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use burn::tensor::{DType, Shape, TensorData};
+use lowrank_models::hub::read_header;
 use lowrank_optim::StateStore;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::CheckpointError;
 
 /// Looks at states: what there will be to write.
 #[derive(Default)]
@@ -94,24 +97,11 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Opens a file; its size must be what its header says.
-    pub fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path)?;
-        let size = file.metadata()?.len();
-        let mut length = [0; 8];
-        file.read_exact(&mut length)?;
-        let length = u64::from_le_bytes(length);
-        if length > size.saturating_sub(8) {
-            return Err(Error::new(ErrorKind::InvalidData, "its header is longer than the file"));
-        }
-        let mut header = vec![0; length as usize];
-        file.read_exact(&mut header)?;
-        let metadata: Metadata = serde_json::from_slice(&header)?;
-        let expected = 8 + length + metadata.data_len() as u64;
-        if expected != size {
-            return Err(Error::new(ErrorKind::InvalidData, format!("it has {size} bytes instead of {expected}")));
-        }
+    pub fn open(path: &Path) -> std::result::Result<Self, CheckpointError> {
+        let (begin, metadata) = read_header(path)?;
+        let file = File::open(path).map_err(CheckpointError::io(path))?;
         let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-        Ok(Self { file, begin: 8 + length, tensors, done: Ok(()) })
+        Ok(Self { file, begin, tensors, done: Ok(()) })
     }
 
     /// Tensors that nobody has read.

@@ -54,6 +54,8 @@ pub struct StepReport {
     pub tokens: u64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Those of them that went into reading the samples.
+    pub data_seconds: f64,
     /// Whether the update was left out because of a non-finite value.
     pub skipped: bool,
 }
@@ -151,6 +153,7 @@ impl Trainer {
         let micro: Vec<Batch> = (0..self.options.accumulation as u64)
             .map(|k| samples.at(self.samples + k * samples.batch() as u64))
             .collect::<Result<_, _>>()?;
+        let data_seconds = begin.elapsed().as_secs_f64();
         let counted: u64 = micro.iter().map(Batch::counted).sum();
         self.lowest()?;
         if counted == 0 {
@@ -168,6 +171,7 @@ impl Trainer {
         self.finish(step, micro.len() * samples.batch(), counted);
         report.activation_bytes = self.activations.most();
         report.seconds = begin.elapsed().as_secs_f64();
+        report.data_seconds = data_seconds;
         Ok(report)
     }
 
@@ -201,6 +205,7 @@ impl Trainer {
             activation_bytes: None,
             tokens: counted,
             seconds: 0.0,
+            data_seconds: 0.0,
             skipped: false,
         };
         match clipped {
@@ -311,6 +316,7 @@ impl Trainer {
             activation_bytes: None,
             tokens: counted,
             seconds: 0.0,
+            data_seconds: 0.0,
             skipped: false,
         })
     }

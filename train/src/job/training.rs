@@ -184,6 +184,7 @@ impl Training {
             lr: Some(report.lr),
             grad_norm: Some(report.grad_norm).filter(|norm| norm.is_finite()),
             tokens_per_second: Some(report.tokens as f64 / report.seconds),
+            data_seconds: Some(report.data_seconds),
             rss_bytes: Some(memory.rss),
             peak_rss_bytes: Some(memory.peak),
             weight_bytes: Some(self.summary.weight_bytes),

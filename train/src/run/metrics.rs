@@ -27,6 +27,9 @@ pub struct Metrics {
     /// Speed of the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
+    /// Seconds of the step that went into reading its samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_seconds: Option<f64>,
     /// Resident memory of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
@@ -71,6 +74,7 @@ impl Metrics {
             ("validation/loss", self.validation_loss),
             ("validation/perplexity", self.validation_loss.map(f64::exp)),
             ("speed/tokens_per_second", self.tokens_per_second),
+            ("speed/data_seconds", self.data_seconds),
             ("memory/rss_bytes", bytes(self.rss_bytes)),
             ("memory/peak_rss_bytes", bytes(self.peak_rss_bytes)),
             ("memory/weight_bytes", bytes(self.weight_bytes)),

@@ -14,7 +14,8 @@ use crate::run::{bytes, count};
 
 /// Fine-tune the same model with several adapter structures.
 ///
-/// Three learning rates are tried with each: the structure's usual one, which is that of long runs, five times it and twenty-five times it.
+/// At least three learning rates are tried with each: the structure's usual one, which is that of long runs, five times it and twenty-five times it;
+/// while the best of them is the smallest or the largest, one or two beyond it as well.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lowrank compare adapters --model SmolLM2-135M --data train.jsonl --steps 200
@@ -51,7 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         what: "adapter",
         folder: "compare-adapters",
         contenders: entries.into_iter().map(contender).collect(),
-        most: 3,
+        most: 5,
         columns: vec![
             Column { title: "values trained", cell: &|trial, _| count(trial.summary.parameters) },
             Column { title: "saved", cell: &|trial, _| saved(trial).map_or_else(|| "-".into(), bytes) },
