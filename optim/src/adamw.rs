@@ -187,6 +187,7 @@ mod fused {
 
     use super::{Factors, Moments};
     use crate::elementwise::CHUNK;
+    use crate::vectorised::vectorised;
 
     /// In place, where nobody else holds the tensors.
     pub fn update<const D: usize>(
@@ -201,7 +202,7 @@ mod fused {
             let moments =
                 m.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(v.storage_mut::<f32>().par_chunks_mut(CHUNK));
             weights.zip(g.storage::<f32>().par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
-                pulp::Arch::new().dispatch(
+                vectorised(
                     #[inline(always)]
                     || {
                         for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {

@@ -12,6 +12,7 @@ use crate::matrix::Place;
 use crate::moments::{Blocks, Moment, MomentType, Storage};
 use crate::registry::MethodConfig;
 use crate::reset::{ResetMoments, changed};
+use crate::vectorised::vectorised;
 use crate::{AdamW, AdamWConfig, AdamWState, OptimError, check};
 
 /// Configuration of [`AdamW8bit`].
@@ -239,7 +240,7 @@ fn update(w: &mut [f32], g: &[f32], m: &mut Coded, v: &mut Coded, storage: Stora
             let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
             signed.decode(m_codes, *m_largest, m);
             unsigned.decode(v_codes, *v_largest, v);
-            pulp::Arch::new().dispatch(
+            vectorised(
                 #[inline(always)]
                 || {
                     for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {

@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
+use crate::vectorised::vectorised;
+
 /// The 256 values that codes stand for, ascending.
 pub struct DynamicMap {
     values: [f32; 256],
@@ -74,7 +76,7 @@ impl DynamicMap {
     /// Codes of one block; gives its largest magnitude. The sign of a first moment survives, though a positive one may become 0; with
     /// `keep_positive` a positive second moment does not.
     pub fn encode(&self, values: &mut [f32], codes: &mut [u8], keep_positive: bool) -> f32 {
-        let largest = pulp::Arch::new().dispatch(
+        let largest = vectorised(
             #[inline(always)]
             || {
                 const LANES: usize = 16;

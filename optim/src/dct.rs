@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::decompose::orthonormal_factor;
 use crate::host::values;
 use crate::random::{generator, normal};
+use crate::vectorised::vectorised;
 
 /// Which orthonormal basis the columns of `D` are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,21 +139,26 @@ impl Dct {
         back: bool,
         memory: &mut [Complex32],
     ) {
-        let (buffer, scratch) = memory.split_at_mut(self.n);
-        match (basis, back) {
-            (DctBasis::Dct2, false) | (DctBasis::Dct3, true) => self.dct2_pair(a, b, buffer, scratch),
-            (DctBasis::Dct3, false) | (DctBasis::Dct2, true) => self.dct3_pair(a, b, buffer, scratch),
-            (DctBasis::Random, _) => unreachable!("a random basis has no fast transform"),
-        }
+        let (z, scratch) = memory.split_at_mut(self.n);
+        vectorised(
+            #[inline(always)]
+            || match (basis, back) {
+                (DctBasis::Dct2, false) | (DctBasis::Dct3, true) => self.dct2_pair(a, b, z, scratch),
+                (DctBasis::Dct3, false) | (DctBasis::Dct2, true) => self.dct3_pair(a, b, z, scratch),
+                (DctBasis::Random, _) => unreachable!("a random basis has no fast transform"),
+            },
+        );
     }
 
+    #[inline(always)]
     fn dct2_pair(&self, a: &mut [f32], b: &mut [f32], z: &mut [Complex32], scratch: &mut [Complex32]) {
         let n = self.n;
-        for i in 0..n.div_ceil(2) {
-            z[i] = Complex32::new(a[2 * i], b[2 * i]);
+        let (front, back) = z.split_at_mut(n.div_ceil(2));
+        for ((even, odd), (a, b)) in mirrored(front, back).zip(a.as_chunks::<2>().0.iter().zip(b.as_chunks::<2>().0)) {
+            (*even, *odd) = (Complex32::new(a[0], b[0]), Complex32::new(a[1], b[1]));
         }
-        for i in 0..n / 2 {
-            z[n - 1 - i] = Complex32::new(a[2 * i + 1], b[2 * i + 1]);
+        if n % 2 == 1 {
+            z[n / 2] = Complex32::new(a[n - 1], b[n - 1]);
         }
         self.forward.process_with_scratch(z, scratch);
         // The spectrum of a real row is its own mirror image, which parts the two.
@@ -166,6 +172,7 @@ impl Dct {
         }
     }
 
+    #[inline(always)]
     fn dct3_pair(&self, a: &mut [f32], b: &mut [f32], z: &mut [Complex32], scratch: &mut [Complex32]) {
         let n = self.n;
         let scale = (0.5 / n as f32).sqrt();
@@ -178,11 +185,13 @@ impl Dct {
             *z = Complex32::new(scale * (re * w.re + im * w.im), scale * (im * w.re - re * w.im));
         }
         self.inverse.process_with_scratch(z, scratch);
-        for i in 0..n.div_ceil(2) {
-            (a[2 * i], b[2 * i]) = (z[i].re, z[i].im);
+        let (front, back) = z.split_at_mut(n.div_ceil(2));
+        let rows = a.as_chunks_mut::<2>().0.iter_mut().zip(b.as_chunks_mut::<2>().0);
+        for ((even, odd), (a, b)) in mirrored(front, back).zip(rows) {
+            (*a, *b) = ([even.re, odd.re], [even.im, odd.im]);
         }
-        for i in 0..n / 2 {
-            (a[2 * i + 1], b[2 * i + 1]) = (z[n - 1 - i].re, z[n - 1 - i].im);
+        if n % 2 == 1 {
+            (a[n - 1], b[n - 1]) = (z[n / 2].re, z[n / 2].im);
         }
     }
 
@@ -193,6 +202,15 @@ impl Dct {
         }
         row.copy_from_slice(&result);
     }
+}
+
+/// The first value with the last, the second with the one before, and so on.
+#[inline(always)]
+fn mirrored<'a>(
+    front: &'a mut [Complex32],
+    back: &'a mut [Complex32],
+) -> impl Iterator<Item = (&'a mut Complex32, &'a mut Complex32)> {
+    front.iter_mut().zip(back.iter_mut().rev())
 }
 
 #[cfg(test)]

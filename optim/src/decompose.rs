@@ -4,6 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
 
 use crate::host::values;
+use crate::vectorised::vectorised;
 
 /// Sweeps after which an eigenvalue iteration gives up; it needs a few for each value.
 const SWEEPS: usize = 100;
@@ -211,7 +212,7 @@ fn reduce(y: &mut DMatrix<f64>, j: usize) {
     let n = y.nrows();
     let (before, rest) = y.as_mut_slice().split_at_mut(j * n);
     let column = &mut rest[..n];
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for other in before.chunks_exact(n) {

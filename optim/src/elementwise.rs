@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::host::{Memory, is_cpu};
+use crate::vectorised::vectorised;
 
 /// Values that one task takes.
 pub const CHUNK: usize = 1 << 14;
@@ -46,7 +47,7 @@ pub fn adam(g: Tensor<2>, m: Tensor<2>, v: Tensor<2>, f: Adam) -> (Tensor<2>, Te
     let (mut g, mut m, mut v) = (Memory::of(g), Memory::of(m), Memory::of(v));
     let moments = m.write().par_chunks_mut(CHUNK).zip(v.write().par_chunks_mut(CHUNK));
     g.write().par_chunks_mut(CHUNK).zip(moments).for_each(|(g, (m, v))| {
-        pulp::Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (g, (m, v)) in g.iter_mut().zip(m.iter_mut().zip(v.iter_mut())) {
@@ -68,7 +69,7 @@ pub fn descend(w: Tensor<2>, keep: f64, rate: f64, direction: Tensor<2>) -> Tens
     let (keep, rate) = (keep as f32, rate as f32);
     let (mut w, direction) = (Memory::of(w), Memory::of(direction));
     w.write().par_chunks_mut(CHUNK).zip(direction.read().par_chunks(CHUNK)).for_each(|(w, direction)| {
-        pulp::Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (w, direction) in w.iter_mut().zip(direction) {

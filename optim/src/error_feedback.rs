@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::host::values;
 use crate::moments::byte_tensor;
+use crate::vectorised::vectorised;
 
 /// How the rest of a projection is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ const LANES: usize = 16;
 
 /// Codes of a row, one a byte; gives its smallest and largest value.
 fn encode(row: &[f32], levels: u8, codes: &mut [u8]) -> (f32, f32) {
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             let (mut lows, mut highs) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
@@ -96,7 +97,7 @@ fn encode(row: &[f32], levels: u8, codes: &mut [u8]) -> (f32, f32) {
 /// Adds the values of codes, one a byte, to a row.
 fn add_decoded(row: &mut [f32], codes: &[u8], (low, high): (f32, f32), levels: u8) {
     let unit = (high - low) / f32::from(levels);
-    pulp::Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || {
             for (x, code) in row.iter_mut().zip(codes) {
@@ -135,18 +136,18 @@ impl ErrorBuffer {
     }
 
     /// Adds the rest to a matrix on the host.
-    pub(crate) fn add_to(&self, matrix: &mut [f32]) {
-        if let Some(codes) = &self.codes {
+    pub(crate) fn add_to(self, matrix: &mut [f32]) {
+        if let Some(codes) = self.codes {
             codes.add_to(matrix);
-        } else if let Some(full) = &self.full {
-            let full = values(full.clone());
+        } else if let Some(full) = self.full {
+            let full = values(full);
             matrix.par_iter_mut().zip(&full).with_min_len(1 << 14).for_each(|(x, rest)| *x += rest);
         }
     }
 
     /// The rest as it is added to the next gradient, `[rows, columns]`.
     pub fn restored(&self) -> Option<Tensor<2>> {
-        self.full.clone().or_else(|| self.codes.as_ref().map(Codes::restored))
+        self.full.clone().or_else(|| self.codes.clone().map(Codes::restored))
     }
 
     /// Codes row by row, where there are any.
@@ -200,35 +201,38 @@ impl Codes {
     fn rows(&self) -> Vec<QuantisedRow> {
         let bytes = self.bytes.to_data();
         let (low, high) = (values(self.low.clone()), values(self.high.clone()));
-        let rows = bytes.as_bytes().chunks(row_bytes(self.columns, self.levels)).map(|row| self.unpack(row));
+        let rows = bytes
+            .as_bytes()
+            .chunks(row_bytes(self.columns, self.levels))
+            .map(|row| unpack(row, self.columns, self.levels));
         rows.zip(low.into_iter().zip(high)).map(|(codes, (low, high))| QuantisedRow { codes, low, high }).collect()
     }
 
-    fn unpack(&self, row: &[u8]) -> Vec<u8> {
-        match self.levels <= HALF_BYTE {
-            true => row.iter().flat_map(|byte| [byte >> 4, byte & 15]).take(self.columns).collect(),
-            false => row.to_vec(),
-        }
+    fn add_to(self, matrix: &mut [f32]) {
+        let Self { bytes, low, high, columns, levels } = self;
+        let (bytes, low, high) = (bytes.into_data(), values(low), values(high));
+        let coded = bytes.as_bytes().par_chunks(row_bytes(columns, levels)).zip(low.par_iter().zip(&high));
+        matrix.par_chunks_mut(columns).zip(coded).with_min_len(8).for_each(|(row, (bytes, (low, high)))| {
+            match levels <= HALF_BYTE {
+                true => add_decoded(row, &unpack(bytes, columns, levels), (*low, *high), levels),
+                false => add_decoded(row, bytes, (*low, *high), levels),
+            }
+        });
     }
 
-    fn add_to(&self, matrix: &mut [f32]) {
-        let bytes = self.bytes.to_data();
-        let (low, high) = (values(self.low.clone()), values(self.high.clone()));
-        let coded = bytes.as_bytes().par_chunks(row_bytes(self.columns, self.levels)).zip(low.par_iter().zip(&high));
-        matrix.par_chunks_mut(self.columns).zip(coded).with_min_len(8).for_each(
-            |(row, (bytes, (low, high)))| match self.levels <= HALF_BYTE {
-                true => add_decoded(row, &self.unpack(bytes), (*low, *high), self.levels),
-                false => add_decoded(row, bytes, (*low, *high), self.levels),
-            },
-        );
-    }
-
-    fn restored(&self) -> Tensor<2> {
+    fn restored(self) -> Tensor<2> {
         let device = self.low.device();
         let shape = [self.low.dims()[0], self.columns];
         let mut values = vec![0.0; shape[0] * shape[1]];
         self.add_to(&mut values);
         Tensor::from_data(TensorData::new(values, shape), &device)
+    }
+}
+
+fn unpack(row: &[u8], columns: usize, levels: u8) -> Vec<u8> {
+    match levels <= HALF_BYTE {
+        true => row.iter().flat_map(|byte| [byte >> 4, byte & 15]).take(columns).collect(),
+        false => row.to_vec(),
     }
 }
 

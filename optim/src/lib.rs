@@ -47,6 +47,7 @@ mod roles;
 pub mod rules;
 mod subspace;
 mod trion;
+mod vectorised;
 
 // The derive of `RecordState` names these as items of the crate it is used in.
 pub(crate) use burn::optim::{RecordState, StateSink, StateSource, join_path};
@@ -84,3 +85,4 @@ pub use reset::{Keep, MomentReset, MomentResets, ResetMoments, Resettable};
 pub use roles::{HiddenMatrices, Parameter, Role, Stepped, Who};
 pub use subspace::Subspace;
 pub use trion::{Trion, TrionConfig};
+pub use vectorised::vectorised;

@@ -40,7 +40,11 @@ def steps_of(folder):
     # The first steps make the optimizer's state and warm the caches.
     seconds = seconds[3:]
     # Saving is no part of a step.
-    return {"step_seconds": statistics.median(seconds), "peak_bytes": lines[-1]["peak_rss_bytes"]}
+    return {
+        "step_seconds": statistics.median(seconds),
+        "data_seconds": statistics.median(line["data_seconds"] for line in lines[3:]),
+        "peak_bytes": lines[-1]["peak_rss_bytes"],
+    }
 
 
 def ours(command, *arguments, steps=10):
@@ -55,7 +59,9 @@ def ours(command, *arguments, steps=10):
 def pretrain(shape, *arguments, threads=0):
     common = ["--model", shape, "--set", f"tokenizer.vocab_size={VOCABULARY}", "--batch", 4, "--seq-len", 256]
     cache = ["--set", f"data.cache={ROOT / 'target' / 'peers-cache'}", "--set", f"train.threads={threads}"]
-    return ours("pretrain", *common, *cache, *arguments)
+    # The evaluation at the end is no part of a step either.
+    short = ["--set", "data.validation_fraction=0.001"]
+    return ours("pretrain", *common, *cache, *short, *arguments)
 
 
 def shaped(shape):
@@ -97,10 +103,11 @@ def alternately(rounds, left, right):
                  for runs in zip(*pairs))
 
 
-def row(name, figure, left, right, unit):
-    scale, digits = {"ms": (1e3, 0), "MiB": (1 / 2**20, 0), "tokens/s": (1, 1)}[unit]
+def row(name, figure, left, right, unit, digits=None):
+    scale, usual = {"ms": (1e3, 0), "MiB": (1 / 2**20, 0), "tokens/s": (1, 1)}[unit]
+    digits = usual if digits is None else digits
     a, b = left[figure] * scale, right[figure] * scale
-    print(f"| {name} | {a:,.{digits}f} {unit} | {b:,.{digits}f} {unit} | {a / b:.2f} |", flush=True)
+    print(f"| {name} | {a:,.{digits}f} {unit} | {b:,.{digits}f} {unit} | {a / b:.{2 if digits < 3 else 5}f} |", flush=True)
 
 
 def main():
@@ -111,10 +118,11 @@ def main():
     options = parser.parse_args()
     if not LOWRANK.exists():
         sys.exit(f"{LOWRANK} is missing: cargo build --release")
-    import torch
+    from importlib.metadata import version
 
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    print(f"{platform.machine()},{cpu.partition(':')[2]}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "galore-torch"))
+    print(f"{platform.machine()},{cpu.partition(':')[2]}, {versions}, {time.strftime('%Y-%m-%d')}\n")
     print("| work | Lowrank | peer | ratio |\n|---|---|---|---|", flush=True)
     rounds, wanted = options.rounds, lambda name: not options.only or options.only in name
 
@@ -124,6 +132,10 @@ def main():
             a, b = alternately(rounds, lambda: pretrain(shape), lambda: peer("pretrain", *shaped(shape)))
             row(f"{name}: step", "step_seconds", a, b, "ms")
             row(f"{name}: peak memory", "peak_bytes", a, b, "MiB")
+    name = "llama-9m, reading data, against its whole step"
+    if wanted(name):
+        run = pretrain("llama-9m")
+        row(name, "seconds", {"seconds": run["data_seconds"]}, {"seconds": run["step_seconds"]}, "ms", digits=3)
     name = "llama-60m, SLTrain rank 128, against the layer in PyTorch"
     if wanted(name):
         sltrain = ["--parameterization", "sltrain", "--set", "model.rank=128"]

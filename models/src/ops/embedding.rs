@@ -103,11 +103,11 @@ mod fused {
         table.parts(ROWS * width).enumerate().for_each(|(chunk, rows)| {
             let first = chunk * ROWS;
             let begin = by_id.partition_point(|(id, _)| *id < first);
-            let mine = by_id[begin..].iter().take_while(|(id, _)| *id < first + ROWS);
+            let mut mine = by_id[begin..].iter().take_while(|(id, _)| *id < first + ROWS);
             vectorised(
                 #[inline(always)]
                 || {
-                    for (id, position) in mine {
+                    for (id, position) in &mut mine {
                         let row = &mut rows[(id - first) * width..][..width];
                         row.iter_mut().zip(&slopes[position * width..][..width]).for_each(|(sum, slope)| *sum += slope);
                     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::backend::DispatchDevice;
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
-use pulp::Arch;
+pub(super) use lowrank_optim::vectorised;
 use rayon::prelude::*;
 
 /// Rows that one task of a parallel loop takes.
@@ -87,22 +87,6 @@ pub(super) fn zeros(count: usize) -> Vec<f32> {
     let mut zeros = Cleared::new(count);
     zeros.parts(1 << 16).for_each(|_| ());
     zeros.into_values()
-}
-
-/// Runs a loop compiled for the widest vectors that this processor has.
-///
-/// The closure must be `#[inline(always)]`: a closure that stays a function of its own is compiled for the oldest processors, where a fused
-/// multiplication and addition is a call.
-pub(super) fn vectorised<R>(run: impl FnOnce() -> R) -> R {
-    struct Run<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Run<F> {
-        type Output = R;
-        #[inline(always)]
-        fn call(self) -> R {
-            self.0()
-        }
-    }
-    Arch::new().dispatch(Run(run))
 }
 
 /// `exp` to within 2e-7 of itself, without branches; what would be a denormal number is 0, and above 88.3 the result stays at its largest.

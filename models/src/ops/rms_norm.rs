@@ -90,7 +90,7 @@ mod fused {
                 vectorised(
                     #[inline(always)]
                     || {
-                        for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(scales) {
+                        for ((y, x), scale) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(&mut *scales) {
                             let mean = dot(x, x) / width as f32;
                             *scale = 1.0 / (mean + eps as f32).sqrt();
                             for ((y, x), gain) in y.iter_mut().zip(x).zip(gain) {

@@ -112,7 +112,8 @@ mod fused {
             vectorised(
                 #[inline(always)]
                 || {
-                    for (((dgate, dup), (gate, up)), dy) in dgate.iter_mut().zip(dup).zip(gates.iter().zip(ups)).zip(dy)
+                    for (((dgate, dup), (gate, up)), dy) in
+                        dgate.iter_mut().zip(&mut *dup).zip(gates.iter().zip(ups)).zip(dy)
                     {
                         let s = sigmoid(*gate);
                         *dgate = dy * up * s * (1.0 + gate * (1.0 - s));

@@ -18,6 +18,7 @@ use crate::host::{Memory, indices, is_cpu};
 use crate::moments::{MomentType, Storage};
 use crate::projector::best;
 use crate::subspace::{Subspace, index_tensor};
+use crate::vectorised::vectorised;
 
 /// Whether a step is of this kind.
 pub fn fits(c: &ProjectedConfig, w: &Tensor<2>, s: &ProjectedState) -> bool {
@@ -162,7 +163,7 @@ impl Step<'_> {
                     }
                     let mut scores = vec![0.0; if scored { n } else { 0 }];
                     for line in lines.chunks(n).filter(|_| scored) {
-                        pulp::Arch::new().dispatch(
+                        vectorised(
                             #[inline(always)]
                             || match self.c.norm {
                                 Norm::L1 => scores.iter_mut().zip(line).for_each(|(score, x)| *score += x.abs()),
@@ -259,7 +260,7 @@ impl Step<'_> {
             || vec![0.0; TILE * columns],
             |tile, (number, w)| {
                 let y = self.rows(y, number * TILE, w.len() / columns, tile);
-                pulp::Arch::new().dispatch(
+                vectorised(
                     #[inline(always)]
                     || {
                         w.iter_mut().zip(y).for_each(|(w, y)| *w = *w * keep - rate * y);
@@ -278,7 +279,7 @@ impl Step<'_> {
                 || vec![0.0; TILE * columns],
                 |tile, (number, g)| {
                     let x = self.rows(x, number * TILE, g.len() / columns, tile);
-                    pulp::Arch::new().dispatch(
+                    vectorised(
                         #[inline(always)]
                         || g.iter_mut().zip(x).for_each(|(g, x)| *g -= x),
                     );
