@@ -262,11 +262,8 @@ impl Parameterization {
     /// Values that the forward pass of a layer keeps for the backward pass beside its input, for each row of it, on the CPU backend.
     pub fn kept(&self, d_in: usize) -> usize {
         match self {
-            Self::Dense => 0,
-            Self::LowRank { rank, .. }
-            | Self::SlTrain { rank, .. }
-            | Self::ReLora { rank, .. }
-            | Self::Loro { rank, .. } => *rank,
+            Self::Dense | Self::SlTrain { .. } => 0,
+            Self::LowRank { rank, .. } | Self::ReLora { rank, .. } | Self::Loro { rank, .. } => *rank,
             Self::Cola { rank, .. } => 3 * rank,
             Self::Lost { rank, density, .. } => 3 * rank + channels(*density, d_in),
         }

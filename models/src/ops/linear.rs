@@ -120,6 +120,10 @@ mod tests {
         let part = x.clone().slice([1..3, 0..2]);
         let expected = part.clone().matmul(part.clone().transpose());
         linear(part.clone(), part.transpose()).into_data().assert_eq(&expected.into_data(), true);
+        for part in [x.clone().slice([0..1, 0..3]), x.clone()] {
+            let expected = part.clone().flip([0, 1]).matmul(x.clone());
+            linear(part.flip([0, 1]), x.clone()).into_data().assert_eq(&expected.into_data(), true);
+        }
         let column = x.slice([0..3, 1..2]);
         linear(column.clone().transpose(), column).into_data().assert_eq(&[[93.0f32]].into(), true);
     }

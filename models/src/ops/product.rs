@@ -56,8 +56,13 @@ impl<'a> Matrix<&'a [f32]> {
     pub fn of(x: &'a FlexTensor) -> Self {
         let (rows, columns) = (x.shape()[0], x.shape()[1]);
         let [row_stride, column_stride] = match *x.layout().strides() {
-            [row, column] if row >= 0 && column >= 0 => [row as usize, column as usize],
-            _ => unreachable!("the tensor was made readable"),
+            // The stride of a single row or column means nothing, and may be below zero.
+            [row, column] => [(rows, row), (columns, column)].map(|(size, stride)| match usize::try_from(stride) {
+                Ok(stride) => stride,
+                Err(_) if size < 2 => 0,
+                Err(_) => unreachable!("the tensor was made readable"),
+            }),
+            _ => unreachable!("a matrix has two dimensions"),
         };
         let data = &x.storage::<f32>()[x.layout().start_offset()..];
         Self { data, rows, columns, row_stride, column_stride }

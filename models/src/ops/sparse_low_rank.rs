@@ -5,7 +5,7 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 /// `y = scale * x A B + x S`: `x [rows, d_in]`, `A [d_in, rank]`, `B [rank, d_out]`; `S [d_in, d_out]` has `values` at the positions
 /// `output * d_in + input`, which are ascending and different.
 ///
-/// On the CPU backend neither the dense weight nor its gradient is ever formed, and nothing but the inputs and `x A` is kept for the backward pass.
+/// On the CPU backend neither the dense weight nor its gradient is ever formed, and nothing but the inputs is kept for the backward pass.
 pub fn sparse_low_rank(
     x: Tensor<2>,
     a: Tensor<2>,
@@ -95,7 +95,7 @@ mod fused {
             scale: f64,
         ) -> FlexTensor {
             let inputs = [x, a, b, sparse].map(contiguous);
-            forward(&inputs, &contiguous(positions), scale as f32).0
+            forward(&inputs, &contiguous(positions), scale as f32)
         }
     }
 
@@ -109,17 +109,13 @@ mod fused {
             scale: f64,
         ) -> FloatTensor<Self> {
             let nodes = [x.node(), a.node(), b.node(), sparse.node()];
-            let b_learns = b.is_tracked();
             let prepared = SparseLowRankBackward.prepare::<C>(nodes).compute_bound().stateful();
             let inputs = [x, a, b, sparse].map(|input| contiguous(input.into_primitive()));
             let positions = contiguous(positions);
             let scale = scale as f32;
-            let (y, h) = forward(&inputs, &positions, scale);
+            let y = forward(&inputs, &positions, scale);
             match prepared {
-                OpsKind::Tracked(prepared) => {
-                    let h = b_learns.then_some(h);
-                    prepared.finish(Kept { inputs, h, positions, scale }, y)
-                }
+                OpsKind::Tracked(prepared) => prepared.finish(Kept { inputs, positions, scale }, y),
                 OpsKind::UnTracked(prepared) => prepared.finish(y),
             }
         }
@@ -129,8 +125,6 @@ mod fused {
     #[derive(Clone, Debug)]
     struct Kept {
         inputs: [FlexTensor; 4],
-        /// `scale x A`, where B learns: a product less for a row of so many values as the rank.
-        h: Option<FlexTensor>,
         positions: FlexTensor,
         scale: f32,
     }
@@ -161,22 +155,29 @@ mod fused {
         }
     }
 
-    /// The output, and `scale x A`.
-    fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> (FlexTensor, FlexTensor) {
+    fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
         let (rows, d_in, rank, d_out) = (x.shape()[0], x.shape()[1], b.shape()[0], b.shape()[1]);
-        let h = tensor(multiplied(scale, Matrix::of(x), Matrix::of(a)), [rows, rank]);
-        let mut y = multiplied(1.0, Matrix::of(&h), Matrix::of(b));
+        let h = multiplied(scale, Matrix::of(x), Matrix::of(a));
+        let mut y = multiplied(1.0, Matrix::row_major(&h[..], rows, rank), Matrix::of(b));
         add_product(&sparse_part(sparse, positions, [d_in, d_out]), values(x), d_in, &mut y);
-        (tensor(y, [rows, d_out]), h)
+        tensor(y, [rows, d_out])
     }
 
     impl Kept {
         /// Gradients of x, A, B and the sparse values.
-        fn slopes(&self, dy: &FlexTensor, [wants_x, wants_a, _, wants_sparse]: [bool; 4]) -> [Option<FlexTensor>; 4] {
-            let Self { inputs: [x, a, b, sparse], h, positions, scale } = self;
+        fn slopes(
+            &self,
+            dy: &FlexTensor,
+            [wants_x, wants_a, wants_b, wants_sparse]: [bool; 4],
+        ) -> [Option<FlexTensor>; 4] {
+            let Self { inputs: [x, a, b, sparse], positions, scale } = self;
             let (rows, d_in, rank, d_out) = (x.shape()[0], x.shape()[1], b.shape()[0], b.shape()[1]);
-            let db =
-                h.as_ref().map(|h| tensor(multiplied(1.0, Matrix::of(h).transposed(), Matrix::of(dy)), [rank, d_out]));
+            let db = wants_b.then(|| {
+                // Computed again: kept, it would be a row of so many values as the rank for each layer.
+                let h = multiplied(*scale, Matrix::of(x), Matrix::of(a));
+                let h = Matrix::row_major(&h[..], rows, rank).transposed();
+                tensor(multiplied(1.0, h, Matrix::of(dy)), [rank, d_out])
+            });
             let (mut dx, mut da) = (None, None);
             if wants_a || wants_x {
                 let dh = multiplied(*scale, Matrix::of(dy), Matrix::of(b).transposed());
