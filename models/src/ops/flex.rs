@@ -62,9 +62,10 @@ impl Cleared {
         Self { values: Vec::with_capacity(count), count, cleared: AtomicUsize::new(0) }
     }
 
-    /// The values in parts of so many, the last one may be smaller; to be called once and gone through to the end.
+    /// The values in parts of so many, the last one may be smaller; to be gone through to the end.
     pub fn parts(&mut self, size: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
         let Self { values, count, cleared } = self;
+        *cleared.get_mut() = 0;
         values.spare_capacity_mut()[..*count].par_chunks_mut(size.max(1)).map(|part| {
             part.fill(MaybeUninit::new(0.0));
             cleared.fetch_add(part.len(), Ordering::Relaxed);
@@ -75,7 +76,7 @@ impl Cleared {
 
     /// What the parts hold now.
     pub fn into_values(mut self) -> Vec<f32> {
-        assert_eq!(self.cleared.into_inner(), self.count, "all parts were gone through once");
+        assert_eq!(self.cleared.into_inner(), self.count, "all parts were gone through");
         // SAFETY: there is room for so many values, which have been initialised.
         unsafe { self.values.set_len(self.count) };
         self.values
