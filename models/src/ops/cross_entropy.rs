@@ -37,19 +37,20 @@ mod fused {
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
     use burn::backend::tensor::{FloatTensor, IntTensor};
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-    use burn::tensor::{Bytes, DType, Int, Tensor};
-    use burn_flex::{FlexTensor, Layout};
+    use burn::tensor::{DType, Int, Tensor};
+    use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
     use super::IGNORE;
-    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised, zeros};
-    use crate::ops::product::{Matrix, product};
+    use crate::ops::flex::{contiguous, exp, tensor, values, vectorised, whole_numbers, zeros};
+    use crate::ops::product::{Matrix, product, readable};
 
     const CHUNK: usize = super::LOSS_ROWS;
 
     pub fn linear_cross_entropy(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
         let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as CrossEntropyOp>::fused_cross_entropy(x, weight, targets.into_dispatch()))
+        let targets = targets.cast(DType::I32).into_dispatch();
+        Tensor::from_dispatch(<Dispatch as CrossEntropyOp>::fused_cross_entropy(x, weight, targets))
     }
 
     #[backend_extension(Flex, Autodiff)]
@@ -119,17 +120,11 @@ mod fused {
     impl Loss {
         /// The loss, and the gradients of those inputs that want one.
         fn of(x: FlexTensor, weight: FlexTensor, targets: FlexTensor, want_dx: bool, want_dweight: bool) -> Self {
-            let x = contiguous(x);
-            // A transposed view of row-major values is read as it is; any other order is copied.
-            let flipped = !weight.is_contiguous() && weight.transpose(0, 1).is_contiguous();
-            let stored = if flipped { weight.transpose(0, 1) } else { contiguous(weight) };
-            let (rows, width) = (x.shape()[0], x.shape()[1]);
-            let (stored_rows, stored_columns) = (stored.shape()[0], stored.shape()[1]);
-            let vocabulary = if flipped { stored_rows } else { stored_columns };
-            let targets = token_ids(&targets);
-            let source = values(&x);
-            let weights = Matrix::row_major(values(&stored), stored_rows, stored_columns);
-            let weights = if flipped { weights.transposed() } else { weights };
+            let (x, weight, targets) = (contiguous(x), readable(weight), contiguous(targets));
+            let (rows, width, vocabulary) = (x.shape()[0], x.shape()[1], weight.shape()[1]);
+            let (source, weights, targets) = (values(&x), Matrix::of(&weight), whole_numbers(&targets));
+            // The gradient of a transposed view has its order in memory.
+            let flipped = weights.column_stride > 1;
             let mut dx = want_dx.then(|| zeros(rows * width));
             let mut dweight = want_dweight.then(|| zeros(width * vocabulary));
             let mut logits = zeros(CHUNK.min(rows) * vocabulary);
@@ -157,18 +152,16 @@ mod fused {
                     product(out, false, 1.0, dlogits, weights.transposed(), true);
                 }
                 if let Some(dweight) = &mut dweight {
-                    let out = Matrix::row_major(&mut dweight[..], stored_rows, stored_columns);
-                    let out = if flipped { out.transposed() } else { out };
+                    let out = match flipped {
+                        true => Matrix::row_major(&mut dweight[..], vocabulary, width).transposed(),
+                        false => Matrix::row_major(&mut dweight[..], width, vocabulary),
+                    };
                     product(out, chunk > 0, 1.0, rows.transposed(), dlogits, true);
                 }
             }
-            let dweight = dweight.map(|values| {
-                let slope = FlexTensor::new(
-                    Bytes::from_elems(values),
-                    Layout::contiguous([stored_rows, stored_columns].into()),
-                    DType::F32,
-                );
-                if flipped { slope.transpose(0, 1) } else { slope }
+            let dweight = dweight.map(|values| match flipped {
+                true => tensor(values, [vocabulary, width]).transpose(0, 1),
+                false => tensor(values, [width, vocabulary]),
             });
             Self { sum: tensor(vec![sum as f32], [1]), dx: dx.map(|values| tensor(values, [rows, width])), dweight }
         }
@@ -213,15 +206,6 @@ mod fused {
         }
         // A largest logit that is not a number has hidden in `max`: it shows here.
         f64::from(most) + f64::from(total).ln() - f64::from(own)
-    }
-
-    fn token_ids(targets: &FlexTensor) -> Vec<i32> {
-        let targets = contiguous(targets.clone());
-        match targets.dtype() {
-            DType::I64 => targets.as_slice::<i64>().map(|ids| ids.iter().map(|id| *id as i32).collect()),
-            _ => targets.as_slice::<i32>().map(<[i32]>::to_vec),
-        }
-        .unwrap_or_else(|| targets.into_data().convert::<i32>().try_into_vec().unwrap_or_default())
     }
 }
 

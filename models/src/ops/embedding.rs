@@ -31,7 +31,7 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{Cleared, ROWS, contiguous, tensor, values, vectorised};
+    use crate::ops::flex::{Cleared, ROWS, contiguous, tensor, values, vectorised, whole_numbers};
 
     pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
         let (weight, ids) = (weight.into_dispatch(), ids.cast(DType::I32).into_dispatch());
@@ -77,17 +77,10 @@ mod fused {
         }
     }
 
-    fn token_ids(ids: &FlexTensor) -> &[i32] {
-        match ids.as_slice::<i32>() {
-            Some(ids) => ids,
-            None => unreachable!("ids were cast to i32"),
-        }
-    }
-
     fn forward(weight: &FlexTensor, ids: &FlexTensor) -> FlexTensor {
         let (table, width) = (values(weight), weight.shape()[1]);
         let mut rows = Vec::with_capacity(ids.shape().num_elements() * width);
-        for id in token_ids(ids) {
+        for id in whole_numbers(ids) {
             // A negative id becomes a huge place, which the table does not have.
             rows.extend_from_slice(&table[*id as usize * width..][..width]);
         }
@@ -97,7 +90,7 @@ mod fused {
     fn backward(ids: &FlexTensor, vocabulary: usize, dy: &FlexTensor) -> FlexTensor {
         let (slopes, width) = (values(dy), dy.shape()[2]);
         let mut by_id: Vec<(usize, usize)> =
-            token_ids(ids).iter().enumerate().map(|(position, id)| (*id as usize, position)).collect();
+            whole_numbers(ids).iter().enumerate().map(|(position, id)| (*id as usize, position)).collect();
         by_id.sort_unstable();
         let mut table = Cleared::new(vocabulary * width);
         table.parts(ROWS * width).enumerate().for_each(|(chunk, rows)| {

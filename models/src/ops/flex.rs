@@ -45,6 +45,14 @@ pub(super) fn values(x: &FlexTensor) -> &[f32] {
     }
 }
 
+/// Values of a tensor of whole numbers that was cast to i32 and that [`contiguous`] gave.
+pub(super) fn whole_numbers(x: &FlexTensor) -> &[i32] {
+    match x.as_slice::<i32>() {
+        Some(values) => values,
+        None => unreachable!("the tensor was cast to i32 and made contiguous"),
+    }
+}
+
 /// A tensor of values in row-major order.
 pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)

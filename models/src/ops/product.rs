@@ -125,8 +125,6 @@ unsafe fn multiply(
     assert!(a.columns == b.rows, "shapes of a product");
     assert!(a.extent() <= a.data.len() && b.extent() <= b.data.len(), "memory of a product");
     let (rows, columns) = (a.rows, b.columns);
-    let all = Part { rows: [0, rows], columns: [0, columns] };
-    let target = Target { out, strides, add, factor, a, b };
     let threads = match parallel && rows * columns * a.columns >= SMALL {
         true => rayon::current_num_threads(),
         false => 1,
@@ -134,28 +132,27 @@ unsafe fn multiply(
     // Outputs of few values add up in another order than others.
     let by_rows = if columns >= 8 { threads.min(rows / ROWS) } else { 1 };
     let by_columns = threads.min(columns / COLUMNS);
-    let cut = |size: usize, count: usize, number: usize| size * number / count;
-    // SAFETY: the parts make up the output and have no value in common; the caller answers for the rest.
-    unsafe {
-        match () {
-            _ if threads == 1 => target.make(all, Parallelism::None),
-            _ if by_columns > 1 && (by_rows < 2 || columns > 8 * rows) => {
-                (0..by_columns).into_par_iter().for_each(|number| {
-                    let columns = [number, number + 1].map(|number| cut(columns, by_columns, number));
-                    target.make(Part { columns, ..all }, Parallelism::None);
-                });
-            }
-            _ if by_rows > 1 => (0..by_rows).into_par_iter().for_each(|number| {
-                let rows = [number, number + 1].map(|number| cut(rows, by_rows, number));
-                target.make(Part { rows, ..all }, Parallelism::None);
-            }),
-            _ => target.make(all, Parallelism::Rayon(0)),
-        }
+    let (row_parts, column_parts) = match by_columns > 1 && (by_rows < 2 || columns > 8 * rows) {
+        true => (1, by_columns),
+        false => (by_rows.max(1), 1),
+    };
+    let parts = row_parts * column_parts;
+    let parallelism = if threads > 1 && parts == 1 { Parallelism::Rayon(0) } else { Parallelism::None };
+    let target = Target { out, strides, add, factor, a, b };
+    let make = |number: usize| {
+        let cut = |size: usize, count: usize, number: usize| [number, number + 1].map(|number| size * number / count);
+        let (row, column) = (number / column_parts, number % column_parts);
+        let part = Part { rows: cut(rows, row_parts, row), columns: cut(columns, column_parts, column) };
+        // SAFETY: the parts make up the output and have no value in common; the caller answers for the rest.
+        unsafe { target.make(part, parallelism) }
+    };
+    match parts {
+        1 => make(0),
+        _ => (0..parts).into_par_iter().for_each(make),
     }
 }
 
 /// A part of an output: first row and column, and those after the last.
-#[derive(Clone, Copy)]
 struct Part {
     rows: [usize; 2],
     columns: [usize; 2],

@@ -51,7 +51,7 @@ mod fused {
     use burn::tensor::{DType, Int, Tensor};
     use burn_flex::FlexTensor;
 
-    use crate::ops::flex::{contiguous, tensor, values};
+    use crate::ops::flex::{contiguous, tensor, values, whole_numbers};
     use crate::ops::product::{Matrix, multiplied};
     use crate::ops::sparse_product::{Sparse, add_product, add_slopes};
 
@@ -149,10 +149,7 @@ mod fused {
 
     /// The sparse part, by outputs.
     fn sparse_part(sparse: &FlexTensor, positions: &FlexTensor, shape: [usize; 2]) -> Sparse {
-        match positions.as_slice::<i32>() {
-            Some(positions) => Sparse::by_outputs(positions, values(sparse), shape),
-            None => unreachable!("positions were cast to i32"),
-        }
+        Sparse::by_outputs(whole_numbers(positions), values(sparse), shape)
     }
 
     fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
