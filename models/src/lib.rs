@@ -9,26 +9,17 @@
 //! Linear weights are stored `[d_in, d_out]`, as Burn does; files hold the transposed `[d_out, d_in]`.
 
 pub mod adapter;
-mod batch;
-mod block;
-mod cache;
-mod config;
 mod error;
-mod generate;
 pub mod hub;
 pub mod linear;
 mod llama;
-mod norm;
 pub mod ops;
 mod weights;
 
-pub use batch::{LanguageBatch, LanguageOutput};
-pub use block::{Attention, BlockContext, DecoderBlock, Mlp};
-pub use cache::KvCache;
-pub use config::LlamaConfig;
 pub use error::ModelError;
-pub use generate::{Sampling, generate};
 pub use linear::{Dense, Linear, Parameterization};
-pub use llama::{Embedding, Llama, LlamaBody, ids_tensor};
-pub use norm::RmsNorm;
+pub use llama::{
+    Attention, BlockContext, DecoderBlock, Embedding, KvCache, LanguageBatch, LanguageOutput, Llama, LlamaBody,
+    LlamaConfig, Mlp, RmsNorm, Sampling, generate, ids_tensor,
+};
 pub use weights::{Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};

@@ -10,8 +10,7 @@ use super::attach::find;
 use super::config::AdapterConfig;
 use super::error::AdapterError;
 use super::stack::each_adapter;
-use crate::batch::LanguageBatch;
-use crate::llama::Llama;
+use crate::llama::{LanguageBatch, Llama};
 use crate::ops;
 use crate::weights::host;
 
@@ -146,9 +145,8 @@ mod tests {
 
     use super::*;
     use crate::adapter::{Attach, Targets};
-    use crate::config::LlamaConfig;
     use crate::linear::Linear;
-    use crate::llama::ids_tensor;
+    use crate::llama::{LlamaConfig, ids_tensor};
 
     fn model() -> Llama {
         let config = LlamaConfig {

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::LlamaConfig;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
+use crate::llama::LlamaConfig;
 
 /// A `config.json`: what the model needs, and the remaining keys, which are kept when the model is written again.
 #[derive(Clone, Debug, PartialEq)]

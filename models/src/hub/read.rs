@@ -10,10 +10,9 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
-use crate::config::LlamaConfig;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
-use crate::llama::Llama;
+use crate::llama::{Llama, LlamaConfig};
 use crate::weights::{Choose, Init, Layout, RandomWeights, WeightSource};
 
 /// A model folder whose configuration has been read.

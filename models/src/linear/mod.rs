@@ -22,6 +22,8 @@ pub use low_rank::LowRank;
 pub use relora::ReLora;
 pub use sltrain::SlTrain;
 
+pub(crate) use relora::trained;
+
 use crate::error::ModelError;
 use crate::weights::Builder;
 

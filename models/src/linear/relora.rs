@@ -6,11 +6,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::error::ModelError;
-use crate::llama::Llama;
 use crate::ops;
 use crate::weights::{Builder, Init, Layout, uniform_values};
-
-use super::Linear;
 
 /// `y = x W + s (x A) B`, where `W` has no gradient. A restart adds the product to `W` and begins the factors anew, so that many updates of low rank
 /// make one of high rank.
@@ -104,7 +101,7 @@ impl ReLora {
 }
 
 /// A trained parameter of an id.
-pub(super) fn trained(id: ParamId, value: Tensor<2>) -> Param<Tensor<2>> {
+pub(crate) fn trained(id: ParamId, value: Tensor<2>) -> Param<Tensor<2>> {
     Param::initialized(id, Tensor::from_inner(value).require_grad())
 }
 
@@ -112,26 +109,11 @@ fn bound(d_in: usize) -> f64 {
     (d_in as f64).sqrt().recip()
 }
 
-impl Llama {
-    /// Restarts every ReLoRA layer; `number` counts restarts from 1. Returns the factors, whose moments are to be set back.
-    pub fn restart(&mut self, seed: u64, number: u64) -> Vec<ParamId> {
-        let mut factors = Vec::new();
-        for (_, linear) in self.model.layers.iter_mut().flat_map(|block| block.linears_mut()) {
-            if let Linear::ReLora(layer) = linear {
-                layer.restart(layer.fresh(seed, number));
-                factors.extend([layer.a.id, layer.b.id]);
-            }
-        }
-        factors
-    }
-}
-
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::{LlamaConfig, Parameterization};
     use burn::tensor::Device;
-    use lowrank_optim::{Keep, thin_svd};
+    use lowrank_optim::thin_svd;
 
     fn draw(shape: [usize; 2], seed: u64) -> Tensor<2> {
         let values = uniform_values(&mut StdRng::seed_from_u64(seed), shape[0] * shape[1], 1.0);
@@ -195,37 +177,5 @@ mod tests {
         let mut grads = layer.forward(draw([3, 6], 1)).square().sum().backward();
         assert!(layer.weight.val().grad_remove(&mut grads).is_none());
         assert!(layer.a.val().grad_remove(&mut grads).is_some() && layer.b.val().grad_remove(&mut grads).is_some());
-    }
-
-    #[test]
-    fn a_restart_of_the_model_keeps_its_loss_and_names_the_factors() {
-        let config = LlamaConfig {
-            hidden_size: 16,
-            intermediate_size: 24,
-            num_attention_heads: 2,
-            num_key_value_heads: 2,
-            head_dim: 8,
-            num_hidden_layers: 2,
-            parameterization: Parameterization::ReLora {
-                rank: 4,
-                alpha: 8.0,
-                reset_every: 5,
-                restart_warmup: 1,
-                reset: Keep::Nothing,
-                trained_scale: false,
-            },
-            ..LlamaConfig::named("llama-9m", 40).unwrap()
-        };
-        let mut model = Llama::random(&config, 3, &Device::default().autodiff()).unwrap();
-        for linear in model.model.layers.iter_mut().flat_map(|block| block.linears_mut().map(|(_, linear)| linear)) {
-            let Linear::ReLora(layer) = linear else { panic!("all layers are ReLoRA's") };
-            layer.b = trained(layer.b.id, draw(layer.b.dims(), 5).inner().mul_scalar(0.1));
-        }
-        let ids = crate::ids_tensor(&(0..24).collect::<Vec<i32>>(), 2, &Device::default());
-        let loss = |model: &Llama| model.loss_sum(ids.clone(), ids.clone(), None).into_scalar::<f32>() / 24.0;
-        let before = loss(&model);
-        let factors = model.restart(9, 1);
-        assert_eq!(factors.len(), 2 * 2 * 7);
-        assert!((loss(&model) - before).abs() <= 1e-5, "{before} and {}", loss(&model));
     }
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::folder::{OURS, Ours};
 use super::keys::Keys;
 use super::layout::{Layout, Stored};
 use super::ordered::Ordered;
-use super::{OURS, Ours};
 use crate::adapter::{AdapterConfig, NamePattern, Scaling, Targets};
 
 /// A configuration that has been read.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::TensorData;
 
+use super::config;
+use super::folder::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
-use super::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, config, digits};
 use crate::adapter::{
-    self, AdapterConfig, AdapterError, Attach, Attached, GivenTensors, NamePattern, Report, base_fingerprint,
-    each_adapter, linear_layers, shared_fingerprint,
+    self, AdapterConfig, AdapterError, Attach, GivenTensors, NamePattern, Report, base_fingerprint, linear_layers,
+    shared_fingerprint,
 };
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
@@ -310,17 +311,6 @@ impl PeftFolder {
         }
         ModelError::File { path, reason }
     }
-}
-
-/// An adapter on its layers, by name.
-pub(super) fn attached<M: Module>(module: &M, name: &str) -> BTreeMap<String, Attached> {
-    let mut found = BTreeMap::new();
-    each_adapter(module, |path, adapter| {
-        if let Some(attached) = adapter.stack.iter().find(|attached| attached.control().name() == name) {
-            found.insert(path.to_string(), attached.clone());
-        }
-    });
-    found
 }
 
 /// Takes out patterns that match no layer of the file, as `peft` passes over them; `paths` are the tensors' names behind the prefix.

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::{Map, json};
 
 use super::config::Written;
+use super::folder::{CONFIG, MODEL, Mark, OURS, Ours, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::{Layout, Stored};
-use super::read::attached;
-use super::{CONFIG, MODEL, Mark, OURS, Ours, SHARED, WEIGHTS, digits};
 use crate::adapter::{
     AdapterConfig, AdapterError, Alpha, Attached, Rank, Scaling, base_fingerprint, shared_fingerprint,
 };
@@ -26,16 +25,6 @@ pub enum Form {
     Peft,
     /// As it is, so that it can be trained further: in the layout of `peft` where that holds all of it.
     Own,
-}
-
-/// The folder of one of several adapters in `dir`: `dir` itself for "default", the sub-folder of its name for others, as `peft` has it.
-pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf, ModelError> {
-    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
-    match (name, plain) {
-        ("default", _) => Ok(dir.to_path_buf()),
-        (_, true) => Ok(dir.join(name)),
-        _ => Err(ModelError::Config(format!("\"{name}\" cannot be the name of a folder; give the adapter another"))),
-    }
 }
 
 /// Writes an adapter of a module into [`adapter_dir`] of its name; `base_model` is noted as the model it belongs to.

@@ -4,7 +4,7 @@ use burn::tensor::{Device, ExecutionError, Int, Tensor};
 use burn::train::metric::{Adaptor, LossInput};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
-use crate::llama::Llama;
+use super::model::Llama;
 use crate::ops::IGNORE;
 
 /// A batch of token ids with the targets of each position.

@@ -3,9 +3,9 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::cache::KvCache;
+use super::cache::KvCache;
+use super::model::{Llama, ids_tensor};
 use crate::error::ModelError;
-use crate::llama::{Llama, ids_tensor};
 use crate::weights::host;
 
 /// How the next token is chosen from the logits.
@@ -121,7 +121,7 @@ pub fn generate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LlamaConfig;
+    use crate::llama::LlamaConfig;
     use burn::tensor::Device;
 
     fn draws(sampling: &Sampling, logits: &[f32]) -> Vec<usize> {

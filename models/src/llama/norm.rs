@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::config::LlamaConfig;
+use super::config::LlamaConfig;
 use crate::error::ModelError;
 use crate::ops;
 use crate::weights::{Builder, Init};

@@ -3,11 +3,11 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
-use crate::cache::KvCache;
-use crate::config::LlamaConfig;
+use super::cache::KvCache;
+use super::config::LlamaConfig;
+use super::norm::RmsNorm;
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::norm::RmsNorm;
 use crate::ops::{self, Rotary};
 use crate::weights::Builder;
 

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use super::block::{BlockContext, DecoderBlock};
+use super::cache::KvCache;
+use super::config::LlamaConfig;
+use super::norm::RmsNorm;
 use crate::adapter::{AdapterError, Attach, Report};
-use crate::block::{BlockContext, DecoderBlock};
-use crate::cache::KvCache;
-use crate::config::LlamaConfig;
 use crate::error::ModelError;
 use crate::linear::{Dense, Parameterization};
-use crate::norm::RmsNorm;
 use crate::ops::{self, Rotary};
 use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
 

@@ -1,0 +1,69 @@
+//! What readers and writers of adapter folders share: names in them, marks, and the adapter of a name on a model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::{AdapterOptions, Attached, Scaling, each_adapter};
+use crate::error::ModelError;
+
+/// Name of the configuration.
+pub(super) const CONFIG: &str = "adapter_config.json";
+/// Name of the tensors.
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+/// What stands before the path of a layer in the name of a tensor.
+pub(super) const MODEL: &str = "base_model.model.";
+/// What stands before the name of a tensor that all layers share.
+pub(super) const SHARED: &str = "base_model.";
+/// Our key in the configuration and in the header of the tensors.
+pub(super) const OURS: &str = "lowrank";
+
+/// What `peft` has no key for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ours {
+    pub structure: String,
+    pub init: String,
+    pub scaling: Option<Scaling>,
+    pub seed: u64,
+    pub options: AdapterOptions,
+}
+
+/// What the header of the tensors says beside them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// Number of the base weights that the adapter was trained on.
+    pub base: Option<String>,
+    /// Number of the tensors that all layers share, where they are not in the file but made again from the seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<String>,
+    /// Settings that the configuration does not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Ours>,
+}
+
+pub(super) fn digits(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+/// The folder of one of several adapters in `dir`: `dir` itself for "default", the sub-folder of its name for others, as `peft` has it.
+pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf, ModelError> {
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
+    match (name, plain) {
+        ("default", _) => Ok(dir.to_path_buf()),
+        (_, true) => Ok(dir.join(name)),
+        _ => Err(ModelError::Config(format!("\"{name}\" cannot be the name of a folder; give the adapter another"))),
+    }
+}
+
+/// An adapter on its layers, by name.
+pub(super) fn attached<M: Module>(module: &M, name: &str) -> BTreeMap<String, Attached> {
+    let mut found = BTreeMap::new();
+    each_adapter(module, |path, adapter| {
+        if let Some(attached) = adapter.stack.iter().find(|attached| attached.control().name() == name) {
+            found.insert(path.to_string(), attached.clone());
+        }
+    });
+    found
+}

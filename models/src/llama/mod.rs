@@ -1,0 +1,18 @@
+//! The LLaMA model, its configuration and the generation of text with it.
+
+mod batch;
+mod block;
+mod cache;
+mod config;
+mod generate;
+mod model;
+mod norm;
+mod restarts;
+
+pub use batch::{LanguageBatch, LanguageOutput};
+pub use block::{Attention, BlockContext, DecoderBlock, Mlp};
+pub use cache::KvCache;
+pub use config::LlamaConfig;
+pub use generate::{Sampling, generate};
+pub use model::{Embedding, Llama, LlamaBody, ids_tensor};
+pub use norm::RmsNorm;
