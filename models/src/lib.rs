@@ -13,8 +13,9 @@ mod error;
 pub mod hub;
 pub mod linear;
 mod llama;
-pub mod ops;
 mod weights;
+
+pub use lowrank_kernels::ops;
 
 pub use error::ModelError;
 pub use linear::{Dense, Linear, Parameterization};

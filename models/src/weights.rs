@@ -2,7 +2,8 @@
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use lowrank_optim::key_of;
+pub(crate) use lowrank_kernels::host::values as host;
+use lowrank_kernels::random::key_of;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -173,14 +174,6 @@ impl Builder<'_> {
 /// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
 pub fn parameter_id(path: &str) -> ParamId {
     ParamId::from(key_of(path))
-}
-
-/// Row-major values of a tensor.
-pub(crate) fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    match x.into_data().convert::<f32>().try_into_vec() {
-        Ok(values) => values,
-        Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
-    }
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ type Moments<const D: usize> = (Tensor<D>, Tensor<D>);
 
 fn update<const D: usize>(w: Tensor<D>, g: Tensor<D>, moments: Moments<D>, f: Factors) -> (Tensor<D>, Moments<D>) {
     #[cfg(feature = "flex")]
-    if crate::host::is_cpu(&w.device()) {
+    if lowrank_kernels::host::is_cpu(&w.device()) {
         return fused::update(w, g, moments, f);
     }
     composed(w, g, moments, f)
@@ -186,8 +186,8 @@ mod fused {
     use rayon::prelude::*;
 
     use super::{Factors, Moments};
-    use crate::elementwise::CHUNK;
-    use crate::vectorised::vectorised;
+    use lowrank_kernels::elementwise::CHUNK;
+    use lowrank_kernels::vectorised::vectorised;
 
     /// In place, where nobody else holds the tensors.
     pub fn update<const D: usize>(

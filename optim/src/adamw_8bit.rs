@@ -3,16 +3,16 @@
 use burn::config::Config;
 use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
 use burn::tensor::{DType, Device, Tensor};
+use lowrank_kernels::host::{Memory, values};
+use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 
 use crate::adamw::Factors;
 use crate::blocks::DynamicMap;
-use crate::host::{Memory, values};
 use crate::matrix::Place;
 use crate::moments::{Blocks, Moment, MomentType, Storage};
 use crate::registry::MethodConfig;
 use crate::reset::{ResetMoments, changed};
-use crate::vectorised::vectorised;
 use crate::{AdamW, AdamWConfig, AdamWState, OptimError, check};
 
 /// Configuration of [`AdamW8bit`].
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn least_squares_end_near_those_of_adamw() {
         // 400 examples of 300 features, eight targets: 2400 weights, all in 8 bits.
-        use crate::projector::normal_matrix;
+        use lowrank_kernels::random::normal_matrix;
         let device = Device::default();
         let x = normal_matrix(1, 1, [400, 300], &device);
         let y = x.clone().matmul(normal_matrix(1, 2, [300, 8], &device)) + normal_matrix(1, 3, [400, 8], &device) * 0.1;

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use crate::vectorised::vectorised;
+use lowrank_kernels::vectorised::vectorised;
 
 /// The 256 values that codes stand for, ascending.
 pub struct DynamicMap {

@@ -1,9 +1,9 @@
 //! AdamW in a subspace of columns of the discrete cosine transform.
 
 use burn::config::Config;
+use lowrank_kernels::dct::DctBasis;
 use serde::{Deserialize, Serialize};
 
-use crate::dct::DctBasis;
 use crate::moments::MomentType;
 use crate::projected::{Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States};
 

@@ -3,13 +3,13 @@
 use burn::config::Config;
 use burn::optim::RecordState;
 use burn::tensor::{DType, Device, Tensor};
+use lowrank_kernels::decompose::orthonormal_factor;
+use lowrank_kernels::elementwise::{descend, norm};
+use lowrank_kernels::random::normal_matrix;
 use serde::{Deserialize, Serialize};
 
-use crate::decompose::orthonormal_factor;
-use crate::elementwise::{descend, norm};
 use crate::matrix::{MatrixRule, Place, matrix_method};
-use crate::newton_schulz::Scaling;
-use crate::projector::normal_matrix;
+use crate::orthogonal::Scaling;
 use crate::{AdamWConfig, OptimError, check};
 
 /// How the right factor is normalised.

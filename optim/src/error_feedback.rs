@@ -2,11 +2,11 @@
 
 use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use lowrank_kernels::host::values;
+use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 
-use crate::host::values;
 use crate::moments::byte_tensor;
-use crate::vectorised::vectorised;
 
 /// How the rest of a projection is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,47 +18,47 @@ mod adamw_8bit;
 mod apollo;
 mod blocks;
 mod check;
-mod dct;
 mod dct_adamw;
-mod decompose;
 mod dion;
-mod elementwise;
 mod error;
 mod error_feedback;
 mod fira;
 mod frugal;
 mod galore;
-mod host;
 mod ldadam;
 pub mod loro;
 mod matrix;
 mod meter;
 mod moments;
 mod muon;
-mod newton_schulz;
+mod orthogonal;
 mod path;
 mod projected;
 mod projector;
 mod quantised;
-mod random;
 pub mod registry;
 mod reset;
 mod roles;
 pub mod rules;
 mod subspace;
 mod trion;
-mod vectorised;
 
 // The derive of `RecordState` names these as items of the crate it is used in.
 pub(crate) use burn::optim::{RecordState, StateSink, StateSource, join_path};
+
+pub use lowrank_kernels::dct::{Dct, DctBasis};
+pub use lowrank_kernels::decompose::{
+    PivotedLu, ThinSvd, inverse, leading_directions, orthonormal_factor, pivoted_lu, thin_svd,
+};
+pub use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
+pub use lowrank_kernels::random::key_of;
+pub use lowrank_kernels::vectorised::vectorised;
 
 pub use adamw::{AdamW, AdamWConfig, AdamWState};
 pub use adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState};
 pub use apollo::ApolloConfig;
 pub use blocks::{DynamicMap, dequantise, quantise};
-pub use dct::{Dct, DctBasis};
 pub use dct_adamw::{DctAdamWConfig, Feedback, Transform};
-pub use decompose::{PivotedLu, ThinSvd, inverse, leading_directions, orthonormal_factor, pivoted_lu, thin_svd};
 pub use dion::{Dion, DionConfig, DionState, RightFactor};
 pub use error::OptimError;
 pub use error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row};
@@ -70,7 +70,7 @@ pub use matrix::{ByMatrix, ByMatrixState, MatrixRule, Place};
 pub use meter::{Metered, StateMeter, StateStore};
 pub use moments::{Blocks, Moment, MomentType, Storage};
 pub use muon::{MomentumRule, MomentumState, Muon, MuonConfig};
-pub use newton_schulz::{Coefficients, Scaling, newton_schulz};
+pub use orthogonal::Scaling;
 pub use path::ModulePath;
 pub use projected::{
     BlockOrder, Granularity, Inner, Norm, Projected, ProjectedConfig, ProjectedState, ProjectorKind, RenewAt, Rest,
@@ -80,9 +80,7 @@ pub use projector::{
     DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal, Renewal, Svd,
 };
 pub use quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
-pub use random::key_of;
 pub use reset::{Keep, MomentReset, MomentResets, ResetMoments, Resettable};
 pub use roles::{HiddenMatrices, Parameter, Role, Stepped, Who};
 pub use subspace::Subspace;
 pub use trion::{Trion, TrionConfig};
-pub use vectorised::vectorised;

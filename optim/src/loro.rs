@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::config::Config;
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use lowrank_kernels::host::values;
 use nalgebra::DMatrix;
 
-use crate::host::values;
 use crate::matrix::Place;
 use crate::registry::{Built, MethodConfig};
 use crate::{AdamW, AdamWConfig, AdamWState, HiddenMatrices, OptimError, StateMeter, check};
@@ -236,7 +236,7 @@ fn join(left: &DMatrix<f64>, right: &DMatrix<f64>) -> DMatrix<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::projector::normal_matrix;
+    use lowrank_kernels::random::normal_matrix;
 
     fn draw(rows: usize, rank: usize, key: u64) -> Tensor<2> {
         normal_matrix(3, key, [rows, rank], &Device::default())

@@ -2,11 +2,11 @@
 
 use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use lowrank_kernels::host::values;
 use serde::{Deserialize, Serialize};
 
 use crate::OptimError;
 use crate::blocks::{DynamicMap, dequantise, quantise};
-use crate::host::values;
 
 /// Type of stored moments; arithmetic is f32 in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,11 +3,12 @@
 use burn::config::Config;
 use burn::optim::RecordState;
 use burn::tensor::{DType, Device, Tensor};
+use lowrank_kernels::elementwise::descend;
+use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
 use serde::{Deserialize, Serialize};
 
-use crate::elementwise::descend;
 use crate::matrix::{MatrixRule, Place, matrix_method};
-use crate::newton_schulz::{Coefficients, Scaling, newton_schulz, validate};
+use crate::orthogonal::{Scaling, check_steps};
 use crate::{AdamWConfig, OptimError, check};
 
 /// How momentum gathers gradients.
@@ -97,7 +98,7 @@ impl MuonConfig {
         check::fraction("momentum", self.momentum)?;
         check::positive("others_lr_scale", self.others_lr_scale)?;
         check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
-        validate(self.ns_steps, self.coefficients)
+        check_steps(self.ns_steps, self.coefficients)
     }
 
     fn rule(&self) -> Muon {

@@ -3,13 +3,13 @@
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
+use lowrank_kernels::dct::{Dct, DctBasis};
+use lowrank_kernels::decompose::{leading_directions, orthonormal_factor};
+use lowrank_kernels::elementwise::norm;
+use lowrank_kernels::host::values;
+use lowrank_kernels::random::{generator, sample};
 
-use crate::dct::{Dct, DctBasis};
-use crate::decompose::{leading_directions, orthonormal_factor};
-use crate::elementwise::norm;
-use crate::host::values;
 use crate::projected::{BlockOrder, Norm};
-use crate::random::{generator, normal, sample};
 use crate::subspace::{Subspace, index_tensor};
 use crate::{Place, quantised::QuantisedMatrix};
 
@@ -269,10 +269,4 @@ impl<P: Projector> Projector for Rounded<P> {
             other => other,
         }
     }
-}
-
-/// Draws of a normal distribution, `[n, r]`: where an iteration starts.
-pub(crate) fn normal_matrix(seed: u64, key: u64, shape: [usize; 2], device: &burn::tensor::Device) -> Tensor<2> {
-    let draws = normal(&mut generator(seed, key, 0), shape[0] * shape[1]);
-    Tensor::from_data(burn::tensor::TensorData::new(draws, shape), device)
 }

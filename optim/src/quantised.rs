@@ -3,10 +3,10 @@
 
 use burn::optim::{StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use lowrank_kernels::host::values;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use crate::host::values;
 use crate::moments::byte_tensor;
 
 /// Integers of groups of consecutive values, with what turns them back.
@@ -138,7 +138,7 @@ impl QuantisedMatrix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::generator;
+    use lowrank_kernels::random::generator;
 
     #[test]
     fn values_are_within_half_a_step_and_constant_groups_finite() {

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer, Optimizer};
 use burn::tensor::{Device, Tensor};
+use lowrank_kernels::host::Memory;
+use lowrank_kernels::random::generator;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::host::Memory;
-use crate::random::generator;
 use crate::{ByMatrix, MomentumState, Muon, OptimError, check};
 
 /// What a reset leaves of a moment. Counters of steps stay in any case.

@@ -5,10 +5,10 @@ use std::fmt;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{ModuleOptimizer, Optimizer, SgdConfig};
 use burn::tensor::Tensor;
+use lowrank_kernels::random::key_of;
 use regex::Regex;
 
 use crate::matrix::Place;
-use crate::random::key_of;
 use crate::registry::MethodConfig;
 use crate::{AdamW, ModulePath, MomentResets, OptimError, ResetMoments, StateMeter};
 

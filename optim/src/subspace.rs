@@ -2,11 +2,11 @@
 
 use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use lowrank_kernels::dct::{Dct, DctBasis};
+use lowrank_kernels::host;
+use lowrank_kernels::random::{generator, normal};
 
-use crate::dct::{Dct, DctBasis};
-use crate::host;
 use crate::quantised::QuantisedMatrix;
-use crate::random::{generator, normal};
 
 /// A subspace of the gradient of an `[R, C]` matrix. On the right it is spanned by vectors of `n = C` values and the low-rank gradient is
 /// `G P`, `[R, r]`; on the left `n = R` and it is `P^T G`, `[r, C]`.

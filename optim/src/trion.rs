@@ -2,14 +2,15 @@
 
 use burn::config::Config;
 use burn::tensor::{Device, Tensor};
+use lowrank_kernels::dct::{Dct, DctBasis};
+use lowrank_kernels::elementwise::descend;
+use lowrank_kernels::host::values;
+use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
 
-use crate::dct::{Dct, DctBasis};
 use crate::dct_adamw::Transform;
-use crate::elementwise::descend;
-use crate::host::values;
 use crate::matrix::{MatrixRule, Place, matrix_method};
 use crate::muon::MomentumState;
-use crate::newton_schulz::{Coefficients, Scaling, newton_schulz, validate};
+use crate::orthogonal::{Scaling, check_steps};
 use crate::projected::Norm;
 use crate::projector::{DctColumns, best};
 use crate::subspace::index_tensor;
@@ -79,7 +80,7 @@ impl TrionConfig {
         check::fraction("momentum", self.momentum)?;
         check::positive("others_lr_scale", self.others_lr_scale)?;
         check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
-        validate(self.ns_steps, self.coefficients)
+        check_steps(self.ns_steps, self.coefficients)
     }
 
     fn rule(&self) -> Trion {

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Projected;
 use crate::check;
-use crate::dct::DctBasis;
 use crate::moments::{MomentType, Storage};
 use crate::projector::{
     Blocks, DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal,
@@ -16,6 +15,7 @@ use crate::projector::{
 };
 use crate::quantised::QuantisedMatrix;
 use crate::{AdamWConfig, ByMatrix, OptimError};
+use lowrank_kernels::dct::DctBasis;
 
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$help:meta])* $word:ident),* $(,)? }) => {

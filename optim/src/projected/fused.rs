@@ -11,14 +11,14 @@ use rayon::prelude::*;
 use super::config::{Inner, Norm, ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
 use super::state::ProjectedState;
 use super::step::due;
-use crate::dct::{Dct, DctBasis};
-use crate::elementwise::{Adam, adam};
 use crate::error_feedback::{ErrorBuffer, ErrorFeedback};
-use crate::host::{Memory, indices, is_cpu};
 use crate::moments::{MomentType, Storage};
 use crate::projector::best;
 use crate::subspace::{Subspace, index_tensor};
-use crate::vectorised::vectorised;
+use lowrank_kernels::dct::{Dct, DctBasis};
+use lowrank_kernels::elementwise::{Adam, adam};
+use lowrank_kernels::host::{Memory, indices, is_cpu};
+use lowrank_kernels::vectorised::vectorised;
 
 /// Whether a step is of this kind.
 pub fn fits(c: &ProjectedConfig, w: &Tensor<2>, s: &ProjectedState) -> bool {
@@ -135,7 +135,7 @@ impl Step<'_> {
         let epsilon = if c.inner == Inner::Adam { c.epsilon * c2.sqrt() } else { c.epsilon };
         let adam_of = Adam::new(c.beta_1, c.beta_2, epsilon);
         let (direction, m, v) = adam(tensor(stored(low.clone()), low_shape), m, v, adam_of);
-        let direction = self.turned(crate::host::values(direction), low_shape);
+        let direction = self.turned(lowrank_kernels::host::values(direction), low_shape);
 
         self.back(&dct, x, y, &low, &direction, &chosen);
         let rate = lr * c.proj_lr_scale * c.scale * c2.sqrt() / c1;
@@ -338,11 +338,11 @@ fn transpose(from: &[f32], [rows, columns]: [usize; 2], to: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::values;
     use crate::matrix::{MatrixRule, Place};
-    use crate::projector::normal_matrix;
     use crate::{DctAdamWConfig, Feedback};
     use burn::tensor::Device;
+    use lowrank_kernels::host::values;
+    use lowrank_kernels::random::normal_matrix;
 
     #[test]
     fn equals_the_step_of_tensor_operations() {

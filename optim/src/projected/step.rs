@@ -6,14 +6,14 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::{Granularity, Inner, ProjectedConfig, ProjectorKind, RenewAt, Rest, States, Target};
 use super::state::ProjectedState;
-use crate::elementwise::{Adam, adam, descend, norm};
 use crate::error_feedback::{ErrorBuffer, ErrorFeedback};
-use crate::host::values;
 use crate::matrix::{MatrixRule, Place};
 use crate::projector::{Projector, Renewal};
 use crate::quantised::quantise_groups;
-use crate::random::generator;
 use crate::subspace::{Open, Subspace, index_tensor};
+use lowrank_kernels::elementwise::{Adam, adam, descend, norm};
+use lowrank_kernels::host::values;
+use lowrank_kernels::random::generator;
 
 /// A projected optimizer's rule for one matrix.
 ///

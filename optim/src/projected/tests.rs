@@ -4,13 +4,13 @@ use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor};
 
 use super::*;
-use crate::host::values;
-use crate::projector::normal_matrix;
 use crate::{
     AdamWConfig, ApolloConfig, ByMatrix, ByMatrixState, DctAdamWConfig, DctBasis, DctColumns, Feedback, FiraConfig,
     FrugalConfig, GaLoreConfig, InactiveRule, LdAdamConfig, MomentumRule, MuonConfig, Projector, Renewal, Scaling,
     Subspace, TrionConfig,
 };
+use lowrank_kernels::host::values;
+use lowrank_kernels::random::normal_matrix;
 
 fn draw(shape: [usize; 2], number: u64) -> Tensor<2> {
     normal_matrix(7, number, shape, &Device::default())

@@ -5,8 +5,8 @@ use burn::optim::{GradientsParams, OptimizerRecord};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::*;
-use crate::host::values;
 use crate::{Keep, MomentReset};
+use lowrank_kernels::host::values;
 
 /// A module of one matrix, which is hidden by its name.
 #[derive(Module, Debug)]

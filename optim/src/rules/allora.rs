@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-        crate::host::values(x)
+        lowrank_kernels::host::values(x)
     }
 
     #[test]

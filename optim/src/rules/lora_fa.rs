@@ -69,8 +69,8 @@ mod tests {
         let module = LinearConfig::new(7, 5).with_bias(false).init(&device).apply_lora(Lora::new(3, 6.0));
         let adapter = module.weight.adapter().unwrap();
         let values = |rows: usize, columns: usize, seed: u64| {
-            let mut rng = crate::random::generator(1, seed, 0);
-            let values = crate::random::normal(&mut rng, rows * columns);
+            let mut rng = lowrank_kernels::random::generator(1, seed, 0);
+            let values = lowrank_kernels::random::normal(&mut rng, rows * columns);
             Tensor::<2>::from_data(burn::tensor::TensorData::new(values, [rows, columns]), &Device::default())
         };
         let g = values(7, 5, 3);

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor, TensorData};
+use lowrank_kernels::host::values;
 use nalgebra::{DMatrix, Dyn, SymmetricEigen};
 
-use crate::host::values;
 use crate::{ModulePath, OptimError};
 
 /// The two factors of one LoRA adapter: its layer acts as `x (W + scale A B)`.

@@ -8,8 +8,12 @@ use burn::optim::SgdConfig;
 const MODES: [LoraProX; 3] = [LoraProX::Sylvester, LoraProX::Symmetry, LoraProX::Zero];
 
 fn matrix(rows: usize, columns: usize, seed: u64) -> DMatrix<f64> {
-    let mut rng = crate::random::generator(7, seed, 0);
-    DMatrix::from_iterator(rows, columns, crate::random::normal(&mut rng, rows * columns).into_iter().map(f64::from))
+    let mut rng = lowrank_kernels::random::generator(7, seed, 0);
+    DMatrix::from_iterator(
+        rows,
+        columns,
+        lowrank_kernels::random::normal(&mut rng, rows * columns).into_iter().map(f64::from),
+    )
 }
 
 /// A, B and the gradient of the weight, in the orientation of the paper.
@@ -198,7 +202,7 @@ fn factors(layer: &Layer) -> [Tensor<2>; 2] {
 }
 
 fn host(x: Tensor<2>) -> Vec<f32> {
-    crate::host::values(x)
+    lowrank_kernels::host::values(x)
 }
 
 fn distance(a: Tensor<2>, b: Tensor<2>) -> f32 {
@@ -303,7 +307,7 @@ struct Ids<'a>(&'a GradientsParams, Vec<(ParamId, Vec<f32>)>);
 impl ModuleVisitor for Ids<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.0.get::<D>(param.id) {
-            self.1.push((param.id, crate::host::values(grad)));
+            self.1.push((param.id, lowrank_kernels::host::values(grad)));
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Each fused operation against its composed form, forward and backward, at the sizes of a LLaMA of width 512 with 4 x 256 tokens.
 //!
 //! ```text
-//! cargo bench -p lowrank-models --features flex
+//! cargo bench -p lowrank-kernels --features flex
 //! ```
 
 use std::time::Duration;
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
-use lowrank_models::ops::{self, Rotary};
+use lowrank_kernels::ops::{self, Rotary};
 
 const ROWS: usize = 1024;
 const WIDTH: usize = 512;

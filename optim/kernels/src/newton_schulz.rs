@@ -3,8 +3,6 @@
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::OptimError;
-use crate::check;
 use crate::elementwise::norm;
 
 /// Coefficients of the iteration `X <- a X + (b Y + c Y^2) X` with `Y = X X^T`.
@@ -15,6 +13,16 @@ pub enum Coefficients {
     Jordan,
     /// Five sets, one a step: between 0.97 and 1.04.
     Varying,
+}
+
+impl Coefficients {
+    /// Number of steps for which there are coefficients, if it is limited.
+    pub fn sets(self) -> Option<usize> {
+        match self {
+            Self::Jordan => None,
+            Self::Varying => Some(VARYING.len()),
+        }
+    }
 }
 
 const JORDAN: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -29,43 +37,6 @@ const VARYING: [[f64; 3]; 5] = [
 
 /// Keeps a zero matrix zero.
 const GUARD: f64 = 1e-7;
-
-/// How the update of a matrix of `d_out` outputs and `d_in` inputs is scaled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scaling {
-    /// `sqrt(max(1, d_out / d_in))`.
-    Kj,
-    /// `sqrt(d_out / d_in)`.
-    Spectral,
-    /// `0.2 sqrt(max(d_out, d_in))`, which allows learning rates of AdamW.
-    Rms,
-    /// 1.
-    None,
-}
-
-impl Scaling {
-    /// The factor for a matrix of this shape; Burn's linear layers store `[d_in, d_out]`, PyTorch's `[d_out, d_in]`.
-    pub fn factor(self, [rows, columns]: [usize; 2], rows_are_outputs: bool) -> f64 {
-        let (outputs, inputs) = if rows_are_outputs { (rows, columns) } else { (columns, rows) };
-        let ratio = outputs as f64 / inputs as f64;
-        match self {
-            Self::Kj => ratio.max(1.0).sqrt(),
-            Self::Spectral => ratio.sqrt(),
-            Self::Rms => 0.2 * (outputs.max(inputs) as f64).sqrt(),
-            Self::None => 1.0,
-        }
-    }
-}
-
-/// Refuses numbers of steps for which there are no coefficients.
-pub(crate) fn validate(steps: usize, coefficients: Coefficients) -> Result<(), OptimError> {
-    check::at_least_one("ns_steps", steps)?;
-    match coefficients == Coefficients::Varying && steps > VARYING.len() {
-        true => check::refused("ns_steps", steps, "coefficients = varying has 5 sets, one a step"),
-        false => Ok(()),
-    }
-}
 
 /// A matrix with the singular vectors of `x` and singular values near 1, `[rows, columns]` as `x`. With `bf16` the products are of that type, as in
 /// the published code: faster on a GPU, and singular values scatter by about a hundredth.
@@ -96,7 +67,7 @@ mod tests {
     use super::*;
     use crate::decompose::orthonormal_factor;
     use crate::host::values;
-    use crate::projector::normal_matrix;
+    use crate::random::normal_matrix;
     use burn::tensor::Device;
 
     fn near(a: Tensor<2>, b: Tensor<2>, tolerance: f32) {

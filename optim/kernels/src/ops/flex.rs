@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::backend::DispatchDevice;
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
-pub(super) use lowrank_optim::vectorised;
 use rayon::prelude::*;
+
+pub(super) use crate::vectorised::vectorised;
 
 /// Rows that one task of a parallel loop takes.
 pub(super) const ROWS: usize = 64;
@@ -26,7 +27,7 @@ pub(super) fn on_flex(device: &Device) -> bool {
 
 /// Whether the fused form can take this tensor.
 pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
-    super::FUSED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && on_flex(&x.device())
+    super::fused::FUSED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && on_flex(&x.device())
 }
 
 /// The values in row-major order; copies when the tensor is a view with another order.

@@ -1,7 +1,7 @@
 //! The product with a matrix that has few cosines in its spectrum.
 
+use crate::dct::{Dct, DctBasis};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use lowrank_optim::{Dct, DctBasis};
 
 /// Positions up to here are learned; the last row and column of large matrices are out of reach.
 const LAST: f64 = 0.999;
@@ -46,7 +46,7 @@ pub fn sparse_cosines(
 
 fn composed(x: Tensor<2>, coefficients: Tensor<1>, positions: Tensor<2>, d_out: usize, scale: f64) -> Tensor<2> {
     let (d_in, device) = (x.dims()[1], x.device().inner());
-    let values = crate::weights::host(positions.clone().without_autodiff());
+    let values = crate::host::values(positions.clone().without_autodiff());
     let mut pixels = pixels(&values, [d_out, d_in]);
     #[cfg(feature = "flex")]
     let coefficients = match positions.device().is_autodiff() && moves_positions(&positions.device()) {
@@ -107,6 +107,7 @@ fn with_neighbours(
 
 #[cfg(feature = "flex")]
 mod fused {
+    use crate::dct::{Dct, DctBasis};
     use burn::backend::autodiff::checkpoint::base::Checkpointer;
     use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
     use burn::backend::autodiff::grads::Gradients;
@@ -115,7 +116,6 @@ mod fused {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::Tensor;
     use burn_flex::FlexTensor;
-    use lowrank_optim::{Dct, DctBasis};
     use rayon::prelude::*;
 
     use super::{LAST, pixels};

@@ -123,7 +123,7 @@ impl Dct {
     }
 
     /// Memory that one thread needs for [`Dct::transform_pair`].
-    pub(crate) fn scratch(&self) -> Vec<Complex32> {
+    pub fn scratch(&self) -> Vec<Complex32> {
         vec![
             Complex32::ZERO;
             self.n + self.forward.get_inplace_scratch_len().max(self.inverse.get_inplace_scratch_len())
@@ -131,14 +131,7 @@ impl Dct {
     }
 
     /// Two rows times `D`, or times `D^T` when `back`, in place: one complex transform for both, as its real and its imaginary part.
-    pub(crate) fn transform_pair(
-        &self,
-        a: &mut [f32],
-        b: &mut [f32],
-        basis: DctBasis,
-        back: bool,
-        memory: &mut [Complex32],
-    ) {
+    pub fn transform_pair(&self, a: &mut [f32], b: &mut [f32], basis: DctBasis, back: bool, memory: &mut [Complex32]) {
         let (z, scratch) = memory.split_at_mut(self.n);
         vectorised(
             #[inline(always)]

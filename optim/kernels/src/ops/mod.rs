@@ -1,4 +1,4 @@
-//! The operations that LLaMA is made of, for tensors of any Burn model.
+//! Operations that models are made of, with their backward passes, for tensors of any Burn model.
 //!
 //! Shapes: `b` rows of a batch, `t` positions, `h` heads, `d` width.
 
@@ -9,6 +9,8 @@ mod cross_entropy;
 mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "flex")]
+mod fused;
 mod linear;
 mod low_rank_linear;
 #[cfg(feature = "flex")]
@@ -26,6 +28,8 @@ mod swiglu;
 pub use attention::causal_attention;
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
 pub use embedding::embedding;
+#[cfg(feature = "flex")]
+pub use fused::set_fused;
 pub use linear::linear;
 pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
 pub use random_bases::{draws, mixed, mixed_draws};
@@ -35,13 +39,3 @@ pub use scaled_bases::scaled_bases;
 pub use sparse_cosines::{moves_positions, pixels, sparse_cosines};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};
 pub use swiglu::swiglu;
-
-#[cfg(feature = "flex")]
-static FUSED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(true);
-
-/// Whether the operations take their fused form on the CPU backend, as they do from the start. Off, all are composed of Burn's own operations, with
-/// equal numbers: to compare the two, or to look for a fault. Holds for the whole process.
-#[cfg(feature = "flex")]
-pub fn set_fused(on: bool) {
-    FUSED.store(on, std::sync::atomic::Ordering::Relaxed);
-}

@@ -54,9 +54,9 @@ mod fused {
     use burn::tensor::Tensor;
     use burn_flex::FlexTensor;
 
+    use crate::host::values as host;
     use crate::ops::flex::{contiguous, tensor, values};
     use crate::ops::product::{Matrix, multiplied, product};
-    use crate::weights::host;
 
     pub fn low_rank_linear(
         x: Tensor<2>,

@@ -1,0 +1,18 @@
+//! Kernels for low-rank training with Burn, without knowledge of any model or optimizer.
+//!
+//! - [`ops`]: the operations of models with their backward passes, fused on the CPU backend.
+//! - [`dct`]: cosine transforms of rows.
+//! - [`decompose`]: singular directions, orthonormal factors, triangles and inverses on the host.
+//! - [`newton_schulz`]: matrices with singular values near 1.
+//! - [`elementwise`] and [`vectorised`]: one pass over memory, with the vectors of the processor at hand.
+//! - [`random`]: seeded draws that depend only on their purpose.
+//! - [`host`]: elements of tensors on the host.
+
+pub mod dct;
+pub mod decompose;
+pub mod elementwise;
+pub mod host;
+pub mod newton_schulz;
+pub mod ops;
+pub mod random;
+pub mod vectorised;
