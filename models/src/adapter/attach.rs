@@ -1,24 +1,26 @@
 //! Attaching adapters to any Burn module.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId, Reparameterizer};
+use burn::module::{Module, Param, ParamId, Reparameterizer};
 use burn::tensor::{DType, Tensor, TensorData};
-use lowrank_optim::{ModulePath, key_of};
+use lowrank_optim::key_of;
 
-use super::base::Base;
-use super::collect::BaseGradients;
-use super::config::{AdapterConfig, Found};
+use super::config::AdapterConfig;
 use super::control::Control;
 use super::error::AdapterError;
 use super::init;
+use super::layers::{Found, find};
 use super::site::{GivenTensors, Place, SharedTensors, Site};
-use super::stack::{Adapter, Attached, each_adapter, layer_of};
-use super::structure::{Spec, TensorRole};
+use super::spec::{Spec, TensorRole};
+use super::stack::{Adapter, Attached, each_adapter};
 
 /// Stands in the place of a layer's path for tensors that all layers share.
 pub const SHARED: &str = "";
+
+/// Gradients of base weights `[d_in, d_out]`, summed over some samples, row by row on the host, by the path of their layer.
+pub type BaseGradients = BTreeMap<String, Vec<f32>>;
 
 /// Attaches an adapter to a module.
 ///
@@ -147,6 +149,42 @@ impl Attach {
     }
 }
 
+impl SharedTensors {
+    /// With what the adapters that stand on the module have in common already, for another of the same structure; refuses one that would bring
+    /// its own.
+    fn joined<'a>(
+        mut self,
+        config: &AdapterConfig,
+        others: impl Iterator<Item = &'a Attached>,
+    ) -> Result<Self, AdapterError> {
+        for other in others.filter(|other| other.control().config().structure == config.structure) {
+            let (theirs, shared) = (other.control().config(), other.structure().shared());
+            if !shared.is_empty() && theirs.seed != config.seed {
+                return Err(AdapterError::Setting {
+                    key: "seed".into(),
+                    value: config.seed.to_string(),
+                    reason: format!(
+                        "all {} of a model share their random tensors, and those of \"{}\" have the seed {}; give this one the same",
+                        config.structure, theirs.name, theirs.seed
+                    ),
+                });
+            }
+            for tensor in shared {
+                if let Some(read) = self.given.remove(&tensor.key)
+                    && read != tensor.tensor()
+                {
+                    return Err(AdapterError::Refused(format!(
+                        "{} of the file differs from that of \"{}\", and all {} of a model share one: put them on the model one at a time",
+                        tensor.key, theirs.name, config.structure
+                    )));
+                }
+                self.made.insert(tensor.key, (tensor.layout.0, tensor.values));
+            }
+        }
+        Ok(self)
+    }
+}
+
 /// Takes an adapter off; the base keeps its bits.
 pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
     let mut stacks = stacks(&module);
@@ -189,16 +227,6 @@ fn controls(stacks: &BTreeMap<String, Vec<Attached>>) -> Vec<(Control, bool)> {
         }
     }
     found
-}
-
-/// Paths of the linear layers of a module that adapters may stand on.
-pub fn linear_layers<M: Module>(module: &M) -> Result<BTreeSet<String>, AdapterError> {
-    Ok(ids_of(module)?.into_values().collect())
-}
-
-/// Linear layers of a module by the ids of their weights.
-pub(super) fn ids_of<M: Module>(module: &M) -> Result<BTreeMap<ParamId, String>, AdapterError> {
-    Ok(find(module)?.into_iter().map(|(id, layer)| (id, layer.path)).collect())
 }
 
 /// What was attached.
@@ -254,60 +282,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// Linear weights of a module by their ids.
-pub(super) fn find<M: Module>(module: &M) -> Result<BTreeMap<ParamId, Found>, AdapterError> {
-    #[derive(Default)]
-    struct Finder {
-        path: ModulePath,
-        weights: Vec<(ParamId, String, [usize; 2])>,
-        vectors: Vec<String>,
-        depth: usize,
-        foreign: Option<String>,
-    }
-    impl ModuleVisitor for Finder {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-            if container == "Reparameterization" {
-                self.depth += 1;
-                if name != <Adapter as burn::module::Reparameterization>::NAME {
-                    self.foreign = Some(format!("{} ({name})", self.path.joined()));
-                }
-            }
-        }
-
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            self.path.exit();
-            self.depth -= usize::from(container == "Reparameterization");
-        }
-
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.depth > 0 {
-                return;
-            }
-            let path = self.path.joined();
-            let embedding = self.path.containers().any(|container| container.ends_with(":Embedding"));
-            match param.lazy_shape().as_slice() {
-                [d_in, d_out] if !embedding => {
-                    self.weights.push((param.id, layer_of(&path).to_string(), [*d_in, *d_out]));
-                }
-                _ => self.vectors.push(path),
-            }
-        }
-    }
-    let mut finder = Finder::default();
-    module.visit(&mut finder);
-    if let Some(path) = finder.foreign {
-        return Err(AdapterError::Refused(format!(
-            "{path} carries an adapter of another kind; Burn would keep that one and drop the new one: merge or remove it first"
-        )));
-    }
-    let with_bias = |path: String, shape| {
-        let bias = finder.vectors.contains(&format!("{path}.bias"));
-        Found { path, shape, bias }
-    };
-    Ok(finder.weights.into_iter().map(|(id, path, shape)| (id, with_bias(path, shape))).collect())
-}
-
 struct Builder<'a> {
     config: &'a AdapterConfig,
     factored: bool,
@@ -323,11 +297,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn attached(&mut self, place: &Place, weight: Tensor<2>, below: &[Attached]) -> Result<Attached, AdapterError> {
+    fn attached(&mut self, place: &Place, weight: Tensor<2>, below: &Adapter) -> Result<Attached, AdapterError> {
         let entry = self.config.entry()?;
         let device = weight.device();
         let stored = weight.without_autodiff();
-        let weight = Base::new(&stored, None).under(below).weight().without_autodiff();
+        let weight = below.over(&stored, None).weight().without_autodiff();
         let given = match self.tensors {
             None => None,
             Some(tensors) => Some(tensors.remove(&place.path).ok_or_else(|| AdapterError::Tensor {
@@ -395,17 +369,17 @@ impl Reparameterizer for &mut Builder<'_> {
         let Some(path) = self.ids.get(&param.id).cloned().filter(|_| going_on && D == 2) else {
             return (param, None);
         };
-        let mut stack = self.below.remove(&path).unwrap_or_default();
+        let stack = self.below.remove(&path).unwrap_or_default();
         // Only the newest adapter is trained.
-        stack = stack.into_iter().map(Module::no_grad).collect();
+        let mut below = Adapter { stack: stack.into_iter().map(Module::no_grad).collect() };
         if let Some(place) = self.places.get(path.as_str()).copied() {
             let shape = place.shape;
-            match self.attached(place, param.base().reshape(shape), &stack) {
-                Ok(attached) => stack.push(attached),
+            match self.attached(place, param.base().reshape(shape), &below) {
+                Ok(attached) => below.stack.push(attached),
                 Err(error) => self.failed.push(error),
             }
         }
-        (param, (!stack.is_empty()).then_some(Adapter { stack }))
+        (param, (!below.stack.is_empty()).then_some(below))
     }
 }
 

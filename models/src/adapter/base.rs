@@ -1,30 +1,47 @@
 //! The layer below an adapter.
 
+use std::fmt::Debug;
+
 use burn::module::LoraAdapter;
 use burn::tensor::Tensor;
 use lowrank_optim::key_of;
 
 use super::control::Control;
-use super::stack::Attached;
 use crate::ops;
+
+/// The adapters that another one stands on, as it sees them: the first `count` of them over a base.
+pub trait Below: Debug {
+    /// The output `[rows, d_out]`.
+    fn forward(&self, count: usize, base: Base<'_>, x: Tensor<2>) -> Tensor<2>;
+    /// The weight `[d_in, d_out]` as it acts.
+    fn weight(&self, count: usize, base: Base<'_>) -> Tensor<2>;
+    /// The bias `[d_out]` as it acts.
+    fn bias(&self, count: usize, base: Base<'_>) -> Option<Tensor<1>>;
+}
 
 /// The layer that an adapter stands on: a weight that is never changed, and the adapters below.
 #[derive(Clone, Copy, Debug)]
 pub struct Base<'a> {
     weight: &'a Tensor<2>,
     bias: Option<&'a Tensor<1>>,
-    below: &'a [Attached],
+    below: Option<(&'a dyn Below, usize)>,
     less: Option<&'a LoraAdapter>,
 }
 
 impl<'a> Base<'a> {
     /// A bare layer: weight `[d_in, d_out]`, bias `[d_out]`.
     pub fn new(weight: &'a Tensor<2>, bias: Option<&'a Tensor<1>>) -> Self {
-        Self { weight, bias, below: &[], less: None }
+        Self { weight, bias, below: None, less: None }
     }
 
-    pub(super) fn under(self, below: &'a [Attached]) -> Self {
-        Self { below, less: None, ..self }
+    /// The same layer with the first `count` of these adapters on it.
+    pub fn under(self, below: &'a dyn Below, count: usize) -> Self {
+        Self { below: (count > 0).then_some((below, count)), less: None, ..self }
+    }
+
+    /// The weight and bias alone.
+    fn stored(&self) -> Self {
+        Self { below: None, less: None, ..*self }
     }
 
     /// Without a product that the adapter above starts with.
@@ -39,7 +56,7 @@ impl<'a> Base<'a> {
 
     /// The stored weight and the product that is taken from it, where no adapter stands between.
     pub(super) fn bare(&self) -> Option<(&'a Tensor<2>, Option<&'a LoraAdapter>)> {
-        self.below.is_empty().then_some((self.weight, self.less))
+        self.below.is_none().then_some((self.weight, self.less))
     }
 
     /// `[d_in, d_out]`.
@@ -49,8 +66,8 @@ impl<'a> Base<'a> {
 
     /// `x [rows, d_in]` to `[rows, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = match self.below.split_last() {
-            Some((top, below)) => top.forward(Self { below, less: None, ..*self }, x.clone()),
+        let y = match self.below {
+            Some((below, count)) => below.forward(count, self.stored(), x.clone()),
             None => self.biased(ops::linear(x.clone(), self.weight.clone())),
         };
         match self.less {
@@ -93,7 +110,7 @@ impl<'a> Base<'a> {
 
     /// Whether there is nothing but the weight and its bias.
     fn is_bare(&self) -> bool {
-        self.below.is_empty() && self.less.is_none()
+        self.below.is_none() && self.less.is_none()
     }
 
     fn biased(&self, y: Tensor<2>) -> Tensor<2> {
@@ -105,8 +122,8 @@ impl<'a> Base<'a> {
 
     /// The dense weight `[d_in, d_out]` as it acts.
     pub fn weight(&self) -> Tensor<2> {
-        let weight = match self.below.split_last() {
-            Some((top, below)) => top.weight(Self { below, less: None, ..*self }),
+        let weight = match self.below {
+            Some((below, count)) => below.weight(count, self.stored()),
             None => self.weight.clone(),
         };
         match self.less {
@@ -117,8 +134,8 @@ impl<'a> Base<'a> {
 
     /// The bias `[d_out]` as it acts.
     pub fn bias(&self) -> Option<Tensor<1>> {
-        match self.below.split_last() {
-            Some((top, below)) => top.bias(Self { below, less: None, ..*self }),
+        match self.below {
+            Some((below, count)) => below.bias(count, self.stored()),
             None => self.bias.cloned(),
         }
     }

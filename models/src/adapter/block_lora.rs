@@ -9,7 +9,8 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 
 /// `y = x W + scale (x A) (B_1 + ... + B_n)`: one head, n arms.
 ///

@@ -13,7 +13,8 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 
 /// With blocks `[r, r]` of the weight as the paper has it, `[d_out, d_in]`: `W_ab + W_ab D + D` with one D for each `a` along the output, or for each
 /// `b` along the input; or `W_ab + D` with a part of D for each `a`.

@@ -6,16 +6,14 @@ use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 
-use super::attach::find;
+use super::attach::BaseGradients;
 use super::config::AdapterConfig;
 use super::error::AdapterError;
+use super::layers::find;
 use super::stack::each_adapter;
 use crate::llama::{LanguageBatch, Llama};
 use crate::ops;
 use crate::weights::host;
-
-/// Gradients of base weights `[d_in, d_out]`, summed over some samples, row by row on the host, by the path of their layer.
-pub type BaseGradients = BTreeMap<String, Vec<f32>>;
 
 /// Sums the gradients of the weights that a configuration adapts over the first `samples` rows of the batches; the last batch is cut.
 ///

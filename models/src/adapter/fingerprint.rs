@@ -6,8 +6,8 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use lowrank_optim::{ModulePath, key_of};
 
+use super::site::SharedBytes;
 use super::stack::{Attached, layer_of};
-use super::structure::SharedBytes;
 use crate::weights::host;
 
 /// A number for the base weights of some layers, whatever stands on them; the order of the layers does not matter.

@@ -5,8 +5,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::error::AdapterError;
+use super::spec::TensorRole;
 use super::stack::each_adapter;
-use super::structure::{PenaltyAt, StepOf, TensorRole};
+use super::structure::{PenaltyAt, StepOf};
 
 /// Sum of the penalties of trained adapters that enter at this place, shape `[1]`; none when there are none.
 pub fn penalty<M: Module>(module: &M, at: PenaltyAt) -> Option<Tensor<1>> {

@@ -11,7 +11,8 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 
 /// `y = h + scale (x A_p) B_p + scale (h A_s) B_s` with `h = x W + b`; with biases in the branches, `(x A_p + a_p) B_p + b_p`.
 ///

@@ -9,7 +9,8 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Rank, Spec, StepOf, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, StepOf, Structure};
 use crate::ops::{moves_positions, pixels, sparse_cosines};
 use crate::weights::host;
 

@@ -10,7 +10,8 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 use crate::ops::linear;
 use crate::weights::host;
 

@@ -10,7 +10,8 @@ use super::config::Scaling;
 use super::error::AdapterError;
 use super::init;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 
 /// LoRA has no options beyond rank, alpha, scaling, dropout and start.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]

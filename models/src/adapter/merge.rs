@@ -6,9 +6,9 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId, Reparame
 use burn::tensor::Tensor;
 use lowrank_optim::ModulePath;
 
-use super::attach::ids_of;
 use super::error::AdapterError;
 use super::fingerprint::of_values;
+use super::layers::ids_of;
 use super::stack::{Adapter, each_adapted, layer_of};
 use crate::weights::host;
 

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
-use super::site::{Place, Shared, Site};
-use super::structure::{Alpha, Method, Rank, SharedBytes, Spec, Structure, TensorRole, TensorSpec};
+use super::site::{Place, Shared, SharedBytes, Site};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 use crate::ops::{linear, scaled_bases};
 use crate::weights::{normal_values, uniform_values};
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::allora::Allora;
 use super::block_lora::BlockLora;
 use super::bone::Bone;
+use super::config::AdapterOptions;
 use super::dora::Dora;
 use super::error::AdapterError;
 use super::hydra::Hydra;
@@ -17,7 +18,8 @@ use super::randlora::RandLora;
 use super::salt::Salt;
 use super::site::{Place, Site};
 use super::sorsa::Sorsa;
-use super::structure::{Alpha, Method, Rank, Spec, Structure};
+use super::spec::{Alpha, Rank, Spec};
+use super::structure::{Method, Structure};
 use super::svfit::SvFit;
 use super::tera::Tera;
 use super::tlora::TLora;
@@ -84,9 +86,6 @@ structures! {
     TLora(TLora),
     Loca(Loca),
 }
-
-/// Options of a structure by name.
-pub type AdapterOptions = Map<String, Value>;
 
 /// A structure of the list.
 #[derive(Clone, Copy, Debug)]

@@ -8,10 +8,8 @@ use lowrank_optim::key_of;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::config::AdapterConfig;
 use super::error::AdapterError;
-use super::stack::Attached;
-use super::structure::Spec;
+use super::spec::Spec;
 use crate::weights::{host, normal_values, parameter_id, uniform_values};
 
 /// A layer to adapt, by its numbers.
@@ -60,42 +58,6 @@ pub struct SharedTensors {
     pub(super) made: BTreeMap<String, (Vec<usize>, Tensor<1>)>,
     /// Those read from a file and not yet asked for, by key.
     pub(super) given: GivenTensors,
-}
-
-impl SharedTensors {
-    /// With what the adapters that stand on the module have in common already, for another of the same structure; refuses one that would bring
-    /// its own.
-    pub(super) fn joined<'a>(
-        mut self,
-        config: &AdapterConfig,
-        others: impl Iterator<Item = &'a Attached>,
-    ) -> Result<Self, AdapterError> {
-        for other in others.filter(|other| other.control().config().structure == config.structure) {
-            let (theirs, shared) = (other.control().config(), other.structure().shared());
-            if !shared.is_empty() && theirs.seed != config.seed {
-                return Err(AdapterError::Setting {
-                    key: "seed".into(),
-                    value: config.seed.to_string(),
-                    reason: format!(
-                        "all {} of a model share their random tensors, and those of \"{}\" have the seed {}; give this one the same",
-                        config.structure, theirs.name, theirs.seed
-                    ),
-                });
-            }
-            for tensor in shared {
-                if let Some(read) = self.given.remove(&tensor.key)
-                    && read != tensor.tensor()
-                {
-                    return Err(AdapterError::Refused(format!(
-                        "{} of the file differs from that of \"{}\", and all {} of a model share one: put them on the model one at a time",
-                        tensor.key, theirs.name, config.structure
-                    )));
-                }
-                self.made.insert(tensor.key, (tensor.layout.0, tensor.values));
-            }
-        }
-        Ok(self)
-    }
 }
 
 /// The layer that an adapter is being built for.
@@ -324,13 +286,25 @@ impl<const D: usize> Shared<D> {
     }
 
     /// Its bytes, for [`Structure::shared`](super::Structure::shared).
-    pub fn bytes(&self) -> super::structure::SharedBytes {
+    pub fn bytes(&self) -> SharedBytes {
         let (shape, count) = (self.tensor.shape(), self.tensor.shape().num_elements());
-        super::structure::SharedBytes {
+        SharedBytes {
             key: self.key.clone(),
             bytes: count as u64 * 4,
             values: self.tensor.clone().reshape([count]),
             layout: (shape.as_slice().to_vec(), self.turned),
         }
     }
+}
+
+/// A frozen tensor that several layers share: its place, and what it takes.
+#[derive(Clone, Debug)]
+pub struct SharedBytes {
+    /// The same for all layers that share it; its name in files.
+    pub key: String,
+    /// Bytes it takes, once.
+    pub bytes: u64,
+    pub(super) values: Tensor<1>,
+    /// Shape in files, and whether they hold it the other way round.
+    pub(super) layout: (Vec<usize>, bool),
 }

@@ -10,7 +10,8 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Penalty, PenaltyAt, Rank, Spec, Structure, TensorRole, TensorSpec, frobenius};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Penalty, PenaltyAt, Structure, frobenius};
 use crate::weights::host;
 
 /// `y = x W + scale ((x A) * s) B`, less that product as it was at the start.

@@ -7,7 +7,7 @@ use burn::module::{Devices, LoraAdapter, Module, ModuleDisplay, ModuleDisplayDef
 use burn::tensor::{Device, Tensor};
 use lowrank_optim::ModulePath;
 
-use super::base::{Base, Dropout, Input};
+use super::base::{Base, Below, Dropout, Input};
 use super::control::Control;
 use super::registry::AnyStructure;
 use super::structure::Structure;
@@ -103,7 +103,21 @@ pub struct Adapter {
 impl Adapter {
     /// The layer that stands on this base with all its adapters.
     pub fn over<'a>(&'a self, weight: &'a Tensor<2>, bias: Option<&'a Tensor<1>>) -> Base<'a> {
-        Base::new(weight, bias).under(&self.stack)
+        Base::new(weight, bias).under(&self.stack, self.stack.len())
+    }
+}
+
+impl Below for Vec<Attached> {
+    fn forward(&self, count: usize, base: Base<'_>, x: Tensor<2>) -> Tensor<2> {
+        self[count - 1].forward(base.under(self, count - 1), x)
+    }
+
+    fn weight(&self, count: usize, base: Base<'_>) -> Tensor<2> {
+        self[count - 1].weight(base.under(self, count - 1))
+    }
+
+    fn bias(&self, count: usize, base: Base<'_>) -> Option<Tensor<1>> {
+        self[count - 1].bias(base.under(self, count - 1))
     }
 }
 

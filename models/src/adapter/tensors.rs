@@ -4,8 +4,9 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_optim::ModulePath;
 
+use super::site::SharedBytes;
+use super::spec::TensorRole;
 use super::stack::Attached;
-use super::structure::{SharedBytes, TensorRole};
 use crate::weights::host;
 
 /// A tensor of an adapter.

@@ -10,8 +10,9 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::modes::modes;
-use super::site::{Place, Shared, Site};
-use super::structure::{Alpha, Method, Rank, SharedBytes, Spec, Structure, TensorRole, TensorSpec};
+use super::site::{Place, Shared, SharedBytes, Site};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 use crate::weights::normal_values;
 
 /// `y = x W + b + scale (((x F_in) e_in) G^T e_out) F_out^T`: `F_in` and `F_out` are Kronecker products of one random factor a mode, `G` is a

@@ -9,7 +9,8 @@ use super::base::{Base, Input};
 use super::config::Scaling;
 use super::error::AdapterError;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Rank, Spec, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Structure};
 
 /// `y = x W + b + scale [c_low A B, c_high A B] M_out` with the coarse and fine halves `[c_low, c_high] = x M_in^T` of a wavelet transform: one
 /// small product acts on both.

@@ -9,7 +9,7 @@ use lowrank_optim::registry::{OptionValue, Options};
 use lowrank_optim::rules::{LoraFa, LoraPair, LoraPro, LoraProConfig, LoraProMode};
 use lowrank_optim::{HiddenMatrices, OptimError, StateMeter};
 
-use super::{Rule, refusal, refused};
+use super::choice::{Rule, refusal, refused};
 use crate::adapter::error::AdapterError;
 use crate::adapter::registry::AnyStructure;
 use crate::adapter::stack::{each_adapter, layer_of};

@@ -1,12 +1,14 @@
 //! Properties of the rules.
 
-use super::*;
+use super::{RULES, Rule};
 use crate::Dense;
-use crate::adapter::{Attach, Targets};
+use crate::adapter::{AdapterConfig, Attach, Scaling, Targets, each_adapter};
 use crate::weights::host;
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowrank_optim::registry::find;
+use lowrank_optim::registry::{OptionValue, Options, find};
+use lowrank_optim::rules::{LoraProMode, LoraProX, NormOf};
 use lowrank_optim::{StateMeter, Who};
 
 #[derive(Module, Debug)]

@@ -17,7 +17,8 @@ use super::config::Scaling;
 use super::error::AdapterError;
 use super::modes::modes;
 use super::site::{Place, Site};
-use super::structure::{Alpha, Method, Penalty, PenaltyAt, Rank, Spec, Structure, TensorRole, TensorSpec};
+use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+use super::structure::{Method, Penalty, PenaltyAt, Structure};
 
 /// `y = (x T^T) W + b + x D`: the transform `T [d_in, d_in]` is a tensor ring over the modes of the input, dense and of full rank however small
 /// its cores are; the residual `D [d_in, d_out]` is another ring, or LoRA.
@@ -97,6 +98,11 @@ impl TLora {
     pub fn transform(&self) -> Tensor<2> {
         let d_in = self.t.iter().map(|core| core.dims()[0]).product();
         transformed(Tensor::eye(d_in, &self.t[0].device()), &self.t).transpose()
+    }
+
+    /// How far the transform's cores are from those of the identity, or from those of orthogonal matrices; 0 for neither.
+    pub fn distance(&self, regulariser: Regulariser) -> Tensor<1> {
+        regulariser.distance(&self.t, self.reg_squared)
     }
 
     /// The residual as a product `[d_in, r]` and `[r, d_out]`.

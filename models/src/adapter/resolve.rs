@@ -1,0 +1,173 @@
+//! A configuration against the layers of a model: which layers it adapts, and with what numbers.
+
+use super::config::{AdapterConfig, Scaling};
+use super::error::AdapterError;
+use super::layers::Found;
+use super::registry::StructureEntry;
+use super::site::Place;
+use super::spec::{Alpha, Rank};
+use super::targets::{NamePattern, Targets};
+
+impl AdapterConfig {
+    /// The entry of the structure.
+    pub fn entry(&self) -> Result<&'static StructureEntry, AdapterError> {
+        StructureEntry::find(&self.structure)
+    }
+
+    /// Refuses what no layer can have.
+    pub fn validate(&self) -> Result<(), AdapterError> {
+        let spec = self.entry()?.spec;
+        let refuse = |key: &str, value: String, reason: &str| {
+            Err(AdapterError::Setting { key: key.into(), value, reason: format!("{} {reason}", spec.name) })
+        };
+        let ranks = self.rank.iter().chain(self.rank_pattern.iter().map(|(_, rank)| rank));
+        for rank in ranks {
+            if spec.rank == Rank::None {
+                return refuse("rank", rank.to_string(), "has no rank; take it away");
+            }
+            if *rank == 0 {
+                return refuse("rank", rank.to_string(), "needs a rank of at least 1");
+            }
+        }
+        for alpha in self.alpha.iter().chain(self.alpha_pattern.iter().map(|(_, alpha)| alpha)) {
+            if spec.alpha == Alpha::None {
+                return refuse("alpha", alpha.to_string(), "has no alpha; take it away");
+            }
+            if !alpha.is_finite() || *alpha <= 0.0 {
+                return refuse("alpha", alpha.to_string(), "needs an alpha above 0");
+            }
+        }
+        if let (Alpha::None, Some(scaling)) = (spec.alpha, self.scaling) {
+            return refuse("scaling", format!("{scaling:?}"), "has no scale; take it away");
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return refuse("dropout", self.dropout.to_string(), "needs a dropout from 0 to below 1");
+        }
+        if self.dropout > 0.0 && !spec.dropout {
+            return refuse("dropout", self.dropout.to_string(), "has no dropout; take it away");
+        }
+        if self.init != "default" && !spec.inits.contains(&self.init.split(':').next().unwrap_or_default()) {
+            let known = format!("knows default, {}", spec.inits.join(", "));
+            return refuse("init", self.init.clone(), &known);
+        }
+        Ok(())
+    }
+
+    /// The places of the layers that match, each checked.
+    pub(super) fn places(&self, found: &[Found]) -> Result<Vec<Place>, AdapterError> {
+        self.validate()?;
+        let chosen = self.chosen(found)?;
+        let largest =
+            chosen.iter().fold([0, 0], |[d_in, d_out], layer| [d_in.max(layer.shape[0]), d_out.max(layer.shape[1])]);
+        let rank_of = Pattern::all(&self.rank_pattern)?;
+        let alpha_of = Pattern::all(&self.alpha_pattern)?;
+        for pattern in rank_of.iter().map(|p| &p.name).chain(alpha_of.iter().map(|p| &p.name)) {
+            if !chosen.iter().any(|layer| pattern.matches(&layer.path)) {
+                return Err(AdapterError::NoMatch {
+                    what: format!("the pattern {}", pattern.text),
+                    known: names(chosen.iter().copied()),
+                });
+            }
+        }
+        let entry = self.entry()?;
+        let (usual_rank, usual_alpha) = entry.size(&self.options)?;
+        let mut places = Vec::with_capacity(chosen.len());
+        for layer in &chosen {
+            let rank = first(&rank_of, &layer.path).or(self.rank);
+            let rank = match (rank, usual_rank) {
+                (Some(rank), _) => rank,
+                (None, Rank::Fixed(rank)) => rank,
+                (None, Rank::SmallerSide(most)) => layer.shape[0].min(layer.shape[1]).min(most),
+                (None, Rank::None) => 0,
+            };
+            let alpha = first(&alpha_of, &layer.path).or(self.alpha);
+            let alpha = match (alpha, usual_alpha) {
+                (Some(alpha), _) | (None, Alpha::Fixed(alpha)) => alpha,
+                (None, Alpha::Ranks(times)) => times * rank as f64,
+                (None, Alpha::None) => 0.0,
+            };
+            let divisor = match self.scaling.unwrap_or(entry.spec.scaling) {
+                Scaling::Rank => rank.max(1) as f64,
+                Scaling::RootRank => (rank.max(1) as f64).sqrt(),
+            };
+            let scale = if entry.spec.alpha == Alpha::None { 1.0 } else { alpha / divisor };
+            let place = Place {
+                path: layer.path.clone(),
+                shape: layer.shape,
+                rank,
+                alpha,
+                scale,
+                dropout: self.dropout,
+                init: self.init.clone(),
+                layers: chosen.len(),
+                largest,
+                bias: layer.bias,
+            };
+            entry.check(&self.options, &place)?;
+            places.push(place);
+        }
+        Ok(places)
+    }
+
+    /// What was asked for and matches no layer, beside what matches some.
+    pub(super) fn idle(&self, found: &[Found]) -> Result<Vec<String>, AdapterError> {
+        let mut idle = Vec::new();
+        let any = |targets: &Targets| -> Result<bool, AdapterError> {
+            let matcher = targets.matcher()?;
+            Ok(found.iter().any(|layer| matcher.matches(&layer.path)))
+        };
+        for (key, targets) in [("targets", Some(&self.targets)), ("exclude", self.exclude.as_ref())] {
+            for part in targets.into_iter().flat_map(Targets::parts) {
+                if !any(&part)? {
+                    idle.push(format!("adapter.{key}: no linear layer matches {part}"));
+                }
+            }
+        }
+        for number in self.layers.iter().flatten() {
+            if !found.iter().any(|layer| block_of(&layer.path) == Some(*number)) {
+                idle.push(format!("adapter.layers: no linear layer stands in block {number}"));
+            }
+        }
+        Ok(idle)
+    }
+
+    fn chosen<'a>(&self, found: &'a [Found]) -> Result<Vec<&'a Found>, AdapterError> {
+        let targets = self.targets.matcher()?;
+        let mut chosen: Vec<&Found> = found.iter().filter(|layer| targets.matches(&layer.path)).collect();
+        if let Some(exclude) = &self.exclude {
+            let exclude = exclude.matcher()?;
+            chosen.retain(|layer| !exclude.matches(&layer.path));
+        }
+        if let Some(layers) = &self.layers {
+            chosen.retain(|layer| block_of(&layer.path).is_some_and(|number| layers.contains(&number)));
+        }
+        match chosen.is_empty() {
+            true => Err(AdapterError::NoMatch { what: self.targets.to_string(), known: names(found.iter()) }),
+            false => Ok(chosen),
+        }
+    }
+}
+
+/// The number of the block that a layer stands in.
+fn block_of(path: &str) -> Option<usize> {
+    path.split('.').find_map(|part| part.parse().ok())
+}
+
+fn names<'a>(layers: impl Iterator<Item = &'a Found>) -> String {
+    layers.take(8).map(|layer| layer.path.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+struct Pattern<T> {
+    name: NamePattern,
+    value: T,
+}
+
+impl<T: Copy> Pattern<T> {
+    fn all(pairs: &[(String, T)]) -> Result<Vec<Self>, AdapterError> {
+        pairs.iter().map(|(text, value)| Ok(Self { name: NamePattern::new(text)?, value: *value })).collect()
+    }
+}
+
+fn first<T: Copy>(patterns: &[Pattern<T>], path: &str) -> Option<T> {
+    patterns.iter().find(|pattern| pattern.name.matches(path)).map(|pattern| pattern.value)
+}
