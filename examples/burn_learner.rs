@@ -14,7 +14,7 @@ use burn::tensor::Device;
 use burn::train::metric::LossMetric;
 use burn::train::{Learner, SupervisedTraining};
 use lowrank_models::{LanguageBatch, Llama, LlamaConfig, ids_tensor};
-use lowrank_train::run::TensorBoardLogger;
+use lowrank_train::run::report::TensorBoardLogger;
 
 /// Makes batches of windows of text, one byte a token.
 #[derive(Clone)]

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 use lowrank_models::linear::LowRankInit;
 use lowrank_models::{Llama, LlamaConfig, Parameterization, ids_tensor};
 use lowrank_optim::Keep;
-use lowrank_train::run::BlockAllocator;
+use lowrank_train::process::BlockAllocator;
 
 #[global_allocator]
 static ALLOCATOR: BlockAllocator = BlockAllocator;

@@ -10,7 +10,7 @@ use lowrank_models::adapter::{AdapterConfig, Attach};
 use lowrank_models::hub::ModelFolder;
 use lowrank_models::{LanguageBatch, Llama, LlamaConfig, ids_tensor};
 use lowrank_optim::{AdamWConfig, HiddenMatrices, Role};
-use lowrank_train::run::MemoryUse;
+use lowrank_train::process::MemoryUse;
 
 /// From the least memory to the most.
 const WAYS: [(&str, &str); 3] =

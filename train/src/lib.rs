@@ -2,17 +2,20 @@
 //!
 //! - [`data`]: text to batches of tokens.
 //! - [`engine`]: one step after another, evaluation, samples.
-//! - [`checkpoint`]: saving and resuming with the same bits.
-//! - [`run`]: the folder of a run, metrics, [TensorBoard for Burn's own loop](run::TensorBoardLogger), progress.
+//! - [`build`]: model, data, optimizer, schedule and adapter from a configuration.
+//! - [`recipe`]: pretraining and fine-tuning.
+//! - [`run`]: a whole run, with its folder, [checkpoints](run::checkpoint) and [reports](run::report).
+//! - [`process`]: memory, signals and devices.
 //! - [`plan`]: what a run will take, and how it could take less.
 //! - [`config`]: everything that a run can be told.
 //! - [`cli`]: the commands of the program.
 
-pub mod checkpoint;
+pub mod build;
 pub mod cli;
 pub mod config;
 pub mod data;
 pub mod engine;
-pub mod job;
 pub mod plan;
+pub mod process;
+pub mod recipe;
 pub mod run;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use lowrank_train::run::BlockAllocator;
+use lowrank_train::process::BlockAllocator;
 
 #[global_allocator]
 static ALLOCATOR: BlockAllocator = BlockAllocator;

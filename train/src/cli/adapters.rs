@@ -14,9 +14,10 @@ use lowrank_models::hub::ModelFolder;
 use lowrank_models::{Llama, LlamaConfig, ModelError, ids_tensor};
 use lowrank_optim::AdamWConfig;
 
-use super::{print, table};
-use crate::job::{JobError, device, set_threads};
-use crate::run::{bytes, count};
+use super::output::{print, table};
+use crate::build::BuildError;
+use crate::config::{bytes, count};
+use crate::process::{device, set_threads};
 
 /// Measure the adapter structures on a model: values trained, bytes stored beside them, time of a training step.
 ///
@@ -65,14 +66,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     set_threads(args.threads);
     for (name, value) in [("batch", args.batch), ("seq-len", args.seq_len), ("steps", args.steps)] {
         if value == 0 {
-            return Err(JobError::Settings(format!("--{name} is 0; it must be at least 1")).into());
+            return Err(BuildError::Settings(format!("--{name} is 0; it must be at least 1")).into());
         }
     }
     let names: Vec<&str> = match args.only.is_empty() {
         true => STRUCTURES.iter().map(|entry| entry.spec.name).collect(),
         false => args.only.iter().map(String::as_str).collect(),
     };
-    let device = device(&args.device)?.autodiff();
+    let device = device(&args.device).map_err(BuildError::from)?.autodiff();
     let model = model(&args, &device)?;
     let head = ["STRUCTURE", "TRAINED", "STORED BESIDE", "BEGUN IN", "STEP", "DENSE UPDATE", "MERGES"];
     let mut rows = vec![head.map(String::from).to_vec()];
@@ -87,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn model(args: &Args, device: &Device) -> Result<Llama, JobError> {
+fn model(args: &Args, device: &Device) -> Result<Llama, BuildError> {
     let folder = Path::new(&args.model);
     if folder.join("config.json").exists() {
         return Ok(ModelFolder::open(folder)?.load(device)?);
@@ -96,7 +97,7 @@ fn model(args: &Args, device: &Device) -> Result<Llama, JobError> {
 }
 
 /// A structure that has no meaning on one of the layers has the reason in its row.
-fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, JobError> {
+fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, BuildError> {
     let config = AdapterConfig::new(name).with_targets(Targets::parse(&args.targets));
     let spec = config.entry().map_err(ModelError::from)?.spec;
     let ranked = spec.rank != Rank::None;
@@ -120,7 +121,7 @@ fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, JobError> {
 }
 
 /// Trains some steps; the median of their seconds.
-fn steps(args: &Args, mut model: Llama) -> Result<f64, JobError> {
+fn steps(args: &Args, mut model: Llama) -> Result<f64, BuildError> {
     let mut optimizer = AdamWConfig::new().init();
     let plain = model.model.norm.weight.val().device().inner();
     let vocabulary = model.config().vocab_size;

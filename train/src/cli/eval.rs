@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use lowrank_models::hub::ModelFolder;
 
 use super::on_model::Adapters;
-use super::{print, table};
-use crate::config::{Config, Layers};
+use super::output::{print, table};
+use crate::build::{BuildError, Listener, prepare_options};
+use crate::config::{Config, Layers, count};
 use crate::data::{Batches, PrepareOptions, TokenizerChoice, epoch, prepare};
 use crate::engine::evaluate;
-use crate::job::{JobError, device, prepare_options};
-use crate::run::{Screen, count};
+use crate::process::device;
+use crate::run::RunError;
+use crate::run::report::Screen;
 
 /// Measure a model on text that it did not learn from.
 ///
@@ -51,33 +53,33 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = config(&args).map_err(JobError::from)?;
-    let device = device(&args.device)?;
-    let folder = ModelFolder::open(&args.model).map_err(JobError::from)?;
+    let config = config(&args).map_err(BuildError::from)?;
+    let device = device(&args.device).map_err(BuildError::from)?;
+    let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let options = PrepareOptions {
         tokenizer: TokenizerChoice::File(args.model.join("tokenizer.json")),
         ..prepare_options(&config)?
     };
     let mut screen = Screen::new(args.quiet);
     screen.begin("preparing the text", 0);
-    let prepared = prepare(&options, &config.data.cache, &mut |_| ()).map_err(JobError::from)?;
+    let prepared = prepare(&options, &config.data.cache, &mut |_| ()).map_err(BuildError::from)?;
     if config.data.verify {
-        prepared.validation.verify(&mut |_| ()).map_err(JobError::from)?;
+        prepared.validation.verify(&mut |_| ()).map_err(BuildError::from)?;
     }
-    let model = args.adapters.on(folder.load(&device).map_err(JobError::from)?)?;
+    let model = args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?;
     if prepared.tokenizer.vocab_size() > model.config().vocab_size {
         return Err(
-            JobError::Settings("the tokens of this data are of another tokenizer than the model's".into()).into()
+            BuildError::Settings("the tokens of this data are of another tokenizer than the model's".into()).into()
         );
     }
     let (batch, seq_len) = (args.batch as usize, args.seq_len as usize);
-    let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(JobError::from)?;
+    let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(BuildError::from)?;
     screen.begin("evaluating", prepared.validation.len());
     let found = evaluate(&model, epoch(&batches), config.data.document_mask, |found| {
         screen.advance(found.tokens);
         true
     })
-    .map_err(JobError::from)?;
+    .map_err(RunError::from)?;
     screen.end();
     let bits = found.bits_per_byte(prepared.validation.text_bytes());
     print(&table(&[

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use lowrank_models::hub::ModelFolder;
 
-use super::{folder, print};
-use crate::job::{JobError, device};
+use super::folder;
+use super::output::print;
+use crate::build::BuildError;
+use crate::process::device;
 
 /// Write a model as a dense Hugging Face folder that other programs read.
 ///
@@ -26,9 +28,9 @@ pub struct Args {
 /// Reads, multiplies out, writes beside and renames.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     folder::refuse_existing(&args.out)?;
-    let device = device("cpu")?;
-    let from = ModelFolder::open(&args.model).map_err(JobError::from)?;
-    let model = from.load(&device).map_err(JobError::from)?.to_dense(&device).map_err(JobError::from)?;
+    let device = device("cpu").map_err(BuildError::from)?;
+    let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
+    let model = from.load(&device).map_err(BuildError::from)?.to_dense(&device).map_err(BuildError::from)?;
     folder::write(&model, &from, &args.model, &args.out)?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)

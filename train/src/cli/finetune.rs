@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use lowrank_models::adapter::StructureEntry;
 
 use super::training::{TrainingArgs, last_name, texts};
+use crate::build::BuildError;
 use crate::config::{Config, Job};
-use crate::job::JobError;
 
 /// Fine-tune a model on examples, by an adapter that learns beside the frozen weights, or whole.
 ///
@@ -64,7 +64,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut layers = args.training.layers().map_err(JobError::from)?;
+    let mut layers = args.training.layers().map_err(BuildError::from)?;
     layers.optional("--model", "model.name", args.model.as_deref());
     layers.optional("--data", "data.path", (!args.data.is_empty()).then(|| texts(&args.data)));
     layers.optional("--adapter", "adapter.name", args.adapter.as_deref());

@@ -9,8 +9,9 @@ use lowrank_models::hub::ModelFolder;
 use lowrank_models::{Sampling, generate};
 
 use super::on_model::Adapters;
+use crate::build::BuildError;
 use crate::data::Tokenizer;
-use crate::job::{JobError, device};
+use crate::process::device;
 
 /// Let a model continue a text.
 #[derive(Debug, clap::Args)]
@@ -56,13 +57,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => Sampling::greedy(),
         false => Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed },
     };
-    sampling.validate().map_err(JobError::from)?;
-    let device = device(&args.device)?;
-    let folder = ModelFolder::open(&args.model).map_err(JobError::from)?;
-    let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json")).map_err(JobError::from)?;
-    let model = args.adapters.on(folder.load(&device).map_err(JobError::from)?)?;
+    sampling.validate().map_err(BuildError::from)?;
+    let device = device(&args.device).map_err(BuildError::from)?;
+    let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
+    let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json")).map_err(BuildError::from)?;
+    let model = args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?;
 
-    let mut ids: Vec<u32> = tokenizer.encode(&args.prompt).map_err(JobError::from)?;
+    let mut ids: Vec<u32> = tokenizer.encode(&args.prompt).map_err(BuildError::from)?;
     let begins = tokenizer.begins(&folder.config);
     if begins.is_some() || ids.is_empty() {
         ids.insert(0, tokenizer.separator());
@@ -80,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         ids.push(id);
         // A character may need several tokens: what may still change is held back.
         let written =
-            tokenizer.decode(&ids).map_err(|error| anyhow::Error::from(JobError::from(error))).and_then(|text| {
+            tokenizer.decode(&ids).map_err(|error| anyhow::Error::from(BuildError::from(error))).and_then(|text| {
                 let ready = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
                 out.write_all(&text.as_bytes()[shown.min(ready)..ready])?;
                 shown = ready.max(shown);
@@ -89,7 +90,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         failed = written.err();
         failed.is_none()
     })
-    .map_err(JobError::from)?;
+    .map_err(BuildError::from)?;
     match failed {
         Some(error) => Err(error),
         None => {

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use lowrank_models::hub::peft::PeftFolder;
 use lowrank_models::hub::{HubConfig, TensorFiles};
 
-use super::{print, table};
-use crate::checkpoint::{TrainerState, verify};
-use crate::job::JobError;
-use crate::run::{bytes, count};
+use super::output::{print, table};
+use crate::build::BuildError;
+use crate::config::{bytes, count};
+use crate::run::RunError;
+use crate::run::checkpoint::{TrainerState, verify};
 
 /// Show what a checkpoint, model or adapter folder holds: configuration, tensors, sizes, step. Hashes of a checkpoint are checked.
 #[derive(Debug, clap::Args)]
@@ -29,7 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn adapter(dir: &Path) -> Result<String, JobError> {
+fn adapter(dir: &Path) -> Result<String, BuildError> {
     let folder = PeftFolder::open(dir)?;
     let config = &folder.config;
     let spec = config.entry().map_err(lowrank_models::ModelError::from)?.spec;
@@ -51,12 +52,12 @@ fn adapter(dir: &Path) -> Result<String, JobError> {
 }
 
 fn model(args: &Args) -> anyhow::Result<String> {
-    let config = HubConfig::read(&args.dir.join("config.json")).map_err(JobError::from)?;
-    let tensors = TensorFiles::open(&args.dir).map_err(JobError::from)?;
+    let config = HubConfig::read(&args.dir.join("config.json")).map_err(BuildError::from)?;
+    let tensors = TensorFiles::open(&args.dir).map_err(BuildError::from)?;
     let mut text = String::new();
     if args.dir.join("trainer.json").exists() {
-        let manifest = verify(&args.dir).map_err(JobError::Damaged)?;
-        let state = TrainerState::read(&args.dir).map_err(JobError::Damaged)?;
+        let manifest = verify(&args.dir).map_err(RunError::Damaged)?;
+        let state = TrainerState::read(&args.dir).map_err(RunError::Damaged)?;
         let size: u64 = manifest.files.values().map(|file| file.size).sum();
         let loss = |loss: Option<f64>| loss.map_or("-".into(), |loss| format!("{loss:.4}"));
         text.push_str(&table(&[

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 use lowrank_models::adapter::merged;
 use lowrank_models::hub::ModelFolder;
 
+use super::folder;
 use super::on_model::Adapters;
-use super::{folder, print};
-use crate::job::{JobError, device};
+use super::output::print;
+use crate::build::BuildError;
+use crate::process::device;
 
 /// Make adapters part of a model's weights, and write it as a Hugging Face folder that other programs read.
 ///
@@ -30,13 +32,13 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.adapters.is_empty() {
-        return Err(JobError::Settings("nothing to merge: name a folder with --adapter DIR".into()).into());
+        return Err(BuildError::Settings("nothing to merge: name a folder with --adapter DIR".into()).into());
     }
     folder::refuse_existing(&args.out)?;
-    let from = ModelFolder::open(&args.model).map_err(JobError::from)?;
-    let model = from.load(&device("cpu")?).map_err(JobError::from)?;
+    let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
+    let model = from.load(&device("cpu").map_err(BuildError::from)?).map_err(BuildError::from)?;
     let model = args.adapters.on(model)?;
-    let model = merged(model).map_err(|error| JobError::Model(error.into()))?;
+    let model = merged(model).map_err(|error| BuildError::Model(error.into()))?;
     folder::write(&model, &from, &args.model, &args.out)?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)

@@ -6,8 +6,8 @@ use lowrank_models::adapter::{Alpha, RULES, Rank, RuleEntry, STRUCTURES, Structu
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
 use lowrank_optim::registry::{METHODS, find};
 
-use super::{print, table};
-use crate::job::JobError;
+use super::output::{print, table};
+use crate::build::BuildError;
 
 /// List optimizers, parameterizations, adapters and their training rules, or the options of one.
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,7 @@ fn all() -> String {
     .join("\n")
 }
 
-fn one(name: &str) -> Result<String, JobError> {
+fn one(name: &str) -> Result<String, BuildError> {
     if let Some(method) = PARAMETERIZATIONS.iter().find(|method| method.name == name) {
         return Ok(parameterization(method));
     }
@@ -150,7 +150,7 @@ fn rule(entry: &RuleEntry) -> String {
     text
 }
 
-fn optimizer(name: &str) -> Result<String, JobError> {
+fn optimizer(name: &str) -> Result<String, BuildError> {
     let method = find(name)?;
     let mut text = format!(
         "{}: {}\nPaper: {} ({})\nState of an R x C matrix: {} (values of 4 bytes where nothing else is said)\n\nOptions, as optimizer.NAME:\n",

@@ -11,17 +11,18 @@ mod inspect;
 mod merge;
 mod methods;
 mod on_model;
+mod output;
 mod plan;
 mod pretrain;
 mod tokenize;
 mod training;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::job::JobError;
+use crate::build::BuildError;
+use crate::run::RunError;
 
 /// Low-rank training on Burn: pretrain and fine-tune small LLaMA-style models in little memory.
 #[derive(Debug, Parser)]
@@ -73,7 +74,8 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let input = error.downcast_ref::<JobError>().is_some_and(JobError::is_input);
+            let input = error.downcast_ref::<BuildError>().is_some_and(BuildError::is_input)
+                || error.downcast_ref::<RunError>().is_some_and(RunError::is_input);
             ExitCode::from(if input { 2 } else { 1 })
         }
     }
@@ -82,29 +84,6 @@ pub fn main() -> ExitCode {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// Prints a text to the standard output.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
-}
-
-/// Lines with columns as wide as their widest cell; the last column is as wide as it wants.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

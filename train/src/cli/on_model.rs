@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lowrank_models::Llama;
 use lowrank_models::hub::peft::PeftFolder;
 
-use crate::job::JobError;
+use crate::build::BuildError;
 
 /// Which adapters stand on the model.
 #[derive(Debug, clap::Args)]
@@ -22,10 +22,10 @@ impl Adapters {
     }
 
     /// The model with the adapters on it, in their order. What the folders have that is passed over is told.
-    pub fn on(&self, mut model: Llama) -> Result<Llama, JobError> {
+    pub fn on(&self, mut model: Llama) -> Result<Llama, BuildError> {
         for (place, dir) in self.dirs.iter().enumerate() {
             if self.dirs[..place].contains(dir) {
-                return Err(JobError::Settings(format!("--adapter {} is given twice; give it once", dir.display())));
+                return Err(BuildError::Settings(format!("--adapter {} is given twice; give it once", dir.display())));
             }
             let folder = PeftFolder::open(dir)?.named(&dir.to_string_lossy());
             for warning in &folder.warnings {

@@ -6,13 +6,12 @@ use std::process::ExitCode;
 use lowrank_models::LlamaConfig;
 use lowrank_models::adapter::Rule;
 
+use super::output::{print, table};
 use super::training::SettingArgs;
-use super::{print, table};
-use crate::config::{Config, Job};
+use crate::build::{BuildError, model_config, model_folder};
+use crate::config::{Config, Job, bytes, count};
 use crate::data::Tokenizer;
-use crate::job::{JobError, model_config, model_folder};
 use crate::plan::{Candidate, Forecaster, Freedom, candidates, limit, mode};
-use crate::run::{bytes, count};
 
 /// Tell what memory a pretraining will take, and how it could take less.
 ///
@@ -42,11 +41,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut layers = args.settings.layers().map_err(JobError::from)?;
+    let mut layers = args.settings.layers().map_err(BuildError::from)?;
     layers.optional("--model", "model.name", args.model.as_deref());
     layers.optional("--parameterization", "model.parameterization", args.parameterization.as_deref());
     layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
-    let config = layers.resolve(&Config::of(Job::Pretrain)).map_err(JobError::from)?;
+    let config = layers.resolve(&Config::of(Job::Pretrain)).map_err(BuildError::from)?;
     let ids = vocabulary(&config)?;
     let llama = |config: &Config| model_config(&config.model, ids, 0).map(|hub| hub.llama);
     let shape = llama(&config)?;
@@ -124,7 +123,7 @@ fn dense_values(llama: &LlamaConfig) -> u64 {
 }
 
 /// Ids of the tokenizer that the run would have.
-fn vocabulary(config: &Config) -> Result<usize, JobError> {
+fn vocabulary(config: &Config) -> Result<usize, BuildError> {
     if model_folder(&config.model).is_some() {
         // The folder's own configuration counts.
         return Ok(1);

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::training::{TrainingArgs, last_name, texts};
+use crate::build::BuildError;
 use crate::config::Job;
-use crate::job::JobError;
 
 /// Train a LLaMA-style model on text.
 ///
@@ -40,7 +40,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut layers = args.training.layers().map_err(JobError::from)?;
+    let mut layers = args.training.layers().map_err(BuildError::from)?;
     layers.optional("--model", "model.name", args.model.as_deref());
     layers.optional("--parameterization", "model.parameterization", args.parameterization.as_deref());
     layers.optional("--data", "data.path", (!args.data.is_empty()).then(|| texts(&args.data)));

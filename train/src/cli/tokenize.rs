@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::print;
-use crate::config::{Config, Layers};
+use super::output::print;
+use crate::build::{BuildError, Listener, prepare_options};
+use crate::config::{Config, Layers, bytes, count};
 use crate::data::{Shards, tokenize};
-use crate::job::{JobError, prepare_options};
-use crate::run::{Screen, bytes, count};
+use crate::run::report::Screen;
 
 /// Turn text into token files once, to train on them often.
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = config(&args).map_err(JobError::from)?;
+    let config = config(&args).map_err(BuildError::from)?;
     let options = prepare_options(&config)?;
     let mut screen = Screen::new(args.quiet);
     let mut begun = None;
@@ -49,11 +49,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         screen.advance(progress.done);
     })
-    .map_err(JobError::from)?;
+    .map_err(BuildError::from)?;
     screen.end();
     if !args.quiet {
         for side in ["train", "validation"] {
-            let shards = Shards::open(&args.out.join(side)).map_err(JobError::from)?;
+            let shards = Shards::open(&args.out.join(side)).map_err(BuildError::from)?;
             let (documents, tokens, text) =
                 (count(shards.documents()), count(shards.len()), bytes(shards.text_bytes()));
             print(&format!("{side}: {documents} documents, {tokens} tokens, {text} of text\n"))?;

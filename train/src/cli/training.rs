@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{print, table};
-use crate::config::{Config, ConfigError, Job, Layers};
-use crate::job::{Finished, JobError, Training};
+use super::output::{print, table};
+use crate::build::BuildError;
+use crate::config::{Config, ConfigError, Job, Layers, bytes, count, duration};
+
 use crate::plan::Freedom;
-use crate::run::{RunFolder, Screen, bytes, count, duration};
+use crate::run::report::Screen;
+use crate::run::{Finished, RunError, RunFolder, RunFolderError, Training};
 
 /// Flags that decide how much memory a run takes.
 #[derive(Debug, clap::Args)]
@@ -129,14 +131,14 @@ impl TrainingArgs {
         let base = match (&dir, self.resume) {
             (Some(dir), true) => saved_config(dir, job)?,
             (None, true) => {
-                return Err(JobError::Settings(format!(
+                return Err(BuildError::Settings(format!(
                     "there is no run below {RUNS}/ to resume; name one with --out"
                 ))
                 .into());
             }
             _ => Config::of(job),
         };
-        let mut config = layers.resolve(&base).map_err(JobError::from)?;
+        let mut config = layers.resolve(&base).map_err(BuildError::from)?;
         if !self.resume {
             adjust(&mut config);
         }
@@ -175,14 +177,14 @@ pub fn last_name(path: &str) -> Option<String> {
 }
 
 /// The configuration that a run was begun with.
-fn saved_config(dir: &Path, job: Job) -> Result<Config, JobError> {
+fn saved_config(dir: &Path, job: Job) -> Result<Config, RunError> {
     let path = dir.join("config.toml");
     if !path.exists() {
-        return Err(crate::run::RunFolderError::NoRun { path: dir.to_path_buf() }.into());
+        return Err(RunFolderError::NoRun { path: dir.to_path_buf() }.into());
     }
     let mut layers = Layers::default();
-    layers.file(&path)?;
-    Ok(layers.resolve(&Config::of(job))?)
+    layers.file(&path).map_err(BuildError::from)?;
+    Ok(layers.resolve(&Config::of(job)).map_err(BuildError::from)?)
 }
 
 /// What came out; `base` is the model that an adapter was trained on.

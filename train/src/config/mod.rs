@@ -3,6 +3,7 @@
 mod keys;
 mod layers;
 mod sections;
+mod units;
 
 pub use keys::{KEYS, Key, Kind, documentation};
 pub use layers::{Assignment, ConfigError, Layers, Origin};
@@ -10,3 +11,4 @@ pub use sections::{
     AdapterSection, CheckpointSection, Config, DataSection, EvalSection, Job, LogSection, ModelSection,
     OptimizerSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
 };
+pub use units::{bytes, count, duration, parse_bytes};

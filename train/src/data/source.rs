@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::DataError;
 use super::json_lines::JsonLines;
 use super::text::{PIECE, TextReader};
+use super::{DataError, Document};
 
 /// What the files of the data are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,15 +24,6 @@ pub enum Format {
     Parquet,
     /// Token files made before.
     Shards,
-}
-
-/// One text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
-    /// File, and line where there are several in it.
-    pub name: String,
-    /// The text.
-    pub text: String,
 }
 
 /// What was passed over.

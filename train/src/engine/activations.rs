@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 
-use crate::run::BlockAllocator;
+use crate::process::BlockAllocator;
 
 /// Bytes in use at a moment: of large blocks on the CPU, of the pool of a GPU; none where neither tells.
 #[derive(Clone, Copy, Debug)]

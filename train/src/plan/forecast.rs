@@ -8,9 +8,9 @@ use lowrank_models::adapter::{AdapterConfig, Rule};
 use lowrank_models::{LlamaConfig, ops};
 
 use super::{Inventory, Part};
+use crate::build::BuildError;
 use crate::config::{Config, OptimizerSection};
 use crate::engine::BackwardMode;
-use crate::job::JobError;
 
 /// What a run is expected to take, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ const TOKENIZER: u64 = 450;
 
 /// Forecasts runs that differ in their settings alone.
 pub struct Forecaster<'a> {
-    llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, JobError>,
+    llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
     adapter: Option<&'a AdapterConfig>,
     rule: &'a Rule,
     begun: u64,
@@ -45,7 +45,7 @@ pub struct Forecaster<'a> {
 impl<'a> Forecaster<'a> {
     /// Of runs whose model has the shape that `llama` tells, with this adapter, in a process that has already `begun` with so many bytes.
     pub fn new(
-        llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, JobError>,
+        llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
         adapter: Option<&'a AdapterConfig>,
         rule: &'a Rule,
         begun: u64,
@@ -54,7 +54,7 @@ impl<'a> Forecaster<'a> {
     }
 
     /// Forecasts the run of a configuration.
-    pub fn forecast(&self, config: &Config) -> Result<Forecast, JobError> {
+    pub fn forecast(&self, config: &Config) -> Result<Forecast, BuildError> {
         let optimizer = OptimizerSection { clip: 0.0, block_clip: 0.0, ..config.optimizer.clone() };
         let key = format!("{:?} {optimizer:?}", config.model);
         let mut inventories = self.inventories.borrow_mut();

@@ -6,9 +6,10 @@ use lowrank_optim::registry::find;
 use lowrank_optim::rules::LoraProMode;
 use lowrank_optim::{StateMeter, Who};
 
+use crate::build::{self, BuildError, Size};
 use crate::config::Config;
-use crate::job::{self, JobError};
-use crate::run::BlockAllocator;
+use crate::process;
+use crate::process::BlockAllocator;
 
 /// Bytes of a part of the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,13 +60,13 @@ impl Inventory {
         llama: &LlamaConfig,
         adapter: Option<&AdapterConfig>,
         rule: &Rule,
-    ) -> Result<Self, JobError> {
+    ) -> Result<Self, BuildError> {
         // What an adapter begins with may take long to compute: on one block in place of all, which are alike.
         let built = match adapter {
             Some(_) => LlamaConfig { num_hidden_layers: 1, ..llama.clone() },
             None => llama.clone(),
         };
-        let device = job::device(&config.train.device)?.autodiff();
+        let device = process::device(&config.train.device)?.autodiff();
         let model = Llama::build(&built, &mut Blank, &device)?;
         let (model, report) = match adapter {
             Some(adapter) => {
@@ -85,16 +86,16 @@ impl Inventory {
             branches: report.iter().map(branches).sum(),
             dense_updates: report.iter().map(dense_updates).sum(),
         };
-        for (path, bytes) in job::sizes(&model) {
+        for (path, bytes) in Size::of(&model).tensors {
             inventory.part(&path).weights += bytes;
             inventory.largest = inventory.largest.max(bytes);
         }
         let meter = StateMeter::new();
-        let cycle = job::cycle(config, &llama.parameterization);
+        let cycle = build::cycle(config, &llama.parameterization);
         let method = find(&config.optimizer.name)?;
-        let options = job::optimizer_options(config)?;
+        let options = build::optimizer_options(config)?;
         let options = rule.options(method.name, options)?;
-        for stepped in job::optimizer(config, rule, &model, &cycle, &meter)?.parameters {
+        for stepped in build::optimizer(config, rule, &model, &cycle, &meter)?.parameters {
             let parameter = &stepped.parameter;
             let values: usize = parameter.shape.iter().product();
             let shape = match parameter.shape.as_slice() {

@@ -1,10 +1,9 @@
 //! What could be done to make a run fit, and which of it changes least.
 
 use super::Forecast;
-use crate::config::{Config, Job, Layers};
+use crate::build::BuildError;
+use crate::config::{Config, Job, Layers, bytes, parse_bytes};
 use crate::engine::BackwardMode;
-use crate::job::JobError;
-use crate::run::{bytes, parse_bytes};
 
 /// Which settings of a run may be changed to make it fit: those that nobody asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,8 +83,8 @@ pub fn candidates(
     config: &Config,
     freedom: Freedom,
     hidden_size: usize,
-    forecast: &dyn Fn(&Config) -> Result<Forecast, JobError>,
-) -> Result<Vec<Candidate>, JobError> {
+    forecast: &dyn Fn(&Config) -> Result<Forecast, BuildError>,
+) -> Result<Vec<Candidate>, BuildError> {
     let (mut found, mut refused) = (Vec::new(), None);
     for (config, concessions) in variations(config, freedom, hidden_size) {
         match forecast(&config) {
@@ -165,8 +164,8 @@ pub fn choose(
     config: &Config,
     freedom: Freedom,
     hidden_size: usize,
-    forecast: &dyn Fn(&Config) -> Result<Forecast, JobError>,
-) -> Result<Candidate, JobError> {
+    forecast: &dyn Fn(&Config) -> Result<Forecast, BuildError>,
+) -> Result<Candidate, BuildError> {
     let limit = limit(config)?.unwrap_or(u64::MAX);
     let mut found = candidates(config, freedom, hidden_size, forecast)?;
     if let Some(place) = found.iter().position(|candidate| candidate.forecast.peak <= limit) {
@@ -180,7 +179,7 @@ pub fn choose(
         true => "the weights alone are larger; take a smaller model",
         false => "raise it, shorten train.seq_len, lower model.rank, or take a smaller model",
     };
-    Err(JobError::Settings(format!(
+    Err(BuildError::Settings(format!(
         "train.memory = {}: nothing fits. The least is {} with {}: weights {}, gradients {}, optimizer state {}, activations {}; {cure}",
         bytes(limit),
         bytes(peak),
@@ -193,12 +192,12 @@ pub fn choose(
 }
 
 /// The bytes of `train.memory`; none where there is no limit.
-pub fn limit(config: &Config) -> Result<Option<u64>, JobError> {
+pub fn limit(config: &Config) -> Result<Option<u64>, BuildError> {
     let text = config.train.memory.as_str();
     match (text.is_empty(), parse_bytes(text)) {
         (true, _) => Ok(None),
         (_, Some(limit)) => Ok(Some(limit)),
-        _ => Err(JobError::Settings(format!(
+        _ => Err(BuildError::Settings(format!(
             "train.memory = \"{text}\": write it as a number with a unit, such as 8GiB or 900MB"
         ))),
     }
@@ -215,7 +214,7 @@ mod tests {
     }
 
     /// A forecast in which every change saves something.
-    fn shrinking(config: &Config) -> Result<Forecast, JobError> {
+    fn shrinking(config: &Config) -> Result<Forecast, BuildError> {
         let mut peak = 1000.0;
         for (saves, share) in [
             (config.model.parameterization == "sltrain", 0.5),

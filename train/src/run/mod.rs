@@ -1,23 +1,18 @@
-//! The folder of a run and all that is written into it or shown while it lasts.
+//! A whole run, pretraining or fine-tuning: from the configuration to the summary.
+//!
+//! - [`Training`]: the run itself, one step after another.
+//! - [`checkpoint`]: saving and resuming with the same bits.
+//! - [`report`]: metrics, [TensorBoard for Burn's own loop](report::TensorBoardLogger), progress, summary.
+//! - [`RunFolder`]: the folder that holds all of it.
 
-mod allocator;
-mod burn_logger;
-mod events;
+pub mod checkpoint;
+mod error;
 mod folder;
-mod memory;
-mod metrics;
-mod progress;
-mod signals;
-mod summary;
-mod units;
+pub mod report;
+mod resume;
+mod start;
+mod training;
 
-pub use allocator::BlockAllocator;
-pub use burn_logger::TensorBoardLogger;
-pub use events::TensorBoard;
+pub use error::RunError;
 pub use folder::{RunFolder, RunFolderError};
-pub use memory::MemoryUse;
-pub use metrics::{Metrics, MetricsFile};
-pub use progress::{Screen, StepView};
-pub use signals::{Signal, Signals};
-pub use summary::Summary;
-pub use units::{bytes, count, duration, parse_bytes};
+pub use training::{Finished, Training};

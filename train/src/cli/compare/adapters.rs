@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use lowrank_models::adapter::{Rank, STRUCTURES, StructureEntry};
 
+use super::common::Common;
+use super::comparison::{Comparison, chosen};
 use super::search::{Contender, upward};
 use super::table::{Column, PEAK, STEP};
 use super::trial::Trial;
-use super::{Common, Comparison, chosen};
-use crate::job::JobError;
-use crate::run::{bytes, count};
+use crate::build::BuildError;
+use crate::config::{bytes, count};
 
 /// Fine-tune the same model with several adapter structures.
 ///
@@ -41,7 +42,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let find = |name: &str| Ok(StructureEntry::find(name).map_err(JobError::from)?);
+    let find = |name: &str| Ok(StructureEntry::find(name).map_err(BuildError::from)?);
     let entries = chosen(&args.names, STRUCTURES.iter(), find)?;
     let contender = |entry: &'static StructureEntry| Contender {
         name: entry.spec.name,

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use lowrank_optim::registry::{METHODS, Method, find};
 
+use super::common::Common;
+use super::comparison::{Comparison, chosen};
 use super::search::Contender;
 use super::table::{STATE, STEP};
-use super::{Common, Comparison, chosen};
-use crate::job::JobError;
+use crate::build::BuildError;
 
 /// Pretrain the same model with several optimizers.
 ///
@@ -33,7 +34,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let methods = chosen(&args.names, METHODS.iter(), |name| Ok(find(name).map_err(JobError::from)?))?;
+    let methods = chosen(&args.names, METHODS.iter(), |name| Ok(find(name).map_err(BuildError::from)?))?;
     let contender = |method: &'static Method| {
         let mut command = pretraining(method.name, args.steps);
         command.extend(settings(method, args.rank).into_iter().flat_map(|setting| ["--set".into(), setting]));

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
 use lowrank_optim::registry::find;
 
+use super::common::Common;
+use super::comparison::{Comparison, chosen};
 use super::optimizers::{pretraining, usual};
 use super::search::{Contender, Row};
 use super::table::{Column, PEAK, STATE, STEP};
 use super::trial::Trial;
-use super::{Common, Comparison, chosen};
-use crate::job::JobError;
-use crate::run::bytes;
+use crate::build::BuildError;
+use crate::config::bytes;
 
 /// Pretrain the same model with several parameterizations of its linear layers, all of the same rank.
 ///
@@ -39,11 +40,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let optimizer = find(&args.optimizer).map_err(JobError::from)?.name;
+    let optimizer = find(&args.optimizer).map_err(BuildError::from)?.name;
     let known = |name: &str| {
         let all: Vec<&str> = PARAMETERIZATIONS.iter().map(|method| method.name).collect();
         PARAMETERIZATIONS.iter().find(|method| method.name == name).ok_or_else(|| {
-            JobError::Settings(format!("there is no parameterization {name}; it is one of {}", all.join(", "))).into()
+            BuildError::Settings(format!("there is no parameterization {name}; it is one of {}", all.join(", "))).into()
         })
     };
     let methods = chosen(&args.names, PARAMETERIZATIONS.iter(), known)?;

@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::Common;
-use super::trial::{Trial, trial};
-use crate::run::Screen;
+use super::common::Common;
+use super::trial::{Failure, Trial, trial};
+use crate::build::Listener;
+use crate::run::report::Screen;
 
 /// A method that takes part.
 pub struct Contender {
@@ -24,14 +25,6 @@ pub struct Row {
     pub tried: usize,
     /// The best run, or why there is none.
     pub best: Result<Trial, Failure>,
-}
-
-/// A run that gave no result.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Failure {
-    pub reason: String,
-    /// Whether the settings were refused, rather than something failing on the way.
-    pub refused: bool,
 }
 
 /// Trains with every learning rate, and with further ones while the best is the last on its side. Broken off with the exit code of a run

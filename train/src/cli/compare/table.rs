@@ -2,8 +2,8 @@
 
 use super::search::Row;
 use super::trial::Trial;
-use crate::job::JobError;
-use crate::run::bytes;
+use crate::build::BuildError;
+use crate::config::bytes;
 
 /// A column beyond name, loss and learning rate.
 pub struct Column<'a> {
@@ -41,7 +41,7 @@ pub fn all_failed(rows: &[Row]) -> Option<anyhow::Error> {
     let reasons: Vec<String> = failures.iter().map(|(name, failure)| format!("{name}: {}", failure.reason)).collect();
     let text = format!("every run failed:\n{}", reasons.join("\n"));
     Some(match failures.iter().all(|(_, failure)| failure.refused) {
-        true => JobError::Settings(text).into(),
+        true => BuildError::Settings(text).into(),
         false => anyhow::Error::msg(text),
     })
 }

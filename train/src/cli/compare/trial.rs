@@ -7,10 +7,9 @@ use std::process::{Command, ExitCode};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::search::Failure;
-use crate::checkpoint::Checkpoints;
-use crate::job::JobError;
-use crate::run::Summary;
+use crate::build::BuildError;
+use crate::run::checkpoint::Checkpoints;
+use crate::run::report::Summary;
 
 /// A run that ended well.
 pub struct Trial {
@@ -18,6 +17,14 @@ pub struct Trial {
     pub loss: f64,
     pub summary: Summary,
     pub folder: PathBuf,
+}
+
+/// A run that gave no result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    pub reason: String,
+    /// Whether the settings were refused, rather than something failing on the way.
+    pub refused: bool,
 }
 
 /// How a run ended; broken off with its exit code when a signal stopped it.
@@ -39,7 +46,7 @@ pub fn trial(command: &[String], lr: f64, folder: &Path) -> anyhow::Result<Ended
     if kept.exists() {
         let record: Record = read(&kept)?;
         if record.command != command {
-            return Err(JobError::Settings(format!(
+            return Err(BuildError::Settings(format!(
                 "{} was run as `lowrank {}`, not as `lowrank {}`; take another --out",
                 folder.display(),
                 record.command.join(" "),

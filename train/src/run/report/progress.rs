@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::units::{bytes, duration};
+use crate::build::Listener;
+use crate::config::{bytes, duration};
 
 /// What is shown of a step.
 #[derive(Clone, Copy, Debug)]
@@ -37,35 +38,6 @@ impl Screen {
         Self { quiet, bar: None, terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Begins something that has so many units; 0 when that is not known.
-    pub fn begin(&mut self, what: &str, total: u64) {
-        self.end();
-        if self.quiet {
-            return;
-        }
-        if !self.terminal {
-            eprintln!("{what}");
-            return;
-        }
-        let bar = ProgressBar::with_draw_target((total > 0).then_some(total), ProgressDrawTarget::stderr());
-        let template = match total {
-            0 => "{prefix} {spinner} {msg}",
-            _ => "{prefix} {wide_bar} {percent:>3} % {msg}",
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_prefix(what.to_string());
-        self.bar = Some(bar);
-    }
-
-    /// So many units are done.
-    pub fn advance(&self, done: u64) {
-        if let Some(bar) = &self.bar {
-            bar.set_position(done);
-        }
-    }
-
     /// One step of training. Without a terminal only those that are `told` give a line.
     pub fn step(&self, view: &StepView, told: bool) {
         let left = view.seconds_left.map(|seconds| format!(", {} left", duration(seconds))).unwrap_or_default();
@@ -83,9 +55,37 @@ impl Screen {
             None => {}
         }
     }
+}
 
-    /// A line that stays.
-    pub fn line(&self, text: &str) {
+impl Listener for Screen {
+    fn begin(&mut self, title: &str, total: u64) {
+        self.end();
+        if self.quiet {
+            return;
+        }
+        if !self.terminal {
+            eprintln!("{title}");
+            return;
+        }
+        let bar = ProgressBar::with_draw_target((total > 0).then_some(total), ProgressDrawTarget::stderr());
+        let template = match total {
+            0 => "{prefix} {spinner} {msg}",
+            _ => "{prefix} {wide_bar} {percent:>3} % {msg}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(title.to_string());
+        self.bar = Some(bar);
+    }
+
+    fn advance(&self, done: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        }
+    }
+
+    fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
             None if !self.quiet => eprintln!("{text}"),
@@ -93,16 +93,14 @@ impl Screen {
         }
     }
 
-    /// A line that stays also when quiet.
-    pub fn warn(&self, text: &str) {
+    fn warn(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(format!("warning: {text}")),
             None => eprintln!("warning: {text}"),
         }
     }
 
-    /// Takes the bar away.
-    pub fn end(&mut self) {
+    fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

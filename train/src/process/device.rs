@@ -2,11 +2,19 @@
 
 use burn::tensor::Device;
 
-use super::JobError;
+/// A device that does not exist or that this build does not support.
+#[derive(Debug, thiserror::Error)]
+#[error("train.device = \"{name}\": {reason}")]
+pub struct DeviceError {
+    /// The name.
+    name: String,
+    /// The reason, with the cure.
+    reason: String,
+}
 
 /// The plain device (without autodiff) of a name such as `cpu`, `cuda` or `cuda:1`.
-pub fn device(name: &str) -> Result<Device, JobError> {
-    let refuse = |reason: String| JobError::Device { name: name.to_string(), reason };
+pub fn device(name: &str) -> Result<Device, DeviceError> {
+    let refuse = |reason: String| DeviceError { name: name.to_string(), reason };
     let (kind, number) = match name.split_once(':') {
         Some((kind, number)) => {
             (kind, Some(number.parse::<usize>().map_err(|_| refuse(format!("\"{number}\" is no number")))?))

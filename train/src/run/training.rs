@@ -6,22 +6,22 @@ use std::time::Instant;
 use lowrank_models::Sampling;
 use lowrank_optim::StateMeter;
 
-use super::JobError;
-use super::logs::Logs;
-use super::material::Material;
-use super::subject::Subject;
-use crate::checkpoint::{Checkpoints, TrainerState, save_optimizer, save_rule};
-use crate::config::Config;
+use super::checkpoint::{Checkpoints, TrainerState, save_optimizer, save_rule};
+use super::report::{Logs, Metrics, Screen, StepView, Summary};
+use super::{RunError, RunFolder};
+use crate::build::Listener;
+use crate::config::{Config, count};
 use crate::data::epoch;
 use crate::engine::{Evaluation, StepReport, Trainer, evaluate, sample_text};
-use crate::run::{MemoryUse, Metrics, RunFolder, Screen, Signal, Signals, StepView, Summary, count};
+use crate::process::{MemoryUse, Signal, Signals};
+use crate::recipe::{RunData, TrainedModel};
 
 /// A run between its first and its last step.
 pub struct Training {
     pub(super) config: Config,
     pub(super) folder: RunFolder,
-    pub(super) material: Material,
-    pub(super) subject: Subject,
+    pub(super) data: RunData,
+    pub(super) subject: TrainedModel,
     pub(super) trainer: Trainer,
     /// Steps of the whole run, where they limit it.
     pub(super) total: Option<u64>,
@@ -57,9 +57,9 @@ const STATE_EVERY: u64 = 100;
 
 impl Training {
     /// Trains to the end, or to the step during which a signal comes.
-    pub fn run(mut self) -> Result<Finished, JobError> {
+    pub fn run(mut self) -> Result<Finished, RunError> {
         let signals = Signals::install()
-            .map_err(|source| JobError::System { what: "signals cannot be watched".into(), source })?;
+            .map_err(|source| RunError::System { what: "signals cannot be watched".into(), source })?;
         self.introduce();
         let before = if self.trainer.step == 0 { self.sample()? } else { None };
         if let Some(text) = &before {
@@ -138,7 +138,7 @@ impl Training {
         self.screen.line(&format!(
             "{} parameters; {}; run in {}",
             count(self.summary.parameters),
-            self.material.told,
+            self.data.told,
             self.folder.path().display()
         ));
         if self.trainer.step > 0 {
@@ -146,7 +146,7 @@ impl Training {
         }
     }
 
-    fn step(&mut self) -> Result<StepReport, JobError> {
+    fn step(&mut self) -> Result<StepReport, RunError> {
         let step = self.trainer.step + 1;
         let measure = self.summary.optimizer_state_bytes == 0 || due(STATE_EVERY, step);
         if measure {
@@ -154,7 +154,7 @@ impl Training {
         }
         let (logs, screen) = (&mut self.logs, &self.screen);
         let histograms = due(self.config.log.histograms_every, step);
-        let report = self.trainer.step(self.material.train.as_ref(), &mut |model, grads| {
+        let report = self.trainer.step(self.data.train.as_ref(), &mut |model, grads| {
             if histograms {
                 logs.histograms(step, model, grads, screen);
             }
@@ -220,18 +220,18 @@ impl Training {
     }
 
     /// Evaluates on all held-out text, or on the first batches. Returns whether it was the best so far.
-    fn evaluate(&mut self, whole: bool) -> Result<bool, JobError> {
+    fn evaluate(&mut self, whole: bool) -> Result<bool, RunError> {
         let limit = match (whole, self.config.eval.batches) {
             (true, _) | (_, 0) => usize::MAX,
             (false, batches) => batches,
         };
         let mask = self.config.data.document_mask;
-        let batches = epoch(self.material.validation.as_ref()).take(limit);
+        let batches = epoch(self.data.validation.as_ref()).take(limit);
         let found: Evaluation = evaluate(self.trainer.model(), batches, mask, |_| true)?;
         let loss = found.loss();
         if whole {
             self.summary.validation_loss = Some(loss);
-            let held_out = self.material.held_out.as_ref();
+            let held_out = self.data.held_out.as_ref();
             self.summary.validation_bits_per_byte = held_out.map(|text| found.bits_per_byte(text.bytes));
         }
         self.state.validation_loss = Some(loss);
@@ -244,25 +244,25 @@ impl Training {
         Ok(best)
     }
 
-    fn sample(&self) -> Result<Option<String>, JobError> {
+    fn sample(&self) -> Result<Option<String>, RunError> {
         let tokens = self.config.log.sample_tokens;
         if tokens == 0 {
             return Ok(None);
         }
         let sampling = Sampling { seed: self.config.train.seed, ..Sampling::default() };
-        let Material { tokenizer, sample, .. } = &self.material;
+        let RunData { tokenizer, sample, .. } = &self.data;
         let (prompt, ends) = (&sample.prompt, &sample.ends);
         Ok(Some(sample_text(self.trainer.model(), tokenizer, prompt, ends, tokens, &sampling)?))
     }
 
-    fn save(&mut self) -> Result<(), JobError> {
+    fn save(&mut self) -> Result<(), RunError> {
         self.state.step = self.trainer.step;
         self.state.samples = self.trainer.samples;
         self.state.tokens = self.trainer.tokens;
         self.state.skipped_steps = self.trainer.skipped_steps;
-        let Self { trainer, subject, material, config, meter, .. } = &*self;
-        let path = self.checkpoints.save(self.state.clone(), |dir, state| {
-            subject.save(config.run.job, trainer.model(), material, dir)?;
+        let Self { trainer, subject, data, config, meter, .. } = &*self;
+        let path = self.checkpoints.save(self.state.clone(), |dir, state| -> Result<(), RunError> {
+            subject.save(config.run.job, trainer.model(), data, dir).map_err(RunError::Save)?;
             state.optimizer_tensors = save_optimizer(trainer.optimizer(), meter, dir)?;
             state.rule_tensors = trainer.rule().map_or(Ok(0), |rule| save_rule(rule, meter, dir))?;
             Ok(())
@@ -276,7 +276,7 @@ impl Training {
         before: Option<String>,
         after: Option<String>,
         signal: Option<Signal>,
-    ) -> Result<Finished, JobError> {
+    ) -> Result<Finished, RunError> {
         let summary = &mut self.summary;
         summary.steps = self.trainer.step;
         summary.tokens = self.trainer.tokens;

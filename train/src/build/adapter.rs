@@ -7,11 +7,11 @@ use lowrank_models::adapter::{AdapterConfig, AdapterOptions, Rule, StructureEntr
 use lowrank_models::hub::peft::PeftFolder;
 use serde_json::{Value, json};
 
-use super::JobError;
+use super::BuildError;
 use crate::config::{AdapterSection, Config, RuleSection};
 
 /// The training rule of the configuration.
-pub(super) fn rule(section: &RuleSection) -> Result<Rule, JobError> {
+pub fn rule(section: &RuleSection) -> Result<Rule, BuildError> {
     let mut rule = Rule::named(&section.name)?;
     let mut values = json!({ "name": section.name });
     for (option, value) in &section.options {
@@ -19,17 +19,17 @@ pub(super) fn rule(section: &RuleSection) -> Result<Rule, JobError> {
         values[option.as_str()] = json(value)?;
         // One at a time, so that a refusal names its option.
         rule = serde_json::from_value(values.clone())
-            .map_err(|error| JobError::Settings(format!("rule.options.{option} = {given}: {error}")))?;
+            .map_err(|error| BuildError::Settings(format!("rule.options.{option} = {given}: {error}")))?;
     }
     Ok(rule)
 }
 
-fn json(value: &toml::Value) -> Result<Value, JobError> {
-    serde_json::to_value(value).map_err(|error| JobError::Settings(format!("{value}: {error}")))
+fn json(value: &toml::Value) -> Result<Value, BuildError> {
+    serde_json::to_value(value).map_err(|error| BuildError::Settings(format!("{value}: {error}")))
 }
 
 /// The folder of an adapter that is trained on, where the configuration names one in place of a structure.
-pub(super) fn begun(section: &AdapterSection) -> Result<Option<PeftFolder>, JobError> {
+pub fn adapter_folder(section: &AdapterSection) -> Result<Option<PeftFolder>, BuildError> {
     let dir = Path::new(&section.name);
     if StructureEntry::find(&section.name).is_ok() || section.name.is_empty() || !dir.is_dir() {
         return Ok(None);
@@ -39,18 +39,18 @@ pub(super) fn begun(section: &AdapterSection) -> Result<Option<PeftFolder>, JobE
 }
 
 /// Refuses other keys of the section beside the name.
-fn alone(section: &AdapterSection, reason: &str) -> Result<(), JobError> {
+fn alone(section: &AdapterSection, reason: &str) -> Result<(), BuildError> {
     let name = &section.name;
     match *section == (AdapterSection { name: name.clone(), ..AdapterSection::default() }) {
         true => Ok(()),
         false => {
-            Err(JobError::Settings(format!("adapter.name = {name}: {reason}; take the other adapter.* keys away")))
+            Err(BuildError::Settings(format!("adapter.name = {name}: {reason}; take the other adapter.* keys away")))
         }
     }
 }
 
 /// The adapter of the configuration; none when all weights are trained.
-pub(super) fn adapter(config: &Config) -> Result<Option<AdapterConfig>, JobError> {
+pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
     let section = &config.adapter;
     if section.name == WHOLE {
         alone(section, "all weights are trained")?;
@@ -82,11 +82,11 @@ pub(super) fn adapter(config: &Config) -> Result<Option<AdapterConfig>, JobError
 /// In place of a structure: no adapter.
 const WHOLE: &str = "none";
 
-fn patterns<T: FromStr>(key: &str, given: &[String]) -> Result<Vec<(String, T)>, JobError> {
+fn patterns<T: FromStr>(key: &str, given: &[String]) -> Result<Vec<(String, T)>, BuildError> {
     let parsed = given.iter().map(|text| {
         let (pattern, value) = text.rsplit_once('=')?;
         Some((pattern.trim().to_string(), value.trim().parse().ok()?))
     });
-    let wrong = |text: &String| JobError::Settings(format!("{key} = \"{text}\": write it as PATTERN=NUMBER"));
+    let wrong = |text: &String| BuildError::Settings(format!("{key} = \"{text}\": write it as PATTERN=NUMBER"));
     parsed.zip(given).map(|(pair, text)| pair.ok_or_else(|| wrong(text))).collect()
 }

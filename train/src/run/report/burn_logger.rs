@@ -12,7 +12,7 @@ use super::TensorBoard;
 /// Writes the numeric metrics of Burn's `SupervisedTraining` as TensorBoard scalars, `train/Loss`, `valid/Loss` and so on.
 ///
 /// ```no_run
-/// # use lowrank_train::run::TensorBoardLogger;
+/// # use lowrank_train::run::report::TensorBoardLogger;
 /// let logger = TensorBoardLogger::new("runs/mine/tensorboard")?;
 /// // SupervisedTraining::new(..).with_metric_logger(logger)
 /// # Ok::<(), std::io::Error>(())

@@ -29,12 +29,9 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
-    /// The model could not be written.
+    /// A file of tensors that cannot be read.
     #[error(transparent)]
     Model(#[from] lowrank_models::ModelError),
-    /// The tokenizer could not be written.
-    #[error(transparent)]
-    Data(#[from] crate::data::DataError),
 }
 
 impl CheckpointError {

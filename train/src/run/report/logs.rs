@@ -6,11 +6,13 @@ use burn::tensor::Tensor;
 use lowrank_models::Llama;
 use lowrank_optim::{ModulePath, Stepped};
 
+use super::{Metrics, MetricsFile, Screen, TensorBoard};
+use crate::build::Listener;
 use crate::config::Config;
-use crate::run::{Metrics, MetricsFile, RunFolder, Screen, TensorBoard};
+use crate::run::RunFolder;
 
 /// Where a run is logged.
-pub(super) struct Logs {
+pub struct Logs {
     metrics: Option<MetricsFile>,
     board: Option<TensorBoard>,
 }

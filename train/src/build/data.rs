@@ -1,0 +1,67 @@
+//! Text and tokenizer of a run.
+
+use std::path::PathBuf;
+
+use super::{BuildError, Listener, model_folder};
+use crate::config::Config;
+use crate::data::{
+    Format, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus, prepare,
+};
+use crate::process::BlockAllocator;
+
+/// What the configuration says of text and tokenizer.
+pub fn prepare_options(config: &Config) -> Result<PrepareOptions, BuildError> {
+    let folder = model_folder(&config.model);
+    let tokenizer = match config.tokenizer.path.as_str() {
+        "bytes" => TokenizerChoice::Bytes,
+        // A model that exists has a tokenizer of its own.
+        "" => match folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.exists()) {
+            Some(path) => TokenizerChoice::File(path),
+            None => TokenizerChoice::Train(config.tokenizer.vocab_size),
+        },
+        path => TokenizerChoice::File(PathBuf::from(path)),
+    };
+    let (paths, format) = match config.data.path.is_empty() {
+        true => (default_corpus()?, Format::Text),
+        false => (config.data.path.clone(), config.data.format),
+    };
+    Ok(PrepareOptions {
+        source: Source { paths, format, field: config.data.field.clone() },
+        tokenizer,
+        validation_fraction: config.data.validation_fraction,
+        seed: config.train.seed,
+    })
+}
+
+/// Prepares the data, showing how far it is.
+pub fn prepare_data(config: &Config, listener: &mut dyn Listener) -> Result<Prepared, BuildError> {
+    let options = prepare_options(config)?;
+    let mut shown = None;
+    let mut show = |Progress { stage, done, total }: Progress| {
+        if shown != Some(stage) {
+            shown = Some(stage);
+            let what = match stage {
+                Stage::Scan => "reading the text",
+                Stage::TrainTokenizer => "training the tokenizer",
+                Stage::Encode => "turning text into tokens",
+                Stage::Verify => "checking the tokens",
+            };
+            listener.begin(what, total);
+        }
+        listener.advance(done);
+    };
+    let prepared = prepare(&options, &config.data.cache, &mut show)?;
+    if config.data.verify {
+        prepared.train.verify(&mut show)?;
+        prepared.validation.verify(&mut show)?;
+    }
+    let fresh = shown.is_some_and(|stage| stage != Stage::Verify);
+    listener.end();
+    // Training a tokenizer takes more than it leaves.
+    BlockAllocator::begin_anew();
+    let skipped = prepared.facts.skipped;
+    if fresh && !skipped.is_nothing() {
+        listener.line(&skipped.to_string());
+    }
+    Ok(prepared)
+}

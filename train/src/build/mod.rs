@@ -1,0 +1,21 @@
+//! Parts of a run from its configuration, one file a section. The planner asks here too, so that it counts what a run would really build.
+
+mod adapter;
+mod data;
+mod error;
+mod listener;
+mod model;
+mod optimizer;
+mod schedule;
+mod size;
+mod warnings;
+
+pub use adapter::{adapter, adapter_folder, rule};
+pub use data::{prepare_data, prepare_options};
+pub use error::BuildError;
+pub use listener::Listener;
+pub use model::{model_config, model_folder};
+pub use optimizer::{Optimizer, cycle, optimizer, optimizer_options};
+pub use schedule::schedule;
+pub use size::Size;
+pub use warnings::warnings;

@@ -1,0 +1,155 @@
+//! The model of a run.
+
+use std::path::Path;
+
+use lowrank_models::hub::{HubConfig, ModelFolder};
+use lowrank_models::linear::PARAMETERIZATIONS;
+use lowrank_models::{LlamaConfig, Parameterization};
+use serde_json::{Map, Value};
+
+use super::BuildError;
+use crate::config::ModelSection;
+
+/// The shape of the model in the default job: learns something worth seeing in some minutes on two cores.
+fn default_shape(vocab_size: usize) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size,
+        hidden_size: 256,
+        intermediate_size: 688,
+        num_hidden_layers: 4,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
+        head_dim: 64,
+        max_position_embeddings: 1024,
+        rope_theta: 10_000.0,
+        rms_norm_eps: 1e-6,
+        tie_word_embeddings: true,
+        initializer_range: 0.02,
+        parameterization: Parameterization::Dense,
+    }
+}
+
+/// What the linear layers hold, of the options that are given and the defaults of the others.
+fn parameterization(model: &ModelSection) -> Result<Parameterization, BuildError> {
+    let name = model.parameterization.as_str();
+    let Some(method) = PARAMETERIZATIONS.iter().find(|method| method.name == name) else {
+        let known: Vec<&str> = PARAMETERIZATIONS.iter().map(|method| method.name).collect();
+        return Err(BuildError::Settings(format!(
+            "model.parameterization = {name}: it must be one of {}",
+            known.join(", ")
+        )));
+    };
+    let given = [
+        ("rank", model.rank.map(Value::from)),
+        ("alpha", model.alpha.map(Value::from)),
+        ("density", model.density.map(Value::from)),
+        ("trained_scale", model.trained_scale.map(Value::from)),
+        ("init", model.init.clone().map(Value::from)),
+        ("gamma", model.gamma.map(Value::from)),
+        ("keep_gate", model.keep_gate.map(Value::from)),
+        ("reset_every", model.reset_every.map(Value::from)),
+        ("restart_warmup", model.restart_warmup.map(Value::from)),
+        ("reset", model.reset.clone().map(Value::from)),
+        ("exact_every", model.exact_every.map(Value::from)),
+        ("lr_scaler", model.lr_scaler.map(Value::from)),
+    ];
+    let mut values = Map::from_iter([("name".to_string(), Value::from(name))]);
+    for (option, default, _) in method.options {
+        // Words are no JSON.
+        let default = serde_json::from_str(default).unwrap_or_else(|_| Value::from(*default));
+        values.insert(option.to_string(), default);
+    }
+    for (option, value) in given {
+        let Some(value) = value else { continue };
+        if values.insert(option.to_string(), value).is_none() {
+            return Err(BuildError::Settings(format!(
+                "model.{option} has no meaning with model.parameterization = {name}; take it away"
+            )));
+        }
+    }
+    serde_json::from_value(Value::Object(values))
+        .map_err(|error| BuildError::Settings(format!("model.parameterization = {name}: {error}")))
+}
+
+/// The folder of a model to go on from, when the section names one rather than a shape.
+pub fn model_folder(model: &ModelSection) -> Option<&Path> {
+    let path = Path::new(&model.name);
+    path.join("config.json").exists().then_some(path)
+}
+
+/// The model's configuration, with further keys for `config.json`.
+pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> Result<HubConfig, BuildError> {
+    if let Some(folder) = model_folder(model) {
+        let mut hub = ModelFolder::open(folder)?.config;
+        if vocab_size > hub.llama.vocab_size {
+            return Err(BuildError::Settings(format!(
+                "the tokenizer has {vocab_size} ids, the model in {} has an embedding for {}; use the model's own tokenizer",
+                folder.display(),
+                hub.llama.vocab_size
+            )));
+        }
+        let kept = match model.parameterization == "relora" {
+            true => ModelSection { name: String::new(), ..shapeless(model) },
+            false => ModelSection::default(),
+        };
+        if (ModelSection { name: String::new(), ..model.clone() }) != kept {
+            return Err(BuildError::Settings(format!(
+                "model.name = {} is a folder with a shape of its own; take the other model.* keys away (relora, which stands on a dense model, may stay)",
+                folder.display()
+            )));
+        }
+        if model.parameterization == "relora" {
+            if hub.llama.parameterization != Parameterization::Dense {
+                return Err(BuildError::Settings(format!(
+                    "model.parameterization = relora stands on a dense model; the layers of {} are {}: go on with them without that key, or `lowrank export` first",
+                    folder.display(),
+                    hub.llama.parameterization.name()
+                )));
+            }
+            hub.llama.parameterization = parameterization(model)?;
+            hub.llama.validate()?;
+        }
+        return Ok(hub);
+    }
+    let mut llama = match model.name.as_str() {
+        "" => default_shape(vocab_size),
+        name => LlamaConfig::named(name, vocab_size)?,
+    };
+    let reshaped = model.hidden_size.is_some() || model.num_attention_heads.is_some();
+    macro_rules! take {
+        ($($field:ident),*) => {$( if let Some(value) = model.$field { llama.$field = value; } )*};
+    }
+    take!(hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, max_position_embeddings);
+    take!(rope_theta, rms_norm_eps, tie_word_embeddings);
+    if reshaped || model.num_key_value_heads.is_some() {
+        llama.num_key_value_heads = model.num_key_value_heads.unwrap_or(llama.num_attention_heads);
+    }
+    match model.head_dim {
+        Some(head_dim) => llama.head_dim = head_dim,
+        None if reshaped => {
+            llama.head_dim = LlamaConfig::default_head_dim(llama.hidden_size, llama.num_attention_heads)?
+        }
+        None => {}
+    }
+    llama.parameterization = parameterization(model)?;
+    llama.validate()?;
+    let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), separator.into()));
+    Ok(HubConfig { llama, extra: Map::from_iter(extra) })
+}
+
+/// The section without the keys that give a shape.
+fn shapeless(model: &ModelSection) -> ModelSection {
+    ModelSection {
+        hidden_size: None,
+        intermediate_size: None,
+        num_hidden_layers: None,
+        num_attention_heads: None,
+        num_key_value_heads: None,
+        head_dim: None,
+        max_position_embeddings: None,
+        rope_theta: None,
+        rms_norm_eps: None,
+        tie_word_embeddings: None,
+        ..model.clone()
+    }
+}

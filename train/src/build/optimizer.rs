@@ -1,0 +1,119 @@
+//! The optimizer of a run, and what its parameterization does around updates.
+
+use burn::optim::ModuleOptimizer;
+use lowrank_models::adapter::{GradientRule, Rule};
+use lowrank_models::{Llama, Parameterization};
+use lowrank_optim::loro::{LoroConfig, LoroSteps};
+use lowrank_optim::registry::{self, OptionValue, Options};
+use lowrank_optim::{MomentResets, StateMeter, Stepped};
+
+use super::BuildError;
+use crate::config::Config;
+use crate::engine::Cycle;
+
+/// What turns gradients into updates.
+pub struct Optimizer {
+    pub optimizer: ModuleOptimizer,
+    /// What changes gradients before.
+    pub rule: Option<GradientRule>,
+    /// Who steps each parameter.
+    pub parameters: Vec<Stepped>,
+}
+
+/// The options of the optimizer that the configuration gives.
+pub fn optimizer_options(config: &Config) -> Result<Options, BuildError> {
+    let section = &config.optimizer;
+    let mut options = Options::from([("weight_decay".to_string(), OptionValue::Number(section.weight_decay))]);
+    for (name, value) in &section.options {
+        let value = match value {
+            toml::Value::Boolean(flag) => OptionValue::Flag(*flag),
+            toml::Value::Integer(count) => OptionValue::Count(*count),
+            toml::Value::Float(number) => OptionValue::Number(*number),
+            toml::Value::String(text) => OptionValue::Text(text.clone()),
+            other => {
+                return Err(BuildError::Settings(format!(
+                    "optimizer.{name} = {other}: it must be a number, a text, true or false"
+                )));
+            }
+        };
+        options.insert(name.clone(), value);
+    }
+    Ok(options)
+}
+
+/// The optimizer of the configuration for what of this model is trained.
+pub fn optimizer(
+    config: &Config,
+    rule: &Rule,
+    model: &Llama,
+    cycle: &Cycle,
+    meter: &StateMeter,
+) -> Result<Optimizer, BuildError> {
+    let section = &config.optimizer;
+    let method = registry::find(&section.name)?;
+    let options = optimizer_options(config)?;
+    let options = rule.options(method.name, options)?;
+    let mut hidden = rule.parameters(model);
+    if !section.include.is_empty() {
+        hidden = hidden.including(&section.include)?;
+    }
+    if !section.exclude.is_empty() {
+        hidden = hidden.excluding(&section.exclude)?;
+    }
+    let (optimizer, parameters) = match cycle {
+        Cycle::None => method.init(&options, &hidden, meter)?,
+        Cycle::ReLora { resets, .. } => method.init_resettable(&options, &hidden, meter, resets)?,
+        Cycle::Loro { steps, .. } => loro(config, &options, model)?.init(&hidden, meter, steps)?,
+    };
+    Ok(Optimizer { optimizer, rule: rule.gradient_rule(model, &options, meter)?, parameters })
+}
+
+/// The optimizer that belongs to LORO, with the options that are given.
+fn loro(config: &Config, options: &Options, model: &Llama) -> Result<LoroConfig, BuildError> {
+    let refuse = |key: &str, value: &str, reason: &str| {
+        Err(BuildError::Settings(format!("optimizer.{key} = {value} with model.parameterization = loro: {reason}")))
+    };
+    let section = &config.optimizer;
+    if section.name != "adamw" {
+        return refuse("name", &section.name, "its exact steps are made of the moments of Adam; take adamw");
+    }
+    for (key, pattern) in [("include", &section.include), ("exclude", &section.exclude)] {
+        if !pattern.is_empty() {
+            return refuse(key, pattern, "both factors of every layer are stepped together; take it away");
+        }
+    }
+    let Parameterization::Loro { rank, lr_scaler, .. } = model.config().parameterization else {
+        unreachable!("the cycle was made of the parameterization");
+    };
+    let own_scale = rank as f64 / model.config().hidden_size as f64;
+    let mut loro = LoroConfig::new(if lr_scaler == -1.0 { own_scale } else { lr_scaler });
+    for (key, value) in options {
+        let field = match key.as_str() {
+            "beta_1" => &mut loro.beta_1,
+            "beta_2" => &mut loro.beta_2,
+            "epsilon" => &mut loro.epsilon,
+            "weight_decay" => &mut loro.weight_decay,
+            _ => return refuse(key, &value.to_string(), "it has beta_1, beta_2, epsilon and weight_decay"),
+        };
+        *field = match value {
+            OptionValue::Number(number) => *number,
+            OptionValue::Count(count) => *count as f64,
+            _ => return refuse(key, &value.to_string(), "it must be a number"),
+        };
+    }
+    Ok(loro)
+}
+
+/// What the parameterization does around updates.
+pub fn cycle(config: &Config, parameterization: &Parameterization) -> Cycle {
+    match parameterization {
+        Parameterization::ReLora { reset_every, reset, .. } => Cycle::ReLora {
+            every: *reset_every,
+            keep: *reset,
+            seed: config.train.seed,
+            resets: MomentResets::default(),
+        },
+        Parameterization::Loro { exact_every, .. } => Cycle::Loro { every: *exact_every, steps: LoroSteps::default() },
+        _ => Cycle::None,
+    }
+}

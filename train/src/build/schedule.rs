@@ -1,0 +1,71 @@
+//! The learning rate of a run.
+
+use lowrank_models::Parameterization;
+
+use super::BuildError;
+use crate::config::Config;
+use crate::engine::{Restarts, Schedule, ScheduleKind};
+
+/// The schedule of the configuration for a run of so many steps, which must fit the restarts of the parameterization.
+pub fn schedule(
+    config: &Config,
+    parameterization: &Parameterization,
+    total_steps: Option<u64>,
+) -> Result<Schedule, BuildError> {
+    let section = &config.schedule;
+    let warmup_steps = match (section.warmup_steps, total_steps) {
+        (0, Some(total)) => (section.warmup_fraction * total as f64).ceil() as u64,
+        (steps, _) => steps,
+    };
+    let name = parameterization.name();
+    let refuse = |reason: String| Err(BuildError::Settings(reason));
+    let jagged = section.kind == ScheduleKind::CosineRestarts;
+    let restarts = match parameterization {
+        Parameterization::ReLora { reset_every, .. } if *reset_every <= warmup_steps => {
+            return refuse(format!(
+                "model.reset_every = {reset_every}: the first restart would come inside the {warmup_steps} steps of schedule.warmup_steps; raise one or lower the other"
+            ));
+        }
+        Parameterization::ReLora { .. } if !jagged => {
+            return refuse(format!(
+                "schedule.kind with {name}: a restart needs a learning rate that falls to 0 and comes back; set schedule.kind=cosine-restarts"
+            ));
+        }
+        Parameterization::ReLora { reset_every, restart_warmup, .. } => Restarts {
+            every: *reset_every,
+            warmup_steps: *restart_warmup,
+            adjust_steps: section.adjust_steps,
+            in_warmup: false,
+        },
+        // All state begins anew after an exact step, also where the first warm-up has not come to its end.
+        Parameterization::Loro { exact_every, restart_warmup, .. } => Restarts {
+            every: *exact_every,
+            warmup_steps: *restart_warmup,
+            adjust_steps: section.adjust_steps,
+            in_warmup: true,
+        },
+        _ if jagged => {
+            return refuse(format!("schedule.kind = cosine-restarts: {name} has no restarts; relora and loro have"));
+        }
+        _ => Restarts::default(),
+    };
+    if jagged && section.final_fraction == 0.0 {
+        return refuse(
+            "schedule.final_fraction = 0: it must be greater than 0 with schedule.kind = cosine-restarts".into(),
+        );
+    }
+    if !jagged && section.adjust_steps > 0 {
+        return refuse(
+            "schedule.adjust_steps has no meaning without schedule.kind = cosine-restarts; take it away".into(),
+        );
+    }
+    Ok(Schedule {
+        kind: section.kind,
+        peak: config.optimizer.lr,
+        warmup_steps,
+        total_steps,
+        final_fraction: section.final_fraction,
+        decay_fraction: section.decay_fraction,
+        restarts,
+    })
+}

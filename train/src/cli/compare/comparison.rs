@@ -1,0 +1,68 @@
+//! A comparison: several methods, one table.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::common::Common;
+use super::search::{Contender, search};
+use super::table::{self, Column, markdown};
+use crate::build::Listener;
+use crate::cli::output::print;
+use crate::run::report::Screen;
+
+/// A comparison: who takes part, and what the table tells of each.
+pub struct Comparison<'a> {
+    /// Heading of the first column.
+    pub what: &'static str,
+    /// Name of the folder when none is given.
+    pub folder: &'static str,
+    pub contenders: Vec<Contender>,
+    /// Most learning rates of each: beyond the first three the next one is tried on the side where the best is the last.
+    pub most: usize,
+    pub columns: Vec<Column<'a>>,
+}
+
+impl Comparison<'_> {
+    /// Trains all, writes the table beside the runs and prints it.
+    pub fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
+        let out = common.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(self.folder));
+        let mut screen = Screen::new(common.quiet);
+        let mut rows = Vec::new();
+        for contender in self.contenders {
+            match search(contender, common, self.most, &out, &screen)? {
+                ControlFlow::Continue(row) => rows.push(row),
+                ControlFlow::Break(code) => return Ok(code),
+            }
+        }
+        screen.end();
+        if let Some(error) = table::all_failed(&rows) {
+            return Err(error);
+        }
+        let text = markdown(self.what, &rows, &self.columns);
+        let path = out.join("compare.md");
+        std::fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+        print(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The names that were given, each once, or all that there are.
+pub fn chosen<T: Copy>(
+    given: &[String],
+    all: impl Iterator<Item = T>,
+    find: impl Fn(&str) -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<T>> {
+    let mut names: Vec<&String> = Vec::new();
+    for name in given {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    match names.is_empty() {
+        true => Ok(all.collect()),
+        false => names.into_iter().map(|name| find(name)).collect(),
+    }
+}

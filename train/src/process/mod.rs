@@ -1,0 +1,11 @@
+//! The process: its memory, its signals, its threads and the devices it computes on.
+
+mod allocator;
+mod device;
+mod memory;
+mod signals;
+
+pub use allocator::BlockAllocator;
+pub use device::{DeviceError, device, set_threads};
+pub use memory::MemoryUse;
+pub use signals::{Signal, Signals};

@@ -1,0 +1,9 @@
+//! Recipes: what a run learns from, what it trains and how it starts.
+
+mod data;
+mod finetune;
+mod model;
+mod pretrain;
+
+pub use data::{HeldOut, RunData, SampleStart};
+pub use model::TrainedModel;

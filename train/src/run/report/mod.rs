@@ -1,0 +1,15 @@
+//! Everything that a run writes or shows about itself while it lasts.
+
+mod burn_logger;
+mod logs;
+mod metrics;
+mod progress;
+mod summary;
+mod tensorboard;
+
+pub use burn_logger::TensorBoardLogger;
+pub(super) use logs::Logs;
+pub use metrics::{Metrics, MetricsFile};
+pub use progress::{Screen, StepView};
+pub use summary::Summary;
+pub use tensorboard::TensorBoard;
