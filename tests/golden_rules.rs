@@ -8,7 +8,7 @@ use burn_pack::Reader;
 use lowrank_models::Dense;
 use lowrank_models::adapter::{AdapterConfig, AnyStructure, GivenTensors, GradientRule, Rule};
 use lowrank_optim::StateMeter;
-use lowrank_optim::registry::{OptionValue, Options, find};
+use lowrank_optim::registry::{Options, optimizer as find};
 use lowrank_optim::rules::{LoraProMode, LoraProX};
 
 use super::adapters::{Bench, adapter, attached_to, near, slope};
@@ -42,11 +42,11 @@ struct Training {
 
 impl Training {
     fn new(case: &Case, bench: Bench, rule: Rule) -> Result<Self, String> {
-        let number = |value: f64| OptionValue::Number(value);
+        let number = |value: f64| serde_json::Value::from(value);
         let betas = case.config["betas"].as_array().ok_or("configuration: betas")?;
         let beta = |place: usize| betas.get(place).and_then(serde_json::Value::as_f64).ok_or("configuration: betas");
-        let options = Options::from([
-            ("beta_1".into(), number(beta(0)?)),
+        let options = Options::from_iter([
+            ("beta_1".to_string(), number(beta(0)?)),
             ("beta_2".into(), number(beta(1)?)),
             ("epsilon".into(), number(case.number("eps")?)),
             ("weight_decay".into(), number(case.number("weight_decay")?)),

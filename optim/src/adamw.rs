@@ -3,34 +3,29 @@
 use burn::config::Config;
 use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
 use burn::tensor::{DType, Device, Tensor};
+use schemars::JsonSchema;
 
+use crate::adam::{AdamOptions, adam_builders};
 use crate::reset::{ResetMoments, changed};
-use crate::{OptimError, check};
+use crate::{OptimError, registry};
 
 /// Configuration of [`AdamW`].
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct AdamWConfig {
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
-    /// Whether epsilon is added to the root before its bias is corrected, as GaLore and its relatives do: it then acts about 30 times stronger
-    /// at the first step.
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new()")]
+    pub adam: AdamOptions,
+    /// Add epsilon before the bias of the second moment is corrected, as GaLore and its relatives do.
+    ///
+    /// It then acts about 30 times stronger at the first step.
     #[config(default = false)]
     pub legacy_epsilon: bool,
-    /// Whether weights decay after the update rather than before.
+    /// Decay weights after the update rather than before.
     #[config(default = false)]
     pub decay_after: bool,
-    /// Learning rate as a multiple of that of the step.
+    /// Learning rate of hidden matrices as a multiple of that of all other parameters.
     #[config(default = 1.0)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub lr_scale: f64,
 }
 
@@ -54,11 +49,12 @@ pub struct AdamWState<const D: usize> {
     pub moment_2: Tensor<D>,
 }
 
+adam_builders!(AdamWConfig);
+
 impl AdamWConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
-        check::positive("lr_scale", self.lr_scale)
+        Ok(registry::validate(self)?)
     }
 
     /// The bare optimizer, for [`ModuleOptimizer::with_group`].
@@ -91,23 +87,19 @@ pub(crate) struct Factors {
 }
 
 impl AdamWConfig {
-    /// Defaults but for these.
-    pub(crate) fn adam(beta_1: f64, beta_2: f64, epsilon: f64, weight_decay: f64) -> Self {
-        Self { beta_1, beta_2, epsilon, weight_decay, ..Self::new() }
-    }
-
     /// Factors of step `time`, counted from 1.
     fn factors(&self, lr: f64, time: usize) -> Factors {
         let lr = lr * self.lr_scale;
+        let AdamOptions { beta_1, beta_2, epsilon, weight_decay } = self.adam;
         let correction = |beta: f64| 1.0 - beta.powf(time as f64);
-        let (keep, root) = (1.0 - lr * self.weight_decay, correction(self.beta_2).sqrt().recip());
-        let rate = lr / correction(self.beta_1);
+        let (keep, root) = (1.0 - lr * weight_decay, correction(beta_2).sqrt().recip());
+        let rate = lr / correction(beta_1);
         Factors {
-            beta_1: self.beta_1 as f32,
-            beta_2: self.beta_2 as f32,
-            share_1: (1.0 - self.beta_1) as f32,
-            share_2: (1.0 - self.beta_2) as f32,
-            epsilon: if self.legacy_epsilon { self.epsilon * root } else { self.epsilon } as f32,
+            beta_1: beta_1 as f32,
+            beta_2: beta_2 as f32,
+            share_1: (1.0 - beta_1) as f32,
+            share_2: (1.0 - beta_2) as f32,
+            epsilon: if self.legacy_epsilon { epsilon * root } else { epsilon } as f32,
             keep: keep as f32,
             // Decay that comes after also shrinks the update.
             rate: if self.decay_after { rate * keep } else { rate } as f32,

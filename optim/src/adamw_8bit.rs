@@ -6,45 +6,41 @@ use burn::tensor::{DType, Device, Tensor};
 use lowrank_kernels::host::{Memory, values};
 use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 
+use crate::adam::{AdamOptions, adam_builders};
 use crate::adamw::Factors;
 use crate::blocks::DynamicMap;
 use crate::matrix::Place;
+use crate::method::MethodConfig;
 use crate::moments::{Blocks, Moment, MomentType, Storage};
-use crate::registry::MethodConfig;
+use crate::registry::{Entry, Kind, Method, Paper, method};
 use crate::reset::{ResetMoments, changed};
-use crate::{AdamW, AdamWConfig, AdamWState, OptimError, check};
+use crate::{AdamW, AdamWConfig, AdamWState, OptimError, registry};
 
 /// Configuration of [`AdamW8bit`].
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct AdamW8bitConfig {
-    /// Values that share a scale, a power of two from 64 to 4096.
+    /// Elements that share a scale.
     #[config(default = 256)]
+    #[schemars(extend("enum" = [64, 128, 256, 512, 1024, 2048, 4096]))]
     pub block: usize,
-    /// Tensors of fewer values keep f32 moments.
+    /// Smallest tensor with 8-bit moments, in elements; smaller ones keep f32 moments.
     #[config(default = 4096)]
     pub min_8bit_size: usize,
-    /// Whether a positive second moment never becomes 0, which it does below 1.6e-7 of its block's largest.
+    /// Keep a positive second moment from becoming 0, which it does below 1.6e-7 of its block's largest.
     #[config(default = false)]
     pub keep_v_positive: bool,
-    /// Whether weights decay before the update rather than after.
+    /// Decay weights before the update rather than after.
     #[config(default = false)]
     pub decay_before: bool,
-    /// Learning rate as a multiple of that of the step, greater than 0.
+    /// Learning rate of hidden matrices as a multiple of that of all other parameters.
     #[config(default = 1.0)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub lr_scale: f64,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new()")]
+    pub adam: AdamOptions,
 }
 
 /// AdamW with block-wise 8-bit moments: "8-bit Optimizers via Block-wise Quantization" (Dettmers et al., arXiv 2110.02861).
@@ -70,12 +66,12 @@ pub struct AdamW8bitState<const D: usize> {
     pub moment_2: Option<Moment<D>>,
 }
 
+adam_builders!(AdamW8bitConfig);
+
 impl AdamW8bitConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        self.storage().validate()?;
-        check::positive("lr_scale", self.lr_scale)?;
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
+        Ok(registry::validate(self)?)
     }
 
     /// The bare optimizer, for [`ModuleOptimizer::with_group`].
@@ -109,6 +105,17 @@ impl AdamW8bitConfig {
     }
 }
 
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    resettable AdamW8bitConfig,
+    AdamW8bitConfig::new().with_beta_2(0.95),
+    Entry {
+        papers: &[Paper { title: "8-bit Optimizers via Block-wise Quantization", place: "2110.02861" }],
+        memory: "2 RC bytes + 8 bytes a block",
+        ..Entry::plain(Kind::Optimizer, "adamw-8bit", "AdamW with 8-bit moments in blocks; embedding and head keep f32 moments")
+    }
+);
+
 impl MethodConfig for AdamW8bitConfig {
     type Optimizer = AdamW8bit;
 
@@ -129,8 +136,7 @@ impl MethodConfig for AdamW8bitConfig {
     }
 
     fn others(&self) -> AdamWConfig {
-        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
-            .with_decay_after(!self.decay_before)
+        AdamWConfig::new().with_adam(self.adam).with_decay_after(!self.decay_before)
     }
 
     fn state_bytes(&self, [rows, columns]: [usize; 2]) -> usize {

@@ -1,39 +1,48 @@
 //! The gradient itself, scaled as Adam would scale it in a random sketch.
 
 use burn::config::Config;
+use schemars::JsonSchema;
 
+use crate::adam::AdamOptions;
 use crate::moments::MomentType;
 use crate::projected::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
+use crate::registry::{Entry, Kind, Method, Paper, method};
 
 /// Configuration of APOLLO and APOLLO-Mini: "APOLLO: SGD-like Memory, AdamW-level Performance" (Zhu et al., arXiv 2412.05270).
 ///
 /// Adam runs on a random projection of the gradient only to see how it changes the size of each row or column; the whole gradient, so scaled,
 /// moves the weights. The root of `scale` multiplies the update. Projections are rebuilt from their seed, not stored.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct ApolloConfig {
-    /// Directions of the sketch; 0 takes a quarter of the smaller side.
+    /// Rank of the sketch; 0 uses a quarter of the smaller side.
     #[config(default = 0)]
+    #[schemars(range(max = 1_000_000))]
     pub rank: usize,
-    /// How many scaling factors a matrix has.
+    /// Scaling factors of a matrix.
     #[config(default = "Granularity::Channel")]
     pub granularity: Granularity,
-    /// Its root multiplies the update; greater than 0.
+    /// Its square root multiplies the update.
     #[config(default = 1.0)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub scale: f64,
-    /// Whether `scale` acts before the limit of growth.
+    /// Apply `scale` before the growth limit.
     #[config(default = false)]
     pub scale_front: bool,
-    /// Steps between draws of the projection, at least 1.
+    /// Steps between draws of the projection.
     #[config(default = 200)]
+    #[schemars(range(min = 1))]
     pub update_proj_gap: usize,
-    /// How the sketch is made: gaussian or svd.
+    /// Projection of the sketch.
     #[config(default = "ProjectorKind::Gaussian")]
+    #[schemars(extend("enum" = ["gaussian", "svd"]))]
     pub projector: ProjectorKind,
-    /// Greatest growth of the update's norm from step to step, greater than 1; 0 for no limit.
+    /// Greatest growth of the update's norm from step to step; 0 for no limit.
     #[config(default = 1.01)]
+    #[schemars(extend("anyOf" = [{ "const": 0 }, { "exclusiveMinimum": 1 }]))]
     pub growth_limit: f64,
-    /// Side that is projected.
+    /// Projected side of a matrix.
     #[config(default = "Side::Std")]
+    #[schemars(extend("enum" = ["std", "std_left", "reverse_std", "left", "right"]))]
     pub side: Side,
     /// Storage of moments.
     #[config(default = "MomentType::F32")]
@@ -41,18 +50,9 @@ pub struct ApolloConfig {
     /// Seed of random subspaces.
     #[config(default = 0)]
     pub seed: u64,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-6)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new().with_epsilon(1e-6)")]
+    pub adam: AdamOptions,
 }
 
 impl ApolloConfig {
@@ -77,11 +77,36 @@ impl ApolloConfig {
             .with_seed(self.seed)
             .with_inner(Inner::AdamLegacy)
             .with_decay_after(true)
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
+            .with_adam(self.adam)
     }
 }
+
+/// Registry entry.
+pub(crate) const APOLLO: Method = method!(
+    ApolloConfig,
+    ApolloConfig::new(),
+    Entry {
+        papers: &[Paper { title: "APOLLO: SGD-like Memory, AdamW-level Performance", place: "2412.05270" }],
+        memory: "2 n_max r",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(
+            Kind::Optimizer,
+            "apollo",
+            "the gradient, each row or column scaled as Adam scales it in a random sketch"
+        )
+    }
+);
+
+/// Registry entry.
+pub(crate) const APOLLO_MINI: Method = method!(
+    ApolloConfig,
+    ApolloConfig::mini(),
+    Entry {
+        papers: &[Paper { title: "APOLLO: SGD-like Memory, AdamW-level Performance", place: "2412.05270" }],
+        memory: "2 n_max",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(Kind::Optimizer, "apollo-mini", "the gradient, scaled by one factor from a sketch of rank 1")
+    }
+);
 
 crate::projected::named!(ApolloConfig);

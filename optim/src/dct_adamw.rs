@@ -2,13 +2,16 @@
 
 use burn::config::Config;
 use lowrank_kernels::dct::DctBasis;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::adam::AdamOptions;
 use crate::moments::MomentType;
 use crate::projected::{Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States};
+use crate::registry::{Entry, Kind, Method, Paper, method};
 
 /// What becomes of the part of the gradient that the projection leaves out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Feedback {
     /// It is dropped.
@@ -20,7 +23,7 @@ pub enum Feedback {
 }
 
 /// How coefficients are computed; speed alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Transform {
     /// By a product with the basis.
@@ -34,61 +37,58 @@ pub enum Transform {
 ///
 /// The moments of a matrix live in the span of the columns of one orthonormal DCT matrix that carry most of its gradient; only their indices are
 /// stored. On the CPU backend with `transform = fft` and f32 moments the whole step takes two passes over memory.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct DctAdamWConfig {
-    /// Basis vectors that are kept, at least 1. A matrix whose projected side is smaller takes AdamW.
+    /// Rank of the projection; matrices with a smaller projected dimension use AdamW.
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-required" = true))]
     pub rank: usize,
-    /// Steps between choices of basis vectors, at least 1: at steps 1, gap, 2 gap and so on.
+    /// Steps between choices of the basis vectors.
     #[config(default = 1)]
+    #[schemars(range(min = 1))]
     pub update_proj_gap: usize,
-    /// Side that is projected.
+    /// Projected side of a matrix.
     #[config(default = "Side::Std")]
+    #[schemars(extend("enum" = ["std", "std_left", "reverse_std", "left", "right"]))]
     pub side: Side,
     /// Size of a side that is projected whatever `side` says, so that one basis serves all matrices; 0 for none.
     #[config(default = 0)]
     pub shared_dim: usize,
-    /// The basis: that of the DCT-III, of the DCT-II, or a random one.
+    /// Orthonormal basis.
     #[config(default = "DctBasis::Dct3")]
     pub basis: DctBasis,
-    /// How coefficients are computed; speed alone.
+    /// Computation of the coefficients; affects speed only.
     #[config(default = "Transform::Fft")]
     pub transform: Transform,
     /// Score of a basis vector.
     #[config(default = "Norm::L1")]
     pub norm: Norm,
-    /// Whether scores are multiplied with the norm of the basis vector.
+    /// Multiply scores by the norm of the basis vector.
     #[config(default = false)]
     pub weighted: bool,
-    /// Whether moments move with their basis vectors when others are chosen.
+    /// Rotate the moments into the new subspace.
     #[config(default = true)]
     pub rotate: bool,
-    /// What becomes of the part that the projection leaves out.
+    /// Treatment of the residual that the projection leaves out.
     #[config(default = "Feedback::Quantised")]
     pub error_feedback: Feedback,
-    /// Steps of the kept part's quantisation, 1 to 255; up to 15 a value takes half a byte.
+    /// Quantisation levels of the stored residual; up to 15, an element takes half a byte.
     #[config(default = 255)]
+    #[schemars(range(min = 1))]
     pub error_levels: u8,
-    /// Learning rate of projected matrices as a multiple of that of everything else, 0 or greater.
+    /// Learning rate of projected matrices as a multiple of that of all other parameters.
     #[config(default = 1.0)]
+    #[schemars(range(min = 0.0, max = 1e6))]
     pub proj_lr_scale: f64,
-    /// Matrices with a side of this size or more take AdamW.
+    /// Matrices with a side of this size or more use AdamW.
     #[config(default = 32_000)]
+    #[schemars(range(min = 1))]
     pub max_shape: usize,
     /// Storage of moments.
     #[config(default = "MomentType::F32")]
     pub moments: MomentType,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new()")]
+    pub adam: AdamOptions,
 }
 
 impl DctAdamWConfig {
@@ -115,11 +115,23 @@ impl DctAdamWConfig {
             .with_max_shape(self.max_shape)
             .with_proj_lr_scale(self.proj_lr_scale)
             .with_moments(self.moments)
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
+            .with_adam(self.adam)
     }
 }
+
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    DctAdamWConfig,
+    DctAdamWConfig::new(0),
+    Entry {
+        papers: &[Paper {
+            title: "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language Models",
+            place: "2505.17967"
+        }],
+        memory: "2 n_max r + r indices + residual (RC bytes)",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(Kind::Optimizer, "dct-adamw", "AdamW on the DCT coefficients that carry most of the gradient")
+    }
+);
 
 crate::projected::named!(DctAdamWConfig);

@@ -6,14 +6,17 @@ use burn::tensor::{DType, Device, Tensor};
 use lowrank_kernels::decompose::orthonormal_factor;
 use lowrank_kernels::elementwise::{descend, norm};
 use lowrank_kernels::random::normal_matrix;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::adam::AdamOptions;
 use crate::matrix::{MatrixRule, Place, matrix_method};
 use crate::orthogonal::Scaling;
-use crate::{AdamWConfig, OptimError, check};
+use crate::registry::{Entry, Kind, Method, Paper, method};
+use crate::{AdamWConfig, OptimError, registry};
 
 /// How the right factor is normalised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RightFactor {
     /// Each column has norm 1.
@@ -26,53 +29,51 @@ pub enum RightFactor {
 ///
 /// One step of power iteration, from the right factor of the step before, gives the leading directions of the momentum; the weights move by their
 /// orthonormal product, and what was used decays in the momentum. For matrices inside a model; everything else takes AdamW.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct DionConfig {
-    /// Directions; 0 takes `rank_fraction`.
+    /// Rank of the update; 0 derives it from `rank_fraction`.
     #[config(default = 0)]
+    #[schemars(range(max = 1_000_000))]
     pub rank: usize,
-    /// Directions as a share of the smaller side, above 0 to 1.
+    /// Rank as a fraction of the smaller side.
     #[config(default = 1.0)]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub rank_fraction: f64,
-    /// The share is rounded up to a multiple of this.
+    /// Rounds the rank of `rank_fraction` up to a multiple of this.
     #[config(default = 1)]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub rank_multiple_of: usize,
-    /// Share of the used part that stays in the momentum, from 0 to below 1.
+    /// Fraction of the applied component kept in the momentum (the paper's mu).
     #[config(default = 0.95)]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub momentum: f64,
-    /// Power iterations a step, at least 1.
+    /// Power iterations per step.
     #[config(default = 1)]
+    #[schemars(range(min = 1, max = 1000))]
     pub power_iters: usize,
-    /// How the right factor is normalised.
+    /// Normalisation of the right factor.
     #[config(default = "RightFactor::Colnorm")]
     pub right: RightFactor,
-    /// Added to norms of columns, greater than 0.
+    /// Added to the norms of columns.
     #[config(default = 1e-8)]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub norm_epsilon: f64,
     /// Scale of the update by the shape of the matrix.
     #[config(default = "Scaling::Spectral")]
     pub scaling: Scaling,
-    /// Whether matrices are stored `[d_out, d_in]`, which Burn's linear layers are not.
+    /// Matrices are stored `[d_out, d_in]`; Burn's are not.
     #[config(default = false)]
     pub rows_are_outputs: bool,
     /// Seed of the first right factor.
     #[config(default = 0)]
     pub seed: u64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.01)]
-    pub weight_decay: f64,
-    /// Learning rate of everything else as a multiple of that of the matrices.
+    /// Learning rate of all other parameters as a multiple of that of the matrices.
     #[config(default = 1.0)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub others_lr_scale: f64,
-    /// Decay of the first moment of everything else.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment of everything else.
-    #[config(default = 0.95)]
-    pub beta_2: f64,
-    /// Epsilon of everything else.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
+    /// Options of AdamW for all other parameters; its weight decay applies to the matrices too.
+    #[config(default = "AdamOptions::new().with_beta_2(0.95).with_weight_decay(0.01)")]
+    pub adam: AdamOptions,
 }
 
 /// Dion's rule for one matrix.
@@ -93,15 +94,7 @@ pub struct DionState {
 impl DionConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        if !(self.rank_fraction > 0.0 && self.rank_fraction <= 1.0) {
-            return check::refused("rank_fraction", self.rank_fraction, "it must be above 0 and at most 1");
-        }
-        check::at_least_one("rank_multiple_of", self.rank_multiple_of)?;
-        check::fraction("momentum", self.momentum)?;
-        check::at_least_one("power_iters", self.power_iters)?;
-        check::positive("norm_epsilon", self.norm_epsilon)?;
-        check::positive("others_lr_scale", self.others_lr_scale)?;
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
+        Ok(registry::validate(self)?)
     }
 
     fn rule(&self) -> Dion {
@@ -110,7 +103,7 @@ impl DionConfig {
 
     /// AdamW of everything else.
     pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay).with_lr_scale(self.others_lr_scale)
+        AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
     }
 
     /// Directions of a matrix.
@@ -132,6 +125,19 @@ impl DionConfig {
     }
 }
 
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    DionConfig,
+    DionConfig::new(),
+    Entry {
+        papers: &[Paper { title: "Dion: Distributed Orthonormalized Updates", place: "2504.05295" }],
+        memory: "RC + n_min r",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        lr: Some(0.02),
+        ..Entry::plain(Kind::Optimizer, "dion", "orthonormal updates of low rank by power iteration on the momentum")
+    }
+);
+
 matrix_method!(DionConfig, Dion);
 
 impl MatrixRule for Dion {
@@ -149,7 +155,7 @@ impl MatrixRule for Dion {
 
     fn step(&self, lr: f64, w: Tensor<2>, g: Tensor<2>, state: DionState) -> (Tensor<2>, DionState) {
         let c = &self.config;
-        let (shape, keep) = (w.dims(), 1.0 - lr * c.weight_decay);
+        let (shape, keep) = (w.dims(), 1.0 - lr * c.adam.weight_decay);
         let turned = shape[0] < shape[1];
         let turn = |x: Tensor<2>| if turned { x.transpose() } else { x };
         let b = turn(state.momentum + g);

@@ -1,40 +1,16 @@
 //! What can go wrong with optimizers and gradient rules.
 
+use crate::registry::{OptionError, UnknownName};
+
 /// An error of an optimizer's configuration or of a gradient.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum OptimError {
     /// A method name that is not in the registry.
-    #[error("no optimizer is named \"{name}\"{}; known: {known}", nearest.as_ref().map(|n| format!(" (did you mean \"{n}\"?)")).unwrap_or_default())]
-    UnknownMethod {
-        /// The name asked for.
-        name: String,
-        /// The most similar known name.
-        nearest: Option<String>,
-        /// All known names.
-        known: String,
-    },
-    /// An option that the method does not have.
-    #[error("{method} has no option \"{option}\"{}; its options: {known}", nearest.as_ref().map(|n| format!(" (did you mean \"{n}\"?)")).unwrap_or_default())]
-    UnknownOption {
-        /// The method.
-        method: String,
-        /// The option asked for.
-        option: String,
-        /// The most similar option of the method.
-        nearest: Option<String>,
-        /// All options of the method.
-        known: String,
-    },
-    /// A value outside what the option allows.
-    #[error("{option} is {value}: {reason}")]
-    Value {
-        /// The option.
-        option: &'static str,
-        /// The value given.
-        value: String,
-        /// What is allowed, or why not this.
-        reason: String,
-    },
+    #[error(transparent)]
+    Name(#[from] UnknownName),
+    /// An option that cannot be used.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// A gradient that is infinite or not a number.
     #[error("the gradient of {path} has {count} values that are infinite or not a number")]
     NonFiniteGradient {

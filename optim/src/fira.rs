@@ -1,38 +1,47 @@
 //! GaLore whose rest moves the weights too.
 
 use burn::config::Config;
+use schemars::JsonSchema;
 
+use crate::adam::AdamOptions;
 use crate::moments::MomentType;
 use crate::projected::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
+use crate::registry::{Entry, Kind, Method, Paper, method};
 
 /// Configuration of Fira: "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?" (Chen et al., arXiv 2410.01623).
 ///
 /// What the projection leaves out of the gradient moves the weights as well, scaled by the ratio that Adam applied inside the subspace. Its norm
 /// grows by no more than `growth_limit` a step. After a gradient of zeros the limit starts anew instead of freezing the matrix.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct FiraConfig {
-    /// Directions, at least 1. A matrix whose projected side is smaller takes AdamW.
+    /// Rank of the projection; matrices with a smaller projected dimension use AdamW.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub rank: usize,
-    /// Steps between choices of directions, at least 1.
+    /// Steps between choices of the subspace.
     #[config(default = 200)]
+    #[schemars(range(min = 1))]
     pub update_proj_gap: usize,
-    /// Factor of the projected update, greater than 0.
+    /// Factor of the projected update.
     #[config(default = 0.25)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub scale: f64,
-    /// Whether the rest is what the projection leaves out, as in the paper, and not, as in the published code, `G - scale back(low)`.
+    /// Compute the residual as `G - P P^T G` (paper) instead of `G - scale P P^T G` (official code).
     #[config(default = false)]
     pub pure: bool,
-    /// How many scaling factors a matrix has.
+    /// Scaling factors of a matrix.
     #[config(default = "Granularity::Channel")]
     pub granularity: Granularity,
-    /// Greatest growth of the rest's norm from step to step, greater than 1; 0 for no limit.
+    /// Greatest growth of the residual's norm from step to step; 0 for no limit.
     #[config(default = 1.01)]
+    #[schemars(extend("anyOf" = [{ "const": 0 }, { "exclusiveMinimum": 1 }]))]
     pub growth_limit: f64,
-    /// Side that is projected.
+    /// Projected side of a matrix.
     #[config(default = "Side::Std")]
+    #[schemars(extend("enum" = ["std", "std_left", "reverse_std", "left", "right"]))]
     pub side: Side,
-    /// How directions are chosen.
+    /// Choice of the directions.
     #[config(default = "ProjectorKind::Svd")]
+    #[schemars(extend("enum" = ["svd", "dct", "power", "random"]))]
     pub projector: ProjectorKind,
     /// Storage of moments.
     #[config(default = "MomentType::F32")]
@@ -40,18 +49,9 @@ pub struct FiraConfig {
     /// Seed of random subspaces.
     #[config(default = 0)]
     pub seed: u64,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-6)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new().with_epsilon(1e-6)")]
+    pub adam: AdamOptions,
 }
 
 impl FiraConfig {
@@ -70,11 +70,27 @@ impl FiraConfig {
             .with_seed(self.seed)
             .with_inner(Inner::AdamLegacy)
             .with_decay_after(true)
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
+            .with_adam(self.adam)
     }
 }
+
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    FiraConfig,
+    FiraConfig::new(128),
+    Entry {
+        papers: &[Paper {
+            title: "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?",
+            place: "2410.01623"
+        }],
+        memory: "2 n_max r + n_min r",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(
+            Kind::Optimizer,
+            "fira",
+            "GaLore whose residual moves the weights too, scaled as Adam scaled the projected gradient"
+        )
+    }
+);
 
 crate::projected::named!(FiraConfig);

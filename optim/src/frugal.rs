@@ -1,13 +1,16 @@
 //! Adam on a part of the gradient, its sign for everything else.
 
 use burn::config::Config;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::adam::AdamOptions;
 use crate::moments::MomentType;
 use crate::projected::{BlockOrder, Inner, ProjectedConfig, ProjectorKind, Rest, Side, States};
+use crate::registry::{Entry, Kind, Method, Paper, method};
 
 /// How the inactive part moves the weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InactiveRule {
     /// By its sign.
@@ -24,40 +27,47 @@ pub enum InactiveRule {
 /// A share of the projected matrices' gradient has Adam's moments, the rest moves the weights by its sign. The share changes every `update_proj_gap`
 /// steps, when the moments start anew. `projector = block`, whole matrices in turn, has to know how many there are: build it with
 /// [`HiddenMatrices::optimizer`](crate::HiddenMatrices::optimizer).
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct FrugalConfig {
-    /// Share that has moments, from 0 (sign descent) to 1.
+    /// Share of the gradient with moments (the paper's rho); 0 is sign descent.
     #[config(default = 0.25)]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub density: f64,
-    /// Directions of svd, random and dct instead of a share of the smaller side; 0 takes `density`.
+    /// Rank of the projectors svd, random and dct; 0 derives it from `density`.
     #[config(default = 0)]
+    #[schemars(range(max = 1_000_000))]
     pub rank: usize,
-    /// Steps between choices of the active part, at least 1.
+    /// Steps between choices of the active part.
     #[config(default = 200)]
+    #[schemars(range(min = 1))]
     pub update_proj_gap: usize,
-    /// What the active part is made of.
+    /// Active part.
     #[config(default = "ProjectorKind::Block")]
+    #[schemars(extend("enum" = ["block", "columns", "rows", "randk", "svd", "random", "randperm", "dct"]))]
     pub projector: ProjectorKind,
-    /// In which order matrices are active with `projector = block`.
+    /// Order in which blocks become active.
     #[config(default = "BlockOrder::Descending")]
     pub block_order: BlockOrder,
-    /// How the inactive part moves the weights.
+    /// Update of the inactive part.
     #[config(default = "InactiveRule::SignSgd")]
     pub inactive_rule: InactiveRule,
-    /// Learning rate of the inactive part as a multiple of that of the active one, 0 or greater.
+    /// Learning rate of the inactive part as a multiple of that of the active one.
     #[config(default = 1.0)]
+    #[schemars(range(min = 0.0, max = 1e6))]
     pub inactive_lr_scale: f64,
-    /// Learning rate of projected matrices as a multiple of the learning rate, 0 or greater.
+    /// Learning rate of projected matrices as a multiple of that of all other parameters.
     #[config(default = 1.0)]
+    #[schemars(range(min = 0.0, max = 1e6))]
     pub proj_lr_scale: f64,
-    /// Whether moments start anew with the active part.
+    /// Reset the moments when the active part changes.
     #[config(default = true)]
     pub reset_statistics: bool,
-    /// What works in the active part.
+    /// Optimizer of the active part.
     #[config(default = "Inner::Adam")]
     pub inner: Inner,
-    /// Side that is projected.
+    /// Projected side of a matrix.
     #[config(default = "Side::Std")]
+    #[schemars(extend("enum" = ["std", "std_left", "reverse_std", "left", "right"]))]
     pub side: Side,
     /// Storage of moments.
     #[config(default = "MomentType::F32")]
@@ -65,18 +75,9 @@ pub struct FrugalConfig {
     /// Seed of random subspaces.
     #[config(default = 0)]
     pub seed: u64,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new()")]
+    pub adam: AdamOptions,
 }
 
 impl FrugalConfig {
@@ -99,11 +100,23 @@ impl FrugalConfig {
             .with_side(self.side)
             .with_moments(self.moments)
             .with_seed(self.seed)
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
+            .with_adam(self.adam)
     }
 }
+
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    FrugalConfig,
+    FrugalConfig::new(),
+    Entry {
+        papers: &[Paper {
+            title: "FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training",
+            place: "2411.07837"
+        }],
+        memory: "2 density RC (+ indices); svd: 2 n_max r + n_min r; dct: 2 n_max r + r",
+        needs: &["hidden matrices"],
+        ..Entry::plain(Kind::Optimizer, "frugal", "Adam on a share of the gradient, sign descent for the remainder")
+    }
+);
 
 crate::projected::named!(FrugalConfig);

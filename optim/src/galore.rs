@@ -1,70 +1,74 @@
 //! Adam on gradients projected on their leading singular directions.
 
 use burn::config::Config;
+use schemars::JsonSchema;
 
+use crate::adam::AdamOptions;
 use crate::moments::MomentType;
 use crate::projected::{Inner, ProjectedConfig, ProjectorKind, Side};
+use crate::registry::{Entry, Kind, Method, Paper, method};
 
 /// Configuration of GaLore: "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection" (Zhao et al., arXiv 2403.03507), and of
 /// Q-GaLore: "Q-GaLore: Quantized GaLore with INT4 Projection and Layer-Adaptive Low-Rank Gradients" (Zhang et al., arXiv 2407.08296).
 ///
 /// Every `update_proj_gap` steps the leading singular directions of the gradient are taken on the smaller side; Adam runs on the projected
 /// gradient. Moments keep their place when directions change. `scale` multiplies the learning rate of projected matrices alone.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct GaLoreConfig {
-    /// Directions, at least 1. A matrix whose projected side is smaller takes AdamW.
+    /// Rank of the projection; matrices with a smaller projected dimension use AdamW.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub rank: usize,
-    /// Steps between decompositions, at least 1.
+    /// Steps between decompositions.
     #[config(default = 200)]
+    #[schemars(range(min = 1))]
     pub update_proj_gap: usize,
-    /// Factor of the projected update, greater than 0.
+    /// Factor of the projected update.
     #[config(default = 0.25)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub scale: f64,
-    /// Side that is projected.
+    /// Projected side of a matrix.
     #[config(default = "Side::Std")]
     pub side: Side,
-    /// How directions are chosen.
+    /// Choice of the directions.
     #[config(default = "ProjectorKind::Svd")]
+    #[schemars(extend("enum" = ["svd", "dct", "power", "random"]))]
     pub projector: ProjectorKind,
     /// Storage of moments.
     #[config(default = "MomentType::F32")]
     pub moments: MomentType,
-    /// Smallest low-rank matrix whose moments are stored in 8 bits, in values.
+    /// Smallest low-rank matrix with 8-bit moments, in elements; smaller ones keep f32 moments.
     #[config(default = 4096)]
     pub min_8bit_size: usize,
-    /// Bits of the stored projector, 4 or 8; 0 stores it in f32.
+    /// Bits of the stored projector; 0 for f32.
     #[config(default = 0)]
+    #[schemars(extend("enum" = [0, 4, 8]))]
     pub proj_bits: u32,
-    /// Values of the stored projector that share a scale.
+    /// Elements of the stored projector that share a scale.
     #[config(default = 256)]
+    #[schemars(range(min = 1))]
     pub proj_group: usize,
-    /// Bits of the grid that weights are rounded to at random after each step; 0 for none.
+    /// Bits of the grid that weights are rounded to stochastically after each step; 0 for none.
     #[config(default = 0)]
+    #[schemars(extend("enum" = [0, 4, 8]))]
     pub weight_bits: u32,
-    /// Renewals whose mean cosine decides on a longer gap; 0 keeps the gap.
+    /// Renewals whose mean cosine similarity decides on a longer gap; 0 keeps the gap.
     #[config(default = 0)]
+    #[schemars(range(max = 1_000_000))]
     pub lazy_queue: usize,
-    /// Mean cosine of the first direction from which the gap grows.
+    /// Mean cosine similarity of the first direction from which the gap grows.
     #[config(default = 0.4)]
+    #[schemars(range(min = -1.0, max = 1.0))]
     pub cos_threshold: f64,
     /// Factor by which the gap grows.
     #[config(default = 2)]
+    #[schemars(range(min = 1, max = 1000))]
     pub gap_growth: usize,
     /// Seed of random subspaces.
     #[config(default = 0)]
     pub seed: u64,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-6)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new().with_epsilon(1e-6)")]
+    pub adam: AdamOptions,
 }
 
 impl GaLoreConfig {
@@ -97,11 +101,57 @@ impl GaLoreConfig {
             .with_seed(self.seed)
             .with_inner(Inner::AdamLegacy)
             .with_decay_after(true)
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
+            .with_adam(self.adam)
     }
 }
+
+/// Registry entry.
+pub(crate) const GALORE: Method = method!(
+    GaLoreConfig,
+    GaLoreConfig::new(128),
+    Entry {
+        papers: &[Paper {
+            title: "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
+            place: "2403.03507"
+        }],
+        memory: "2 n_max r + n_min r",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(Kind::Optimizer, "galore", "Adam on the leading singular directions of the gradient")
+    }
+);
+
+/// Registry entry.
+pub(crate) const GALORE_8BIT: Method = method!(
+    GaLoreConfig,
+    GaLoreConfig::eight_bit(128),
+    Entry {
+        papers: &[Paper {
+            title: "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
+            place: "2403.03507"
+        }],
+        memory: "2 n_max r bytes + n_min r",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(Kind::Optimizer, "galore-8bit", "GaLore with 8-bit moments")
+    }
+);
+
+/// Registry entry.
+pub(crate) const Q_GALORE: Method = method!(
+    GaLoreConfig,
+    GaLoreConfig::quantised(128),
+    Entry {
+        papers: &[Paper {
+            title: "Q-GaLore: Quantized GaLore with INT4 Projection and Layer-Adaptive Low-Rank Gradients",
+            place: "2407.08296"
+        }],
+        memory: "2 n_max r bytes + n_min r / 2 bytes",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(
+            Kind::Optimizer,
+            "q-galore",
+            "GaLore with 8-bit moments, a 4-bit projector, weights on an 8-bit grid and rarer renewals"
+        )
+    }
+);
 
 crate::projected::named!(GaLoreConfig);

@@ -1,49 +1,48 @@
 //! Adam in a subspace that moves a little at every step.
 
 use burn::config::Config;
+use schemars::JsonSchema;
 
+use crate::adam::AdamOptions;
 use crate::moments::MomentType;
 use crate::projected::{ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
+use crate::registry::{Entry, Kind, Method, Paper, method};
 
 /// Configuration of LDAdam: "LDAdam: Adaptive Optimization from Low-Dimensional Gradient Statistics" (Robert et al., arXiv 2410.16103).
 ///
 /// The subspace follows a mix of momentum and gradient by one step of power iteration; moments move into it, the second as variance and squared
 /// mean; what the projection leaves out and what the move loses comes back with the next gradient. The error has a buffer of its own, so that
 /// gradients may be clipped and freed as ever.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct LdAdamConfig {
-    /// Directions, at least 1. A matrix whose projected side is smaller takes AdamW.
+    /// Rank of the projection; matrices with a smaller projected dimension use AdamW.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub rank: usize,
-    /// Share of the momentum in what the subspace follows, from 0 to below 1.
+    /// Share of the momentum in the mix that the subspace follows (the paper's rho).
     #[config(default = 0.908)]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub rho: f64,
-    /// How the subspace follows: power, svd or dct.
+    /// Choice of the subspace.
     #[config(default = "ProjectorKind::Power")]
+    #[schemars(extend("enum" = ["power", "svd", "dct"]))]
     pub projector: ProjectorKind,
-    /// Learning rate of projected matrices as a multiple of that of everything else, 0 or greater.
+    /// Learning rate of projected matrices as a multiple of that of all other parameters.
     #[config(default = 1.0)]
+    #[schemars(range(min = 0.0, max = 1e6))]
     pub proj_lr_scale: f64,
-    /// Whether what is lost comes back with the next gradient.
+    /// Add what the projection loses to the next gradient.
     #[config(default = true)]
     pub error_feedback: bool,
-    /// Side that is projected.
+    /// Projected side of a matrix.
     #[config(default = "Side::StdLeft")]
+    #[schemars(extend("enum" = ["std", "std_left", "reverse_std", "left", "right"]))]
     pub side: Side,
     /// Storage of moments.
     #[config(default = "MomentType::F32")]
     pub moments: MomentType,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.908)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.99)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new().with_beta_1(0.908).with_beta_2(0.99)")]
+    pub adam: AdamOptions,
 }
 
 impl LdAdamConfig {
@@ -61,11 +60,23 @@ impl LdAdamConfig {
             .with_error_of_momentum(self.error_feedback)
             .with_side(self.side)
             .with_moments(self.moments)
-            .with_beta_1(self.beta_1)
-            .with_beta_2(self.beta_2)
-            .with_epsilon(self.epsilon)
-            .with_weight_decay(self.weight_decay)
+            .with_adam(self.adam)
     }
 }
+
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    LdAdamConfig,
+    LdAdamConfig::new(16),
+    Entry {
+        papers: &[Paper {
+            title: "LDAdam: Adaptive Optimization from Low-Dimensional Gradient Statistics",
+            place: "2410.16103"
+        }],
+        memory: "2 n_max r + n_min r + residual (RC)",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        ..Entry::plain(Kind::Optimizer, "ldadam", "Adam in a subspace that follows momentum and gradient at every step")
+    }
+);
 
 crate::projected::named!(LdAdamConfig);

@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+mod adam;
 mod adamw;
 mod adamw_8bit;
 mod apollo;
@@ -29,6 +30,7 @@ mod ldadam;
 pub mod loro;
 mod matrix;
 mod meter;
+mod method;
 mod moments;
 mod muon;
 mod orthogonal;
@@ -54,6 +56,7 @@ pub use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
 pub use lowrank_kernels::random::key_of;
 pub use lowrank_kernels::vectorised::vectorised;
 
+pub use adam::AdamOptions;
 pub use adamw::{AdamW, AdamWConfig, AdamWState};
 pub use adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState};
 pub use apollo::ApolloConfig;

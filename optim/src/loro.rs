@@ -9,28 +9,23 @@ use burn::optim::Optimizer;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use lowrank_kernels::host::values;
 use nalgebra::DMatrix;
+use schemars::JsonSchema;
 
+use crate::adam::{AdamOptions, adam_builders};
 use crate::matrix::Place;
-use crate::registry::{Built, MethodConfig};
-use crate::{AdamW, AdamWConfig, AdamWState, HiddenMatrices, OptimError, StateMeter, check};
+use crate::method::MethodConfig;
+use crate::registry::Built;
+use crate::{AdamW, AdamWConfig, AdamWState, HiddenMatrices, OptimError, StateMeter, check, registry};
 
 /// Configuration of [`LoroAdamW`].
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct LoroConfig {
-    /// Factor `c` of lazy steps, greater than 0; the paper takes rank / width of the model.
+    /// Factor `c` of lazy steps; the paper uses rank / width of the model.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub lr_scale: f64,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment before its bias is corrected, greater than 0.
-    #[config(default = 1e-6)]
-    pub epsilon: f64,
-    /// Weight decay of factors in lazy steps, and of other matrices; 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new().with_epsilon(1e-6)")]
+    pub adam: AdamOptions,
 }
 
 /// AdamW for one factor of a pair: lazy steps by itself; for an exact step it hands the direction over and leaves the factor to whoever has both.
@@ -69,11 +64,12 @@ impl LoroSteps {
     }
 }
 
+adam_builders!(LoroConfig);
+
 impl LoroConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        check::positive("lr_scaler", self.lr_scale)?;
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
+        Ok(registry::validate(self)?)
     }
 
     /// The optimizer of a module whose hidden matrices are the factors, and who steps each parameter.
@@ -101,9 +97,7 @@ impl MethodConfig for LoroConfig {
     }
 
     fn others(&self) -> AdamWConfig {
-        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
-            .with_legacy_epsilon(true)
-            .with_decay_after(true)
+        AdamWConfig::new().with_adam(self.adam).with_legacy_epsilon(true).with_decay_after(true)
     }
 
     fn state_bytes(&self, [rows, columns]: [usize; 2]) -> usize {
@@ -121,7 +115,7 @@ impl Optimizer for LoroAdamW {
         grad: Tensor<D>,
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
-        let LoroConfig { lr_scale, beta_1, beta_2, epsilon, weight_decay } = self.config;
+        let LoroConfig { lr_scale, adam: AdamOptions { beta_1, beta_2, epsilon, weight_decay } } = self.config;
         let time = state.as_ref().map_or(0, |state| state.time) + 1;
         let correction = |beta: f64| 1.0 - beta.powf(time as f64);
         let ratio = correction(beta_2).sqrt() / correction(beta_1);

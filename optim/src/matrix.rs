@@ -122,6 +122,8 @@ impl<R: MatrixRule> Optimizer for ByMatrix<R> {
 /// Gives the configuration of a matrix rule what all optimizers have.
 macro_rules! matrix_method {
     ($config:ident, $rule:ident) => {
+        crate::adam::adam_builders!($config);
+
         impl $config {
             /// The bare optimizer, for [`ModuleOptimizer::with_group`](burn::optim::ModuleOptimizer::with_group).
             ///
@@ -129,7 +131,7 @@ macro_rules! matrix_method {
             ///
             /// When `validate` refuses the configuration.
             pub fn build(&self) -> crate::ByMatrix<$rule> {
-                match crate::registry::MethodConfig::optimizer(self) {
+                match crate::method::MethodConfig::optimizer(self) {
                     Ok(optimizer) => optimizer,
                     Err(error) => panic!("{error}"),
                 }
@@ -145,7 +147,7 @@ macro_rules! matrix_method {
             }
         }
 
-        impl crate::registry::MethodConfig for $config {
+        impl crate::method::MethodConfig for $config {
             type Optimizer = crate::ByMatrix<$rule>;
 
             fn optimizer(&self) -> Result<crate::ByMatrix<$rule>, OptimError> {

@@ -3,13 +3,13 @@
 use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use lowrank_kernels::host::values;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::OptimError;
 use crate::blocks::{DynamicMap, dequantise, quantise};
 
 /// Type of stored moments; arithmetic is f32 in each case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MomentType {
     /// 4 bytes a value.
@@ -47,18 +47,6 @@ impl From<MomentType> for Storage {
 }
 
 impl Storage {
-    /// Refuses block sizes that are no power of two from 64 to 4096.
-    pub fn validate(&self) -> Result<(), OptimError> {
-        match self.block.is_power_of_two() && (64..=4096).contains(&self.block) {
-            true => Ok(()),
-            false => Err(OptimError::Value {
-                option: "block",
-                value: self.block.to_string(),
-                reason: "it must be a power of two from 64 to 4096".into(),
-            }),
-        }
-    }
-
     /// Whether a tensor of so many values is stored as blocks.
     pub fn as_blocks(&self, count: usize) -> bool {
         self.kind == MomentType::EightBit && count >= self.min_size

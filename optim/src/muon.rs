@@ -5,14 +5,17 @@ use burn::optim::RecordState;
 use burn::tensor::{DType, Device, Tensor};
 use lowrank_kernels::elementwise::descend;
 use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::adam::AdamOptions;
 use crate::matrix::{MatrixRule, Place, matrix_method};
 use crate::orthogonal::{Scaling, check_steps};
-use crate::{AdamWConfig, OptimError, check};
+use crate::registry::{Entry, Kind, Method, Paper, method};
+use crate::{AdamWConfig, OptimError, registry};
 
 /// How momentum gathers gradients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MomentumRule {
     /// `M <- mu M + (1 - mu) G`.
@@ -26,47 +29,41 @@ pub enum MomentumRule {
 ///
 /// For matrices inside a model. The embedding and the head run without an error and are silently worse: give Muon only what
 /// [`HiddenMatrices`](crate::HiddenMatrices) finds. Everything else takes AdamW.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct MuonConfig {
-    /// Decay of the momentum, from 0 to below 1.
+    /// Decay of the momentum (the paper's mu).
     #[config(default = 0.95)]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub momentum: f64,
-    /// How momentum gathers gradients.
+    /// Accumulation of gradients in the momentum.
     #[config(default = "MomentumRule::Ema")]
     pub momentum_rule: MomentumRule,
-    /// Whether the update looks one step ahead.
+    /// Use Nesterov momentum.
     #[config(default = true)]
     pub nesterov: bool,
-    /// Newton-Schulz steps, at least 1.
+    /// Newton-Schulz steps.
     #[config(default = 5)]
+    #[schemars(range(min = 1, max = 100))]
     pub ns_steps: usize,
-    /// Coefficients of the iteration.
+    /// Coefficients of the Newton-Schulz iteration.
     #[config(default = "Coefficients::Jordan")]
     pub coefficients: Coefficients,
-    /// Whether the iteration's products are in bf16.
+    /// Compute the iteration's products in bf16, as in the published code.
     #[config(default = false)]
     pub ns_bf16: bool,
     /// Scale of the update by the shape of the matrix.
     #[config(default = "Scaling::Kj")]
     pub scaling: Scaling,
-    /// Whether matrices are stored `[d_out, d_in]`, which Burn's linear layers are not.
+    /// Matrices are stored `[d_out, d_in]`; Burn's are not.
     #[config(default = false)]
     pub rows_are_outputs: bool,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
-    /// Learning rate of everything else as a multiple of that of the matrices.
+    /// Learning rate of all other parameters as a multiple of that of the matrices.
     #[config(default = 0.015)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub others_lr_scale: f64,
-    /// Decay of the first moment of everything else.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment of everything else.
-    #[config(default = 0.95)]
-    pub beta_2: f64,
-    /// Epsilon of everything else.
-    #[config(default = 1e-10)]
-    pub epsilon: f64,
+    /// Options of AdamW for all other parameters; its weight decay applies to the matrices too.
+    #[config(default = "AdamOptions::new().with_beta_2(0.95).with_epsilon(1e-10)")]
+    pub adam: AdamOptions,
 }
 
 /// Muon's rule for one matrix.
@@ -95,9 +92,7 @@ impl MomentumState {
 impl MuonConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        check::fraction("momentum", self.momentum)?;
-        check::positive("others_lr_scale", self.others_lr_scale)?;
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
+        registry::validate(self)?;
         check_steps(self.ns_steps, self.coefficients)
     }
 
@@ -107,7 +102,7 @@ impl MuonConfig {
 
     /// AdamW of everything else.
     pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay).with_lr_scale(self.others_lr_scale)
+        AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
     }
 
     /// Bytes of state for a matrix of this shape.
@@ -115,6 +110,19 @@ impl MuonConfig {
         4 * rows * columns
     }
 }
+
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    resettable MuonConfig,
+    MuonConfig::new(),
+    Entry {
+        papers: &[Paper { title: "Muon: An optimizer for hidden layers in neural networks", place: "2502.16982" }],
+        memory: "RC",
+        needs: &["hidden matrices"],
+        lr: Some(0.02),
+        ..Entry::plain(Kind::Optimizer, "muon", "orthogonalised momentum")
+    }
+);
 
 matrix_method!(MuonConfig, Muon);
 
@@ -139,7 +147,7 @@ impl MatrixRule for Muon {
         };
         let update = newton_schulz(update, c.ns_steps, c.coefficients, c.ns_bf16);
         let rate = lr * c.scaling.factor(w.dims(), c.rows_are_outputs);
-        (descend(w, 1.0 - lr * c.weight_decay, rate, update), MomentumState { momentum })
+        (descend(w, 1.0 - lr * c.adam.weight_decay, rate, update), MomentumState { momentum })
     }
 
     fn to_device(state: MomentumState, device: &Device) -> MomentumState {

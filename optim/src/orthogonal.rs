@@ -1,13 +1,14 @@
 //! Options that the methods with orthogonal updates share.
 
 use lowrank_kernels::newton_schulz::Coefficients;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::check;
 use crate::error::OptimError;
 
 /// How the update of a matrix of `d_out` outputs and `d_in` inputs is scaled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {
     /// `sqrt(max(1, d_out / d_in))`.
@@ -36,7 +37,6 @@ impl Scaling {
 
 /// Rejects numbers of Newton-Schulz steps for which there are no coefficients.
 pub(crate) fn check_steps(steps: usize, coefficients: Coefficients) -> Result<(), OptimError> {
-    check::at_least_one("ns_steps", steps)?;
     match coefficients.sets() {
         Some(sets) if steps > sets => {
             check::refused("ns_steps", steps, format!("coefficients = varying has {sets} sets, one a step"))

@@ -9,7 +9,8 @@ use lowrank_kernels::random::key_of;
 use regex::Regex;
 
 use crate::matrix::Place;
-use crate::registry::MethodConfig;
+use crate::method::MethodConfig;
+use crate::registry::OptionError;
 use crate::{AdamW, ModulePath, MomentResets, OptimError, ResetMoments, StateMeter};
 
 /// What a parameter is for.
@@ -92,7 +93,7 @@ impl HiddenMatrices {
     }
 
     fn turn(mut self, pattern: &str, option: &'static str, role: Role) -> Result<Self, OptimError> {
-        let refuse = |reason: String| OptimError::Value { option, value: pattern.to_string(), reason };
+        let refuse = |reason: String| OptimError::from(OptionError::value(option, pattern, reason));
         let regex = Regex::new(pattern).map_err(|error| refuse(error.to_string()))?;
         let mut matched = 0;
         for parameter in self.parameters.iter_mut().filter(|parameter| regex.is_match(&parameter.path)) {

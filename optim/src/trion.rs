@@ -6,15 +6,18 @@ use lowrank_kernels::dct::{Dct, DctBasis};
 use lowrank_kernels::elementwise::descend;
 use lowrank_kernels::host::values;
 use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
+use schemars::JsonSchema;
 
+use crate::adam::AdamOptions;
 use crate::dct_adamw::Transform;
 use crate::matrix::{MatrixRule, Place, matrix_method};
 use crate::muon::MomentumState;
 use crate::orthogonal::{Scaling, check_steps};
 use crate::projected::Norm;
 use crate::projector::{DctColumns, best};
+use crate::registry::{Entry, Kind, Method, Paper, method};
 use crate::subspace::index_tensor;
-use crate::{AdamWConfig, OptimError, check};
+use crate::{AdamWConfig, OptimError, registry};
 
 /// Configuration of Trion: "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language Models" (Modoranu et al.,
 /// arXiv 2505.17967).
@@ -22,49 +25,44 @@ use crate::{AdamWConfig, OptimError, check};
 /// Each step takes the columns of a DCT matrix that carry most of the momentum, makes that part orthogonal and moves the weights by it; what was
 /// used decays in the momentum, the rest stays. The momentum is as large as the matrix: Trion saves no state against Muon but work, and what
 /// workers would have to exchange. For matrices inside a model; everything else takes AdamW.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct TrionConfig {
-    /// Basis vectors, at least 1. A matrix whose projected side is smaller takes AdamW.
+    /// Rank of the projection; matrices with a smaller projected dimension use AdamW.
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-required" = true))]
     pub rank: usize,
-    /// Share of the used part that stays in the momentum, from 0 to below 1.
+    /// Fraction of the applied component kept in the momentum.
     #[config(default = 0.95)]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub momentum: f64,
-    /// The basis.
+    /// Orthonormal basis.
     #[config(default = "DctBasis::Dct3")]
     pub basis: DctBasis,
-    /// How coefficients are computed; speed alone.
+    /// Computation of the coefficients; affects speed only.
     #[config(default = "Transform::Fft")]
     pub transform: Transform,
-    /// Newton-Schulz steps, at least 1.
+    /// Newton-Schulz steps.
     #[config(default = 5)]
+    #[schemars(range(min = 1, max = 100))]
     pub ns_steps: usize,
-    /// Coefficients of the iteration.
+    /// Coefficients of the Newton-Schulz iteration.
     #[config(default = "Coefficients::Jordan")]
     pub coefficients: Coefficients,
-    /// Whether the iteration's products are in bf16.
+    /// Compute the iteration's products in bf16, as in the published code.
     #[config(default = false)]
     pub ns_bf16: bool,
     /// Scale of the update by the shape of the matrix.
     #[config(default = "Scaling::Kj")]
     pub scaling: Scaling,
-    /// Whether matrices are stored `[d_out, d_in]`, which Burn's linear layers are not.
+    /// Matrices are stored `[d_out, d_in]`; Burn's are not.
     #[config(default = false)]
     pub rows_are_outputs: bool,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
-    /// Learning rate of everything else as a multiple of that of the matrices.
+    /// Learning rate of all other parameters as a multiple of that of the matrices.
     #[config(default = 0.015)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub others_lr_scale: f64,
-    /// Decay of the first moment of everything else.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment of everything else.
-    #[config(default = 0.95)]
-    pub beta_2: f64,
-    /// Epsilon of everything else.
-    #[config(default = 1e-10)]
-    pub epsilon: f64,
+    /// Options of AdamW for all other parameters; its weight decay applies to the matrices too.
+    #[config(default = "AdamOptions::new().with_beta_2(0.95).with_epsilon(1e-10)")]
+    pub adam: AdamOptions,
 }
 
 /// Trion's rule for one matrix.
@@ -76,10 +74,7 @@ pub struct Trion {
 impl TrionConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        check::at_least_one("rank", self.rank)?;
-        check::fraction("momentum", self.momentum)?;
-        check::positive("others_lr_scale", self.others_lr_scale)?;
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
+        registry::validate(self)?;
         check_steps(self.ns_steps, self.coefficients)
     }
 
@@ -89,7 +84,7 @@ impl TrionConfig {
 
     /// AdamW of everything else.
     pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay).with_lr_scale(self.others_lr_scale)
+        AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
     }
 
     /// Bytes of state for a matrix of this shape.
@@ -97,6 +92,22 @@ impl TrionConfig {
         if self.rank <= rows.min(columns) { 4 * rows * columns } else { 8 * rows * columns }
     }
 }
+
+/// Registry entry.
+pub(crate) const METHOD: Method = method!(
+    TrionConfig,
+    TrionConfig::new(0),
+    Entry {
+        papers: &[Paper {
+            title: "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language Models",
+            place: "2505.17967"
+        }],
+        memory: "RC",
+        needs: &["hidden matrices whose projected side is at least the rank"],
+        lr: Some(0.02),
+        ..Entry::plain(Kind::Optimizer, "trion", "momentum whose leading DCT columns are orthogonalised")
+    }
+);
 
 matrix_method!(TrionConfig, Trion);
 
@@ -135,7 +146,7 @@ impl MatrixRule for Trion {
         let momentum = descend(b, 1.0, 1.0 - c.momentum, back(low.clone()));
         let update = back(newton_schulz(low, c.ns_steps, c.coefficients, c.ns_bf16));
         let rate = lr * c.scaling.factor(shape, c.rows_are_outputs);
-        (descend(w, 1.0 - lr * c.weight_decay, rate, update), MomentumState { momentum })
+        (descend(w, 1.0 - lr * c.adam.weight_decay, rate, update), MomentumState { momentum })
     }
 
     fn to_device(state: MomentumState, device: &Device) -> MomentumState {

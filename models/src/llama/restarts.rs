@@ -4,6 +4,7 @@ use burn::module::ParamId;
 use burn::tensor::Tensor;
 use lowrank_optim::OptimError;
 use lowrank_optim::loro::{Factors, LoroSteps, exact_step};
+use lowrank_optim::registry::OptionError;
 use rayon::prelude::*;
 
 use super::model::Llama;
@@ -57,8 +58,8 @@ impl Pair<'_> {
     fn stepped(&self) -> Result<Factors, OptimError> {
         let factors = Factors { m: self.layer.b.val().inner().transpose(), n: self.layer.a.val().inner() };
         exact_step(&factors, &self.directions, self.step).map_err(|error| match error {
-            OptimError::Value { option, value, reason } => {
-                OptimError::Value { option, value, reason: format!("in {} {reason}", self.path) }
+            OptimError::Option(OptionError::Value { key, value, reason }) => {
+                OptionError::value(key, value, format!("in {} {reason}", self.path)).into()
             }
             other => other,
         })

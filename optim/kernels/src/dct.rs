@@ -12,6 +12,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex32;
 use rustfft::{Fft, FftPlanner};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decompose::orthonormal_factor;
@@ -20,7 +21,7 @@ use crate::random::{generator, normal};
 use crate::vectorised::vectorised;
 
 /// Which orthonormal basis the columns of `D` are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DctBasis {
     /// `D = C`: a row times `D` is its DCT-III.

@@ -1,12 +1,13 @@
 //! Orthogonalisation by Newton-Schulz iteration, as Muon and Trion use it.
 
 use burn::tensor::{DType, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::elementwise::norm;
 
 /// Coefficients of the iteration `X <- a X + (b Y + c Y^2) X` with `Y = X X^T`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Coefficients {
     /// The same in every step: singular values end between 0.68 and 1.21.

@@ -4,23 +4,24 @@ use std::sync::Arc;
 
 use burn::config::Config;
 use burn::optim::ModuleOptimizer;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Projected;
-use crate::check;
+use crate::adam::{AdamOptions, adam_builders};
 use crate::moments::{MomentType, Storage};
 use crate::projector::{
     Blocks, DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal,
     Rounded, Svd, TwoSidedSvd,
 };
 use crate::quantised::QuantisedMatrix;
-use crate::{AdamWConfig, ByMatrix, OptimError};
+use crate::{AdamWConfig, ByMatrix, OptimError, check, registry};
 use lowrank_kernels::dct::DctBasis;
 
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$help:meta])* $word:ident),* $(,)? }) => {
         $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "snake_case")]
         pub enum $name { $($(#[$help])* $word),* }
     };
@@ -176,12 +177,14 @@ words! {
 
 /// Configuration of a projected optimizer, piece by piece. The published methods are choices of these: see
 /// [`GaLoreConfig`](crate::GaLoreConfig) and the others.
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct ProjectedConfig {
     /// Vectors of the subspace; 0 takes `density`.
+    #[schemars(range(max = 1_000_000))]
     pub rank: usize,
     /// Share of the projected side, of the values or of the matrices, where the rank is 0.
     #[config(default = 0.25)]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub density: f64,
     /// Side that is projected.
     #[config(default = "Side::Std")]
@@ -212,6 +215,7 @@ pub struct ProjectedConfig {
     pub seed: u64,
     /// Steps between renewals, at least 1.
     #[config(default = 200)]
+    #[schemars(range(min = 1))]
     pub update_proj_gap: usize,
     /// At which steps the subspace is renewed.
     #[config(default = "RenewAt::Completed")]
@@ -221,6 +225,7 @@ pub struct ProjectedConfig {
     pub target: Target,
     /// Share of the momentum in the mix that the projector looks at.
     #[config(default = 0.908)]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub rho: f64,
     /// What happens to moments at a renewal.
     #[config(default = "States::Keep")]
@@ -230,27 +235,32 @@ pub struct ProjectedConfig {
     pub inner: Inner,
     /// Factor of the update inside the subspace; of `Rest::Gradient` its root is the factor.
     #[config(default = 1.0)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub scale: f64,
     /// What happens outside the subspace.
     #[config(default = "Rest::None")]
     pub rest: Rest,
     /// Steps of the kept rest's quantisation, 1 to 255; up to 15 a value takes half a byte.
     #[config(default = 255)]
+    #[schemars(range(min = 1))]
     pub error_levels: u8,
     /// Whether momentum that a renewal loses is kept in the rest too.
     #[config(default = false)]
     pub error_of_momentum: bool,
     /// Learning rate outside the subspace as a multiple of that inside.
     #[config(default = 1.0)]
+    #[schemars(range(min = 0.0, max = 1e6))]
     pub inactive_lr_scale: f64,
     /// Learning rate of projected matrices as a multiple of the learning rate.
     #[config(default = 1.0)]
+    #[schemars(range(min = 0.0, max = 1e6))]
     pub proj_lr_scale: f64,
     /// How many scaling factors a matrix has.
     #[config(default = "Granularity::Channel")]
     pub granularity: Granularity,
     /// Greatest growth of the scaled part's norm from step to step; 0 for no limit.
     #[config(default = 1.01)]
+    #[schemars(extend("anyOf" = [{ "const": 0 }, { "exclusiveMinimum": 1 }]))]
     pub growth_limit: f64,
     /// Whether `scale` of `Rest::Gradient` acts before the limit of growth.
     #[config(default = false)]
@@ -263,44 +273,45 @@ pub struct ProjectedConfig {
     pub min_8bit_size: usize,
     /// Bits of the stored projector, 4 or 8; 0 stores it in f32.
     #[config(default = 0)]
+    #[schemars(extend("enum" = [0, 4, 8]))]
     pub proj_bits: u32,
     /// Values of the stored projector that share a scale.
     #[config(default = 256)]
+    #[schemars(range(min = 1))]
     pub proj_group: usize,
     /// Bits of the grid that weights are rounded to at random after each step, 4 or 8; 0 for none.
     #[config(default = 0)]
+    #[schemars(extend("enum" = [0, 4, 8]))]
     pub weight_bits: u32,
     /// Values of the weight that share a scale.
     #[config(default = 256)]
+    #[schemars(range(min = 1))]
     pub weight_group: usize,
     /// Renewals whose mean cosine decides on a longer gap; 0 keeps the gap.
     #[config(default = 0)]
+    #[schemars(range(max = 1_000_000))]
     pub lazy_queue: usize,
     /// Mean cosine of the first direction from which the gap grows.
     #[config(default = 0.4)]
+    #[schemars(range(min = -1.0, max = 1.0))]
     pub cos_threshold: f64,
     /// Factor by which the gap grows.
     #[config(default = 2)]
+    #[schemars(range(min = 1, max = 1000))]
     pub gap_growth: usize,
-    /// Decay of the first moment, from 0 to below 1.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
-    /// Decoupled weight decay, 0 or greater.
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam.
+    #[config(default = "AdamOptions::new()")]
+    pub adam: AdamOptions,
     /// Whether weights decay after the update rather than before.
     #[config(default = false)]
     pub decay_after: bool,
     /// Matrices with a side of this size or more take plain AdamW.
     #[config(default = 32_000)]
+    #[schemars(range(min = 1))]
     pub max_shape: usize,
 }
+
+adam_builders!(ProjectedConfig);
 
 impl ProjectedConfig {
     /// Refuses values outside what the options allow and pieces that do not go together.
@@ -309,29 +320,7 @@ impl ProjectedConfig {
         fn refuse(option: &'static str, value: impl ToString, reason: &str) -> Result<(), OptimError> {
             check::refused(option, value, reason)
         }
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
-        check::share("density", self.density)?;
-        check::at_least_one("update_proj_gap", self.update_proj_gap)?;
-        check::at_least_one("max_shape", self.max_shape)?;
-        check::fraction("rho", self.rho)?;
-        check::positive("scale", self.scale)?;
-        check::not_negative("inactive_lr_scale", self.inactive_lr_scale)?;
-        check::not_negative("proj_lr_scale", self.proj_lr_scale)?;
-        check::at_least_one("error_levels", usize::from(self.error_levels))?;
-        if self.growth_limit != 0.0 && !(self.growth_limit > 1.0 && self.growth_limit.is_finite()) {
-            return refuse("growth_limit", self.growth_limit, "it must be greater than 1, or 0 for no limit");
-        }
-        for (option, bits) in [("proj_bits", self.proj_bits), ("weight_bits", self.weight_bits)] {
-            if ![0, 4, 8].contains(&bits) {
-                return refuse(option, bits, "it must be 4, 8, or 0 for f32");
-            }
-        }
-        check::at_least_one("proj_group", self.proj_group)?;
-        check::at_least_one("weight_group", self.weight_group)?;
-        check::at_least_one("gap_growth", self.gap_growth)?;
-        if !(-1.0..=1.0).contains(&self.cos_threshold) {
-            return refuse("cos_threshold", self.cos_threshold, "a cosine is from -1 to 1");
-        }
+        registry::validate(self)?;
         let by_vectors = matches!(self.projector, Svd | Dct | Power | ProjectorKind::Random | Gaussian);
         if self.rank == 0 && self.density == 0.0 && !matches!(self.rest, Rest::Sign | Rest::Sgd) {
             return refuse("rank", 0, "it must be at least 1, or density above 0: nothing would move");
@@ -436,7 +425,8 @@ impl ProjectedConfig {
 
     /// AdamW of the same kind, for parameters that are not projected.
     pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
+        AdamWConfig::new()
+            .with_adam(self.adam)
             .with_legacy_epsilon(self.inner == Inner::AdamLegacy)
             .with_decay_after(self.decay_after)
     }

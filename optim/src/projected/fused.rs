@@ -130,10 +130,10 @@ impl Step<'_> {
         };
         s.time += 1;
         s.moment_time += 1;
-        let c1 = 1.0 - c.beta_1.powf(s.moment_time as f64);
-        let c2 = 1.0 - c.beta_2.powf(s.moment_time as f64);
-        let epsilon = if c.inner == Inner::Adam { c.epsilon * c2.sqrt() } else { c.epsilon };
-        let adam_of = Adam::new(c.beta_1, c.beta_2, epsilon);
+        let c1 = 1.0 - c.adam.beta_1.powf(s.moment_time as f64);
+        let c2 = 1.0 - c.adam.beta_2.powf(s.moment_time as f64);
+        let epsilon = if c.inner == Inner::Adam { c.adam.epsilon * c2.sqrt() } else { c.adam.epsilon };
+        let adam_of = Adam::new(c.adam.beta_1, c.adam.beta_2, epsilon);
         let (direction, m, v) = adam(tensor(stored(low.clone()), low_shape), m, v, adam_of);
         let direction = self.turned(lowrank_kernels::host::values(direction), low_shape);
 
@@ -253,7 +253,7 @@ impl Step<'_> {
         s: &mut ProjectedState,
     ) -> Tensor<2> {
         let (c, device, columns) = (self.c, w.device(), self.shape[1]);
-        let decay = 1.0 - lr * c.weight_decay;
+        let decay = 1.0 - lr * c.adam.weight_decay;
         let (keep, rate) = (decay as f32, if c.decay_after { rate * decay } else { rate } as f32);
         let mut w = Memory::of(w);
         w.write().par_chunks_mut(TILE * columns).enumerate().for_each_init(

@@ -16,9 +16,12 @@ pub use step::{Projected, longer_gap};
 /// Gives the configuration of a published method what all optimizers have, by way of its pieces.
 macro_rules! named {
     ($config:ident) => {
+        crate::adam::adam_builders!($config);
+
         impl $config {
             /// Refuses values outside what the options allow and pieces that do not go together.
             pub fn validate(&self) -> Result<(), crate::OptimError> {
+                crate::registry::validate(self)?;
                 self.projected().validate()
             }
 
@@ -28,7 +31,10 @@ macro_rules! named {
             ///
             /// When `validate` refuses the configuration.
             pub fn build(&self) -> crate::ByMatrix<crate::Projected> {
-                self.projected().build()
+                match crate::method::MethodConfig::optimizer(self) {
+                    Ok(optimizer) => optimizer,
+                    Err(error) => panic!("{error}"),
+                }
             }
 
             /// The optimizer of a whole module.
@@ -37,14 +43,15 @@ macro_rules! named {
             ///
             /// When `validate` refuses the configuration.
             pub fn init(&self) -> burn::optim::ModuleOptimizer {
-                self.projected().init()
+                burn::optim::ModuleOptimizer::from(self.build())
             }
         }
 
-        impl crate::registry::MethodConfig for $config {
+        impl crate::method::MethodConfig for $config {
             type Optimizer = crate::ByMatrix<crate::Projected>;
 
             fn optimizer(&self) -> Result<Self::Optimizer, crate::OptimError> {
+                self.validate()?;
                 self.projected().try_build()
             }
 

@@ -149,7 +149,7 @@ impl Projected {
             let rest = rest.mul_scalar(c.inactive_lr_scale / factor);
             direction = Some(direction.map_or(rest.clone(), |direction| direction + rest));
         }
-        let decay = 1.0 - lr * c.weight_decay;
+        let decay = 1.0 - lr * c.adam.weight_decay;
         let (keep, rate) = if c.decay_after { (decay, decay) } else { (decay, 1.0) };
         let w = match direction {
             Some(direction) => descend(w, keep, rate * lr_here * factor, direction),
@@ -180,7 +180,7 @@ impl Projected {
         }
         let mixed = match (c.target, before, moment) {
             (Target::Momentum, Some(before), Some(m)) => {
-                let momentum = before.back(m).mul_scalar(c.rho / (1.0 - c.beta_1.powf(s.moment_time as f64)));
+                let momentum = before.back(m).mul_scalar(c.rho / (1.0 - c.adam.beta_1.powf(s.moment_time as f64)));
                 Some(momentum + g.clone().mul_scalar(1.0 - c.rho))
             }
             _ => None,
@@ -281,8 +281,8 @@ impl Step<'_> {
         let v = match (v, self.c.states) {
             (None, _) => None,
             (Some(v), States::Transport) => {
-                let d1 = 1.0 - self.c.beta_1.powf(time as f64);
-                let d2 = 1.0 - self.c.beta_2.powf(time as f64);
+                let d1 = 1.0 - self.c.adam.beta_1.powf(time as f64);
+                let d2 = 1.0 - self.c.adam.beta_2.powf(time as f64);
                 // Infinite squares (of gradients above 1e19) would give infinity times zero here.
                 let variance = v.div_scalar(d2).clamp_max(HUGE) - m.div_scalar(d1).square().clamp_max(HUGE);
                 let mean = moved.clone().div_scalar(d1).square().clamp_max(HUGE);
@@ -311,7 +311,7 @@ impl Step<'_> {
         }
         if let (true, Some(old), Some(moved), Some(before)) = (self.c.error_of_momentum, old, moved, before) {
             let lost = before.back(&old) - self.subspace.back(moved);
-            rest = rest + lost.mul_scalar(self.c.beta_1 / (1.0 - self.c.beta_1));
+            rest = rest + lost.mul_scalar(self.c.adam.beta_1 / (1.0 - self.c.adam.beta_1));
         }
         ErrorBuffer::keep(rest, how)
     }
@@ -319,22 +319,22 @@ impl Step<'_> {
     fn inner(&self, low: Tensor<2>, moments: Option<Moments>, time: usize) -> Inside {
         let c = self.c;
         let (m, v) = moments.unwrap_or_else(|| (low.zeros_like(), None));
-        let c1 = 1.0 - c.beta_1.powf(time as f64);
-        let c2 = 1.0 - c.beta_2.powf(time as f64);
+        let c1 = 1.0 - c.adam.beta_1.powf(time as f64);
+        let c2 = 1.0 - c.adam.beta_2.powf(time as f64);
         let (direction, factor, moment_1, moment_2) = match c.inner {
             Inner::Adam | Inner::AdamLegacy => {
                 let v = v.unwrap_or_else(|| low.zeros_like());
-                let epsilon = if c.inner == Inner::Adam { c.epsilon * c2.sqrt() } else { c.epsilon };
-                let f = Adam::new(c.beta_1, c.beta_2, epsilon);
+                let epsilon = if c.inner == Inner::Adam { c.adam.epsilon * c2.sqrt() } else { c.adam.epsilon };
+                let f = Adam::new(c.adam.beta_1, c.adam.beta_2, epsilon);
                 let (direction, m, v) = adam(low.clone(), m, v, f);
                 (direction, c2.sqrt() / c1, m, Some(v))
             }
             Inner::Lion => {
                 let mix = |m: Tensor<2>, beta: f64| m.mul_scalar(beta) + low.clone().mul_scalar(1.0 - beta);
-                (mix(m.clone(), c.beta_1).sign(), 1.0, mix(m, c.beta_2), None)
+                (mix(m.clone(), c.adam.beta_1).sign(), 1.0, mix(m, c.adam.beta_2), None)
             }
             Inner::Momentum => {
-                let m = m.mul_scalar(c.beta_1) + low.clone();
+                let m = m.mul_scalar(c.adam.beta_1) + low.clone();
                 (m.clone(), 1.0, m, None)
             }
         };

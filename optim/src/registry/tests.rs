@@ -4,8 +4,11 @@ use burn::module::{Module, Param};
 use burn::optim::{GradientsParams, OptimizerRecord};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use burn::optim::ModuleOptimizer;
+use serde_json::Value;
+
 use super::*;
-use crate::{Keep, MomentReset};
+use crate::{HiddenMatrices, Keep, MomentReset, MomentResets, StateMeter};
 use lowrank_kernels::host::values;
 
 /// A module of one matrix, which is hidden by its name.
@@ -72,11 +75,12 @@ impl Run {
 
 /// Every method with options that fit a matrix whose smaller side is `side`, and the choices that change what is stored.
 fn variants(side: usize) -> Vec<(&'static Method, Options)> {
-    let text = |word: &str| OptionValue::Text(word.into());
-    let count = OptionValue::Count;
+    let text = |word: &str| Value::from(word);
+    let count = |count: i64| Value::from(count);
     let mut all = Vec::new();
     for method in METHODS {
-        let has = |name: &str| method.help.iter().any(|(option, _)| *option == name);
+        let list = method.options();
+        let has = |name: &str| list.get(name).is_some();
         let mut base = Options::new();
         if has("rank") && !["frugal", "apollo-mini"].contains(&method.name) {
             base.insert("rank".into(), count(side.div_ceil(2) as i64));
@@ -85,10 +89,10 @@ fn variants(side: usize) -> Vec<(&'static Method, Options)> {
             base.insert("update_proj_gap".into(), count(2));
         }
         if method.name == "frugal" {
-            base.insert("density".into(), OptionValue::Number(0.5));
+            base.insert("density".into(), Value::from(0.5));
         }
         all.push((method, base.clone()));
-        let mut with = |pairs: &[(&str, OptionValue)]| {
+        let mut with = |pairs: &[(&str, Value)]| {
             let mut options = base.clone();
             options.extend(pairs.iter().map(|(name, value)| (name.to_string(), value.clone())));
             all.push((method, options));
@@ -101,12 +105,8 @@ fn variants(side: usize) -> Vec<(&'static Method, Options)> {
                 }
                 with(&[("error_levels", count(15))]);
                 with(&[("side", text("left"))]);
-                with(&[
-                    ("transform", text("matmul")),
-                    ("basis", text("random")),
-                    ("weighted", OptionValue::Flag(true)),
-                ]);
-                with(&[("rotate", OptionValue::Flag(false)), ("basis", text("dct2"))]);
+                with(&[("transform", text("matmul")), ("basis", text("random")), ("weighted", Value::from(true))]);
+                with(&[("rotate", Value::from(false)), ("basis", text("dct2"))]);
                 with(&[("moments", text("bf16"))]);
             }
             "galore" => {
@@ -120,21 +120,21 @@ fn variants(side: usize) -> Vec<(&'static Method, Options)> {
             "q-galore" => with(&[("proj_group", count(2)), small, ("lazy_queue", count(1))]),
             "adamw-8bit" => with(&[small]),
             "fira" => {
-                with(&[("projector", text("dct")), ("pure", OptionValue::Flag(true))]);
+                with(&[("projector", text("dct")), ("pure", Value::from(true))]);
                 with(&[("granularity", text("matrix"))]);
             }
             "frugal" => {
                 for projector in ["columns", "rows", "randk", "svd", "random", "randperm", "dct"] {
                     with(&[("projector", text(projector))]);
                 }
-                with(&[("projector", text("columns")), ("reset_statistics", OptionValue::Flag(false))]);
+                with(&[("projector", text("columns")), ("reset_statistics", Value::from(false))]);
                 with(&[("projector", text("randk")), ("inner", text("lion"))]);
                 with(&[("projector", text("columns")), ("inner", text("momentum"))]);
             }
             "ldadam" => {
                 with(&[("projector", text("svd"))]);
                 with(&[("projector", text("dct"))]);
-                with(&[("error_feedback", OptionValue::Flag(false))]);
+                with(&[("error_feedback", Value::from(false))]);
             }
             "apollo" => with(&[("projector", text("svd"))]),
             "dion" => with(&[("right", text("qr"))]),
@@ -150,22 +150,23 @@ const SHAPES: [[usize; 2]; 8] = [[8, 5], [5, 8], [7, 7], [1, 9], [9, 1], [1, 1],
 fn names_are_unique_and_unknown_ones_get_the_nearest() {
     for method in METHODS {
         assert_eq!(METHODS.iter().filter(|other| other.name == method.name).count(), 1);
-        assert!(std::ptr::eq(find(method.name).unwrap(), method));
+        assert!(std::ptr::eq(optimizer(method.name).unwrap(), method));
     }
-    assert!(find("adamv").unwrap_err().to_string().contains("did you mean \"adamw\""));
+    assert!(optimizer("adamv").unwrap_err().to_string().contains("did you mean \"adamw\""));
 }
 
 #[test]
-fn every_option_is_explained_and_has_its_place_in_the_configuration() {
+fn every_option_has_one_name_help_and_a_default_that_is_allowed() {
     for method in METHODS {
-        let standard = (method.standard)();
-        let fields: Vec<&String> = standard.as_object().unwrap().keys().collect();
-        for field in &fields {
-            assert!(method.help.iter().any(|(name, _)| name == field), "{}: {field} is not explained", method.name);
-        }
-        assert_eq!(fields.len(), method.help.len(), "{}", method.name);
-        for spec in method.options() {
-            assert!(spec.default.is_some() || method.required.contains(&spec.name), "{} {}", method.name, spec.name);
+        let options = method.options();
+        for (number, option) in options.iter().enumerate() {
+            let place = format!("{} {}", method.name, option.name);
+            assert!(option.help.ends_with('.'), "{place}: {:?}", option.help);
+            assert!(options.iter().skip(number + 1).all(|other| other.name != option.name), "{place} is there twice");
+            match &option.default {
+                Some(default) => option.check(default).unwrap_or_else(|error| panic!("{place}: {error}")),
+                None => assert_eq!(option.name, "rank", "{place}"),
+            }
         }
     }
 }
@@ -290,11 +291,11 @@ fn parameters_of_half_precision_keep_their_type() {
 
 #[test]
 fn ranks_up_to_the_smaller_side_are_taken_and_larger_ones_refused() {
-    for method in METHODS.iter().filter(|method| method.help.iter().any(|(name, _)| *name == "rank")) {
+    for method in METHODS.iter().filter(|method| method.options().get("rank").is_some()) {
         let with = |rank: i64| {
-            let mut options = Options::from([("rank".to_string(), OptionValue::Count(rank))]);
+            let mut options = Options::from_iter([("rank".to_string(), Value::from(rank))]);
             if method.name == "frugal" {
-                options.insert("projector".into(), OptionValue::Text("svd".into()));
+                options.insert("projector".into(), Value::from("svd"));
             }
             let module = Matrix::new([8, 5]);
             method.init(&options, &HiddenMatrices::of(&module), &StateMeter::new()).map(|_| options)
@@ -314,8 +315,9 @@ fn ranks_up_to_the_smaller_side_are_taken_and_larger_ones_refused() {
 
 #[test]
 fn senseless_options_are_refused_by_name_and_with_a_reason() {
-    let (count, number, text) =
-        (OptionValue::Count, OptionValue::Number, |word: &str| OptionValue::Text(word.to_string()));
+    let count = |value: i64| Value::from(value);
+    let number = |value: f64| Value::from(value);
+    let text = |word: &str| Value::from(word);
     let cases = vec![
         ("dct-adamw", "rank", count(0)),
         ("dct-adamw", "rank", number(2.5)),
@@ -343,7 +345,7 @@ fn senseless_options_are_refused_by_name_and_with_a_reason() {
         ("frugal", "update_proj_gap", count(0)),
         ("frugal", "inactive_rule", text("adam")),
         ("frugal", "inactive_lr_scale", number(-1.0)),
-        ("frugal", "reset_statistics", OptionValue::Flag(false)),
+        ("frugal", "reset_statistics", Value::from(false)),
         ("ldadam", "rho", number(1.0)),
         ("ldadam", "projector", text("gaussian")),
         ("apollo", "scale", number(-1.0)),
@@ -364,19 +366,19 @@ fn senseless_options_are_refused_by_name_and_with_a_reason() {
         ("adamw", "weight_decay", text("much")),
     ];
     for (name, option, value) in cases {
-        let method = find(name).unwrap();
+        let method = optimizer(name).unwrap();
         let mut options = Options::new();
-        for required in method.required {
-            options.insert(required.to_string(), count(4));
+        for required in method.options().iter().filter(|option| option.default.is_none()) {
+            options.insert(required.name.clone(), count(4));
         }
         options.insert(option.to_string(), value.clone());
         let refusal = method.check(&options).expect_err(&format!("{name} {option} {value}")).to_string();
         assert!(refusal.contains(option) || refusal.contains("states"), "{name} {option} {value}: {refusal}");
     }
-    let dct = find("dct-adamw").unwrap();
+    let dct = optimizer("dct-adamw").unwrap();
     assert!(dct.check(&Options::new()).unwrap_err().to_string().contains("rank"));
-    let slip = Options::from([("beta1".to_string(), number(0.5))]);
-    assert!(find("adamw").unwrap().check(&slip).unwrap_err().to_string().contains("did you mean \"beta_1\""));
+    let slip = Options::from_iter([("beta1".to_string(), number(0.5))]);
+    assert!(optimizer("adamw").unwrap().check(&slip).unwrap_err().to_string().contains("did you mean \"beta_1\""));
 }
 
 /// With its moments at 0 a zero gradient moves nothing; before the reset it does.

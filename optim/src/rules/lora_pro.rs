@@ -12,13 +12,15 @@ use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{Device, Tensor, TensorData};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, matrices, meet, turned};
-use crate::{AdamWConfig, OptimError, StateMeter, check};
+use crate::adam::{AdamOptions, adam_builders};
+use crate::{AdamWConfig, OptimError, StateMeter, check, registry};
 
 /// Where the moments of LoRA-Pro live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoraProMode {
     /// On the equivalent gradient of the weight, in the rule: `2 d_in d_out` values a layer, as full fine-tuning has. The gradients that it gives
@@ -32,7 +34,7 @@ pub enum LoraProMode {
 }
 
 /// How the freedom that the equivalent gradient leaves is used; the step of the merged weight is the same to first order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoraProX {
     /// The gradients lie as close to the plain ones as they can.
@@ -45,7 +47,7 @@ pub enum LoraProX {
 }
 
 /// Configuration of [`LoraPro`].
-#[derive(Config, Debug)]
+#[derive(Config, Debug, JsonSchema)]
 pub struct LoraProConfig {
     /// Where the moments live.
     #[config(default = "LoraProMode::Full")]
@@ -53,21 +55,13 @@ pub struct LoraProConfig {
     /// How the free part of the gradients is chosen.
     #[config(default = "LoraProX::Sylvester")]
     pub x_mode: LoraProX,
-    /// Damping of the factors' products with themselves, greater than 0.
+    /// Damping of the factors' products with themselves.
     #[config(default = 1e-8)]
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub delta: f64,
-    /// Decay of the first moment, from 0 to below 1; of mode full.
-    #[config(default = 0.9)]
-    pub beta_1: f64,
-    /// Decay of the second moment, from 0 to below 1; of mode full.
-    #[config(default = 0.999)]
-    pub beta_2: f64,
-    /// Added to the root of the second moment, greater than 0; of mode full.
-    #[config(default = 1e-8)]
-    pub epsilon: f64,
-    /// Decay of the whole weight, 0 or greater; of mode full, see [`LoraPro::decay`].
-    #[config(default = 0.0)]
-    pub weight_decay: f64,
+    /// Options of Adam in mode full; its weight decay acts on the whole weight, see [`LoraPro::decay`].
+    #[config(default = "AdamOptions::new()")]
+    pub adam: AdamOptions,
 }
 
 /// LoRA-Pro as a pass over gradients, after clipping and before the optimizer; once a step, on the sum over micro-batches.
@@ -97,17 +91,18 @@ pub struct LoraPro {
     moments: Arc<Mutex<ModuleOptimizer>>,
 }
 
+adam_builders!(LoraProConfig);
+
 impl LoraProConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        check::positive("delta", self.delta)?;
-        check::adam(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)?;
+        registry::validate(self)?;
         match self.mode {
             LoraProMode::Full => Ok(()),
-            _ if self.weight_decay == 0.0 => Ok(()),
+            _ if self.adam.weight_decay == 0.0 => Ok(()),
             _ => check::refused(
                 "weight_decay",
-                self.weight_decay,
+                self.adam.weight_decay,
                 "lora-pro decays weights in mode full alone; elsewhere the optimizer does",
             ),
         }
@@ -121,14 +116,14 @@ impl LoraProConfig {
     /// The rule for known pairs of a module. States report to the meter.
     pub fn over<M: Module>(&self, module: &M, pairs: Vec<LoraPair>, meter: &StateMeter) -> Result<LoraPro, OptimError> {
         self.validate()?;
-        if self.weight_decay > 0.0 {
+        if self.adam.weight_decay > 0.0 {
             let weights = matrices(module, &pairs.iter().map(|pair| pair.weight).collect());
             let writable = |pair: &LoraPair| weights.get(&pair.weight).is_some_and(|weight| weight.dtype().is_float());
             let times = |id: ParamId| pairs.iter().filter(|pair| pair.weight == id).count();
             if let Some(pair) = pairs.iter().find(|pair| !writable(pair) || times(pair.weight) > 1) {
                 return check::refused(
                     "weight_decay",
-                    self.weight_decay,
+                    self.adam.weight_decay,
                     format!(
                         "it acts on the whole weight, and that of {} is quantised or shared; set it to 0",
                         pair.path
@@ -136,7 +131,7 @@ impl LoraProConfig {
                 );
             }
         }
-        let adam = AdamWConfig::adam(self.beta_1, self.beta_2, self.epsilon, 0.0).build();
+        let adam = AdamWConfig::new().with_adam(self.adam.with_weight_decay(0.0)).build();
         let moments = ModuleOptimizer::from(adam.clone()).with_group(ParamGroup::all(), meter.watch(adam), None);
         Ok(LoraPro { config: self.clone(), pairs, moments: Arc::new(Mutex::new(moments)) })
     }
@@ -207,7 +202,7 @@ impl LoraPro {
                 Param::from_mapped_value(id, shrunk, mapper)
             }
         }
-        match self.config.weight_decay * lr {
+        match self.config.adam.weight_decay * lr {
             0.0 => module,
             share => module.map(&mut Shrink { pairs: &self.pairs, keep: 1.0 - share }),
         }

@@ -4,7 +4,7 @@ use burn::optim::ModuleOptimizer;
 use lowrank_models::adapter::{GradientRule, Rule};
 use lowrank_models::{Llama, Parameterization};
 use lowrank_optim::loro::{LoroConfig, LoroSteps};
-use lowrank_optim::registry::{self, OptionValue, Options};
+use lowrank_optim::registry::{self, Options};
 use lowrank_optim::{MomentResets, StateMeter, Stepped};
 
 use super::BuildError;
@@ -23,19 +23,10 @@ pub struct Optimizer {
 /// The options of the optimizer that the configuration gives.
 pub fn optimizer_options(config: &Config) -> Result<Options, BuildError> {
     let section = &config.optimizer;
-    let mut options = Options::from([("weight_decay".to_string(), OptionValue::Number(section.weight_decay))]);
+    let mut options = Options::from_iter([("weight_decay".to_string(), section.weight_decay.into())]);
     for (name, value) in &section.options {
-        let value = match value {
-            toml::Value::Boolean(flag) => OptionValue::Flag(*flag),
-            toml::Value::Integer(count) => OptionValue::Count(*count),
-            toml::Value::Float(number) => OptionValue::Number(*number),
-            toml::Value::String(text) => OptionValue::Text(text.clone()),
-            other => {
-                return Err(BuildError::Settings(format!(
-                    "optimizer.{name} = {other}: it must be a number, a text, true or false"
-                )));
-            }
-        };
+        let value = serde_json::to_value(value)
+            .map_err(|error| BuildError::Settings(format!("optimizer.{name} = {value}: {error}")))?;
         options.insert(name.clone(), value);
     }
     Ok(options)
@@ -50,7 +41,7 @@ pub fn optimizer(
     meter: &StateMeter,
 ) -> Result<Optimizer, BuildError> {
     let section = &config.optimizer;
-    let method = registry::find(&section.name)?;
+    let method = registry::optimizer(&section.name)?;
     let options = optimizer_options(config)?;
     let options = rule.options(method.name, options)?;
     let mut hidden = rule.parameters(model);
@@ -89,15 +80,14 @@ fn loro(config: &Config, options: &Options, model: &Llama) -> Result<LoroConfig,
     let mut loro = LoroConfig::new(if lr_scaler == -1.0 { own_scale } else { lr_scaler });
     for (key, value) in options {
         let field = match key.as_str() {
-            "beta_1" => &mut loro.beta_1,
-            "beta_2" => &mut loro.beta_2,
-            "epsilon" => &mut loro.epsilon,
-            "weight_decay" => &mut loro.weight_decay,
+            "beta_1" => &mut loro.adam.beta_1,
+            "beta_2" => &mut loro.adam.beta_2,
+            "epsilon" => &mut loro.adam.epsilon,
+            "weight_decay" => &mut loro.adam.weight_decay,
             _ => return refuse(key, &value.to_string(), "it has beta_1, beta_2, epsilon and weight_decay"),
         };
         *field = match value {
-            OptionValue::Number(number) => *number,
-            OptionValue::Count(count) => *count as f64,
+            serde_json::Value::Number(number) => number.as_f64().unwrap_or_default(),
             _ => return refuse(key, &value.to_string(), "it must be a number"),
         };
     }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use lowrank_models::adapter::{Alpha, RULES, Rank, RuleEntry, STRUCTURES, StructureEntry};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
-use lowrank_optim::registry::{METHODS, find};
+use lowrank_optim::registry::{METHODS, optimizer as find_optimizer};
 
 use super::output::{print, table};
 use crate::build::BuildError;
@@ -37,7 +37,7 @@ fn all() -> String {
     let paper = found;
     let optimizers = METHODS
         .iter()
-        .map(|method| [method.name.into(), method.state.into(), paper(method.paper.arxiv), method.summary.into()]);
+        .map(|method| [method.name.into(), method.memory.into(), paper(method.papers[0].place), method.summary.into()]);
     let parameterizations = PARAMETERIZATIONS
         .iter()
         .map(|method| [method.name.into(), method.values.into(), paper(method.arxiv), method.title.into()]);
@@ -151,19 +151,23 @@ fn rule(entry: &RuleEntry) -> String {
 }
 
 fn optimizer(name: &str) -> Result<String, BuildError> {
-    let method = find(name)?;
+    let method = find_optimizer(name)?;
     let mut text = format!(
         "{}: {}\nPaper: {} ({})\nState of an R x C matrix: {} (values of 4 bytes where nothing else is said)\n\nOptions, as optimizer.NAME:\n",
         method.name,
         method.summary,
-        method.paper.title,
-        found(method.paper.arxiv),
-        method.state
+        method.papers[0].title,
+        method.papers[0].cited(),
+        method.memory
     );
     let mut rows = Vec::new();
-    for option in method.options() {
-        let default = option.default.map_or("required".into(), |value| format!("default {value}"));
-        rows.push(vec![format!("  {}", option.name), default, option.help.into()]);
+    for option in method.options().iter() {
+        rows.push(vec![
+            format!("  {}", option.name),
+            option.default_text(),
+            option.allowed.to_string(),
+            option.help.clone(),
+        ]);
     }
     text.push_str(&table(&rows));
     Ok(text)

@@ -251,7 +251,7 @@ impl Layers {
                 section.retain(|key, _| KEYS.iter().any(|known| known.name == format!("{name}.{key}")));
             }
         }
-        let optimizer = registry::find(optimizer).map(|method| method.options()).unwrap_or_default();
+        let optimizer = registry::optimizer(optimizer).map(|method| method.options()).unwrap_or_default();
         let structure = StructureEntry::find(structure).map(|entry| entry.defaults()).unwrap_or_default();
         let rule = RULES.iter().find(|entry| entry.name == rule).map(|entry| entry.options).unwrap_or_default();
         let optimizer = optimizer.iter().map(|option| format!("optimizer.{}", option.name));

@@ -2,7 +2,7 @@
 
 use lowrank_models::adapter::{AdapterConfig, Attach, Report, Rule};
 use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource};
-use lowrank_optim::registry::find;
+use lowrank_optim::registry::optimizer as find;
 use lowrank_optim::rules::LoraProMode;
 use lowrank_optim::{StateMeter, Who};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ParamGroup, ParamId};
-use lowrank_optim::registry::{OptionValue, Options};
+use lowrank_optim::registry::Options;
 use lowrank_optim::rules::{LoraProMode, LoraProX, NormOf, check_eta};
 use lowrank_optim::{HiddenMatrices, OptimError, Parameter, Role};
 use serde::{Deserialize, Serialize};
@@ -191,7 +191,7 @@ impl Rule {
             }
         };
         let number = |options: &mut Options, key: &str, value: f64| {
-            options.entry(key.into()).or_insert(OptionValue::Number(value));
+            options.entry(key).or_insert(value.into());
         };
         match self {
             Self::LoraFa { corrected: true } => {
@@ -199,14 +199,13 @@ impl Rule {
                 number(&mut options, "beta_2", 0.999);
                 number(&mut options, "epsilon", 1e-6);
                 for key in ["legacy_epsilon", "decay_after"] {
-                    options.entry(key.into()).or_insert(OptionValue::Flag(true));
+                    options.entry(key).or_insert(true.into());
                 }
             }
             Self::LoraPro { mode, .. } => {
                 adamw("its moments are those of Adam")?;
                 number(&mut options, "beta_2", 0.999);
-                let none = [OptionValue::Number(0.0), OptionValue::Count(0)];
-                let decay = options.get("weight_decay").filter(|decay| !none.contains(decay));
+                let decay = options.get("weight_decay").filter(|decay| decay.as_f64() != Some(0.0));
                 if let (LoraProMode::Sgd, Some(decay)) = (mode, decay) {
                     return refused(
                         "weight_decay",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::optim::{GradientsParams, OptimizerRecord};
 use burn::tensor::Tensor;
-use lowrank_optim::registry::{OptionValue, Options};
+use lowrank_optim::registry::Options;
 use lowrank_optim::rules::{LoraFa, LoraPair, LoraPro, LoraProConfig, LoraProMode};
 use lowrank_optim::{HiddenMatrices, OptimError, StateMeter};
 
@@ -28,19 +28,15 @@ impl Rule {
             Self::LoraPro { mode, x_mode, delta } => {
                 let mut config = LoraProConfig::new().with_mode(mode).with_x_mode(x_mode).with_delta(delta);
                 if mode == LoraProMode::Full {
-                    let given = |key: &str| match options.get(key) {
-                        Some(OptionValue::Number(value)) => Some(*value),
-                        Some(OptionValue::Count(value)) => Some(*value as f64),
-                        _ => None,
-                    };
-                    config.beta_1 = given("beta_1").unwrap_or(config.beta_1);
-                    config.beta_2 = given("beta_2").unwrap_or(config.beta_2);
-                    config.epsilon = given("epsilon").unwrap_or(config.epsilon);
-                    config.weight_decay = given("weight_decay").unwrap_or(config.weight_decay);
+                    let given = |key: &str| options.get(key).and_then(serde_json::Value::as_f64);
+                    config.adam.beta_1 = given("beta_1").unwrap_or(config.adam.beta_1);
+                    config.adam.beta_2 = given("beta_2").unwrap_or(config.adam.beta_2);
+                    config.adam.epsilon = given("epsilon").unwrap_or(config.adam.epsilon);
+                    config.adam.weight_decay = given("weight_decay").unwrap_or(config.adam.weight_decay);
                 }
                 let rule = config.over(module, self.pairs(module)?, meter).map_err(refusal)?;
-                if config.weight_decay > 0.0 {
-                    refuse_parts(module, config.weight_decay)?;
+                if config.adam.weight_decay > 0.0 {
+                    refuse_parts(module, config.adam.weight_decay)?;
                 }
                 Ok(Some(GradientRule::LoraPro(rule)))
             }

@@ -7,9 +7,10 @@ use crate::weights::host;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowrank_optim::registry::{OptionValue, Options, find};
+use lowrank_optim::registry::{Options, optimizer as find};
 use lowrank_optim::rules::{LoraProMode, LoraProX, NormOf};
 use lowrank_optim::{StateMeter, Who};
+use serde_json::Value;
 
 #[derive(Module, Debug)]
 struct Model {
@@ -38,7 +39,7 @@ fn trained(rule: Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>> {
     // ALLoRA has no scale but 1.
     let config = AdapterConfig::new("lora").with_rank(2).with_alpha(2.0);
     let mut model = rule.freeze(model(&rule.prepare(config).unwrap()));
-    let given = options.iter().map(|(name, value)| (name.to_string(), OptionValue::Number(*value)));
+    let given = options.iter().map(|(name, value)| (name.to_string(), Value::from(*value)));
     let options = rule.options("adamw", given.collect()).unwrap();
     let meter = StateMeter::new();
     let mut optimizer = find("adamw").unwrap().init(&options, &rule.parameters(&model), &meter).unwrap().0;
@@ -167,7 +168,7 @@ fn modes_without_moments_on_the_factors_take_descent_and_keep_no_state_in_the_op
 #[test]
 fn decay_of_the_whole_weight_is_refused_where_it_has_more_parts() {
     let rule = Rule::named("lora-pro").unwrap();
-    let options = Options::from([("weight_decay".to_string(), OptionValue::Number(0.1))]);
+    let options = Options::from_iter([("weight_decay".to_string(), Value::from(0.1))]);
     let options = rule.options("adamw", options).unwrap();
     let meter = StateMeter::new();
     let plain = AdapterConfig::new("lora").with_rank(2);
@@ -184,7 +185,7 @@ fn decay_of_the_whole_weight_is_refused_where_it_has_more_parts() {
 #[test]
 fn decay_shrinks_the_base_and_its_product_as_one_weight() {
     let rule = Rule::named("lora-pro").unwrap();
-    let options = Options::from([("weight_decay".to_string(), OptionValue::Number(0.5))]);
+    let options = Options::from_iter([("weight_decay".to_string(), Value::from(0.5))]);
     let options = rule.options("adamw", options).unwrap();
     let model = model(&rule.prepare(AdapterConfig::new("lora").with_rank(2)).unwrap());
     let gradient_rule = rule.gradient_rule(&model, &options, &StateMeter::new()).unwrap().unwrap();

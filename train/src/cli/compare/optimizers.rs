@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use lowrank_optim::registry::{METHODS, Method, find};
+use lowrank_optim::registry::{METHODS, Method, optimizer as find};
 
 use super::common::Common;
 use super::comparison::{Comparison, chosen};

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
-use lowrank_optim::registry::find;
+use lowrank_optim::registry::optimizer as find;
 
 use super::common::Common;
 use super::comparison::{Comparison, chosen};

@@ -1,0 +1,58 @@
+//! Interface of the configurations of optimizers.
+
+use burn::config::Config;
+use burn::optim::Optimizer;
+
+use crate::matrix::Place;
+use crate::{AdamW, AdamWConfig, OptimError};
+
+/// Interface of the configuration of an optimizer.
+pub trait MethodConfig: Config {
+    /// The bare optimizer.
+    type Optimizer: Optimizer;
+
+    /// Whether it is refused for modules without a hidden matrix that it takes.
+    const NEEDS_MATRICES: bool = true;
+
+    /// The bare optimizer, or why the configuration is refused.
+    fn optimizer(&self) -> Result<Self::Optimizer, OptimError>;
+
+    /// The optimizer of one matrix whose place among the others is known.
+    fn at(optimizer: Self::Optimizer, place: Place) -> Self::Optimizer;
+
+    /// Whether a matrix of this shape is stepped by the method and not by plain AdamW.
+    fn takes(&self, shape: [usize; 2]) -> bool;
+
+    /// AdamW of the same kind for everything else.
+    fn others(&self) -> AdamWConfig;
+
+    /// Bytes of state for a matrix of this shape.
+    fn state_bytes(&self, shape: [usize; 2]) -> usize;
+}
+
+impl MethodConfig for AdamWConfig {
+    type Optimizer = AdamW;
+
+    const NEEDS_MATRICES: bool = false;
+
+    fn optimizer(&self) -> Result<AdamW, OptimError> {
+        self.validate()?;
+        Ok(self.build())
+    }
+
+    fn at(optimizer: AdamW, _place: Place) -> AdamW {
+        optimizer
+    }
+
+    fn takes(&self, _shape: [usize; 2]) -> bool {
+        true
+    }
+
+    fn others(&self) -> AdamWConfig {
+        self.clone().with_lr_scale(1.0)
+    }
+
+    fn state_bytes(&self, [rows, columns]: [usize; 2]) -> usize {
+        8 * rows * columns
+    }
+}

@@ -1,0 +1,109 @@
+//! An optimizer of the registry: its description and how it is built.
+
+use std::ops::Deref;
+
+use burn::optim::ModuleOptimizer;
+
+use super::entry::{Entry, Registered};
+use super::options::{OptionError, Options};
+use crate::{HiddenMatrices, MomentResets, OptimError, StateMeter, Stepped};
+
+/// An optimizer, and who steps each parameter.
+pub type Built = (ModuleOptimizer, Vec<Stepped>);
+
+/// One optimizer; its description is that of its [`Entry`].
+#[derive(Clone, Copy, Debug)]
+pub struct Method {
+    /// Description.
+    pub entry: Entry,
+    /// Checks the options together.
+    pub(crate) check: fn(&Entry, &Options) -> Result<(), OptimError>,
+    pub(crate) bytes: fn(&Entry, &Options, [usize; 2]) -> Result<usize, OptimError>,
+    pub(crate) build: fn(&Entry, &Options, &HiddenMatrices, &StateMeter) -> Result<Built, OptimError>,
+    /// None where what a reset leaves of the state is not defined.
+    pub(crate) resettable: Option<BuildResettable>,
+}
+
+type BuildResettable = fn(&Entry, &Options, &HiddenMatrices, &StateMeter, &MomentResets) -> Result<Built, OptimError>;
+
+/// Registry entry of an optimizer: the type of its configuration, its defaults, its description.
+macro_rules! method {
+    (resettable $config:ty, $standard:expr, $entry:expr) => {
+        Method {
+            resettable: Some(|entry, options, hidden, meter, resets| {
+                let config: $config = entry.configure(options)?;
+                Ok((hidden.resettable(&config, meter, resets)?, hidden.report(&config, entry.name)))
+            }),
+            ..method!($config, $standard, $entry)
+        }
+    };
+    ($config:ty, $standard:expr, $entry:expr) => {
+        Method {
+            entry: Entry { options: || $crate::registry::OptionList::of::<$config>(&$standard), ..$entry },
+            check: |entry, options| {
+                $crate::method::MethodConfig::optimizer(&entry.configure::<$config>(options)?).map(|_| ())
+            },
+            bytes: |entry, options, shape| {
+                Ok($crate::method::MethodConfig::state_bytes(&entry.configure::<$config>(options)?, shape))
+            },
+            build: |entry, options, hidden, meter| {
+                let config: $config = entry.configure(options)?;
+                Ok((hidden.optimizer(&config, meter)?, hidden.report(&config, entry.name)))
+            },
+            resettable: None,
+        }
+    };
+}
+pub(crate) use method;
+
+impl Deref for Method {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Registered for Method {
+    fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Method {
+    /// Rejects unknown options, missing ones, values that are not allowed and options that do not go together.
+    pub fn check(&self, given: &Options) -> Result<(), OptimError> {
+        (self.check)(&self.entry, given)
+    }
+
+    /// Bytes of state for a matrix of this shape.
+    pub fn state_bytes(&self, given: &Options, shape: [usize; 2]) -> Result<usize, OptimError> {
+        (self.bytes)(&self.entry, given, shape)
+    }
+
+    /// Whether its moments can be reset in the middle of a run.
+    pub fn is_resettable(&self) -> bool {
+        self.resettable.is_some()
+    }
+
+    /// As [`Method::init`], of an optimizer whose moments can be reset through the handle.
+    pub fn init_resettable(
+        &self,
+        given: &Options,
+        hidden: &HiddenMatrices,
+        meter: &StateMeter,
+        resets: &MomentResets,
+    ) -> Result<Built, OptimError> {
+        let Some(build) = self.resettable else {
+            let known: Vec<&str> = super::METHODS.iter().filter(|m| m.is_resettable()).map(|m| m.name).collect();
+            let reason = "its moments live in a subspace of their own, and what a reset leaves of them is not defined";
+            return Err(OptionError::value("name", self.name, format!("{reason}; use {}", known.join(", "))).into());
+        };
+        build(&self.entry, given, hidden, meter, resets)
+    }
+
+    /// The optimizer for the parameters of a module, whose states report to the meter, and who steps each parameter.
+    pub fn init(&self, given: &Options, hidden: &HiddenMatrices, meter: &StateMeter) -> Result<Built, OptimError> {
+        (self.build)(&self.entry, given, hidden, meter)
+    }
+}
