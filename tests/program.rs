@@ -166,16 +166,17 @@ pub fn tensors(checkpoint: &Path) -> BTreeMap<String, Vec<u8>> {
         }
     }
     assert_eq!(found.len(), 1, "a checkpoint holds a model or an adapter");
-    for state in ["optimizer", "rule"] {
-        let file = checkpoint.join(format!("{state}.safetensors"));
-        if !file.exists() {
+    for entry in std::fs::read_dir(checkpoint).expect("a checkpoint") {
+        let path = entry.expect("a file").path();
+        let state = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        if path.extension().is_none_or(|extension| extension != "bpk") {
             continue;
         }
-        let bytes = std::fs::read(file).expect("a state");
+        let bytes = std::fs::read(path.with_extension("safetensors")).expect("a state");
         let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
         let named = tensors.tensors().into_iter();
         found.extend(named.map(|(name, view)| (format!("{state}: {name}"), view.data().to_vec())));
-        let counters = burn_pack::Reader::from_file(checkpoint.join(format!("{state}.bpk"))).expect("counters");
+        let counters = burn_pack::Reader::from_file(&path).expect("counters");
         let counters = counters.scalars().iter();
         found.extend(counters.map(|(name, value)| (format!("{state}: {name}"), format!("{value:?}").into_bytes())));
     }

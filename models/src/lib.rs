@@ -1,6 +1,7 @@
 //! LLaMA models for Burn: the model, its files and the fused operations it is made of.
 //!
 //! - [`Llama`] is a Burn module with the configuration fields and parameter names of Hugging Face's implementation.
+//! - [`SegmentedModel`] is what training asks of a model: `Llama` is one, a model of your own can be another.
 //! - [`adapter`] puts trained changes on frozen layers, of this model or of any Burn module.
 //! - [`hub`] reads and writes Hugging Face model folders.
 //! - [`generate()`] continues text with a key-value cache.
@@ -13,6 +14,7 @@ mod error;
 pub mod hub;
 pub mod linear;
 mod llama;
+mod segments;
 mod weights;
 
 pub use lowrank_kernels::ops;
@@ -23,4 +25,5 @@ pub use llama::{
     Attention, BlockContext, DecoderBlock, Embedding, KvCache, LanguageBatch, LanguageOutput, Llama, LlamaBody,
     LlamaConfig, Mlp, RmsNorm, Sampling, generate, ids_tensor,
 };
+pub use segments::{Hidden, Pass, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk};
 pub use weights::{Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};

@@ -8,6 +8,7 @@
 //! - [`loro`]: steps of two factors along the manifold of their product, and the optimizer that takes them.
 //! - [`HiddenMatrices`]: which parameters of a module they are meant for.
 //! - [`rules`]: passes over the gradients of a whole module, such as clipping by their global norm.
+//! - [`Hook`]: what a method does around the steps of a training loop, for the trainer, a loop of your own or Burn's `Learner`.
 //! - [`StateMeter`]: the bytes that optimizer states really take.
 //! - [`registry`]: the list of optimizers by name, with their options and the memory they take.
 
@@ -26,6 +27,7 @@ mod error_feedback;
 mod fira;
 mod frugal;
 mod galore;
+mod hook;
 mod ldadam;
 pub mod loro;
 mod matrix;
@@ -34,6 +36,7 @@ mod method;
 mod moments;
 mod muon;
 mod orthogonal;
+mod part;
 mod path;
 mod projected;
 mod projector;
@@ -68,12 +71,14 @@ pub use error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row}
 pub use fira::FiraConfig;
 pub use frugal::{FrugalConfig, InactiveRule};
 pub use galore::GaLoreConfig;
+pub use hook::{Hook, HookError, Hooks, StepInfo};
 pub use ldadam::LdAdamConfig;
 pub use matrix::{ByMatrix, ByMatrixState, MatrixRule, Place};
 pub use meter::{Metered, StateMeter, StateStore};
 pub use moments::{Blocks, Moment, MomentType, Storage};
 pub use muon::{MomentumRule, MomentumState, Muon, MuonConfig};
 pub use orthogonal::Scaling;
+pub use part::{ByPointer, Part, PartVisitor};
 pub use path::ModulePath;
 pub use projected::{
     BlockOrder, Granularity, Inner, Norm, Projected, ProjectedConfig, ProjectedState, ProjectorKind, RenewAt, Rest,

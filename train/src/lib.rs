@@ -1,6 +1,7 @@
 //! Training on Burn: data, engine, checkpoints, TensorBoard and memory. The program `lowrank` is made of it.
 //!
 //! - [`data`]: text to batches of tokens.
+//! - [`objective`]: the weighted sum of losses that a step minimises, and the streams of batches that they are computed on.
 //! - [`engine`]: one step after another, evaluation, samples.
 //! - [`build`]: model, data, optimizer, schedule and adapter from a configuration.
 //! - [`recipe`]: pretraining and fine-tuning.
@@ -15,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod engine;
+pub mod objective;
 pub mod plan;
 pub mod process;
 pub mod recipe;

@@ -2,28 +2,27 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::{ModuleMapper, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::Tensor;
 
 use super::attach::BaseGradients;
 use super::config::AdapterConfig;
 use super::error::AdapterError;
 use super::layers::find;
 use super::stack::each_adapter;
-use crate::llama::{LanguageBatch, Llama};
-use crate::ops;
+use crate::segments::{Pass, Rows, Segment, SegmentedModel, Walker, WeightedLoss, walk};
 use crate::weights::host;
 
 /// Sums the gradients of the weights that a configuration adapts over the first `samples` rows of the batches; the last batch is cut.
 ///
 /// The loss is the sum over all tokens, so that it does not matter how samples lie in batches. Only one block's gradients exist at a time beside
 /// the sums on the host. The model stays as it is, whatever of it is frozen.
-pub fn collect_gradients(
-    model: &Llama,
+pub fn collect_gradients<M: SegmentedModel>(
+    model: &M,
     config: &AdapterConfig,
     samples: usize,
-    batches: impl IntoIterator<Item = LanguageBatch>,
+    batches: impl IntoIterator<Item = M::Batch>,
 ) -> Result<BaseGradients, AdapterError> {
     let found = find(model)?;
     let names: Vec<_> = found.values().cloned().collect();
@@ -47,9 +46,20 @@ pub fn collect_gradients(
     let model = model.clone().map(&mut Track { paths: &paths });
     let mut sums = BaseGradients::new();
     let mut left = samples;
+    let lowest = Segment::lowest_trained(&model);
     for batch in batches {
-        let rows = batch.inputs.dims()[0].min(left);
-        add(&model, &paths, cut(batch, rows), &mut sums)?;
+        let rows = batch.rows().min(left);
+        let batch = batch.narrow(0, rows);
+        let sum = |model: &M, x: M::Hidden| model.loss(x, &batch);
+        let pass = Pass { batch: &batch, losses: vec![WeightedLoss { sum: &sum, factor: 1.0 }] };
+        if let Some(lowest) = lowest {
+            let nats = walk(&[pass], lowest, &mut Sums { model: &model, paths: &paths, sums: &mut sums })?;
+            if let Some(nats) = nats.into_iter().find(|nats| !nats.is_finite()) {
+                return Err(AdapterError::Refused(format!(
+                    "the loss of a sample is {nats}: its gradients say nothing"
+                )));
+            }
+        }
         left -= rows;
         if left == 0 {
             return Ok(sums);
@@ -61,53 +71,23 @@ pub fn collect_gradients(
     )))
 }
 
-fn cut(batch: LanguageBatch, rows: usize) -> LanguageBatch {
-    LanguageBatch {
-        inputs: batch.inputs.narrow(0, 0, rows),
-        targets: batch.targets.narrow(0, 0, rows),
-        starts: batch.starts.map(|starts| starts.narrow(0, 0, rows)),
-    }
+/// Adds up the gradients that a walk over the model hands out.
+struct Sums<'a, M> {
+    model: &'a M,
+    paths: &'a BTreeMap<ParamId, String>,
+    sums: &'a mut BaseGradients,
 }
 
-/// Adds the gradients of one batch: forward keeping the inputs of the blocks, then the blocks again from the last to the first.
-fn add(
-    model: &Llama,
-    paths: &BTreeMap<ParamId, String>,
-    batch: LanguageBatch,
-    sums: &mut BaseGradients,
-) -> Result<(), AdapterError> {
-    let LanguageBatch { inputs, targets, starts } = batch;
-    let context = model.context(inputs.dims()[1], &inputs.device(), starts);
-    let mut x = ops::embedding(model.model.embed_tokens.weight.val().inner(), inputs);
-    let mut kept = Vec::with_capacity(model.model.layers.len());
-    for block in &model.model.layers {
-        kept.push(x.clone());
-        x = block.valid().forward(x, &context);
-    }
-    let leaf = Tensor::from_inner(x).require_grad();
-    let loss = model.loss_of(leaf.clone(), targets);
-    let nats: f32 = loss.clone().inner().into_scalar();
-    if !nats.is_finite() {
-        return Err(AdapterError::Refused(format!("the loss of a sample is {nats}: its gradients say nothing")));
-    }
-    let mut grads = loss.backward();
-    let mut slope = gradient(&leaf, &mut grads);
-    // The head may be one of the layers.
-    keep(GradientsParams::from_grads(grads, model), paths, sums);
-    for (block, x) in model.model.layers.iter().zip(kept).rev() {
-        let leaf = Tensor::from_inner(x).require_grad();
-        let out = block.forward(leaf.clone(), &context);
-        let mut grads = (out * Tensor::from_inner(slope)).sum().backward();
-        slope = gradient(&leaf, &mut grads);
-        keep(GradientsParams::from_grads(grads, block), paths, sums);
-    }
-    Ok(())
-}
+impl<M: SegmentedModel> Walker<M> for Sums<'_, M> {
+    type Error = AdapterError;
 
-fn gradient(leaf: &Tensor<3>, grads: &mut Gradients) -> Tensor<3> {
-    match leaf.grad_remove(grads) {
-        Some(gradient) => gradient,
-        None => unreachable!("a leaf that the loss depends on has a gradient"),
+    fn model(&self) -> &M {
+        self.model
+    }
+
+    fn gradients(&mut self, _: Segment, grads: GradientsParams) -> Result<(), AdapterError> {
+        keep(grads, self.paths, self.sums);
+        Ok(())
     }
 }
 
@@ -139,12 +119,13 @@ impl ModuleMapper for Track<'_> {
 
 #[cfg(test)]
 mod tests {
+    use burn::module::Module;
     use burn::tensor::Device;
 
     use super::*;
     use crate::adapter::{Attach, Targets};
     use crate::linear::Linear;
-    use crate::llama::{LlamaConfig, ids_tensor};
+    use crate::llama::{LanguageBatch, Llama, LlamaConfig, ids_tensor};
 
     fn model() -> Llama {
         let config = LlamaConfig {

@@ -65,7 +65,7 @@ pub use control::Control;
 pub use dora::{Dora, DoraOptions};
 pub use error::AdapterError;
 pub use fingerprint::{base_fingerprint, shared_fingerprint};
-pub use hooks::{add_after_clipping, drop_resting, penalty, resting};
+pub use hooks::{AdapterSteps, add_after_clipping, drop_resting, penalty, resting};
 pub use hydra::{Hydra, HydraOptions};
 pub use init::{asks_for_gradients, leaves_the_base};
 pub use layers::linear_layers;

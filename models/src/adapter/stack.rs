@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use burn::module::{Content, Param, Reparameterization};
 use burn::module::{Devices, LoraAdapter, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
-use lowrank_optim::ModulePath;
+use lowrank_optim::{ModulePath, Part};
 
 use super::base::{Base, Below, Dropout, Input};
 use super::control::Control;
@@ -206,13 +206,13 @@ pub fn is_trained<M: Module>(module: &M) -> bool {
     any.0
 }
 
-/// Shows every adapted layer of a module: its path and its adapters.
-pub fn each_adapter<M: Module>(module: &M, mut see: impl FnMut(&str, &Adapter)) {
-    each_adapted(module, |path, _, adapter| see(path, adapter));
+/// Shows every adapted layer of a module, or of a part of one: its path and its adapters.
+pub fn each_adapter(part: &dyn Part, mut see: impl FnMut(&str, &Adapter)) {
+    each_adapted(part, |path, _, adapter| see(path, adapter));
 }
 
-/// Shows every adapted layer of a module: its path, the weight `[d_in, d_out]` that it stands on, and its adapters.
-pub fn each_adapted<M: Module>(module: &M, see: impl FnMut(&str, &Tensor<2>, &Adapter)) {
+/// Shows every adapted layer of a module, or of a part of one: its path, the weight `[d_in, d_out]` that it stands on, and its adapters.
+pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &Adapter)) {
     struct Walk<F> {
         path: ModulePath,
         base: Option<Tensor<2>>,
@@ -243,7 +243,7 @@ pub fn each_adapted<M: Module>(module: &M, see: impl FnMut(&str, &Tensor<2>, &Ad
         }
     }
     SEEN.set(Some(Vec::new()));
-    module.visit(&mut Walk { path: ModulePath::default(), base: None, see });
+    part.walk(&mut Walk { path: ModulePath::default(), base: None, see });
     SEEN.set(None);
 }
 

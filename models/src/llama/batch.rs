@@ -1,11 +1,9 @@
-//! Batches of text for Burn's own training loop.
+//! Batches of text.
 
-use burn::tensor::{Device, ExecutionError, Int, Tensor};
-use burn::train::metric::{Adaptor, LossInput};
-use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use burn::tensor::{Device, Int, Tensor};
 
-use super::model::Llama;
 use crate::ops::IGNORE;
+use crate::segments::Rows;
 
 /// A batch of token ids with the targets of each position.
 #[derive(Clone, Debug)]
@@ -27,52 +25,19 @@ impl LanguageBatch {
             starts: self.starts.map(|starts| starts.to_device(device)),
         }
     }
-}
-
-/// What a training or validation step tells Burn's metrics.
-#[derive(Clone, Debug)]
-pub struct LanguageOutput {
-    /// Mean cross-entropy in nats over the targets that count, shape `[1]`.
-    pub loss: Tensor<1>,
-}
-
-impl ItemLazy for LanguageOutput {
-    fn sync(self) -> Result<Self, ExecutionError> {
-        let device = self.loss.device();
-        Ok(Self { loss: Tensor::from_data(self.loss.into_data(), &device) })
+    /// Number of targets that count; waits for the device.
+    pub fn counted(&self) -> u64 {
+        self.targets.clone().not_equal_elem(IGNORE).int().sum().into_scalar::<i64>() as u64
     }
 }
 
-impl Adaptor<LossInput> for LanguageOutput {
-    fn adapt(&self) -> LossInput {
-        LossInput::new(self.loss.clone())
+impl Rows for LanguageBatch {
+    fn rows(&self) -> usize {
+        self.inputs.dims()[0]
     }
-}
 
-impl Llama {
-    /// Mean cross-entropy in nats over the targets that count, shape `[1]`; not a number when none counts.
-    pub fn mean_loss(&self, batch: LanguageBatch) -> Tensor<1> {
-        let counted = batch.targets.clone().not_equal_elem(IGNORE).int().sum().float();
-        self.loss_sum(batch.inputs, batch.targets, batch.starts) / counted
-    }
-}
-
-impl TrainStep for Llama {
-    type Input = LanguageBatch;
-    type Output = LanguageOutput;
-
-    fn step(&self, batch: LanguageBatch) -> TrainOutput<LanguageOutput> {
-        let loss = self.mean_loss(batch);
-        let output = LanguageOutput { loss: loss.clone().inner() };
-        TrainOutput::new(self, loss.backward(), output)
-    }
-}
-
-impl InferenceStep for Llama {
-    type Input = LanguageBatch;
-    type Output = LanguageOutput;
-
-    fn step(&self, batch: LanguageBatch) -> LanguageOutput {
-        LanguageOutput { loss: self.mean_loss(batch) }
+    fn narrow(&self, start: usize, count: usize) -> Self {
+        let rows = |ids: &Tensor<2, Int>| ids.clone().narrow(0, start, count);
+        Self { inputs: rows(&self.inputs), targets: rows(&self.targets), starts: self.starts.as_ref().map(rows) }
     }
 }

@@ -5,14 +5,16 @@ mod block;
 mod cache;
 mod config;
 mod generate;
+mod learner;
 mod model;
 mod norm;
 mod restarts;
 
-pub use batch::{LanguageBatch, LanguageOutput};
+pub use batch::LanguageBatch;
 pub use block::{Attention, BlockContext, DecoderBlock, Mlp};
 pub use cache::KvCache;
 pub use config::LlamaConfig;
 pub use generate::{Sampling, generate};
+pub use learner::LanguageOutput;
 pub use model::{Embedding, Llama, LlamaBody, ids_tensor};
 pub use norm::RmsNorm;

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use super::batch::LanguageBatch;
 use super::block::{BlockContext, DecoderBlock};
 use super::cache::KvCache;
 use super::config::LlamaConfig;
@@ -17,6 +18,7 @@ use crate::adapter::{AdapterError, Attach, Report};
 use crate::error::ModelError;
 use crate::linear::{Dense, Parameterization};
 use crate::ops::{self, Rotary};
+use crate::segments::{Segment, SegmentedModel};
 use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
 
 /// Token embedding.
@@ -125,16 +127,14 @@ impl Llama {
     /// - `starts`: for each position the first position of its document `[batch, positions]`; none when every row is one document
     /// - returns `[batch, positions, hidden_size]`
     pub fn hidden(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
-        let [_, positions] = ids.dims();
-        let context = self.context(positions, &ids.device(), starts);
+        let context = self.block_context(&ids, starts);
         let embedded = ops::embedding(self.model.embed_tokens.weight.val(), ids);
         let hidden = self.model.layers.iter().fold(embedded, |x, block| block.forward(x, &context));
         self.model.norm.forward(hidden)
     }
 
-    /// What the blocks share in a forward pass of so many positions; `starts` as in [`Llama::hidden`].
-    pub fn context(&self, positions: usize, device: &Device, starts: Option<Tensor<2, Int>>) -> BlockContext {
-        BlockContext { rotary: self.rotary(positions, device), starts }
+    fn block_context(&self, ids: &Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> BlockContext {
+        BlockContext { rotary: self.rotary(ids.dims()[1], &ids.device()), starts }
     }
 
     /// Logits `[batch, positions, vocab_size]` of token ids `[batch, positions]`; `starts` as in [`Llama::hidden`].
@@ -149,11 +149,6 @@ impl Llama {
     /// Targets `[batch, positions]` are already shifted: the target at a position is the token that follows it.
     pub fn loss_sum(&self, ids: Tensor<2, Int>, targets: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<1> {
         self.loss_of_hidden(self.hidden(ids, starts), targets)
-    }
-
-    /// As [`Llama::loss_sum`], from the output `[batch, positions, hidden_size]` of the last block, before the norm.
-    pub fn loss_of(&self, x: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<1> {
-        self.loss_of_hidden(self.model.norm.forward(x), targets)
     }
 
     fn loss_of_hidden(&self, hidden: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<1> {
@@ -196,6 +191,51 @@ impl Llama {
 
     fn rotary(&self, positions: usize, device: &Device) -> Rotary {
         Rotary::new(self.config.head_dim, positions, self.config.rope_theta, device)
+    }
+}
+
+impl SegmentedModel for Llama {
+    type Batch = LanguageBatch;
+    type Hidden = Tensor<3>;
+    type Context = BlockContext;
+
+    fn context(&self, batch: &LanguageBatch) -> BlockContext {
+        self.block_context(&batch.inputs, batch.starts.clone())
+    }
+
+    fn enter(&self, batch: &LanguageBatch, _: &BlockContext) -> Tensor<3> {
+        ops::embedding(self.model.embed_tokens.weight.val(), batch.inputs.clone())
+    }
+
+    fn blocks(&self) -> usize {
+        self.model.layers.len()
+    }
+
+    fn block(&self, number: usize, x: Tensor<3>, context: &BlockContext) -> Tensor<3> {
+        self.model.layers[number].forward(x, context)
+    }
+
+    fn loss(&self, x: Tensor<3>, batch: &LanguageBatch) -> Tensor<1> {
+        self.loss_of_hidden(self.model.norm.forward(x), batch.targets.clone())
+    }
+
+    fn counted(batch: &LanguageBatch) -> u64 {
+        batch.counted()
+    }
+
+    fn tied(&self) -> Vec<ParamId> {
+        if self.lm_head.is_none() { vec![self.model.embed_tokens.weight.id] } else { Vec::new() }
+    }
+
+    fn visit_segment<V: ModuleVisitor>(&self, segment: Segment, visitor: &mut V) {
+        match segment {
+            Segment::Entry => self.model.embed_tokens.visit(visitor),
+            Segment::Block(number) => self.model.layers[number].visit(visitor),
+            Segment::Head => {
+                self.model.norm.visit(visitor);
+                self.lm_head.visit(visitor);
+            }
+        }
     }
 }
 

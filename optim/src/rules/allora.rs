@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::pairs::{LoraPair, meet};
-use crate::{OptimError, check};
+use crate::{OptimError, Part, check};
 
 /// Which norm the factor of an output falls with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,8 +73,8 @@ impl AlloraRowsOnly {
     }
 
     /// The gradients with that of B scaled; before clipping, which is to see them so.
-    pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
-        for met in meet(module, &self.pairs, &mut grads, false)? {
+    pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+        for met in meet(part, &self.pairs, &mut grads, false)? {
             let pace = output_paces(met.a, met.b, self.eta, self.norm_of).unsqueeze::<2>();
             grads.register(met.pair.b, met.slope_b * pace);
             if let Some(slope) = met.slope_a {

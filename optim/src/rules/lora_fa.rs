@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, meet, turned};
-use crate::OptimError;
+use crate::{OptimError, Part};
 
 /// Damping of the product of A with itself, as in `peft`.
 const DELTA: f64 = 1e-8;
@@ -35,8 +35,8 @@ impl LoraFa {
     }
 
     /// The gradients as the optimizer is to see them; those of a part of the module are as good.
-    pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
-        let met = meet(module, &self.pairs, &mut grads, false)?;
+    pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+        let met = meet(part, &self.pairs, &mut grads, false)?;
         let corrected: Vec<_> = met.into_par_iter().map(corrected).collect();
         for corrected in corrected {
             let (pair, slope) = corrected?;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, matrices, meet, turned};
 use crate::adam::{AdamOptions, adam_builders};
-use crate::{AdamWConfig, OptimError, StateMeter, check, registry};
+use crate::{AdamWConfig, OptimError, Part, StateMeter, check, registry};
 
 /// Where the moments of LoRA-Pro live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -146,8 +146,8 @@ impl fmt::Debug for LoraPro {
 impl LoraPro {
     /// The gradients as the optimizer is to see them. Pairs without gradients are passed over, so that those of one block alone are as good; a
     /// gradient of one factor alone is an error.
-    pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
-        let met = meet(module, &self.pairs, &mut grads, true)?;
+    pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+        let met = meet(part, &self.pairs, &mut grads, true)?;
         let full = self.config.mode == LoraProMode::Full;
         let x_mode = if full { LoraProX::Zero } else { self.config.x_mode };
         let adjusted: Vec<_> = met.into_par_iter().map(|met| Adjusted::of(met, self.config.delta, x_mode)).collect();

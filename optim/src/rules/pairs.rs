@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use lowrank_kernels::host::values;
 use nalgebra::{DMatrix, Dyn, SymmetricEigen};
 
-use crate::{ModulePath, OptimError};
+use crate::{ModulePath, OptimError, Part};
 
 /// The two factors of one LoRA adapter: its layer acts as `x (W + scale A B)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,7 +111,7 @@ impl ModuleVisitor for Scales<'_> {
 }
 
 /// Matrices of a module by their ids, without gradient. For the time they are held the module's own are not changed in place.
-pub(super) fn matrices<M: Module>(module: &M, wanted: &BTreeSet<ParamId>) -> BTreeMap<ParamId, Tensor<2>> {
+pub(super) fn matrices(part: &dyn Part, wanted: &BTreeSet<ParamId>) -> BTreeMap<ParamId, Tensor<2>> {
     struct Collect<'a> {
         wanted: &'a BTreeSet<ParamId>,
         found: BTreeMap<ParamId, Tensor<2>>,
@@ -126,7 +126,7 @@ pub(super) fn matrices<M: Module>(module: &M, wanted: &BTreeSet<ParamId>) -> BTr
         }
     }
     let mut collect = Collect { wanted, found: BTreeMap::new() };
-    module.visit(&mut collect);
+    part.walk(&mut collect);
     collect.found
 }
 
@@ -141,8 +141,8 @@ pub(super) struct Met<'a> {
 
 /// Takes the gradients of the pairs out of those of a module, or of a part of it. With `both` a gradient of one factor alone is an error, else
 /// that of B is enough.
-pub(super) fn meet<'a, M: Module>(
-    module: &M,
+pub(super) fn meet<'a>(
+    part: &dyn Part,
     pairs: &'a [LoraPair],
     grads: &mut GradientsParams,
     both: bool,
@@ -159,7 +159,7 @@ pub(super) fn meet<'a, M: Module>(
         }
     }
     let wanted = slopes.iter().flat_map(|(pair, ..)| [pair.a, pair.b]).collect();
-    let mut found = matrices(module, &wanted);
+    let mut found = matrices(part, &wanted);
     let mut met = Vec::with_capacity(slopes.len());
     for (pair, slope_a, slope_b) in slopes {
         let (Some(a), Some(b)) = (found.remove(&pair.a), found.remove(&pair.b)) else {

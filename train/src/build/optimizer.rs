@@ -1,11 +1,11 @@
 //! The optimizer of a run, and what its parameterization does around updates.
 
 use burn::optim::ModuleOptimizer;
-use lowrank_models::adapter::{GradientRule, Rule};
+use lowrank_models::adapter::Rule;
 use lowrank_models::{Llama, Parameterization};
 use lowrank_optim::loro::{LoroConfig, LoroSteps};
 use lowrank_optim::registry::{self, Options};
-use lowrank_optim::{MomentResets, StateMeter, Stepped};
+use lowrank_optim::{Hooks, MomentResets, StateMeter, Stepped};
 
 use super::BuildError;
 use crate::config::Config;
@@ -13,9 +13,10 @@ use crate::engine::Cycle;
 
 /// What turns gradients into updates.
 pub struct Optimizer {
+    /// The optimizer itself.
     pub optimizer: ModuleOptimizer,
-    /// What changes gradients before.
-    pub rule: Option<GradientRule>,
+    /// What rule and parameterization do around its steps.
+    pub hooks: Hooks<Llama>,
     /// Who steps each parameter.
     pub parameters: Vec<Stepped>,
 }
@@ -56,7 +57,11 @@ pub fn optimizer(
         Cycle::ReLora { resets, .. } => method.init_resettable(&options, &hidden, meter, resets)?,
         Cycle::Loro { steps, .. } => loro(config, &options, model)?.init(&hidden, meter, steps)?,
     };
-    Ok(Optimizer { optimizer, rule: rule.gradient_rule(model, &options, meter)?, parameters })
+    let mut hooks = Hooks::new();
+    if let Some(rule) = rule.gradient_rule(model, &options, meter)? {
+        hooks = hooks.with(rule);
+    }
+    Ok(Optimizer { optimizer, hooks: hooks.with(cycle.clone()), parameters })
 }
 
 /// The optimizer that belongs to LORO, with the options that are given.

@@ -9,8 +9,9 @@ use super::on_model::Adapters;
 use super::output::{print, table};
 use crate::build::{BuildError, Listener, prepare_options};
 use crate::config::{Config, Layers, count};
-use crate::data::{Batches, PrepareOptions, TokenizerChoice, epoch, prepare};
+use crate::data::{Batches, PrepareOptions, TokenizerChoice, prepare};
 use crate::engine::evaluate;
+use crate::objective::{ModelLoss, TokenStream, epoch};
 use crate::process::device;
 use crate::run::RunError;
 use crate::run::report::Screen;
@@ -75,7 +76,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (batch, seq_len) = (args.batch as usize, args.seq_len as usize);
     let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(BuildError::from)?;
     screen.begin("evaluating", prepared.validation.len());
-    let found = evaluate(&model, epoch(&batches), config.data.document_mask, |found| {
+    let stream = TokenStream::new(batches, config.data.document_mask);
+    let found = evaluate(&model, &ModelLoss, epoch(&stream, &device), |found| {
         screen.advance(found.tokens);
         true
     })

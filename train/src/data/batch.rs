@@ -1,5 +1,7 @@
-use super::{DataError, Order, Shards};
 use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use super::{DataError, Order, Shards};
 
 /// Target of a position that does not count.
 pub const IGNORE: i32 = -100;
@@ -17,6 +19,31 @@ pub struct Batch {
     pub batch: usize,
     /// Positions in a row.
     pub seq_len: usize,
+    /// Fields of the examples in the rows, where they keep any.
+    pub tags: Vec<Tag>,
+}
+
+/// Fields of an example beside its text, such as a label, a domain or a client.
+pub type Fields = serde_json::Map<String, serde_json::Value>;
+
+/// An example inside a batch with its fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    /// Its row.
+    pub row: usize,
+    /// Its first position in the row.
+    pub start: usize,
+    /// Its positions.
+    pub len: usize,
+    /// Its fields.
+    pub fields: Arc<Fields>,
+}
+
+impl Tag {
+    /// The same in another row.
+    pub fn in_row(self, row: usize) -> Self {
+        Self { row, ..self }
+    }
 }
 
 impl Batch {
@@ -136,6 +163,7 @@ impl Samples for Batches {
             starts: Vec::with_capacity(size),
             batch: rows,
             seq_len: self.seq_len,
+            tags: Vec::new(),
         };
         if rows == 0 {
             let problem = format!("sample {position} of {} was asked for", self.windows);

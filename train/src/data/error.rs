@@ -3,6 +3,9 @@ use std::path::{Path, PathBuf};
 /// What can go wrong between text and batches. Every message names the file and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// A stream of another crate failed.
+    #[error(transparent)]
+    Stream(Box<dyn std::error::Error + Send + Sync>),
     /// A file or folder of the data cannot be read.
     #[error("cannot read {path}: {source}; check the path and its permissions")]
     Read {

@@ -4,6 +4,7 @@
 //! with a text. What the model is to write counts: completions and the assistant's turns with what ends them, and whole texts.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::json_lines::JsonLines;
 use super::split::held_out;
-use super::{ChatTemplate, DataError, Format, IGNORE, Source, Tokenizer};
+use super::{ChatTemplate, DataError, Fields, Format, IGNORE, Source, Tokenizer};
 
 /// Tokens of one example.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Example {
     pub inputs: Vec<i32>,
     /// The token that follows each input, or [`IGNORE`].
     pub targets: Vec<i32>,
+    /// Fields that were asked for, of those that its line has beside the text; none when it has none of them.
+    pub fields: Option<Arc<Fields>>,
 }
 
 /// Tokens that a model begins and ends texts with.
@@ -50,6 +53,8 @@ pub struct ExampleOptions<'a> {
     pub validation_fraction: f64,
     /// Seed of the choice of what is held out.
     pub seed: u64,
+    /// Names of the fields that an objective asks for; others are not kept.
+    pub fields: &'a [String],
 }
 
 /// All examples.
@@ -74,6 +79,7 @@ impl Example {
         Self {
             inputs: ids[..ids.len().saturating_sub(1)].iter().map(|id| *id as i32).collect(),
             targets: ids.iter().zip(learned).skip(1).map(target).collect(),
+            fields: None,
         }
     }
 
@@ -206,7 +212,7 @@ impl Encoder<'_> {
             learned.fill(true);
         }
         let (count, answer) = (ids.len(), learned.iter().position(|learned| *learned));
-        let example = Example::new(ids, &learned, *seq_len);
+        let example = Example { fields: self.fields(value), ..Example::new(ids, &learned, *seq_len) };
         match example.learned() {
             0 => Err(Problem::Line(match answer {
                 Some(answer) if answer > *seq_len => format!(
@@ -216,6 +222,13 @@ impl Encoder<'_> {
             })),
             _ => Ok((example, count > seq_len + 1)),
         }
+    }
+
+    /// The fields of a line that are asked for.
+    fn fields(&self, value: &Value) -> Option<Arc<Fields>> {
+        let found = |name: &String| Some((name.clone(), value.get(name)?.clone()));
+        let fields: Fields = self.options.fields.iter().filter_map(found).collect();
+        (!fields.is_empty()).then(|| Arc::new(fields))
     }
 
     fn pair(&self, prompt: &str, completion: &str) -> Result<(Vec<u32>, Vec<bool>), Problem> {
@@ -299,6 +312,7 @@ mod tests {
                 seq_len: 64,
                 validation_fraction: 0.2,
                 seed: 1,
+                fields: &[],
             };
             change(&mut options);
             Examples::read(&options)
@@ -333,6 +347,19 @@ mod tests {
         assert_eq!(shown(chat), texts(text, "ho|b|", "user:hi|assistant:"));
         let all = bench.first(r#"{"prompt": "1+1=", "completion": "2"}"#, |options| options.learn_prompt = true);
         assert_eq!(bench.text(all.targets.iter().copied()), "1+1=2|");
+    }
+
+    #[test]
+    fn fields_are_kept_where_they_are_asked_for_and_change_nothing_else() {
+        let bench = Bench::new();
+        let line = r#"{"prompt": "1+1=", "completion": "2", "client": 7, "label": "sum", "note": "x"}"#;
+        let names = ["client".to_string(), "label".to_string(), "domain".to_string()];
+        let kept = |names: &[String]| bench.first(line, |options| options.fields = names.to_vec().leak());
+        let (plain, tagged) = (kept(&[]), kept(&names));
+        assert_eq!(plain.fields, None);
+        let fields = tagged.fields.clone().unwrap();
+        assert_eq!((fields.len(), &fields["client"], &fields["label"]), (2, &7.into(), &"sum".into()));
+        assert_eq!(Example { fields: None, ..tagged }, plain);
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod split;
 mod text;
 mod tokenizer;
 
-pub use batch::{Batch, Batches, IGNORE, Samples, epoch};
+pub use batch::{Batch, Batches, Fields, IGNORE, Samples, Tag, epoch};
 pub use chat::ChatTemplate;
 pub use corpus::default_corpus;
 pub use document::Document;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
-use super::{Batch, DataError, Example, IGNORE, Order, Samples};
+use super::{Batch, DataError, Example, IGNORE, Order, Samples, Tag};
 
 /// Rows of examples. A batch is as wide as its longest row; shorter ones are filled up at the end, where nothing sees it and nothing counts.
 #[derive(Clone, Debug)]
@@ -86,12 +86,16 @@ impl Samples for Rows {
             starts: Vec::with_capacity(chosen.len() * width),
             batch: chosen.len(),
             seq_len: width,
+            tags: Vec::new(),
         };
         for (place, row) in chosen.into_iter().enumerate() {
             let mut start = 0;
             for number in row {
                 let example = &self.examples[*number];
                 start = batch.inputs.len() - place * width;
+                if let Some(fields) = &example.fields {
+                    batch.tags.push(Tag { row: place, start, len: example.inputs.len(), fields: fields.clone() });
+                }
                 batch.inputs.extend(&example.inputs);
                 batch.targets.extend(&example.targets);
                 batch.starts.resize(batch.inputs.len(), start as i32);
@@ -106,14 +110,17 @@ impl Samples for Rows {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::data::epoch;
+    use crate::data::{Fields, epoch};
 
     /// Examples of these lengths; the tokens tell which one it is.
     fn examples(lengths: &[usize]) -> Vec<Example> {
         let example = |(number, len): (usize, &usize)| Example {
             inputs: vec![number as i32 + 1; *len],
             targets: vec![number as i32 + 1; *len],
+            fields: None,
         };
         lengths.iter().enumerate().map(example).collect()
     }
@@ -149,6 +156,23 @@ mod tests {
             }
         }
         assert_eq!(seen, lengths);
+    }
+
+    #[test]
+    fn rows_name_the_examples_that_have_fields() {
+        let mut examples = examples(&[2, 3, 1]);
+        let fields = |label: &str| Arc::new(Fields::from_iter([("label".to_string(), label.into())]));
+        examples[0].fields = Some(fields("a"));
+        examples[2].fields = Some(fields("b"));
+        let batch = Rows::new(examples.clone(), 3, 0).at(0).unwrap();
+        let places: Vec<[usize; 3]> = batch.tags.iter().map(|tag| [tag.row, tag.start, tag.len]).collect();
+        assert_eq!(places, [[0, 0, 2], [2, 0, 1]]);
+        let packed = Rows::new(examples, 3, 0).packed(6, 1).at(0).unwrap();
+        assert_eq!(packed.batch, 1);
+        for tag in &packed.tags {
+            let token = if tag.fields["label"] == "a" { 1 } else { 3 };
+            assert!(packed.inputs[tag.start..tag.start + tag.len].iter().all(|found| *found == token));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use lowrank_models::Llama;
 use lowrank_optim::loro::LoroSteps;
-use lowrank_optim::{Keep, MomentReset, MomentResets, OptimError};
+use lowrank_optim::{Hook, HookError, Keep, MomentReset, MomentResets, StepInfo};
 
 /// What happens around updates beside the optimizer's steps.
 #[derive(Clone, Debug, Default)]
@@ -41,31 +41,36 @@ impl Cycle {
             _ => None,
         }
     }
+}
 
-    /// What comes before the updates of a step.
-    pub(super) fn expect(&self, step: u64) {
-        if let Self::Loro { every, steps } = self {
-            steps.expect(step.is_multiple_of(*every));
-        }
+impl Hook<Llama> for Cycle {
+    fn name(&self) -> &'static str {
+        "cycle"
     }
 
-    /// What belongs to an update of the whole model, or of a block.
-    pub(super) fn complete(&self, model: &mut Llama) -> Result<(), OptimError> {
+    fn begin_step(&mut self, step: &StepInfo, _: &Llama) -> Result<(), HookError> {
+        if let Self::Loro { every, steps } = self {
+            steps.expect(step.step.is_multiple_of(*every));
+        }
+        Ok(())
+    }
+
+    fn after_update(&mut self, _: &StepInfo, model: &mut Llama) -> Result<(), HookError> {
         match self {
-            Self::Loro { steps, .. } => model.exact_steps(steps),
+            Self::Loro { steps, .. } => Ok(model.exact_steps(steps)?),
             _ => Ok(()),
         }
     }
 
-    /// What follows a step.
-    pub(super) fn follow(&self, step: u64, mut model: Llama, optimizer: &mut ModuleOptimizer) -> Llama {
+    fn end_step(&mut self, step: &StepInfo, mut model: Llama, optimizer: &mut ModuleOptimizer) -> Llama {
         match self {
             Self::ReLora { keep, seed, resets, .. } => {
-                let Some(number) = self.restart_after(step) else { return model };
-                let factors = model.restart(*seed, number);
-                resets.apply(MomentReset { keep: *keep, seed: *seed, number }, optimizer, model, &factors)
+                let (keep, seed, resets) = (*keep, *seed, resets.clone());
+                let Some(number) = self.restart_after(step.step) else { return model };
+                let factors = model.restart(seed, number);
+                resets.apply(MomentReset { keep, seed, number }, optimizer, model, &factors)
             }
-            Self::Loro { every, .. } if step.is_multiple_of(*every) => {
+            Self::Loro { every, .. } if step.step.is_multiple_of(*every) => {
                 *optimizer = optimizer.clone().load_record(OptimizerRecord::default());
                 model
             }

@@ -2,9 +2,10 @@
 
 use lowrank_models::ModelError;
 use lowrank_models::adapter::AdapterError;
-use lowrank_optim::OptimError;
+use lowrank_optim::{HookError, OptimError};
 
 use crate::data::DataError;
+use crate::objective::ObjectiveError;
 
 /// An error of the training engine.
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +58,27 @@ pub enum TrainError {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// No target of a step counts.
-    #[error("step {step}: no token of the batch counts towards the loss")]
+    #[error("step {step}: no token of the batch of stream \"{stream}\" counts towards the loss")]
     NoTargets {
         /// The step.
         step: u64,
+        /// The stream.
+        stream: String,
     },
+    /// Blocks are updated one by one, and a hook needs all gradients at once.
+    #[error("{hook} needs all gradients at once: {reason}; set train.backward to whole or checkpointed")]
+    AllGradients {
+        /// The hook.
+        hook: &'static str,
+        /// Its reason.
+        reason: String,
+    },
+    /// A hook failed.
+    #[error("{0}")]
+    Hook(HookError),
+    /// The objective cannot be.
+    #[error(transparent)]
+    Objective(#[from] ObjectiveError),
     /// Trainable tensors that the first update left as they were.
     #[error(
         "the first update did not move {count} trainable tensors, the first of them {names}: they get no gradient or belong to no optimizer"
@@ -78,4 +95,17 @@ pub enum TrainError {
     /// The model refused something.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+impl TrainError {
+    /// The error of a hook, as itself where its type is known.
+    pub(super) fn hook(error: HookError) -> Self {
+        match error.downcast::<AdapterError>() {
+            Ok(error) => Self::Adapter(*error),
+            Err(error) => match error.downcast::<OptimError>() {
+                Ok(error) => Self::Optim(*error),
+                Err(error) => Self::Hook(error),
+            },
+        }
+    }
 }

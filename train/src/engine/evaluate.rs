@@ -1,10 +1,10 @@
 //! Loss on held-out text.
 
-use burn::module::Module;
-use lowrank_models::Llama;
+use lowrank_models::SegmentedModel;
 
-use super::{TrainError, batch_tensors};
-use crate::data::{Batch, DataError};
+use super::TrainError;
+use crate::data::DataError;
+use crate::objective::{Loss, StreamBatch};
 
 /// What an evaluation found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,21 +32,20 @@ impl Evaluation {
     }
 }
 
-/// Token-weighted loss over batches; with `document_mask` attention stays inside a document. Goes on until `each`, which is called after every batch, returns false.
-pub fn evaluate(
-    model: &Llama,
-    batches: impl Iterator<Item = Result<Batch, DataError>>,
-    document_mask: bool,
+/// Token-weighted loss over batches. Goes on until `each`, which is called after every batch, returns false.
+pub fn evaluate<M: SegmentedModel>(
+    model: &M,
+    loss: &dyn Loss<M>,
+    batches: impl Iterator<Item = Result<StreamBatch<M::Batch>, DataError>>,
     mut each: impl FnMut(&Evaluation) -> bool,
 ) -> Result<Evaluation, TrainError> {
     let model = model.valid();
-    let device = model.model.norm.weight.val().device();
     let mut total = Evaluation { nats: 0.0, tokens: 0 };
     for batch in batches {
         let batch = batch?;
-        let tensors = batch_tensors(&batch, document_mask, &device);
-        total.nats += f64::from(model.loss_sum(tensors.inputs, tensors.targets, tensors.starts).into_scalar::<f32>());
-        total.tokens += batch.counted();
+        let sum = loss.sum(&model, model.last_hidden(&batch.batch), &batch);
+        total.nats += f64::from(sum.into_scalar::<f32>());
+        total.tokens += loss.counted(&batch);
         if !each(&total) {
             break;
         }

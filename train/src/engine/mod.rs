@@ -4,6 +4,7 @@ mod activations;
 mod cycle;
 mod error;
 mod evaluate;
+mod micro;
 mod moved;
 mod sample;
 mod schedule;
@@ -16,7 +17,7 @@ pub use evaluate::{Evaluation, evaluate};
 pub use sample::sample_text;
 pub use schedule::{Restarts, Schedule, ScheduleKind};
 pub use segments::BackwardMode;
-pub use trainer::{StepReport, Trainer, TrainerOptions, batch_tensors};
+pub use trainer::{StepReport, Trainer, TrainerOptions};
 
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,12 @@ use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor};
 use lowrank_models::adapter::{AdapterConfig, Attach, Rank, STRUCTURES, Targets};
 use lowrank_models::{Llama, LlamaConfig};
-use lowrank_optim::ModulePath;
+use lowrank_optim::{Hooks, ModulePath};
 
 use super::schedule::Restarts;
-use super::{BackwardMode, Cycle, Schedule, ScheduleKind, TrainError, Trainer, TrainerOptions, evaluate};
+use super::{BackwardMode, Schedule, ScheduleKind, TrainError, Trainer, TrainerOptions, evaluate};
 use crate::data::{Batch, DataError, IGNORE, Samples};
+use crate::objective::{ModelLoss, Stream, Streams, TokenStream};
 
 /// What every structure can have on layers of these sides, and 8 blocks divide.
 const RANK: usize = 8;
@@ -33,7 +34,7 @@ impl Samples for Rows {
         let target = |k| if k % 6 == 0 { IGNORE } else { token(k + 1) };
         let starts = (0..12).map(|k| if k % 6 < 3 { 0 } else { 3 });
         let (inputs, targets) = (0..12).map(|k| (token(k), target(k))).unzip();
-        Ok(Batch { inputs, targets, starts: starts.collect(), batch: 2, seq_len: 6 })
+        Ok(Batch { inputs, targets, starts: starts.collect(), batch: 2, seq_len: 6, tags: Vec::new() })
     }
 }
 
@@ -94,22 +95,17 @@ fn options(backward: BackwardMode, accumulation: usize) -> TrainerOptions {
         decay_fraction: 0.0,
         restarts: Restarts::default(),
     };
-    TrainerOptions {
-        schedule,
-        accumulation,
-        clip: None,
-        max_skipped_steps: 0,
-        document_mask: true,
-        backward,
-        block_clip: None,
-    }
+    TrainerOptions { schedule, accumulation, clip: None, max_skipped_steps: 0, backward, block_clip: None }
 }
 
 /// Losses of four steps, the held-out loss after them, and the trained values.
 fn run(model: Llama, backward: BackwardMode, accumulation: usize) -> (Vec<f64>, BTreeMap<String, Vec<f32>>) {
-    let mut trainer = Trainer::new(model, SgdConfig::new().init(), Cycle::None, options(backward, accumulation));
-    let mut losses: Vec<f64> = (0..4).map(|_| trainer.step(&Rows, &mut |_, _| ()).unwrap().loss).collect();
-    losses.push(evaluate(trainer.model(), [Rows.at(2)].into_iter(), true, |_| true).unwrap().loss());
+    let rows = TokenStream::new(Rows, true);
+    let mut trainer = Trainer::new(model, SgdConfig::new().init(), Hooks::new(), options(backward, accumulation));
+    let mut losses: Vec<f64> =
+        (0..4).map(|_| trainer.step(&Streams::one(&rows), &mut |_, _| ()).unwrap().loss).collect();
+    let held_out = rows.at(2, trainer.device());
+    losses.push(evaluate(trainer.model(), &ModelLoss, [held_out].into_iter(), |_| true).unwrap().loss());
     (losses, trained(trainer.model()))
 }
 
@@ -179,6 +175,8 @@ fn the_backward_pass_ends_where_nothing_below_is_trained() {
         });
     }
     let mut trainer =
-        Trainer::new(model(true).no_grad(), SgdConfig::new().init(), Cycle::None, options(BackwardMode::Whole, 1));
-    assert!(matches!(trainer.step(&Rows, &mut |_, _| ()), Err(TrainError::NothingTrained)));
+        Trainer::new(model(true).no_grad(), SgdConfig::new().init(), Hooks::new(), options(BackwardMode::Whole, 1));
+    let rows = TokenStream::new(Rows, true);
+    let refused = trainer.step(&Streams::one(&rows), &mut |_, _| ());
+    assert!(matches!(refused, Err(TrainError::NothingTrained)));
 }

@@ -2,19 +2,20 @@
 
 use std::time::Instant;
 
-use burn::module::ParamId;
+use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
-use lowrank_models::adapter::{self, Control, GradientRule, StepOf};
-use lowrank_models::{LanguageBatch, Llama, ids_tensor};
-use lowrank_optim::OptimError;
+use lowrank_models::adapter::{self, AdapterSteps, Control};
+use lowrank_models::{Segment, SegmentedModel, Walker};
 use lowrank_optim::rules::GlobalNormClip;
+use lowrank_optim::{Hooks, OptimError, Part, StepInfo};
 
 use super::activations::{Activations, Live};
+use super::micro::MicroBatch;
 use super::moved::Fingerprints;
-use super::segments::{Segment, plus_penalty};
-use super::{BackwardMode, Cycle, Schedule, TrainError};
-use crate::data::{Batch, Samples};
+use super::segments::{Gather, Measured, Update};
+use super::{BackwardMode, Schedule, TrainError};
+use crate::objective::{Objective, Streams};
 
 /// Settings of a [`Trainer`] beyond model, optimizer and data.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +28,6 @@ pub struct TrainerOptions {
     pub clip: Option<f64>,
     /// Steps with a non-finite loss or gradient that may be passed over in the whole run.
     pub max_skipped_steps: u64,
-    /// Whether attention stays inside a document.
-    pub document_mask: bool,
     /// How gradients are computed.
     pub backward: BackwardMode,
     /// Norm that the gradients of each block are scaled down to when blocks are updated one by one; none for no clipping.
@@ -40,8 +39,10 @@ pub struct TrainerOptions {
 pub struct StepReport {
     /// The step, counted from 1.
     pub step: u64,
-    /// Mean cross-entropy in nats over the tokens of the step.
+    /// Weighted sum of the terms of the objective: of a language model with one term the mean cross-entropy in nats over the tokens of the step.
     pub loss: f64,
+    /// Mean loss of each term.
+    pub terms: Vec<f64>,
     /// Learning rate.
     pub lr: f64,
     /// Global norm of the gradient before clipping.
@@ -61,12 +62,12 @@ pub struct StepReport {
 }
 
 /// A model in training: the model, its optimizer and how far they are.
-pub struct Trainer {
+pub struct Trainer<M: SegmentedModel> {
     // Taken out while the optimizer owns it, so that the update can happen in place.
-    model: Option<Llama>,
+    model: Option<M>,
     optimizer: ModuleOptimizer,
-    cycle: Cycle,
-    rule: Option<GradientRule>,
+    pub(super) hooks: Hooks<M>,
+    objective: Objective<M>,
     options: TrainerOptions,
     device: Device,
     /// Where the backward pass ends; none when nothing is trained.
@@ -82,24 +83,24 @@ pub struct Trainer {
     /// Steps passed over because of a non-finite value.
     pub skipped_steps: u64,
     /// What forward passes of the step that is being taken left.
-    pub(super) activations: Activations,
+    activations: Activations,
 }
 
 /// Below this learning rate a step may be smaller than the spacing of f32 around 1, and rightly move nothing.
 const SMALLEST_VISIBLE_RATE: f64 = 1e-6;
 
-impl Trainer {
-    /// Starts before the first step. The model must be on an autodiff device; what of it is frozen, and its adapters, stay as they are.
-    /// The cycle goes with its parameterization.
-    pub fn new(model: Llama, optimizer: ModuleOptimizer, cycle: Cycle, options: TrainerOptions) -> Self {
+impl<M: SegmentedModel> Trainer<M> {
+    /// Starts before the first step, with the model's own loss as objective. The model must be on an autodiff device; what of it is frozen, and
+    /// its adapters, stay as they are. Penalties of adapters are among the hooks already, after those that are given.
+    pub fn new(model: M, optimizer: ModuleOptimizer, hooks: Hooks<M>, options: TrainerOptions) -> Self {
         Self {
-            device: model.model.norm.weight.val().device().inner(),
+            device: plain_device(&model),
             lowest: Segment::lowest_trained(&model),
             controls: adapter::adapters_of(&model),
             model: Some(model),
             optimizer,
-            cycle,
-            rule: None,
+            hooks: hooks.with(AdapterSteps::default()),
+            objective: Objective::default(),
             options,
             step: 0,
             samples: 0,
@@ -109,23 +110,28 @@ impl Trainer {
         }
     }
 
-    /// With a rule that changes gradients between clipping and the optimizer.
-    pub fn with_rule(self, rule: Option<GradientRule>) -> Self {
-        Self { rule, ..self }
+    /// With another objective.
+    pub fn with_objective(self, objective: Objective<M>) -> Self {
+        Self { objective, ..self }
     }
 
-    /// The rule with its state.
-    pub fn rule(&self) -> Option<&GradientRule> {
-        self.rule.as_ref()
+    /// The hooks with their states.
+    pub fn hooks(&self) -> &Hooks<M> {
+        &self.hooks
+    }
+
+    /// As [`Trainer::hooks`], to be changed.
+    pub fn hooks_mut(&mut self) -> &mut Hooks<M> {
+        &mut self.hooks
     }
 
     /// The lowest segment with a trained tensor.
-    pub(super) fn lowest(&self) -> Result<Segment, TrainError> {
+    fn lowest(&self) -> Result<Segment, TrainError> {
         self.lowest.ok_or(TrainError::NothingTrained)
     }
 
     /// The model as it stands.
-    pub fn model(&self) -> &Llama {
+    pub fn model(&self) -> &M {
         match &self.model {
             Some(model) => model,
             None => unreachable!("the model is back after every step"),
@@ -142,81 +148,93 @@ impl Trainer {
         &self.optimizer
     }
 
+    /// As [`Trainer::optimizer`], to be changed.
+    pub fn optimizer_mut(&mut self) -> &mut ModuleOptimizer {
+        &mut self.optimizer
+    }
+
     /// Takes one step on the next samples. `observe` sees the gradients before clipping; none when blocks are updated one by one.
     pub fn step(
         &mut self,
-        samples: &dyn Samples,
-        observe: &mut dyn FnMut(&Llama, &GradientsParams),
+        streams: &Streams<'_, M::Batch>,
+        observe: &mut dyn FnMut(&M, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
         let begin = Instant::now();
-        let step = self.step + 1;
-        let micro: Vec<Batch> = (0..self.options.accumulation as u64)
-            .map(|k| samples.at(self.samples + k * samples.batch() as u64))
-            .collect::<Result<_, _>>()?;
+        let step = self.step_info();
+        let first = streams.get(&self.objective.terms()[0].stream)?.batch() as u64;
+        let micro = (0..self.options.accumulation as u64)
+            .map(|number| MicroBatch::read(&self.objective, streams, [self.samples, first, number], &self.device))
+            .collect::<Result<Vec<_>, TrainError>>()?;
         let data_seconds = begin.elapsed().as_secs_f64();
-        let counted: u64 = micro.iter().map(Batch::counted).sum();
+        let counted = self.counted(&micro)?;
         self.lowest()?;
-        if counted == 0 {
-            return Err(TrainError::NoTargets { step });
+        let objective = self.objective.clone();
+        let means = Means { objective: &objective, counted: &counted };
+        if let Some(model) = &self.model {
+            self.hooks.begin_step(&step, model).map_err(TrainError::hook)?;
         }
-        self.cycle.expect(step);
         self.activations = Activations::default();
         let result = match self.options.backward {
-            BackwardMode::PerLayer => self.step_by_block(&micro, counted, observe),
-            _ => self.step_at_once(&micro, counted, observe),
+            BackwardMode::PerLayer => self.step_by_block(&step, &micro, &means, observe),
+            _ => self.step_at_once(&step, &micro, &means, observe),
         };
         // Whatever reads the model between steps sees no dropout.
         self.set_pass(0);
         let mut report = result?;
-        self.finish(step, micro.len() * samples.batch(), counted);
+        self.finish(&step, micro.len() as u64 * first, report.tokens);
         report.activation_bytes = self.activations.most();
         report.seconds = begin.elapsed().as_secs_f64();
         report.data_seconds = data_seconds;
         Ok(report)
     }
 
+    /// Position and learning rate of the step that comes.
+    fn step_info(&self) -> StepInfo {
+        let schedule = &self.options.schedule;
+        let step = self.step + 1;
+        StepInfo { step, total: schedule.total_steps, lr: schedule.rate(step), peak_lr: schedule.peak }
+    }
+
+    /// Losses that count of each term, over all micro-batches.
+    fn counted(&self, micro: &[MicroBatch<M>]) -> Result<Vec<u64>, TrainError> {
+        let sums = (0..self.objective.terms().len()).map(|term| micro.iter().map(|micro| micro.counted[term]).sum());
+        let sums: Vec<u64> = sums.collect();
+        match sums.iter().position(|sum| *sum == 0) {
+            None => Ok(sums),
+            Some(term) => {
+                Err(TrainError::NoTargets { step: self.step + 1, stream: self.objective.terms()[term].stream.clone() })
+            }
+        }
+    }
+
     /// A step in which all gradients exist before the update.
     fn step_at_once(
         &mut self,
-        micro: &[Batch],
-        counted: u64,
-        observe: &mut dyn FnMut(&Llama, &GradientsParams),
+        step: &StepInfo,
+        micro: &[MicroBatch<M>],
+        means: &Means<'_, M>,
+        observe: &mut dyn FnMut(&M, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
-        let step = self.step + 1;
-        let lr = self.options.schedule.rate(step);
-        let (nats, grads) = self.gradients(micro, counted)?;
-        let resting = self.resting();
-        let grads = adapter::drop_resting(self.model(), grads, &resting);
-        let loss = nats / counted as f64;
+        let (sums, grads) = self.gradients(step, micro, means)?;
+        let grads = self.before_clipping(step, None, grads)?;
+        let mut report = means.report(step, &sums);
         observe(self.model(), &grads);
-        let clipped = match loss.is_finite() {
+        let clipped = match report.loss.is_finite() {
             true => GlobalNormClip::new(self.options.clip).apply(self.model(), grads).map_err(|source| match source {
-                OptimError::NonFiniteGradient { .. } => TrainError::Gradient { step, source },
+                OptimError::NonFiniteGradient { .. } => TrainError::Gradient { step: step.step, source },
                 other => other.into(),
             }),
-            false => Err(TrainError::Loss { step, loss }),
-        };
-        let mut report = StepReport {
-            step,
-            loss,
-            lr,
-            grad_norm: f64::NAN,
-            gradient_bytes: 0,
-            activation_bytes: None,
-            tokens: counted,
-            seconds: 0.0,
-            data_seconds: 0.0,
-            skipped: false,
+            false => Err(TrainError::Loss { step: step.step, loss: report.loss }),
         };
         match clipped {
             Ok(clipped) => {
                 report.grad_norm = clipped.norm;
                 report.gradient_bytes = clipped.bytes;
-                let mut before = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
+                let mut before = self.checks_moved(step.lr).then(|| Fingerprints::of(self.model()));
                 if let Some(before) = &mut before {
-                    before.excuse(self.model(), &clipped.grads, &resting);
+                    before.excuse(self.model(), &clipped.grads, &self.hooks.frozen());
                 }
-                self.update(Segment::Whole, lr, clipped.grads, &resting)?;
+                self.update(step, None, clipped.grads)?;
                 if let Some(before) = before {
                     before.refuse_unmoved(self.model())?;
                 }
@@ -232,102 +250,108 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Sum of the losses in nats, and the gradient of their mean over all micro-batches: each weighs as many tokens as it has.
-    fn gradients(&mut self, micro: &[Batch], counted: u64) -> Result<(f64, GradientsParams), TrainError> {
+    /// Sum of the losses of each term, and the gradient of the weighted sum of their means over all micro-batches: each micro-batch weighs as much
+    /// as counts in it.
+    fn gradients(
+        &mut self,
+        step: &StepInfo,
+        micro: &[MicroBatch<M>],
+        means: &Means<'_, M>,
+    ) -> Result<(Vec<f64>, GradientsParams), TrainError> {
         let mut accumulator = GradientsAccumulator::new();
-        let mut nats = 0.0;
-        for (number, batch) in micro.iter().enumerate() {
-            let batch = batch_tensors(batch, self.options.document_mask, &self.device);
+        let mut sums = vec![0.0; means.counted.len()];
+        for (number, batches) in micro.iter().enumerate() {
             let first = number == 0;
             self.set_pass(self.step * micro.len() as u64 + number as u64 + 1);
             if self.options.backward == BackwardMode::Checkpointed {
-                nats += self.segments(batch, 1.0 / counted as f64, first, &mut |trainer, _, grads| {
-                    accumulator.accumulate(trainer.model(), grads);
-                    Ok(())
-                })?;
+                let mut gather = Gather {
+                    model: self.model(),
+                    hooks: &self.hooks,
+                    step,
+                    first,
+                    accumulator: &mut accumulator,
+                    measured: Measured::new(&self.device),
+                };
+                let found = means.walk(batches, self.lowest()?, &mut gather)?;
+                let measured = gather.measured.activations;
+                self.activations.note(measured.most());
+                sums.iter_mut().zip(found).for_each(|(sum, found)| *sum += found);
                 continue;
             }
             let begin = Live::of(&self.device);
             let model = self.model();
-            let LanguageBatch { inputs, targets, starts } = batch;
-            let loss = model.loss_sum(inputs, targets, starts);
+            let losses = batches.losses(means.objective, model);
             self.activations.note(begin.grown(&self.device));
             let model = self.model();
-            nats += f64::from(loss.clone().inner().into_scalar::<f32>());
-            let mut loss = loss.div_scalar(counted as f64);
+            for (sum, loss) in sums.iter_mut().zip(&losses) {
+                *sum += f64::from(loss.clone().inner().into_scalar::<f32>());
+            }
+            let means = losses.into_iter().zip(means.divisors()).map(|(loss, divisor)| loss.div_scalar(divisor));
+            let mut loss = match means.reduce(|sum, loss| sum + loss) {
+                Some(loss) => loss,
+                None => unreachable!("an objective has at least one term"),
+            };
             // Once a step: they are no part of the mean over the micro-batches.
-            if first {
-                loss = plus_penalty(loss, model);
+            if first && let Some(term) = self.hooks.loss_term(step, model).map_err(TrainError::hook)? {
+                loss = loss + term;
             }
             let grads = GradientsParams::from_grads(loss.backward(), model);
             if micro.len() == 1 {
-                return Ok((nats, grads));
+                return Ok((sums, grads));
             }
             accumulator.accumulate(model, grads);
         }
-        Ok((nats, accumulator.grads()))
+        Ok((sums, accumulator.grads()))
     }
 
     /// A step in which each block is updated before the gradients of the one below it exist.
     fn step_by_block(
         &mut self,
-        micro: &[Batch],
-        counted: u64,
-        observe: &mut dyn FnMut(&Llama, &GradientsParams),
+        step: &StepInfo,
+        micro: &[MicroBatch<M>],
+        means: &Means<'_, M>,
+        observe: &mut dyn FnMut(&M, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
-        let [batch] = micro else {
+        let [batches] = micro else {
             return Err(TrainError::Accumulation { count: micro.len() });
         };
-        let step = self.step + 1;
-        let lr = self.options.schedule.rate(step);
+        if let Some((hook, reason)) = self.hooks.needs_all_gradients() {
+            return Err(TrainError::AllGradients { hook, reason });
+        }
         observe(self.model(), &GradientsParams::new());
-        self.set_pass(step);
-        let tensors = batch_tensors(batch, self.options.document_mask, &self.device);
-        let resting = self.resting();
-        let mut fingerprints = self.checks_moved(lr).then(|| Fingerprints::of(self.model()));
-        let (mut squares, mut most) = (0.0, 0);
-        let rule = GlobalNormClip::new(self.options.block_clip);
-        let nats = self.segments(tensors, 1.0 / counted as f64, true, &mut |trainer, segment, grads| {
-            let grads = adapter::drop_resting(trainer.model(), grads, &resting);
-            if let Some(fingerprints) = &mut fingerprints {
-                fingerprints.excuse(trainer.model(), &grads, &resting);
-            }
-            let clipped = rule.apply(trainer.model(), grads).map_err(|source| match source {
-                OptimError::NonFiniteGradient { .. } => TrainError::BlockGradient { step, source },
-                other => other.into(),
-            })?;
-            squares += clipped.norm * clipped.norm;
-            most = most.max(clipped.bytes);
-            trainer.update(segment, lr, clipped.grads, &resting)
-        })?;
-        let loss = nats / counted as f64;
-        if !loss.is_finite() {
-            return Err(TrainError::Loss { step, loss });
+        self.set_pass(step.step);
+        let lowest = self.lowest()?;
+        let mut update = Update {
+            step,
+            clip: GlobalNormClip::new(self.options.block_clip),
+            fingerprints: self.checks_moved(step.lr).then(|| Fingerprints::of(self.model())),
+            squares: 0.0,
+            most: 0,
+            measured: Measured::new(&self.device),
+            trainer: self,
+        };
+        let sums = means.walk(batches, lowest, &mut update)?;
+        let Update { fingerprints, squares, most, measured, .. } = update;
+        self.activations = measured.activations;
+        let mut report = means.report(step, &sums);
+        if !report.loss.is_finite() {
+            return Err(TrainError::Loss { step: step.step, loss: report.loss });
         }
         if let Some(fingerprints) = fingerprints {
             fingerprints.refuse_unmoved(self.model())?;
         }
-        Ok(StepReport {
-            step,
-            loss,
-            lr,
-            grad_norm: f64::sqrt(squares),
-            gradient_bytes: most,
-            activation_bytes: None,
-            tokens: counted,
-            seconds: 0.0,
-            data_seconds: 0.0,
-            skipped: false,
-        })
+        report.grad_norm = f64::sqrt(squares);
+        report.gradient_bytes = most;
+        Ok(report)
     }
 
     /// What follows the update of a step, or its leaving out.
-    fn finish(&mut self, step: u64, samples: usize, tokens: u64) {
+    fn finish(&mut self, step: &StepInfo, samples: u64, tokens: u64) {
         if let Some(model) = self.model.take() {
-            self.model = Some(self.cycle.follow(step, model, &mut self.optimizer));
+            self.model = Some(self.hooks.end_step(step, model, &mut self.optimizer));
         }
-        self.step = step;
-        self.samples += samples as u64;
+        self.step = step.step;
+        self.samples += samples;
         self.tokens += tokens;
     }
 
@@ -337,43 +361,96 @@ impl Trainer {
         first && lr >= SMALLEST_VISIBLE_RATE
     }
 
-    /// Trained tensors that rest in the step that is being taken.
-    fn resting(&self) -> Vec<ParamId> {
-        adapter::resting(self.model(), StepOf { step: self.step, total: self.options.schedule.total_steps })
-    }
-
     fn set_pass(&self, pass: u64) {
         self.controls.iter().for_each(|control| control.set_pass(pass));
     }
 
-    fn update(
+    /// Gradients of a segment, or of the whole model, as they are clipped.
+    pub(super) fn before_clipping(
         &mut self,
-        segment: Segment,
-        lr: f64,
+        step: &StepInfo,
+        segment: Option<Segment>,
         grads: GradientsParams,
-        resting: &[ParamId],
+    ) -> Result<GradientsParams, TrainError> {
+        let Some(model) = &self.model else { return Ok(grads) };
+        with_part(model, segment, |part| self.hooks.before_clipping(step, part, grads)).map_err(TrainError::hook)
+    }
+
+    /// Updates the model with the clipped gradients of a segment, or of all of it.
+    pub(super) fn update(
+        &mut self,
+        step: &StepInfo,
+        segment: Option<Segment>,
+        grads: GradientsParams,
     ) -> Result<(), TrainError> {
-        let grads = match &self.rule {
-            Some(rule) => rule.apply(self.model(), grads)?,
-            None => grads,
-        };
-        let grads = segment.after_clipping(self.model(), grads, self.options.schedule.peak, resting)?;
+        let Some(model) = &self.model else { return Ok(()) };
+        let grads = with_part(model, segment, |part| self.hooks.after_clipping(step, part, grads));
+        let grads = grads.map_err(TrainError::hook)?;
         if let Some(model) = self.model.take() {
-            let model = self.model.insert(self.optimizer.step(lr, model, grads));
-            self.cycle.complete(model)?;
+            let model = self.hooks.before_update(step, model);
+            let model = self.model.insert(self.optimizer.step(step.lr, model, grads));
+            self.hooks.after_update(step, model).map_err(TrainError::hook)?;
         }
         Ok(())
     }
 }
 
-/// A batch as tensors; without `document_mask` attention sees the whole row.
-pub fn batch_tensors(batch: &Batch, document_mask: bool, device: &Device) -> LanguageBatch {
-    let tensor = |values: &[i32]| ids_tensor(values, batch.batch, device);
-    // A row that is one document needs no mask.
-    let masked = document_mask && batch.starts.iter().any(|start| *start != 0);
-    LanguageBatch {
-        inputs: tensor(&batch.inputs),
-        targets: tensor(&batch.targets),
-        starts: masked.then(|| tensor(&batch.starts)),
+/// A segment of a model, or all of it.
+fn with_part<M: SegmentedModel, R>(model: &M, segment: Option<Segment>, work: impl FnOnce(&dyn Part) -> R) -> R {
+    match segment {
+        Some(segment) => work(&segment.of(model)),
+        None => work(model),
+    }
+}
+
+/// The plain device that a model is on.
+pub(super) fn plain_device<M: Module>(model: &M) -> Device {
+    model.devices().into_iter().next().map_or_else(Device::default, Device::inner)
+}
+
+/// The objective of a step, and the number of losses of each term.
+struct Means<'a, M: SegmentedModel> {
+    objective: &'a Objective<M>,
+    counted: &'a [u64],
+}
+
+impl<M: SegmentedModel> Means<'_, M> {
+    /// The divisor of each term's sum.
+    fn divisors(&self) -> impl Iterator<Item = f64> {
+        self.objective.terms().iter().zip(self.counted).map(|(term, counted)| *counted as f64 / term.weight)
+    }
+
+    /// The backward pass of a micro-batch block by block, and the sum of the losses of each term.
+    fn walk<W: Walker<M>>(
+        &self,
+        batches: &MicroBatch<M>,
+        lowest: Segment,
+        walker: &mut W,
+    ) -> Result<Vec<f64>, W::Error> {
+        let factors = self
+            .objective
+            .terms()
+            .iter()
+            .zip(self.counted)
+            .map(|(term, counted)| term.weight * (1.0 / *counted as f64));
+        batches.walk(self.objective, &factors.collect::<Vec<_>>(), lowest, walker)
+    }
+
+    /// A report of the losses alone.
+    fn report(&self, step: &StepInfo, sums: &[f64]) -> StepReport {
+        let terms: Vec<f64> = sums.iter().zip(self.counted).map(|(sum, counted)| sum / *counted as f64).collect();
+        StepReport {
+            step: step.step,
+            loss: self.objective.terms().iter().zip(&terms).map(|(term, mean)| term.weight * mean).sum(),
+            terms,
+            lr: step.lr,
+            grad_norm: f64::NAN,
+            gradient_bytes: 0,
+            activation_bytes: None,
+            tokens: self.counted.iter().sum(),
+            seconds: 0.0,
+            data_seconds: 0.0,
+            skipped: false,
+        }
     }
 }

@@ -1,14 +1,15 @@
 //! Data of a run: rows to learn from and rows to measure on.
 
 use crate::build::BuildError;
-use crate::data::{Marks, Samples, Tokenizer};
+use crate::data::{Marks, Tokenizer};
+use crate::objective::TokenStream;
 
 /// Rows to learn from, rows that are held out, and what belongs to them.
 pub struct RunData {
     /// Rows to learn from.
-    pub train: Box<dyn Samples>,
+    pub train: TokenStream,
     /// Rows that are held out.
-    pub validation: Box<dyn Samples>,
+    pub validation: TokenStream,
     /// The tokenizer of both.
     pub tokenizer: Tokenizer,
     /// Hash of all that is learned from.

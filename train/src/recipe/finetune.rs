@@ -10,6 +10,7 @@ use super::{RunData, SampleStart, TrainedModel};
 use crate::build::{self, BuildError, Listener, adapter_folder};
 use crate::config::{Config, count};
 use crate::data::{ChatTemplate, Example, ExampleOptions, Examples, Marks, Rows, Samples, Source, Tokenizer};
+use crate::objective::TokenStream;
 
 impl RunData {
     /// Examples, with the tokenizer and the chat template of the model's folder.
@@ -39,6 +40,7 @@ impl RunData {
             seq_len,
             validation_fraction: section.validation_fraction,
             seed,
+            fields: &[],
         })?;
         listener.end();
         let fingerprint = examples.fingerprint();
@@ -69,8 +71,8 @@ impl RunData {
             told.push_str(&format!("; {} rows an epoch", count(train.rows())));
         }
         Ok(Self {
-            train: Box::new(train),
-            validation: Box::new(validation),
+            train: TokenStream::new(train, section.document_mask),
+            validation: TokenStream::new(validation, section.document_mask),
             tokenizer,
             fingerprint,
             held_out: None,

@@ -8,10 +8,12 @@ use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule, collec
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
 use lowrank_models::hub::{self, HubConfig, ModelFolder};
 
-use super::RunData;
+use super::{ModelFiles, RunData};
 use crate::build::{BuildError, Listener};
 use crate::config::{Config, Job};
-use crate::engine::{Schedule, batch_tensors};
+use crate::data::Tokenizer;
+use crate::engine::Schedule;
+use crate::objective::Stream;
 
 /// A model, whole or with an adapter.
 pub struct TrainedModel {
@@ -91,12 +93,42 @@ impl TrainedModel {
         Ok(self.rule.freeze(model))
     }
 
-    /// The model of a checkpoint.
-    pub fn resume(&self, checkpoint: &Path, device: &Device) -> Result<Llama, BuildError> {
+    /// The model's files in checkpoints.
+    pub fn files<'a>(&'a self, job: Job, tokenizer: &'a Tokenizer) -> TrainedFiles<'a> {
+        TrainedFiles { model: self, job, tokenizer }
+    }
+}
+
+/// A model, or an adapter alone, as files of a checkpoint.
+pub struct TrainedFiles<'a> {
+    model: &'a TrainedModel,
+    job: Job,
+    tokenizer: &'a Tokenizer,
+}
+
+impl ModelFiles<Llama> for TrainedFiles<'_> {
+    type Error = BuildError;
+
+    fn save(&self, model: &Llama, dir: &Path) -> Result<(), BuildError> {
+        let TrainedModel { hub, folder, adapter, .. } = self.model;
+        if let (Some(folder), Some(adapter)) = (folder, adapter) {
+            return Ok(peft::save(model, &adapter.name, Form::Own, Some(&folder.to_string_lossy()), dir)?);
+        }
+        hub::save(model, &hub.extra, dir, hub::MAX_SHARD_BYTES)?;
+        match (folder, self.job) {
+            // The model's own files say more than what is made of the tokenizer: its chat template is among them.
+            (Some(folder), Job::Finetune) => hub::copy_companions(folder, dir)?,
+            _ => self.tokenizer.save(dir)?,
+        }
+        Ok(())
+    }
+
+    fn load(&self, dir: &Path, device: &Device) -> Result<Llama, BuildError> {
+        let TrainedModel { hub, folder, adapter, rule, .. } = self.model;
         let device = device.clone().autodiff();
-        let (Some(folder), true) = (&self.folder, self.adapter.is_some()) else {
-            let model = ModelFolder::open(checkpoint)?.load(&device)?;
-            if model.config() != &self.hub.llama {
+        let (Some(folder), true) = (folder, adapter.is_some()) else {
+            let model = ModelFolder::open(dir)?.load(&device)?;
+            if model.config() != &hub.llama {
                 return Err(BuildError::Settings(
                     "the checkpoint holds a model of another shape than the configuration".into(),
                 ));
@@ -104,22 +136,8 @@ impl TrainedModel {
             return Ok(model);
         };
         let base = ModelFolder::open(folder)?.load(&device)?;
-        let (model, _) = PeftFolder::open(checkpoint)?.attach(base)?;
-        Ok(self.rule.freeze(model))
-    }
-
-    /// Writes the model, or the adapter alone, into the folder of a checkpoint.
-    pub fn save(&self, job: Job, model: &Llama, data: &RunData, dir: &Path) -> Result<(), BuildError> {
-        if let (Some(folder), Some(adapter)) = (&self.folder, &self.adapter) {
-            return Ok(peft::save(model, &adapter.name, Form::Own, Some(&folder.to_string_lossy()), dir)?);
-        }
-        hub::save(model, &self.hub.extra, dir, hub::MAX_SHARD_BYTES)?;
-        match (&self.folder, job) {
-            // The model's own files say more than what is made of the tokenizer: its chat template is among them.
-            (Some(folder), Job::Finetune) => hub::copy_companions(folder, dir)?,
-            _ => data.tokenizer.save(dir)?,
-        }
-        Ok(())
+        let (model, _) = PeftFolder::open(dir)?.attach(base)?;
+        Ok(rule.freeze(model))
     }
 }
 
@@ -144,10 +162,9 @@ fn gradients(
     let mut failed = None;
     let batches = (0..wanted.div_ceil(batch)).map_while(|number| {
         listener.advance((number * batch) as u64);
-        let read = data.train.at((number * batch) as u64);
-        read.map_err(|error| failed = Some(error)).ok()
+        let read = data.train.at((number * batch) as u64, &device);
+        read.map(|read| read.batch).map_err(|error| failed = Some(error)).ok()
     });
-    let batches = batches.map(|batch| batch_tensors(&batch, config.data.document_mask, &device));
     let collected = collect_gradients(model, adapter, wanted, batches);
     if let Some(error) = failed {
         return Err(error.into());

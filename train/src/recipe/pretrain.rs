@@ -8,11 +8,12 @@ use super::{HeldOut, RunData, SampleStart, TrainedModel};
 use crate::build::{BuildError, model_config, model_folder};
 use crate::config::{Config, bytes, count};
 use crate::data::{Batches, Marks, Prepared, Tokenizer};
+use crate::objective::TokenStream;
 
 impl RunData {
     /// Text as one stream of tokens.
     pub fn text(config: &Config, prepared: Prepared) -> Result<Self, BuildError> {
-        let (batch, seq_len) = (config.train.batch, config.train.seq_len);
+        let (batch, seq_len, mask) = (config.train.batch, config.train.seq_len, config.data.document_mask);
         let (train, validation, tokenizer) = (&prepared.train, &prepared.validation, prepared.tokenizer);
         let marks = Marks { begin: Some(tokenizer.separator()), end: tokenizer.separator() };
         Ok(Self {
@@ -32,8 +33,8 @@ impl RunData {
                 prompt: SampleStart::prompt(&tokenizer, marks, &config.log.sample_prompt)?,
                 ends: vec![marks.end as i32],
             },
-            train: Box::new(Batches::train(train.clone(), batch, seq_len, config.train.seed)?),
-            validation: Box::new(Batches::validation(validation.clone(), batch, seq_len)?),
+            train: TokenStream::new(Batches::train(train.clone(), batch, seq_len, config.train.seed)?, mask),
+            validation: TokenStream::new(Batches::validation(validation.clone(), batch, seq_len)?, mask),
             tokenizer,
         })
     }

@@ -17,9 +17,6 @@ pub enum RunError {
     Train(#[from] TrainError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The model of a checkpoint cannot be written.
-    #[error(transparent)]
-    Save(BuildError),
     /// A checkpoint that was given is not as it was saved.
     #[error(transparent)]
     Damaged(CheckpointError),
@@ -61,7 +58,7 @@ impl RunError {
             Self::Train(TrainError::Data(error)) => error.is_input(),
             Self::Train(TrainError::Model(error)) => error.is_input(),
             Self::Train(TrainError::Adapter(_)) => true,
-            Self::Train(_) | Self::Checkpoint(_) | Self::Save(_) | Self::System { .. } => false,
+            Self::Train(_) | Self::Checkpoint(_) | Self::System { .. } => false,
             Self::Folder(error) => !matches!(error, RunFolderError::Io { .. }),
             _ => true,
         }

@@ -6,16 +6,17 @@ use lowrank_models::adapter::{AdapterConfig, Rule};
 use lowrank_models::{Llama, LlamaConfig};
 use lowrank_optim::{StateMeter, Stepped, Who};
 
-use super::checkpoint::{Checkpoints, TrainerState, folder_hash, load_optimizer, load_rule};
+use super::checkpoint::{Checkpoints, TrainerState, folder_hash, restore_training};
 use super::report::{Logs, Screen, Summary};
 use super::resume::{newest, refuse_changed};
 use super::{RunError, RunFolder, Training};
 use crate::build::{self, BuildError, Listener, Size, model_config, prepare_data};
 use crate::config::{Config, Job, bytes};
 use crate::engine::{Schedule, Trainer, TrainerOptions};
+use crate::objective::Stream;
 use crate::plan::{self, Forecast, Forecaster, Freedom};
 use crate::process::{MemoryUse, device, set_threads};
-use crate::recipe::{RunData, TrainedModel};
+use crate::recipe::{ModelFiles, RunData, TrainedModel};
 
 impl Training {
     /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
@@ -54,23 +55,18 @@ impl Training {
             None => TrainerState::default(),
         };
         let model = match &loaded {
-            Some((path, _)) => subject.resume(path, &device)?,
+            Some((path, _)) => subject.files(config.run.job, &data.tokenizer).load(path, &device)?,
             None => subject.begin(&config, &data, &schedule, &device, &mut screen)?,
         };
         let meter = StateMeter::new();
-        let build::Optimizer { mut optimizer, rule, parameters } =
+        let build::Optimizer { optimizer, hooks, parameters } =
             build::optimizer(&config, &subject.rule, &model, &cycle, &meter)?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
-        if let Some((path, state)) = &loaded {
-            optimizer = load_optimizer(optimizer, &meter, path, state.optimizer_tensors)?;
-            if let Some(rule) = &rule {
-                load_rule(rule, &meter, path, state.rule_tensors)?;
-            }
-        }
         let summary = sizes(&model, &data, forecast);
-        let mut trainer = Trainer::new(model, optimizer, cycle, trainer_options(&config, schedule)).with_rule(rule);
-        (trainer.step, trainer.samples, trainer.tokens) = (state.step, state.samples, state.tokens);
-        trainer.skipped_steps = state.skipped_steps;
+        let mut trainer = Trainer::new(model, optimizer, hooks, trainer_options(&config, schedule));
+        if let Some((path, state)) = &loaded {
+            restore_training(&mut trainer, &meter, path, state)?;
+        }
 
         let folder = match opened {
             Some(folder) => folder,
@@ -154,7 +150,6 @@ fn trainer_options(config: &Config, schedule: Schedule) -> TrainerOptions {
         accumulation: config.train.accumulation,
         clip: (config.optimizer.clip > 0.0).then_some(config.optimizer.clip),
         max_skipped_steps: config.train.max_skipped_steps,
-        document_mask: config.data.document_mask,
         backward: config.train.backward,
         block_clip: (config.optimizer.block_clip > 0.0).then_some(config.optimizer.block_clip),
     }

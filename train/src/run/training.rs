@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use lowrank_models::Sampling;
+use lowrank_models::{Llama, Sampling};
 use lowrank_optim::StateMeter;
 
-use super::checkpoint::{Checkpoints, TrainerState, save_optimizer, save_rule};
+use super::checkpoint::{Checkpoints, TrainerState, save_training};
 use super::report::{Logs, Metrics, Screen, StepView, Summary};
 use super::{RunError, RunFolder};
 use crate::build::Listener;
 use crate::config::{Config, count};
-use crate::data::epoch;
 use crate::engine::{Evaluation, StepReport, Trainer, evaluate, sample_text};
+use crate::objective::{ModelLoss, Streams, epoch};
 use crate::process::{MemoryUse, Signal, Signals};
 use crate::recipe::{RunData, TrainedModel};
 
@@ -22,7 +22,7 @@ pub struct Training {
     pub(super) folder: RunFolder,
     pub(super) data: RunData,
     pub(super) subject: TrainedModel,
-    pub(super) trainer: Trainer,
+    pub(super) trainer: Trainer<Llama>,
     /// Steps of the whole run, where they limit it.
     pub(super) total: Option<u64>,
     pub(super) checkpoints: Checkpoints,
@@ -154,7 +154,7 @@ impl Training {
         }
         let (logs, screen) = (&mut self.logs, &self.screen);
         let histograms = due(self.config.log.histograms_every, step);
-        let report = self.trainer.step(self.data.train.as_ref(), &mut |model, grads| {
+        let report = self.trainer.step(&Streams::one(&self.data.train), &mut |model, grads| {
             if histograms {
                 logs.histograms(step, model, grads, screen);
             }
@@ -225,9 +225,8 @@ impl Training {
             (true, _) | (_, 0) => usize::MAX,
             (false, batches) => batches,
         };
-        let mask = self.config.data.document_mask;
-        let batches = epoch(self.data.validation.as_ref()).take(limit);
-        let found: Evaluation = evaluate(self.trainer.model(), batches, mask, |_| true)?;
+        let batches = epoch(&self.data.validation, self.trainer.device()).take(limit);
+        let found: Evaluation = evaluate(self.trainer.model(), &ModelLoss, batches, |_| true)?;
         let loss = found.loss();
         if whole {
             self.summary.validation_loss = Some(loss);
@@ -256,17 +255,8 @@ impl Training {
     }
 
     fn save(&mut self) -> Result<(), RunError> {
-        self.state.step = self.trainer.step;
-        self.state.samples = self.trainer.samples;
-        self.state.tokens = self.trainer.tokens;
-        self.state.skipped_steps = self.trainer.skipped_steps;
-        let Self { trainer, subject, data, config, meter, .. } = &*self;
-        let path = self.checkpoints.save(self.state.clone(), |dir, state| -> Result<(), RunError> {
-            subject.save(config.run.job, trainer.model(), data, dir).map_err(RunError::Save)?;
-            state.optimizer_tensors = save_optimizer(trainer.optimizer(), meter, dir)?;
-            state.rule_tensors = trainer.rule().map_or(Ok(0), |rule| save_rule(rule, meter, dir))?;
-            Ok(())
-        })?;
+        let files = self.subject.files(self.config.run.job, &self.data.tokenizer);
+        let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;
         self.summary.checkpoint = Some(path);
         Ok(())
     }

@@ -7,7 +7,7 @@ use burn::optim::{GradientsParams, OptimizerRecord};
 use burn::tensor::Tensor;
 use lowrank_optim::registry::Options;
 use lowrank_optim::rules::{LoraFa, LoraPair, LoraPro, LoraProConfig, LoraProMode};
-use lowrank_optim::{HiddenMatrices, OptimError, StateMeter};
+use lowrank_optim::{HiddenMatrices, Hook, HookError, OptimError, Part, StateMeter, StepInfo};
 
 use super::choice::{Rule, refusal, refused};
 use crate::adapter::error::AdapterError;
@@ -108,10 +108,10 @@ pub enum GradientRule {
 
 impl GradientRule {
     /// The gradients as the optimizer is to see them. They may be those of a part of the module.
-    pub fn apply<M: Module>(&self, module: &M, grads: GradientsParams) -> Result<GradientsParams, OptimError> {
+    pub fn apply(&self, part: &dyn Part, grads: GradientsParams) -> Result<GradientsParams, OptimError> {
         match self {
-            Self::LoraFa(rule) => rule.apply(module, grads),
-            Self::LoraPro(rule) => rule.apply(module, grads),
+            Self::LoraFa(rule) => rule.apply(part, grads),
+            Self::LoraPro(rule) => rule.apply(part, grads),
         }
     }
 
@@ -137,5 +137,32 @@ impl GradientRule {
         if let Self::LoraPro(rule) = self {
             rule.load_record(record);
         }
+    }
+}
+
+impl<M: Module> Hook<M> for GradientRule {
+    fn name(&self) -> &'static str {
+        "rule"
+    }
+
+    fn after_clipping(
+        &mut self,
+        _: &StepInfo,
+        part: &dyn Part,
+        grads: GradientsParams,
+    ) -> Result<GradientsParams, HookError> {
+        Ok(self.apply(part, grads)?)
+    }
+
+    fn before_update(&mut self, step: &StepInfo, model: M) -> M {
+        self.decay(model, step.lr)
+    }
+
+    fn to_record(&self) -> OptimizerRecord {
+        GradientRule::to_record(self)
+    }
+
+    fn load_record(&mut self, record: OptimizerRecord) {
+        GradientRule::load_record(self, record);
     }
 }

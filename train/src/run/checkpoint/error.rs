@@ -29,6 +29,9 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// The model's own files cannot be written.
+    #[error(transparent)]
+    Files(Box<dyn std::error::Error + Send + Sync>),
     /// A file of tensors that cannot be read.
     #[error(transparent)]
     Model(#[from] lowrank_models::ModelError),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
-use super::optimizer::STATES;
+use super::optimizer::is_state;
 
 /// Name of the manifest's file.
 const NAME: &str = "manifest.json";
@@ -91,8 +91,7 @@ pub fn folder_hash(dir: &Path) -> Result<String, CheckpointError> {
     for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
         let path = entry.map_err(CheckpointError::io(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let state = STATES.iter().any(|kind| name == format!("{kind}.safetensors"));
-        if name == "config.json" || name.ends_with(".safetensors") && !state {
+        if name == "config.json" || name.ends_with(".safetensors") && !is_state(&name) {
             files.insert(name, hash(&path)?.sha256);
         }
     }

@@ -1,8 +1,9 @@
 //! Checkpoints: folders that are complete or not there.
 //!
-//! A checkpoint is a Hugging Face model folder, or the folder of an adapter alone, with the states of optimizer and training rule
-//! (their tensors in `optimizer.safetensors` and `rule.safetensors`, their counters in `optimizer.bpk` and `rule.bpk`), the trainer's state
-//! (`trainer.json`) and a manifest with the size and SHA-256 of every file. It is written beside and renamed into place.
+//! A checkpoint holds the model's own files ([`ModelFiles`](crate::recipe::ModelFiles): a Hugging Face folder, the folder of an adapter alone, or a record of Burn's), the
+//! states of optimizer and hooks (their tensors in `optimizer.safetensors` and `hook-NAME.safetensors`, their counters in `optimizer.bpk` and
+//! `hook-NAME.bpk`), the trainer's state (`trainer.json`) and a manifest with the size and SHA-256 of every file. It is written beside and
+//! renamed into place.
 
 mod error;
 mod manifest;
@@ -10,9 +11,11 @@ mod optimizer;
 mod rotation;
 mod state;
 mod state_file;
+mod training;
 
 pub use error::CheckpointError;
 pub use manifest::{Manifest, folder_hash, verify};
-pub use optimizer::{load_optimizer, load_rule, save_optimizer, save_rule};
+pub use optimizer::{load_hooks, load_optimizer, save_hooks, save_optimizer};
 pub use rotation::Checkpoints;
 pub use state::TrainerState;
+pub use training::{restore_training, save_training};

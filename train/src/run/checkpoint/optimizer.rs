@@ -1,18 +1,26 @@
-//! The states of optimizer and training rule in files.
+//! The states of optimizer and hooks in files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::module::Module;
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::tensor::Bytes;
-use lowrank_models::adapter::GradientRule;
-use lowrank_optim::{StateMeter, StateStore};
+use lowrank_optim::{Hooks, StateMeter, StateStore};
 
 use super::CheckpointError;
 use super::state_file::{Listing, Reader, Writer};
 
-/// Names of the files of optimizer and rule, without their ends.
-pub(super) const STATES: [&str; 2] = ["optimizer", "rule"];
+/// Name of the optimizer's files without their ends.
+const OPTIMIZER: &str = "optimizer";
+/// Start of the names of a hook's files.
+const HOOK: &str = "hook-";
+
+/// Reports whether a file of this name holds state of optimizer or hooks rather than weights.
+pub(super) fn is_state(name: &str) -> bool {
+    name.starts_with(HOOK) || name.strip_prefix(OPTIMIZER).is_some_and(|end| end.starts_with('.'))
+}
 
 /// The files of a state: its tensors, and its counters.
 fn files(dir: &Path, name: &str) -> [PathBuf; 2] {
@@ -21,12 +29,30 @@ fn files(dir: &Path, name: &str) -> [PathBuf; 2] {
 
 /// Writes the state of an optimizer that reports to this meter into a folder, one parameter after another, and tells how many tensors it has.
 pub fn save_optimizer(optimizer: &ModuleOptimizer, meter: &StateMeter, dir: &Path) -> Result<usize, CheckpointError> {
-    save(&|| optimizer.to_record(), meter, files(dir, STATES[0]))
+    save(&|| optimizer.to_record(), meter, files(dir, OPTIMIZER))
 }
 
-/// Writes the state of a rule that reports to this meter into a folder and tells how many tensors it has.
-pub fn save_rule(rule: &GradientRule, meter: &StateMeter, dir: &Path) -> Result<usize, CheckpointError> {
-    save(&|| rule.to_record(), meter, files(dir, STATES[1]))
+/// Writes the states of hooks that report to this meter into a folder, and returns how many tensors each has; hooks without state have no files.
+pub fn save_hooks<M: Module>(
+    hooks: &Hooks<M>,
+    meter: &StateMeter,
+    dir: &Path,
+) -> Result<BTreeMap<String, usize>, CheckpointError> {
+    let mut saved = BTreeMap::new();
+    for hook in hooks.iter() {
+        let record = || hook.to_record();
+        let (listing, kept) = through(meter, Listing::default(), record);
+        if listing.len() + kept.len() == 0 {
+            continue;
+        }
+        let files = files(dir, &format!("{HOOK}{}", hook.name()));
+        if saved.contains_key(hook.name()) {
+            let reason = format!("two hooks are named {}; rename one", hook.name());
+            return Err(CheckpointError::Optimizer { path: files[0].clone(), reason });
+        }
+        saved.insert(hook.name().to_string(), save(&record, meter, files)?);
+    }
+    Ok(saved)
 }
 
 fn save(
@@ -54,13 +80,29 @@ pub fn load_optimizer(
     tensors: usize,
 ) -> Result<ModuleOptimizer, CheckpointError> {
     let load = |record| optimizer.load_record(record);
-    restore(meter, files(dir, STATES[0]), tensors, load, |optimizer| optimizer.to_record())
+    restore(meter, files(dir, OPTIMIZER), tensors, load, |optimizer| optimizer.to_record())
 }
 
-/// Gives a rule the state of a folder, as [`load_optimizer`].
-pub fn load_rule(rule: &GradientRule, meter: &StateMeter, dir: &Path, tensors: usize) -> Result<(), CheckpointError> {
-    let load = |record| rule.load_record(record);
-    restore(meter, files(dir, STATES[1]), tensors, load, |()| rule.to_record())
+/// Gives hooks the states of a folder, as [`load_optimizer`]; `saved` says how many tensors each had.
+pub fn load_hooks<M: Module>(
+    hooks: &mut Hooks<M>,
+    meter: &StateMeter,
+    dir: &Path,
+    saved: &BTreeMap<String, usize>,
+) -> Result<(), CheckpointError> {
+    for (name, tensors) in saved {
+        let files = files(dir, &format!("{HOOK}{name}"));
+        let Some(hook) = hooks.iter_mut().find(|hook| hook.name() == name) else {
+            let reason = format!("it is the state of {name}, which this run does not have");
+            return Err(CheckpointError::Optimizer { path: files[0].clone(), reason });
+        };
+        let load = |record| {
+            hook.load_record(record);
+            hook
+        };
+        restore(meter, files, *tensors, load, |hook| hook.to_record())?;
+    }
+    Ok(())
 }
 
 fn restore<T>(

@@ -24,21 +24,20 @@ impl Checkpoints {
 
     /// Saves a checkpoint: `fill` writes weights and optimizer into a folder and completes the state; the folder gets its name when all is
     /// on the disk. A failure leaves earlier checkpoints as they were.
-    pub fn save<E: From<CheckpointError>>(
+    pub fn save(
         &self,
         mut state: TrainerState,
-        fill: impl FnOnce(&Path, &mut TrainerState) -> Result<(), E>,
-    ) -> Result<PathBuf, E> {
+        fill: impl FnOnce(&Path, &mut TrainerState) -> Result<(), CheckpointError>,
+    ) -> Result<PathBuf, CheckpointError> {
         let name = format!("step-{:06}", state.step);
         let beside = self.dir.join(format!("{UNFINISHED}{name}"));
         self.clean()?;
         std::fs::create_dir_all(&beside).map_err(CheckpointError::io(&beside))?;
         let place = self.dir.join(name);
-        let written = fill(&beside, &mut state).and_then(|()| {
-            state.write(&beside)?;
-            seal(&beside)?;
-            Ok(self.put(&beside, &place)?)
-        });
+        let written = fill(&beside, &mut state)
+            .and_then(|()| state.write(&beside))
+            .and_then(|()| seal(&beside))
+            .and_then(|()| self.put(&beside, &place));
         if let Err(error) = written {
             // The first error is the one to tell; what is left is removed at the next start.
             let _ = std::fs::remove_dir_all(&beside);

@@ -33,9 +33,9 @@ pub struct TrainerState {
     pub best_step: Option<u64>,
     /// Tensors in the optimizer's state.
     pub optimizer_tensors: usize,
-    /// Tensors in the training rule's state.
+    /// Tensors in the states of hooks that have any.
     #[serde(default)]
-    pub rule_tensors: usize,
+    pub hook_tensors: BTreeMap<String, usize>,
     /// Hash of the training tokens.
     pub data: String,
     /// Hash of the model folder that an adapter stands on.

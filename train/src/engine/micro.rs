@@ -1,0 +1,83 @@
+//! The batches of one micro-batch: one of each stream of the objective.
+
+use burn::tensor::{Device, Tensor};
+use lowrank_models::{Pass, Segment, SegmentedModel, Walker, WeightedLoss, walk};
+
+use super::TrainError;
+use crate::objective::{Objective, StreamBatch, Streams, Term};
+
+/// One batch of each stream.
+pub(super) struct MicroBatch<M: SegmentedModel> {
+    batches: Vec<StreamBatch<M::Batch>>,
+    /// Losses of each term.
+    pub counted: Vec<u64>,
+}
+
+impl<M: SegmentedModel> MicroBatch<M> {
+    /// Reads micro-batch `number` of a step, when the first stream of `batch` rows has given `samples` rows before the step.
+    pub fn read(
+        objective: &Objective<M>,
+        streams: &Streams<'_, M::Batch>,
+        [samples, batch, number]: [u64; 3],
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let (mut batches, mut counted) = (Vec::new(), Vec::new());
+        for (place, terms) in objective.by_stream().enumerate() {
+            let stream = streams.get(&terms[0].stream)?;
+            let rows = stream.batch() as u64;
+            // The others go on as many batches as the first.
+            let before = if place == 0 { samples } else { samples / batch * rows };
+            let read = stream.at(before + number * rows, device)?;
+            counted.extend(terms.iter().map(|term| term.loss.counted(&read)));
+            batches.push(read);
+        }
+        Ok(Self { batches, counted })
+    }
+
+    /// Sum of the losses of each term, shape `[1]`, by a forward pass of each stream.
+    pub fn losses(&self, objective: &Objective<M>, model: &M) -> Vec<Tensor<1>> {
+        let streams = objective.by_stream().zip(&self.batches);
+        streams
+            .flat_map(|(terms, batch)| {
+                let hidden = model.last_hidden(&batch.batch);
+                terms.iter().map(move |term| term.loss.sum(model, hidden.clone(), batch))
+            })
+            .collect()
+    }
+
+    /// The backward pass block by block of the sum of all terms with these factors, and the sum of the losses of each.
+    pub fn walk<W: Walker<M>>(
+        &self,
+        objective: &Objective<M>,
+        factors: &[f64],
+        lowest: Segment,
+        walker: &mut W,
+    ) -> Result<Vec<f64>, W::Error> {
+        let mut factors = factors.iter();
+        let losses: Vec<Vec<_>> = objective
+            .by_stream()
+            .zip(&self.batches)
+            .map(|(terms, batch)| {
+                let loss = |term: &Term<M>| {
+                    let loss = term.loss.clone();
+                    move |model: &M, x: M::Hidden| loss.sum(model, x, batch)
+                };
+                terms.iter().map(loss).collect()
+            })
+            .collect();
+        let passes: Vec<Pass<'_, M>> = self
+            .batches
+            .iter()
+            .zip(&losses)
+            .map(|(batch, losses)| Pass {
+                batch: &batch.batch,
+                losses: losses
+                    .iter()
+                    .zip(factors.by_ref())
+                    .map(|(loss, factor)| WeightedLoss { sum: loss, factor: *factor })
+                    .collect(),
+            })
+            .collect();
+        walk(&passes, lowest, walker)
+    }
+}

@@ -1,0 +1,72 @@
+//! Named streams of batches.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Device;
+
+use super::ObjectiveError;
+use crate::data::{DataError, Tag};
+
+/// Name of the stream that a run counts its samples by where an objective has one stream.
+pub const MAIN: &str = "train";
+
+/// A batch of a stream.
+#[derive(Clone, Debug)]
+pub struct StreamBatch<B> {
+    /// The batch as the model takes it.
+    pub batch: B,
+    /// Number of losses that the model's own loss sums over it.
+    pub counted: u64,
+    /// Fields of the examples that it is made of, where the stream keeps any.
+    pub tags: Vec<Tag>,
+}
+
+/// Rows in the order in which a run sees them.
+pub trait Stream<B> {
+    /// Rows of a batch.
+    fn batch(&self) -> usize;
+
+    /// Rows of one epoch.
+    fn rows(&self) -> u64;
+
+    /// The rows `position..position + batch`, counted from 0 over the whole run, on a device; what is read once ends with a smaller batch.
+    fn at(&self, position: u64, device: &Device) -> Result<StreamBatch<B>, DataError>;
+}
+
+/// The batches of one epoch.
+pub fn epoch<'a, B>(
+    stream: &'a dyn Stream<B>,
+    device: &'a Device,
+) -> impl Iterator<Item = Result<StreamBatch<B>, DataError>> + 'a {
+    (0..stream.rows()).step_by(stream.batch()).map(|position| stream.at(position, device))
+}
+
+/// The streams of a run by name.
+pub struct Streams<'a, B>(BTreeMap<&'a str, &'a dyn Stream<B>>);
+
+impl<'a, B> From<&'a dyn Stream<B>> for Streams<'a, B> {
+    fn from(stream: &'a dyn Stream<B>) -> Self {
+        Self(BTreeMap::from([(MAIN, stream)]))
+    }
+}
+
+impl<'a, B> Streams<'a, B> {
+    /// One stream, under the name [`MAIN`].
+    pub fn one(stream: &'a dyn Stream<B>) -> Self {
+        stream.into()
+    }
+
+    /// Adds a stream.
+    pub fn with(mut self, name: &'a str, stream: &'a dyn Stream<B>) -> Self {
+        self.0.insert(name, stream);
+        self
+    }
+
+    /// The stream of a name.
+    pub fn get(&self, name: &str) -> Result<&'a dyn Stream<B>, ObjectiveError> {
+        self.0.get(name).copied().ok_or_else(|| ObjectiveError::Stream {
+            stream: name.to_string(),
+            known: self.0.keys().copied().collect::<Vec<_>>().join(", "),
+        })
+    }
+}
