@@ -3,41 +3,83 @@
 //! Walks the folder named by `LOWRANK_GOLDEN` (default: `golden` beside this file): one folder a method, one safetensors file a case,
 //! configuration as JSON under `config` in the header. What a case asks for follows from its tensors and configuration.
 
-#[path = "golden_adapters.rs"]
-mod adapters;
-#[path = "golden_bases.rs"]
-mod bases;
-#[path = "golden_case.rs"]
-mod case;
-#[path = "golden_dct.rs"]
-mod dct;
-#[path = "golden_decompositions.rs"]
-mod decompositions;
-#[path = "golden_frozen_factors.rs"]
-mod frozen_factors;
-#[path = "golden_llama.rs"]
+#[path = "golden/adamw_8bit.rs"]
+mod adamw_8bit;
+#[path = "golden/allora.rs"]
+mod allora;
+#[path = "golden/apollo.rs"]
+mod apollo;
+#[path = "golden/block_lora.rs"]
+mod block_lora;
+#[path = "golden/bone.rs"]
+mod bone;
+#[path = "golden/dct_adamw.rs"]
+mod dct_adamw;
+#[path = "golden/dion.rs"]
+mod dion;
+#[path = "golden/dora.rs"]
+mod dora;
+#[path = "golden/fira.rs"]
+mod fira;
+#[path = "golden/frugal.rs"]
+mod frugal;
+#[path = "golden/galore.rs"]
+mod galore;
+#[path = "golden/hydra.rs"]
+mod hydra;
+#[path = "golden/interop_peft.rs"]
+mod interop_peft;
+#[path = "golden/ldadam.rs"]
+mod ldadam;
+#[path = "golden/llama.rs"]
 mod llama;
-#[path = "golden_lora.rs"]
+#[path = "golden/loca.rs"]
+mod loca;
+#[path = "golden/loldu.rs"]
+mod loldu;
+#[path = "golden/lora.rs"]
 mod lora;
-#[path = "golden_momentum.rs"]
-mod momentum;
-#[path = "golden_parameterizations.rs"]
-mod parameterizations;
-#[path = "golden_peft.rs"]
-mod peft;
-#[path = "golden_projected.rs"]
-mod projected;
-#[path = "golden_relora.rs"]
+#[path = "golden/lora_pro.rs"]
+mod lora_pro;
+#[path = "golden/lora_sb.rs"]
+mod lora_sb;
+#[path = "golden/muon.rs"]
+mod muon;
+#[path = "golden/nola.rs"]
+mod nola;
+#[path = "golden/pissa.rs"]
+mod pissa;
+#[path = "golden/pretraining_parameterisations.rs"]
+mod pretraining_parameterisations;
+#[path = "golden/randlora.rs"]
+mod randlora;
+#[path = "golden/relora.rs"]
 mod relora;
-#[path = "golden_rules.rs"]
-mod rules;
-#[path = "golden_structures.rs"]
-mod structures;
+#[path = "golden/salt.rs"]
+mod salt;
+#[path = "golden/sltrain.rs"]
+mod sltrain;
+#[path = "golden/sorsa.rs"]
+mod sorsa;
+#[path = "golden/support/mod.rs"]
+mod support;
+#[path = "golden/svfit.rs"]
+mod svfit;
+#[path = "golden/tera.rs"]
+mod tera;
+#[path = "golden/tlora.rs"]
+mod tlora;
+#[path = "golden/trion.rs"]
+mod trion;
+#[path = "golden/vera.rs"]
+mod vera;
+#[path = "golden/wara.rs"]
+mod wara;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use case::{Case, Outcome};
+use support::case::{Case, Outcome};
 
 /// Runs one case: a remark for its line, or what is wrong.
 type Runner = fn(&Case) -> Outcome;
@@ -45,41 +87,41 @@ type Runner = fn(&Case) -> Outcome;
 /// The runner of a method; none when it is not implemented yet.
 fn runner(method: &str) -> Option<Runner> {
     match method {
-        "adamw-8bit" => Some(momentum::adamw_8bit),
-        "allora" => Some(rules::allora),
-        "apollo" => Some(projected::apollo),
-        "block-lora" => Some(structures::block_lora),
-        "bone" => Some(structures::bone),
-        "dct-adamw" => Some(dct::run),
-        "dion" => Some(momentum::dion),
-        "dora" => Some(lora::dora),
-        "fira" => Some(projected::fira),
-        "frugal" => Some(projected::frugal),
-        "galore" => Some(projected::galore),
-        "hydra" => Some(structures::hydra),
-        "interop-peft" => Some(peft::interop),
-        "ldadam" => Some(projected::ldadam),
+        "adamw-8bit" => Some(adamw_8bit::run),
+        "allora" => Some(allora::run),
+        "apollo" => Some(apollo::run),
+        "block-lora" => Some(block_lora::run),
+        "bone" => Some(bone::run),
+        "dct-adamw" => Some(dct_adamw::run),
+        "dion" => Some(dion::run),
+        "dora" => Some(dora::run),
+        "fira" => Some(fira::run),
+        "frugal" => Some(frugal::run),
+        "galore" => Some(galore::run),
+        "hydra" => Some(hydra::run),
+        "interop-peft" => Some(interop_peft::run),
+        "ldadam" => Some(ldadam::run),
         "llama" => Some(llama::run),
-        "loca" => Some(bases::loca),
-        "loldu" => Some(decompositions::loldu),
+        "loca" => Some(loca::run),
+        "loldu" => Some(loldu::run),
         "lora" => Some(lora::run),
-        "lora-pro" => Some(rules::lora_pro),
-        "lora-sb" => Some(frozen_factors::lora_sb),
-        "muon" => Some(momentum::muon),
-        "nola" => Some(bases::nola),
-        "pissa" => Some(lora::pissa),
-        "pretraining-parameterisations" => Some(parameterizations::others),
-        "randlora" => Some(bases::randlora),
+        "lora-pro" => Some(lora_pro::run),
+        "lora-sb" => Some(lora_sb::run),
+        "muon" => Some(muon::run),
+        "nola" => Some(nola::run),
+        "pissa" => Some(pissa::run),
+        "pretraining-parameterisations" => Some(pretraining_parameterisations::run),
+        "randlora" => Some(randlora::run),
         "relora" => Some(relora::run),
-        "salt" => Some(decompositions::salt),
-        "sltrain" => Some(parameterizations::sltrain),
-        "sorsa" => Some(decompositions::sorsa),
-        "svfit" => Some(decompositions::svfit),
-        "tera" => Some(bases::tera),
-        "tlora" => Some(bases::tlora),
-        "trion" => Some(momentum::trion),
-        "vera" => Some(frozen_factors::vera),
-        "wara" => Some(bases::wara),
+        "salt" => Some(salt::run),
+        "sltrain" => Some(sltrain::run),
+        "sorsa" => Some(sorsa::run),
+        "svfit" => Some(svfit::run),
+        "tera" => Some(tera::run),
+        "tlora" => Some(tlora::run),
+        "trion" => Some(trion::run),
+        "vera" => Some(vera::run),
+        "wara" => Some(wara::run),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, Weigh
 use lowrank_optim::rules::GlobalNormClip;
 use lowrank_optim::{AdamWConfig, ModulePath};
 
-use super::case::{Array, Case, Outcome};
+use super::support::case::{Array, Case, Outcome};
 
 /// Logits, loss, gradients and steps of one case.
 pub fn run(case: &Case) -> Outcome {

@@ -24,7 +24,7 @@ pub struct Bench {
 }
 
 /// The layer of a case, bare.
-fn bare(case: &Case) -> Result<Dense, String> {
+pub fn bare(case: &Case) -> Result<Dense, String> {
     let weight = case.array("in.weight")?.tensor::<2>().transpose();
     let bias = if case.has("in.bias") { Some(case.array("in.bias")?.tensor::<1>().autodiff()) } else { None };
     Ok(Dense::from_parts(weight.autodiff(), bias))
@@ -123,7 +123,7 @@ impl Bench {
         self.layer.weight.val().inner()
     }
 
-    fn bias(&self) -> Option<Tensor<1>> {
+    pub fn bias(&self) -> Option<Tensor<1>> {
         let adapter = adapter(self);
         let base = self.layer.weight.base();
         let bias = self.layer.bias.as_ref().map(|bias| bias.val());
@@ -200,7 +200,7 @@ pub fn slope(grads: &mut GradientsParams, tensor: &NamedTensor) -> Result<Vec<f3
 }
 
 /// `exp.reg` and its gradients are those of the bare term; ours carries its weight.
-fn penalties(case: &Case, bench: &Bench) -> Result<(), String> {
+pub fn penalties(case: &Case, bench: &Bench) -> Result<(), String> {
     let weight = case.config["train"]["reg_weight"].as_f64().unwrap_or(0.0);
     if !case.has("exp.reg") || weight == 0.0 {
         return Ok(());
@@ -218,7 +218,7 @@ pub fn regulariser(case: &Case, bench: &Bench, factor: f64) -> Result<(), String
     gradients(case, bench, GradientsParams::from_grads(sum.backward(), bench), "exp.reg_grad")
 }
 
-fn lr(case: &Case) -> Result<f64, String> {
+pub fn lr(case: &Case) -> Result<f64, String> {
     let train = &case.config["train"];
     train["lr"].as_f64().or(train["lr_coef"].as_f64()).ok_or_else(|| "configuration: train.lr".into())
 }

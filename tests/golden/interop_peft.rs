@@ -1,4 +1,4 @@
-//! Adapter folders that Python's `peft` wrote, or that follow its format: merged weights and logits, and the same folder written back.
+//! Adapter folders written by `peft`: read, run, written back.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use lowrank_models::hub::peft::{Form, PeftFolder, save};
 use lowrank_models::{Dense, Llama, ids_tensor};
 use safetensors::SafeTensors;
 
-use super::case::{Array, Case, Outcome, host};
+use super::support::case::{Array, Case, Outcome, host};
 
 /// The linear layers of a LLaMA, those that a case has.
 #[derive(Module, Debug)]
@@ -160,7 +160,7 @@ fn written_back<M: Module>(module: &M, dir: &Path) -> Result<(), String> {
 }
 
 /// Logits of a model with each of the adapter folders beside the case, and with each merged.
-pub fn interop(case: &Case) -> Outcome {
+pub fn run(case: &Case) -> Outcome {
     let beside = |name: &str| -> PathBuf { case.path.with_file_name(name) };
     let device = Device::default();
     let fail = |error: lowrank_models::ModelError| error.to_string();

@@ -39,7 +39,7 @@ impl Case {
         Ok(Self { bytes, path: path.to_path_buf(), config })
     }
 
-    fn file(&self) -> SafeTensors<'_> {
+    pub fn file(&self) -> SafeTensors<'_> {
         SafeTensors::deserialize(&self.bytes).expect("the header was read before")
     }
 

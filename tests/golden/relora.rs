@@ -6,7 +6,7 @@ use lowrank_models::linear::ReLora;
 use lowrank_optim::{AdamW, AdamWConfig, AdamWState, Keep, ResetMoments};
 use lowrank_train::engine::{Cycle, Restarts, Schedule, ScheduleKind};
 
-use super::case::{Case, Outcome, host};
+use super::support::case::{Case, Outcome, host};
 
 pub fn run(case: &Case) -> Outcome {
     match (case.has("W_0"), case.has("lr_multiplier")) {
@@ -126,7 +126,7 @@ fn training(case: &Case) -> Outcome {
     let (x, target, losses) = (case.array("x")?, case.array("target")?, case.array("loss")?);
     let (mut worst, mut restarts) = (0f64, Vec::new());
     for step in 1..=steps {
-        let input = |array: &super::case::Array| array.at(step - 1).tensor::<2>().autodiff();
+        let input = |array: &super::support::case::Array| array.at(step - 1).tensor::<2>().autodiff();
         let loss = (net.forward(input(&x)) - input(&target)).square().mean();
         let ours = loss.clone().into_scalar::<f32>();
         let expected = losses.values[step - 1];
