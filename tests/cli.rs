@@ -23,12 +23,12 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ("model.num_key_value_heads=3", ["num_key_value_heads", "multiple"]),
         ("model.name=llama-8m", ["llama-8m", "llama-9m"]),
         ("optimizer.name=adamv", ["adamv", "adamw"]),
-        ("optimizer.beta_1=1.5", ["beta_1", "1.5"]),
+        ("optimizer.options.beta_1=1.5", ["beta_1", "1.5"]),
         ("optimizer.exclude=attn[", ["exclude", "attn["]),
         ("optimizer.exclude=attention", ["exclude", "model.layers.0"]),
         ("optimizer.include=attention", ["include", "model.layers.0"]),
-        ("model.parameterization=sparse", ["sparse", "sltrain"]),
-        ("model.rank=4", ["model.rank", "dense"]),
+        ("model.parameterization.name=sparse", ["sparse", "sltrain"]),
+        ("model.parameterization.options.rank=4", ["model.parameterization.options.rank", "dense"]),
         ("train.device=tpu", ["tpu", "cuda"]),
         ("train.device=cuda", ["cuda", "--features cuda"]),
         ("train.seq_len=129", ["129", "128 positions"]),
@@ -36,7 +36,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ("tokenizer.path=missing.json", ["missing.json", "No such file"]),
         ("data.path=nowhere", ["nowhere", "No such file"]),
         ("data.format=csv", ["data.format", "csv"]),
-        ("data.validation_fraction=0", ["data.validation_fraction", "between 0 and 1"]),
+        ("data.validation_fraction=0", ["data.validation_fraction", "above 0 and below 1"]),
         ("schedule.kind=sudden", ["schedule.kind", "sudden"]),
     ] {
         let output = shop.run(&shop.tiny("run", &["--steps", "3", "--set", setting]));
@@ -44,43 +44,171 @@ fn bad_settings_are_refused_and_leave_nothing() {
         assert!(!shop.path("run").exists(), "{setting} left a folder");
     }
     for (settings, parts) in [
-        (vec!["model.parameterization=sltrain", "model.rank=0"], ["rank", "at least 1"]),
-        (vec!["model.parameterization=sltrain", "model.rank=1000"], ["1000", "smaller side, 32"]),
-        (vec!["model.parameterization=sltrain", "model.rank=4", "model.density=1"], ["density", "below 1"]),
-        (vec!["model.parameterization=sltrain", "model.rank=4", "model.density=0.0001"], ["density", "less than one"]),
-        (vec!["model.parameterization=sltrain", "model.rank=4", "model.alpha=0"], ["alpha", "greater than 0"]),
-        (vec!["model.parameterization=cola", "model.rank=4", "model.alpha=3"], ["model.alpha", "cola"]),
-        (vec!["model.parameterization=low_rank", "model.rank=4", "model.init=svd"], ["svd", "spectral"]),
-        (vec!["model.parameterization=lost", "model.rank=4", "model.gamma=2"], ["gamma", "from 0 to 1"]),
-        (vec!["model.parameterization=low_rank", "model.rank=33"], ["33", "smaller side, 32"]),
-        (vec!["model.parameterization=lost", "model.rank=33"], ["33", "smaller side, 32"]),
-        (vec!["model.parameterization=cola", "model.rank=0"], ["rank", "at least 1"]),
-        (vec!["model.parameterization=relora", "model.rank=33"], ["33", "smaller side, 32"]),
-        (vec!["model.parameterization=loro", "model.rank=33"], ["33", "smaller side, 32"]),
+        (vec!["model.parameterization.name=sltrain", "model.parameterization.options.rank=0"], ["rank", "at least 1"]),
         (
-            vec!["model.parameterization=relora", "model.reset_every=100", "model.restart_warmup=9", "model.rank=4"],
+            vec!["model.parameterization.name=sltrain", "model.parameterization.options.rank=1000"],
+            ["1000", "smaller side, 32"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=sltrain",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.density=1",
+            ],
+            ["density", "below 1"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=sltrain",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.density=0.0001",
+            ],
+            ["density", "less than one"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=sltrain",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.alpha=0",
+            ],
+            ["alpha", "greater than 0"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=cola",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.alpha=3",
+            ],
+            ["options.alpha", "cola"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=low_rank",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.init=svd",
+            ],
+            ["svd", "spectral"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=lost",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.gamma=2",
+            ],
+            ["gamma", "from 0 to 1"],
+        ),
+        (
+            vec!["model.parameterization.name=low_rank", "model.parameterization.options.rank=33"],
+            ["33", "smaller side, 32"],
+        ),
+        (
+            vec!["model.parameterization.name=lost", "model.parameterization.options.rank=33"],
+            ["33", "smaller side, 32"],
+        ),
+        (vec!["model.parameterization.name=cola", "model.parameterization.options.rank=0"], ["rank", "at least 1"]),
+        (
+            vec!["model.parameterization.name=relora", "model.parameterization.options.rank=33"],
+            ["33", "smaller side, 32"],
+        ),
+        (
+            vec!["model.parameterization.name=loro", "model.parameterization.options.rank=33"],
+            ["33", "smaller side, 32"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=relora",
+                "model.parameterization.options.reset_every=100",
+                "model.parameterization.options.restart_warmup=9",
+                "model.parameterization.options.rank=4",
+            ],
             ["reset_every", "inside the 100"],
         ),
-        (vec!["model.parameterization=relora", "model.rank=4", "model.reset_every=0"], ["reset_every", "at least 1"]),
         (
-            vec!["model.parameterization=relora", "model.rank=4", "model.restart_warmup=5000"],
+            vec![
+                "model.parameterization.name=relora",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.reset_every=0",
+            ],
+            ["reset_every", "at least 1"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=relora",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.restart_warmup=5000",
+            ],
             ["restart_warmup", "5000"],
         ),
-        (vec!["model.parameterization=relora", "model.rank=4", "model.reset=most"], ["reset is most", "magnitude:0.9"]),
-        (vec!["model.parameterization=relora", "model.rank=4", "model.reset=random:1"], ["reset is 1", "below 1"]),
         (
-            vec!["model.parameterization=relora", "model.rank=4", "schedule.final_fraction=0"],
+            vec![
+                "model.parameterization.name=relora",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.reset=most",
+            ],
+            ["reset is most", "magnitude:0.9"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=relora",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.reset=random:1",
+            ],
+            ["reset is 1", "below 1"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=relora",
+                "model.parameterization.options.rank=4",
+                "schedule.final_fraction=0",
+            ],
             ["final_fraction", "greater than 0"],
         ),
-        (vec!["model.parameterization=relora", "model.rank=4", "schedule.kind=linear"], ["relora", "cosine-restarts"]),
-        (vec!["model.parameterization=relora", "model.rank=4", "optimizer.name=fira"], ["fira", "take adamw"]),
+        (
+            vec!["model.parameterization.name=relora", "model.parameterization.options.rank=4", "schedule.kind=linear"],
+            ["relora", "cosine-restarts"],
+        ),
+        (
+            vec!["model.parameterization.name=relora", "model.parameterization.options.rank=4", "optimizer.name=fira"],
+            ["fira", "take adamw"],
+        ),
         (vec!["schedule.kind=cosine-restarts"], ["dense has no restarts", "relora"]),
         (vec!["schedule.adjust_steps=5"], ["adjust_steps", "cosine-restarts"]),
-        (vec!["model.parameterization=loro", "model.rank=4", "optimizer.name=muon"], ["loro", "take adamw"]),
-        (vec!["model.parameterization=loro", "model.rank=4", "optimizer.exclude=q_proj"], ["exclude", "together"]),
-        (vec!["model.parameterization=loro", "model.rank=4", "optimizer.lr_scale=2"], ["lr_scale", "beta_1"]),
-        (vec!["model.parameterization=loro", "model.rank=4", "model.exact_every=0"], ["exact_every", "at least 1"]),
-        (vec!["model.parameterization=loro", "model.rank=4", "model.lr_scaler=-2"], ["lr_scaler", "greater than 0"]),
+        (
+            vec!["model.parameterization.name=loro", "model.parameterization.options.rank=4", "optimizer.name=muon"],
+            ["loro", "take adamw"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=loro",
+                "model.parameterization.options.rank=4",
+                "optimizer.exclude=q_proj",
+            ],
+            ["exclude", "together"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=loro",
+                "model.parameterization.options.rank=4",
+                "optimizer.options.lr_scale=2",
+            ],
+            ["lr_scale", "beta_1"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=loro",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.exact_every=0",
+            ],
+            ["exact_every", "at least 1"],
+        ),
+        (
+            vec![
+                "model.parameterization.name=loro",
+                "model.parameterization.options.rank=4",
+                "model.parameterization.options.lr_scaler=-2",
+            ],
+            ["lr_scaler", "greater than 0"],
+        ),
         (vec!["train.backward=per-layer"], ["optimizer.clip", "block_clip"]),
         (
             vec!["train.backward=per-layer", "optimizer.clip=0", "train.accumulation=2"],
@@ -89,7 +217,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (vec!["train.backward=per-layer", "optimizer.clip=0", "train.max_skipped_steps=1"], ["max_skipped_steps", "0"]),
         (vec!["optimizer.block_clip=1"], ["block_clip", "per-layer"]),
         (vec!["train.backward=backwards"], ["backwards", "checkpointed"]),
-        (vec!["optimizer.name=galore", "optimizer.rank=1000"], ["rank", "larger than"]),
+        (vec!["optimizer.name=galore", "optimizer.options.rank=1000"], ["rank", "larger than"]),
     ] {
         let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
         refused(&shop.run(&shop.tiny("run", &[&["--steps", "3"], &more[..]].concat())), &parts);
@@ -363,11 +491,24 @@ fn what_is_probably_not_meant_is_told() {
         assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         assert_eq!(text.contains("warning"), !parts.is_empty(), "{text}");
     };
-    let density = ["model.parameterization=sltrain", "model.rank=4", "model.density=0.5"];
+    let density = [
+        "model.parameterization.name=sltrain",
+        "model.parameterization.options.rank=4",
+        "model.parameterization.options.density=0.5",
+    ];
     told("dense", &density, &["1024 values of a 32 x 32", "trains 768 and keeps 512 positions"]);
-    told("wide", &["model.parameterization=cola", "model.rank=16"], &["cola saves nothing", "trains 1024"]);
-    told("sparse", &["model.parameterization=sltrain", "model.rank=4"], &[]);
-    let relora = ["model.parameterization=relora", "model.rank=4", "model.reset_every=2", "model.restart_warmup=1"];
+    told(
+        "wide",
+        &["model.parameterization.name=cola", "model.parameterization.options.rank=16"],
+        &["cola saves nothing", "trains 1024"],
+    );
+    told("sparse", &["model.parameterization.name=sltrain", "model.parameterization.options.rank=4"], &[]);
+    let relora = [
+        "model.parameterization.name=relora",
+        "model.parameterization.options.rank=4",
+        "model.parameterization.options.reset_every=2",
+        "model.parameterization.options.restart_warmup=1",
+    ];
     told("cut", &relora, &["3 steps", "reset_every = 2", "last cycle has 1"]);
     let shifted = [&relora[..], &["schedule.adjust_steps=1"]].concat();
     told("shifted", &shifted, &["adjust_steps = 1", "not 0 where the factors restart"]);
@@ -376,7 +517,7 @@ fn what_is_probably_not_meant_is_told() {
 #[test]
 fn positions_that_are_repeated_or_out_of_range_are_refused() {
     let shop = Workshop::new(20);
-    let settings = ["--steps", "2", "--parameterization", "sltrain", "--set", "model.rank=4"];
+    let settings = ["--steps", "2", "--parameterization", "sltrain", "--set", "model.parameterization.options.rank=4"];
     succeeded(shop.run(&shop.tiny("run", &settings)));
     let model = checkpoints(&shop.path("run")).pop().unwrap();
     let path = model.join("model.safetensors");

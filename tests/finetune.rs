@@ -272,7 +272,7 @@ fn a_bad_model_folder_is_refused_by_what_is_wrong() {
 #[test]
 fn adapters_stand_on_dense_weights() {
     let shop = Workshop::with_model(10);
-    let more = ["--steps", "2", "--parameterization", "sltrain", "--set", "model.rank=4"];
+    let more = ["--steps", "2", "--parameterization", "sltrain", "--set", "model.parameterization.options.rank=4"];
     succeeded(shop.run(&shop.tiny("sparse", &more)));
     std::fs::remove_dir_all(shop.path("model")).unwrap();
     std::fs::rename(checkpoints(&shop.path("sparse")).pop().unwrap(), shop.path("model")).unwrap();

@@ -85,7 +85,16 @@ fn transformers_opens_a_pretrained_checkpoint() {
 #[test]
 fn transformers_opens_an_exported_sltrain_model() {
     let shop = Workshop::new(30);
-    let more = ["--steps", "20", "--parameterization", "sltrain", "--set", "model.rank=6", "--lr", "0.01"];
+    let more = [
+        "--steps",
+        "20",
+        "--parameterization",
+        "sltrain",
+        "--set",
+        "model.parameterization.options.rank=6",
+        "--lr",
+        "0.01",
+    ];
     succeeded(shop.run(&shop.tiny("sparse", &more)));
     let checkpoint = checkpoints(&shop.path("sparse")).pop().unwrap();
     succeeded(shop.run(&["export", "--model", checkpoint.to_str().unwrap(), "--out", "dense"]));

@@ -35,8 +35,22 @@ fn the_peak_is_what_was_forecast() {
         ("whole", vec!["--backward", "whole"]),
         ("checkpointed", vec!["--backward", "checkpointed", "--optimizer", "adamw-8bit"]),
         ("layered", layered.to_vec()),
-        ("sltrain", [&["--parameterization", "sltrain", "--set", "model.rank=96"], &layered[..]].concat()),
-        ("cola", vec!["--parameterization", "cola", "--set", "model.rank=96", "--backward", "whole"]),
+        (
+            "sltrain",
+            [&["--parameterization", "sltrain", "--set", "model.parameterization.options.rank=96"], &layered[..]]
+                .concat(),
+        ),
+        (
+            "cola",
+            vec![
+                "--parameterization",
+                "cola",
+                "--set",
+                "model.parameterization.options.rank=96",
+                "--backward",
+                "whole",
+            ],
+        ),
         ("parts", vec!["--backward", "whole", "--set", "train.accumulation=3", "--optimizer", "galore"]),
     ];
     for (name, way) in ways {

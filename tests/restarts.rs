@@ -38,10 +38,10 @@ fn zero(values: &[f32]) -> bool {
 }
 
 const RELORA: [&str; 8] = [
-    "model.parameterization=relora",
-    "model.rank=4",
-    "model.reset_every=4",
-    "model.restart_warmup=1",
+    "model.parameterization.name=relora",
+    "model.parameterization.options.rank=4",
+    "model.parameterization.options.reset_every=4",
+    "model.parameterization.options.restart_warmup=1",
     "schedule.warmup_steps=2",
     "optimizer.weight_decay=0",
     "checkpoint.every=1",
@@ -64,7 +64,7 @@ fn relora_restarts_at_the_bottom_of_its_schedule_and_nowhere_else() {
     let layer = "model.layers.1.mlp.down_proj";
     for mode in ["zero", "magnitude:0.9", "random:0.8"] {
         let out = mode.replace(':', "-");
-        let reset = format!("model.reset={mode}");
+        let reset = format!("model.parameterization.options.reset={mode}");
         run(&shop, &out, "12", &[&RELORA[..], &[&reset]].concat());
         let saved = checkpoints(&shop.path(&out));
         assert_eq!(saved.len(), 12);
@@ -114,7 +114,10 @@ fn relora_restarts_at_the_bottom_of_its_schedule_and_nowhere_else() {
 #[test]
 fn a_period_longer_than_the_run_restarts_nothing() {
     let shop = Workshop::new(20);
-    for (out, every) in [("long", "model.reset_every=50"), ("longer", "model.reset_every=60")] {
+    for (out, every) in [
+        ("long", "model.parameterization.options.reset_every=50"),
+        ("longer", "model.parameterization.options.reset_every=60"),
+    ] {
         run(&shop, out, "12", &[&RELORA[..], &[every]].concat());
     }
     let last = |out: &str| program::tensors(&checkpoints(&shop.path(out)).pop().unwrap());
@@ -168,7 +171,7 @@ fn refused(output: &std::process::Output, parts: &[&str]) {
 #[test]
 fn a_checkpoint_of_another_parameterization_is_refused() {
     let shop = Workshop::new(20);
-    run(&shop, "run", "3", &["model.parameterization=low_rank", "model.rank=4"]);
+    run(&shop, "run", "3", &["model.parameterization.name=low_rank", "model.parameterization.options.rank=4"]);
     let resume = ["pretrain", "--quiet", "--resume", "--out", "run", "--parameterization", "cola"];
     refused(&shop.run(&resume), &["model.parameterization", "low_rank", "cola"]);
     let checkpoint = checkpoints(&shop.path("run")).pop().unwrap();
@@ -184,10 +187,10 @@ fn a_checkpoint_of_another_parameterization_is_refused() {
 fn loro_takes_exact_steps_and_forgets_its_moments_after_them() {
     let shop = Workshop::new(20);
     let settings = [
-        "model.parameterization=loro",
-        "model.rank=4",
-        "model.exact_every=4",
-        "model.restart_warmup=2",
+        "model.parameterization.name=loro",
+        "model.parameterization.options.rank=4",
+        "model.parameterization.options.exact_every=4",
+        "model.parameterization.options.restart_warmup=2",
         "schedule.warmup_steps=6",
         "checkpoint.every=1",
         "checkpoint.keep_last=30",

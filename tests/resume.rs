@@ -41,16 +41,16 @@ fn a_killed_run_resumes_with_the_same_bits() {
         let has = |name: &str| method.options().iter().any(|option| option.name == name);
         // FRUGAL takes a share of matrices instead.
         if has("rank") && !has("density") {
-            more.extend(["--set", "optimizer.rank=6"]);
+            more.extend(["--set", "optimizer.options.rank=6"]);
         }
         if has("update_proj_gap") {
-            more.extend(["--set", "optimizer.update_proj_gap=7"]);
+            more.extend(["--set", "optimizer.options.update_proj_gap=7"]);
         }
         if has("proj_group") {
-            more.extend(["--set", "optimizer.proj_group=16"]);
+            more.extend(["--set", "optimizer.options.proj_group=16"]);
         }
         if has("min_8bit_size") {
-            more.extend(["--set", "optimizer.min_8bit_size=0"]);
+            more.extend(["--set", "optimizer.options.min_8bit_size=0"]);
         }
         resumes_with_the_same_bits(&shop, &more);
     }
@@ -61,10 +61,27 @@ fn every_parameterization_resumes_exports_and_generates() {
     for method in PARAMETERIZATIONS.iter().filter(|method| method.name != "dense") {
         let shop = Workshop::new(40);
         let mut more = vec!["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
-        more.extend(["--parameterization", method.name, "--set", "model.rank=6", "--set", "optimizer.weight_decay=0"]);
-        for (option, setting) in [("reset_every", "model.reset_every=20"), ("exact_every", "model.exact_every=30")] {
+        more.extend([
+            "--parameterization",
+            method.name,
+            "--set",
+            "model.parameterization.options.rank=6",
+            "--set",
+            "optimizer.weight_decay=0",
+        ]);
+        for (option, setting) in [
+            ("reset_every", "model.parameterization.options.reset_every=20"),
+            ("exact_every", "model.parameterization.options.exact_every=30"),
+        ] {
             if method.options.iter().any(|(name, ..)| *name == option) {
-                more.extend(["--set", setting, "--set", "model.restart_warmup=3", "--set", "schedule.warmup_steps=10"]);
+                more.extend([
+                    "--set",
+                    setting,
+                    "--set",
+                    "model.parameterization.options.restart_warmup=3",
+                    "--set",
+                    "schedule.warmup_steps=10",
+                ]);
             }
         }
         resumes_with_the_same_bits(&shop, &more);
@@ -91,20 +108,25 @@ fn block_by_block_gives_the_numbers_of_the_whole_backward_pass() {
     let variants: &[&[&str]] = &[
         &["optimizer.name=adamw", "model.tie_word_embeddings=false"],
         &["optimizer.name=adamw", "model.tie_word_embeddings=true"],
-        &["optimizer.name=dct-adamw", "optimizer.rank=6"],
-        &["optimizer.name=frugal", "optimizer.update_proj_gap=3"],
-        &["optimizer.name=apollo", "optimizer.rank=6"],
+        &["optimizer.name=dct-adamw", "optimizer.options.rank=6"],
+        &["optimizer.name=frugal", "optimizer.options.update_proj_gap=3"],
+        &["optimizer.name=apollo", "optimizer.options.rank=6"],
         &["optimizer.name=muon"],
-        &["model.parameterization=sltrain", "model.rank=6"],
-        &["model.parameterization=cola", "model.rank=6"],
+        &["model.parameterization.name=sltrain", "model.parameterization.options.rank=6"],
+        &["model.parameterization.name=cola", "model.parameterization.options.rank=6"],
         &[
-            "model.parameterization=relora",
-            "model.rank=6",
-            "model.reset_every=4",
-            "model.restart_warmup=1",
+            "model.parameterization.name=relora",
+            "model.parameterization.options.rank=6",
+            "model.parameterization.options.reset_every=4",
+            "model.parameterization.options.restart_warmup=1",
             "schedule.warmup_steps=2",
         ],
-        &["model.parameterization=loro", "model.rank=6", "model.exact_every=4", "model.restart_warmup=1"],
+        &[
+            "model.parameterization.name=loro",
+            "model.parameterization.options.rank=6",
+            "model.parameterization.options.exact_every=4",
+            "model.parameterization.options.restart_warmup=1",
+        ],
     ];
     for settings in variants {
         let shop = Workshop::new(40);
@@ -173,7 +195,7 @@ fn a_killed_fine_tuning_resumes_with_the_same_bits() {
         &["adapter.init=pissa", "adapter.rank=4", "data.packing=true"],
         &["rule.name=lora-plus", "adapter.dropout=0.1", "train.backward=checkpointed", "train.accumulation=2"],
         &["rule.name=lora-pro", "rule.options.mode=full", "optimizer.lr=0.001", "train.accumulation=2"],
-        &["rule.name=allora", "optimizer.name=dct-adamw", "optimizer.rank=2"],
+        &["rule.name=allora", "optimizer.name=dct-adamw", "optimizer.options.rank=2"],
     ] {
         runs.push(settings.iter().map(|setting| setting.to_string()).collect());
     }

@@ -106,15 +106,18 @@ impl AdamW8bitConfig {
 }
 
 /// Registry entry.
-pub(crate) const METHOD: Method = method!(
-    resettable AdamW8bitConfig,
-    AdamW8bitConfig::new().with_beta_2(0.95),
-    Entry {
-        papers: &[Paper { title: "8-bit Optimizers via Block-wise Quantization", place: "2110.02861" }],
-        memory: "2 RC bytes + 8 bytes a block",
-        ..Entry::plain(Kind::Optimizer, "adamw-8bit", "AdamW with 8-bit moments in blocks; embedding and head keep f32 moments")
-    }
-);
+pub(crate) const METHOD: Method = Method {
+    saves_state_of: Some("adamw"),
+    ..method!(
+        resettable AdamW8bitConfig,
+        AdamW8bitConfig::new().with_beta_2(0.95),
+        Entry {
+            papers: &[Paper { title: "8-bit Optimizers via Block-wise Quantization", place: "2110.02861" }],
+            memory: "2 RC bytes + 8 bytes a block",
+            ..Entry::plain(Kind::Optimizer, "adamw-8bit", "AdamW with 8-bit moments in blocks; embedding and head keep f32 moments")
+        }
+    )
+};
 
 impl MethodConfig for AdamW8bitConfig {
     type Optimizer = AdamW8bit;

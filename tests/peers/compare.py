@@ -138,7 +138,7 @@ def main():
         row(name, "seconds", {"seconds": run["data_seconds"]}, {"seconds": run["step_seconds"]}, "ms", digits=3)
     name = "llama-60m, SLTrain rank 128, against the layer in PyTorch"
     if wanted(name):
-        sltrain = ["--parameterization", "sltrain", "--set", "model.rank=128"]
+        sltrain = ["--parameterization", "sltrain", "--set", "model.parameterization.options.rank=128"]
         a, b = alternately(rounds, lambda: pretrain("llama-60m", *sltrain),
                            lambda: peer("pretrain", "--layer", "sltrain", *shaped("llama-60m")))
         row(f"{name}: step", "step_seconds", a, b, "ms")

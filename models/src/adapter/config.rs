@@ -1,12 +1,13 @@
 //! What an adapter is asked to be: structure, initialisation, scaling and training rule are separate choices.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::targets::Targets;
 
 /// What the update is multiplied by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scaling {
     /// `alpha / rank` ("LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685).

@@ -96,18 +96,19 @@ impl LlamaConfig {
     /// Refuses a configuration that no model can have, naming the fields.
     pub fn validate(&self) -> Result<(), ModelError> {
         let refuse = |reason: String| Err(ModelError::Config(reason));
-        for (field, value) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
-            ("head_dim", self.head_dim),
-            ("max_position_embeddings", self.max_position_embeddings),
+        // The largest values keep every product of sizes within 64 bits, whatever a file claims.
+        for (field, value, most) in [
+            ("vocab_size", self.vocab_size, 1 << 25),
+            ("hidden_size", self.hidden_size, 1 << 17),
+            ("intermediate_size", self.intermediate_size, 1 << 20),
+            ("num_hidden_layers", self.num_hidden_layers, 1 << 10),
+            ("num_attention_heads", self.num_attention_heads, 1 << 12),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 12),
+            ("head_dim", self.head_dim, 1 << 13),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 26),
         ] {
-            if value == 0 {
-                return refuse(format!("{field} is 0; it must be at least 1"));
+            if value == 0 || value > most {
+                return refuse(format!("{field} is {value}; it must be from 1 to {most}"));
             }
         }
         if !self.head_dim.is_multiple_of(2) {

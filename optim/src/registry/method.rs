@@ -22,6 +22,8 @@ pub struct Method {
     pub(crate) build: fn(&Entry, &Options, &HiddenMatrices, &StateMeter) -> Result<Built, OptimError>,
     /// None where what a reset leaves of the state is not defined.
     pub(crate) resettable: Option<BuildResettable>,
+    /// Optimizer that the planner replaces by this one where its state does not fit; none where it is not offered.
+    pub saves_state_of: Option<&'static str>,
 }
 
 type BuildResettable = fn(&Entry, &Options, &HiddenMatrices, &StateMeter, &MomentResets) -> Result<Built, OptimError>;
@@ -51,6 +53,7 @@ macro_rules! method {
                 Ok((hidden.optimizer(&config, meter)?, hidden.report(&config, entry.name)))
             },
             resettable: None,
+            saves_state_of: None,
         }
     };
 }

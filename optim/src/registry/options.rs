@@ -39,6 +39,7 @@ pub struct OptionSpec {
 /// Options of a method with their defaults, in the order of their fields.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OptionList {
+    help: String,
     specs: Vec<OptionSpec>,
     standard: Value,
 }
@@ -110,6 +111,11 @@ impl OptionError {
 }
 
 impl OptionSpec {
+    /// Names of the structs it is a field of, the outermost first, and its own.
+    pub fn path(&self) -> &[String] {
+        &self.path
+    }
+
     /// Default for people: a value, or what follows when none is given.
     pub fn default_text(&self) -> String {
         match (&self.default, &self.unset) {
@@ -131,12 +137,13 @@ impl OptionSpec {
         Err(OptionError::value(&self.name, shown, format!("must be {}", self.must_be())))
     }
 
-    fn must_be(&self) -> String {
+    /// Allowed values after "must be".
+    pub fn must_be(&self) -> String {
         if self.allowed.choices().len() > 1 { format!("one of {}", self.allowed) } else { self.allowed.to_string() }
     }
 
     /// JSON schema of the option with its documentation and default.
-    fn schema(&self) -> Value {
+    pub fn schema(&self) -> Value {
         let mut schema = self.allowed.schema().clone();
         if let (Some(schema), Some(default)) = (schema.as_object_mut(), &self.default)
             && !default.is_null()
@@ -167,7 +174,27 @@ impl OptionList {
         collect(schema.as_value(), &standard, &[], &mut specs);
         // The schema lists fields by name; the text has them in the order of their declaration.
         specs.sort_by_key(|spec| text.find(&format!("\"{}\":", spec.name)).unwrap_or(usize::MAX));
-        Self { specs, standard }
+        Self { help: help(schema.as_value()), specs, standard }
+    }
+
+    /// First paragraph of the configuration's documentation, as one line.
+    pub fn help(&self) -> &str {
+        &self.help
+    }
+
+    /// Options stated one by one, by name, default and help, without limits on their values.
+    pub fn stated<'a>(options: impl IntoIterator<Item = (&'a str, Value, &'a str)>) -> Self {
+        let options: Vec<_> = options.into_iter().collect();
+        let standard = options.iter().map(|(name, default, _)| (name.to_string(), default.clone())).collect();
+        let spec = |(name, default, help): (&str, Value, &str)| OptionSpec {
+            name: name.to_string(),
+            default: Some(default),
+            allowed: Allowed::new(Value::Bool(true)),
+            help: help.to_string(),
+            unset: None,
+            path: vec![name.to_string()],
+        };
+        Self { help: String::new(), specs: options.into_iter().map(spec).collect(), standard: Value::Object(standard) }
     }
 
     /// Options in the order of their fields.

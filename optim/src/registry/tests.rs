@@ -381,6 +381,35 @@ fn senseless_options_are_refused_by_name_and_with_a_reason() {
     assert!(optimizer("adamw").unwrap().check(&slip).unwrap_err().to_string().contains("did you mean \"beta_1\""));
 }
 
+/// The worst numbers are rejected by name, or give an optimizer that steps.
+#[test]
+fn every_number_is_used_or_rejected_by_name() {
+    let worst = [0.0, -1.0, 0.5, 1e-320, 1e308].map(Value::from);
+    let whole = [0, -1, i64::MAX].map(Value::from);
+    for (method, base) in variants(5) {
+        for option in method.options().iter() {
+            for value in worst.iter().chain(&whole) {
+                let mut options = base.clone();
+                options.insert(option.name.clone(), value.clone());
+                let module = Matrix::new([8, 5]);
+                match method.init(&options, &HiddenMatrices::of(&module), &StateMeter::new()) {
+                    Ok(_) => drop(Run::of(method, &options, module).step(wave([8, 5], 1.0))),
+                    Err(error) => {
+                        let text = error.to_string();
+                        let known = [option.name.as_str(), "rank", "density", "states", "ns_steps", "projector"];
+                        assert!(
+                            known.iter().any(|name| text.contains(name)),
+                            "{} {}: {text}",
+                            method.name,
+                            option.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// With its moments at 0 a zero gradient moves nothing; before the reset it does.
 #[test]
 fn moments_are_set_back_where_that_is_defined_and_refused_elsewhere() {

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use lowrank_models::adapter::{AdapterConfig, AdapterOptions, Rule, StructureEntry, Targets};
+use lowrank_models::adapter::{AdapterConfig, Rule, StructureEntry, Targets};
 use lowrank_models::hub::peft::PeftFolder;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::BuildError;
 use crate::config::{AdapterSection, Config, RuleSection};
@@ -16,16 +16,12 @@ pub fn rule(section: &RuleSection) -> Result<Rule, BuildError> {
     let mut values = json!({ "name": section.name });
     for (option, value) in &section.options {
         let given = value.to_string();
-        values[option.as_str()] = json(value)?;
+        values[option.as_str()] = value.clone();
         // One at a time, so that a refusal names its option.
         rule = serde_json::from_value(values.clone())
             .map_err(|error| BuildError::Settings(format!("rule.options.{option} = {given}: {error}")))?;
     }
     Ok(rule)
-}
-
-fn json(value: &toml::Value) -> Result<Value, BuildError> {
-    serde_json::to_value(value).map_err(|error| BuildError::Settings(format!("{value}: {error}")))
 }
 
 /// The folder of an adapter that is trained on, where the configuration names one in place of a structure.
@@ -57,10 +53,6 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
         return Ok(None);
     }
     let targets = |text: &String| (!text.is_empty()).then(|| Targets::parse(text));
-    let mut options = AdapterOptions::new();
-    for (option, value) in &section.options {
-        options.insert(option.clone(), json(value)?);
-    }
     Ok(Some(AdapterConfig {
         structure: section.name.clone(),
         rank: section.rank,
@@ -74,7 +66,7 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
         rank_pattern: patterns("adapter.rank_pattern", &section.rank_pattern)?,
         alpha_pattern: patterns("adapter.alpha_pattern", &section.alpha_pattern)?,
         seed: config.train.seed,
-        options,
+        options: section.options.clone(),
         ..AdapterConfig::default()
     }))
 }

@@ -3,6 +3,7 @@
 use lowrank_models::ModelError;
 use lowrank_models::adapter::AdapterError;
 use lowrank_optim::OptimError;
+use lowrank_optim::registry::OptionError;
 
 use crate::config::ConfigError;
 use crate::data::DataError;
@@ -22,6 +23,8 @@ pub enum BuildError {
     Adapter(#[from] AdapterError),
     #[error(transparent)]
     Optim(#[from] OptimError),
+    #[error(transparent)]
+    Option(#[from] OptionError),
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// Two settings that do not go together.

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use lowrank_models::hub::{HubConfig, ModelFolder};
-use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_models::{LlamaConfig, Parameterization};
 use serde_json::{Map, Value};
 
 use super::BuildError;
-use crate::config::ModelSection;
+use crate::config::{ModelSection, ParameterizationSection, SLOTS};
 
 /// The shape of the model in the default job: learns something worth seeing in some minutes on two cores.
 fn default_shape(vocab_size: usize) -> LlamaConfig {
@@ -31,44 +30,20 @@ fn default_shape(vocab_size: usize) -> LlamaConfig {
 
 /// What the linear layers hold, of the options that are given and the defaults of the others.
 fn parameterization(model: &ModelSection) -> Result<Parameterization, BuildError> {
-    let name = model.parameterization.as_str();
-    let Some(method) = PARAMETERIZATIONS.iter().find(|method| method.name == name) else {
-        let known: Vec<&str> = PARAMETERIZATIONS.iter().map(|method| method.name).collect();
+    let ParameterizationSection { name, options } = &model.parameterization;
+    let slot = SLOTS[0];
+    let Some(list) = slot.options(name) else {
         return Err(BuildError::Settings(format!(
-            "model.parameterization = {name}: it must be one of {}",
-            known.join(", ")
+            "model.parameterization.name = {name}: must be one of {}",
+            slot.names().join(", ")
         )));
     };
-    let given = [
-        ("rank", model.rank.map(Value::from)),
-        ("alpha", model.alpha.map(Value::from)),
-        ("density", model.density.map(Value::from)),
-        ("trained_scale", model.trained_scale.map(Value::from)),
-        ("init", model.init.clone().map(Value::from)),
-        ("gamma", model.gamma.map(Value::from)),
-        ("keep_gate", model.keep_gate.map(Value::from)),
-        ("reset_every", model.reset_every.map(Value::from)),
-        ("restart_warmup", model.restart_warmup.map(Value::from)),
-        ("reset", model.reset.clone().map(Value::from)),
-        ("exact_every", model.exact_every.map(Value::from)),
-        ("lr_scaler", model.lr_scaler.map(Value::from)),
-    ];
-    let mut values = Map::from_iter([("name".to_string(), Value::from(name))]);
-    for (option, default, _) in method.options {
-        // Words are no JSON.
-        let default = serde_json::from_str(default).unwrap_or_else(|_| Value::from(*default));
-        values.insert(option.to_string(), default);
-    }
-    for (option, value) in given {
-        let Some(value) = value else { continue };
-        if values.insert(option.to_string(), value).is_none() {
-            return Err(BuildError::Settings(format!(
-                "model.{option} has no meaning with model.parameterization = {name}; take it away"
-            )));
-        }
-    }
+    let mut values = list
+        .configure::<Map<String, Value>>(name, options)
+        .map_err(|error| error.under("model.parameterization.options"))?;
+    values.insert("name".into(), name.as_str().into());
     serde_json::from_value(Value::Object(values))
-        .map_err(|error| BuildError::Settings(format!("model.parameterization = {name}: {error}")))
+        .map_err(|error| BuildError::Settings(format!("model.parameterization.name = {name}: {error}")))
 }
 
 /// The folder of a model to go on from, when the section names one rather than a shape.
@@ -88,7 +63,7 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> 
                 hub.llama.vocab_size
             )));
         }
-        let kept = match model.parameterization == "relora" {
+        let kept = match model.parameterization.name == "relora" {
             true => ModelSection { name: String::new(), ..shapeless(model) },
             false => ModelSection::default(),
         };
@@ -98,10 +73,10 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> 
                 folder.display()
             )));
         }
-        if model.parameterization == "relora" {
+        if model.parameterization.name == "relora" {
             if hub.llama.parameterization != Parameterization::Dense {
                 return Err(BuildError::Settings(format!(
-                    "model.parameterization = relora stands on a dense model; the layers of {} are {}: go on with them without that key, or `lowrank export` first",
+                    "model.parameterization.name = relora stands on a dense model; the layers of {} are {}: go on with them without that key, or `lowrank export` first",
                     folder.display(),
                     hub.llama.parameterization.name()
                 )));

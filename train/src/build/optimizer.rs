@@ -21,16 +21,23 @@ pub struct Optimizer {
     pub parameters: Vec<Stepped>,
 }
 
-/// The options of the optimizer that the configuration gives.
-pub fn optimizer_options(config: &Config) -> Result<Options, BuildError> {
-    let section = &config.optimizer;
-    let mut options = Options::from_iter([("weight_decay".to_string(), section.weight_decay.into())]);
-    for (name, value) in &section.options {
-        let value = serde_json::to_value(value)
-            .map_err(|error| BuildError::Settings(format!("optimizer.{name} = {value}: {error}")))?;
-        options.insert(name.clone(), value);
+/// Options of the optimizer that the configuration gives.
+pub fn optimizer_options(config: &Config) -> Options {
+    let mut options = config.optimizer.options.clone();
+    options.insert("weight_decay".into(), config.optimizer.weight_decay.into());
+    options
+}
+
+/// Gives an optimizer that needs a rank, where none is given, a quarter of the model's width, and returns it.
+pub fn usual_rank(config: &mut Config, hidden_size: usize) -> Option<usize> {
+    let options = registry::optimizer(&config.optimizer.name).ok()?.options();
+    let needed = options.get("rank").is_some_and(|rank| rank.default.is_none());
+    if !needed || config.optimizer.options.contains_key("rank") {
+        return None;
     }
-    Ok(options)
+    let rank = (hidden_size / 4).max(1);
+    config.optimizer.options.insert("rank".into(), rank.into());
+    Some(rank)
 }
 
 /// The optimizer of the configuration for what of this model is trained.
@@ -43,7 +50,7 @@ pub fn optimizer(
 ) -> Result<Optimizer, BuildError> {
     let section = &config.optimizer;
     let method = registry::optimizer(&section.name)?;
-    let options = optimizer_options(config)?;
+    let options = optimizer_options(config);
     let options = rule.options(method.name, options)?;
     let mut hidden = rule.parameters(model);
     if !section.include.is_empty() {
@@ -67,7 +74,9 @@ pub fn optimizer(
 /// The optimizer that belongs to LORO, with the options that are given.
 fn loro(config: &Config, options: &Options, model: &Llama) -> Result<LoroConfig, BuildError> {
     let refuse = |key: &str, value: &str, reason: &str| {
-        Err(BuildError::Settings(format!("optimizer.{key} = {value} with model.parameterization = loro: {reason}")))
+        Err(BuildError::Settings(format!(
+            "optimizer.{key} = {value} with model.parameterization.name = loro: {reason}"
+        )))
     };
     let section = &config.optimizer;
     if section.name != "adamw" {

@@ -24,13 +24,13 @@ pub fn warnings(config: &Config, llama: &LlamaConfig, total_steps: Option<u64>) 
     if let (Parameterization::ReLora { reset_every, .. }, Some(steps)) = (parameterization, total_steps) {
         if !steps.is_multiple_of(*reset_every) {
             warnings.push(format!(
-                "the {steps} steps of the run are no multiple of model.reset_every = {reset_every}: the last cycle has {} steps",
+                "the {steps} steps of the run are no multiple of model.parameterization.options.reset_every = {reset_every}: the last cycle has {} steps",
                 steps % reset_every
             ));
         }
         if !config.schedule.adjust_steps.is_multiple_of(*reset_every) {
             warnings.push(format!(
-                "schedule.adjust_steps = {} is no multiple of model.reset_every = {reset_every}: the learning rate is not 0 where the factors restart",
+                "schedule.adjust_steps = {} is no multiple of model.parameterization.options.reset_every = {reset_every}: the learning rate is not 0 where the factors restart",
                 config.schedule.adjust_steps
             ));
         }

@@ -19,7 +19,7 @@ use crate::process::device;
 Examples:
   lowrank generate --model runs/pretrain-001/checkpoints/step-001500 --prompt \"fn main() {\"
   lowrank generate --model SmolLM2-135M --prompt \"The capital of France is\" --greedy --tokens 32
-  lowrank generate --model SmolLM2-135M --adapter runs/finetune-001/adapter --prompt \"Q: \"")]
+  lowrank generate --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --prompt \"Q: \"")]
 pub struct Args {
     /// Checkpoint or Hugging Face model folder
     #[arg(long, value_name = "DIR")]

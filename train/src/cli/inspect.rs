@@ -18,7 +18,7 @@ use crate::run::checkpoint::{TrainerState, verify};
 Examples:
   lowrank inspect runs/pretrain-001/checkpoints/step-001500
   lowrank inspect SmolLM2-135M
-  lowrank inspect runs/finetune-001/adapter")]
+  lowrank inspect runs/SmolLM2-135M-lora-001/checkpoints/step-000300")]
 pub struct Args {
     /// Checkpoint, Hugging Face model folder or adapter folder
     dir: PathBuf,

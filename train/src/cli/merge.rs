@@ -18,7 +18,7 @@ use crate::process::device;
 /// finite.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
-  lowrank merge --model SmolLM2-135M --adapter runs/finetune-001/adapter --out merged")]
+  lowrank merge --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --out merged")]
 pub struct Args {
     /// Model folder that the adapters stand on
     #[arg(long, value_name = "DIR")]

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod compare;
+mod config;
 mod eval;
 mod export;
 mod finetune;
@@ -43,12 +44,13 @@ enum Command {
     Export(export::Args),
     Merge(merge::Args),
     Methods(methods::Args),
+    Config(config::Args),
     Plan(plan::Args),
     Compare(compare::Args),
     Adapters(adapters::Args),
 }
 
-/// Parses the arguments of the process, runs the command and tells what went wrong.
+/// Parses the arguments of the process, runs the command and reports what went wrong.
 ///
 /// Exit codes: 0 done, 2 bad input (arguments, configuration, data, files), 1 a failure while working, 130 and 143 stopped by SIGINT and SIGTERM
 /// with everything saved.
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Methods(args) => methods::run(args),
+        Command::Config(args) => config::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Adapters(args) => adapters::run(args),

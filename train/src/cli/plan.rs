@@ -8,22 +8,22 @@ use lowrank_models::adapter::Rule;
 
 use super::output::{print, table};
 use super::training::SettingArgs;
-use crate::build::{BuildError, model_config, model_folder};
+use crate::build::{BEYOND_ANY_MACHINE, BuildError, check_sizes, model_config, model_folder, usual_rank};
 use crate::config::{Config, Job, bytes, count};
 use crate::data::Tokenizer;
 use crate::plan::{Candidate, Forecaster, Freedom, candidates, limit, mode};
 
-/// Tell what memory a pretraining will take, and how it could take less.
+/// Estimate the memory of a pretraining run and list cheaper variants.
 ///
-/// The table has one line for each combination of what is not set: dense or SLTrain layers, AdamW with moments of four or of one byte, the three
-/// ways of the backward pass, the batch at once or in parts. Lines that fit --memory come first, and among them those that change least; the
-/// first one is what `lowrank pretrain --memory` takes. Nothing is trained and nothing of that size is allocated.
+/// The table has one line for each combination of settings left unset: dense or smaller layers, AdamW with f32 or 8-bit moments, the three
+/// backward modes, the batch at once or accumulated. Lines that fit --memory come first, and among them those that change least; the first one is
+/// what `lowrank pretrain --memory` uses. Nothing is trained and nothing of that size is allocated.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   lowrank plan --model llama-60m --memory 600MiB
   lowrank plan --model llama-1b --memory 8GiB --set tokenizer.vocab_size=32000
-  lowrank plan --model llama-130m --optimizer galore --set optimizer.rank=256 --batch 8
+  lowrank plan --model llama-130m --optimizer galore --set optimizer.options.rank=256 --batch 8
 
 The process is counted as a whole, at its peak; token files that are read are mapped and not counted. On a GPU more is needed.")]
 pub struct Args {
@@ -43,12 +43,14 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut layers = args.settings.layers().map_err(BuildError::from)?;
     layers.optional("--model", "model.name", args.model.as_deref());
-    layers.optional("--parameterization", "model.parameterization", args.parameterization.as_deref());
+    layers.optional("--parameterization", "model.parameterization.name", args.parameterization.as_deref());
     layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
-    let config = layers.resolve(&Config::of(Job::Pretrain)).map_err(BuildError::from)?;
+    let mut config = layers.resolve(&Config::of(Job::Pretrain)).map_err(BuildError::from)?;
     let ids = vocabulary(&config)?;
     let llama = |config: &Config| model_config(&config.model, ids, 0).map(|hub| hub.llama);
     let shape = llama(&config)?;
+    usual_rank(&mut config, shape.hidden_size);
+    check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;
     let limit = limit(&config)?;
     let forecaster = Forecaster::new(&llama, None, &Rule::Plain, 0);
     let freedom = Freedom::of(&layers, Job::Pretrain);
@@ -69,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     match (limit, found.first()) {
         (Some(limit), Some(first)) if fits(first) => {
-            text.push_str(&format!("\nwithin {} `lowrank pretrain` takes: {}\n", bytes(limit), first.told()));
+            text.push_str(&format!("\nwithin {} `lowrank pretrain` uses: {}\n", bytes(limit), first.told()));
         }
         (Some(limit), Some(first)) => {
             text.push_str(&format!("\nnothing fits {}; the least is {}\n", bytes(limit), bytes(first.forecast.peak)));
@@ -96,7 +98,7 @@ const HEAD: [&str; 11] = [
 
 fn row(candidate: &Candidate, fits: Option<bool>) -> Vec<String> {
     let Candidate { config, forecast, .. } = candidate;
-    let rank = config.model.rank.filter(|_| config.model.parameterization != "dense");
+    let rank = config.model.parameterization.options.get("rank");
     vec![
         match fits {
             Some(true) => "yes",
@@ -104,7 +106,7 @@ fn row(candidate: &Candidate, fits: Option<bool>) -> Vec<String> {
             None => "",
         }
         .into(),
-        config.model.parameterization.clone(),
+        config.model.parameterization.name.clone(),
         rank.map(|rank| rank.to_string()).unwrap_or_default(),
         config.optimizer.name.clone(),
         mode(config.train.backward).into(),

@@ -18,7 +18,7 @@ Examples:
   lowrank pretrain --data stories.jsonl --set data.field=story --set tokenizer.vocab_size=8192
   lowrank pretrain --resume --out runs/books
   lowrank pretrain --parameterization relora --model runs/books/checkpoints/step-005000
-  lowrank pretrain --config run.toml --set optimizer.beta_2=0.99
+  lowrank pretrain --config run.toml --set optimizer.options.beta_2=0.99
 
 Flags win over --set, --set over the file of --config, the file over the defaults. docs/configuration.md lists all keys.
 Ctrl-C finishes the step, saves and exits; --resume goes on with the same bits as if nothing had happened.")]
@@ -42,7 +42,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut layers = args.training.layers().map_err(BuildError::from)?;
     layers.optional("--model", "model.name", args.model.as_deref());
-    layers.optional("--parameterization", "model.parameterization", args.parameterization.as_deref());
+    layers.optional("--parameterization", "model.parameterization.name", args.parameterization.as_deref());
     layers.optional("--data", "data.path", (!args.data.is_empty()).then(|| texts(&args.data)));
     layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
     let name = |config: &crate::config::Config| last_name(&config.model.name).unwrap_or_else(|| "pretrain".into());

@@ -1,14 +1,27 @@
-//! The configuration of a run: one section for each part, defaults in one place.
+//! The configuration of a run: one section for each part, each key stated once.
 
+mod check;
+mod documentation;
+mod effective;
+mod error;
+mod job;
 mod keys;
 mod layers;
+mod methods;
+mod schema;
 mod sections;
 mod units;
 
-pub use keys::{KEYS, Key, Kind, documentation};
-pub use layers::{Assignment, ConfigError, Layers, Origin};
+pub use documentation::documentation;
+pub use effective::Config;
+pub use error::{ConfigError, Origin};
+pub use job::Job;
+pub use keys::{Key, Section, sections};
+pub use layers::{Assignment, Layers};
+pub use methods::{SLOTS, Slot};
+pub use schema::schema;
 pub use sections::{
-    AdapterSection, CheckpointSection, Config, DataSection, EvalSection, Job, LogSection, ModelSection,
-    OptimizerSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
+    AdapterSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection, OptimizerSection,
+    ParameterizationSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
 };
 pub use units::{bytes, count, duration, parse_bytes};

@@ -1,41 +1,21 @@
-//! The sections and their defaults.
+//! The sections: every key with its default, its documentation and what it allows.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
-
 use lowrank_models::adapter::Scaling;
+use lowrank_optim::registry::Options;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::Job;
 use crate::data::Format;
 use crate::engine::{BackwardMode, ScheduleKind};
-
-/// Everything that a run can be told.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)] // the help of each key stands in `KEYS`
-pub struct Config {
-    pub run: RunSection,
-    pub model: ModelSection,
-    pub adapter: AdapterSection,
-    pub rule: RuleSection,
-    pub data: DataSection,
-    pub tokenizer: TokenizerSection,
-    pub optimizer: OptimizerSection,
-    pub schedule: ScheduleSection,
-    pub train: TrainSection,
-    pub eval: EvalSection,
-    pub checkpoint: CheckpointSection,
-    pub log: LogSection,
-}
 
 macro_rules! section {
     ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $kind:ty = $default:expr,)* }) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(default)]
-        #[allow(missing_docs)] // the help of each key stands in `KEYS`
         pub struct $name { $($(#[$field_meta])* pub $field: $kind,)* }
 
         impl Default for $name {
@@ -46,112 +26,134 @@ macro_rules! section {
     };
 }
 
-/// What a run does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Job {
-    /// A model learns from text.
-    #[default]
-    Pretrain,
-    /// A model that exists learns from examples, by an adapter or whole.
-    Finetune,
-}
-
-impl Job {
-    /// Name of the command.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pretrain => "pretrain",
-            Self::Finetune => "finetune",
-        }
-    }
-
-    /// Whether a key has a meaning in such a run.
-    pub fn knows(self, key: &str) -> bool {
-        let others: &[&str] = match self {
-            Self::Pretrain => &["adapter.", "rule.", "data.learn_prompt", "data.packing"],
-            Self::Finetune => &["model.", "tokenizer.", "data.cache", "data.verify", "train.tokens"],
-        };
-        key == "model.name" || !others.iter().any(|start| key.starts_with(start))
-    }
-}
-
 section! {
     /// What the run does and where it is written.
     RunSection {
+        /// What the run does; each command has its own.
         job: Job = Job::Pretrain,
+        /// Folder of the run; empty: the next free `runs/NAME-001`.
         out: PathBuf = PathBuf::new(),
     }
 }
 
 section! {
-    /// The model's shape.
+    /// Shape of the model and what its layers hold.
     ModelSection {
+        /// A named shape such as `llama-9m`, or a Hugging Face model folder to continue from; empty: the default job's shape.
         name: String = String::new(),
-        parameterization: String = "dense".into(),
-        rank: Option<usize> = None,
-        alpha: Option<f64> = None,
-        density: Option<f64> = None,
-        trained_scale: Option<bool> = None,
-        init: Option<String> = None,
-        gamma: Option<f64> = None,
-        keep_gate: Option<bool> = None,
-        reset_every: Option<u64> = None,
-        restart_warmup: Option<u64> = None,
-        reset: Option<String> = None,
-        exact_every: Option<u64> = None,
-        lr_scaler: Option<f64> = None,
+        /// What the linear layers of the blocks hold.
+        parameterization: ParameterizationSection = ParameterizationSection::default(),
+        /// Width of the residual stream.
+        #[schemars(range(min = 1, max = 131_072))]
         hidden_size: Option<usize> = None,
+        /// Width of the feed-forward part.
+        #[schemars(range(min = 1, max = 1_048_576))]
         intermediate_size: Option<usize> = None,
+        /// Number of blocks.
+        #[schemars(range(min = 1, max = 1024))]
         num_hidden_layers: Option<usize> = None,
+        /// Number of query heads.
+        #[schemars(range(min = 1, max = 4096))]
         num_attention_heads: Option<usize> = None,
+        /// Number of key and value heads.
+        #[schemars(range(min = 1, max = 4096), extend("x-unset" = "as many as query heads"))]
         num_key_value_heads: Option<usize> = None,
+        /// Width of a head.
+        #[schemars(range(min = 1, max = 8192), extend("x-unset" = "hidden_size / num_attention_heads"))]
         head_dim: Option<usize> = None,
+        /// Longest sequence.
+        #[schemars(range(min = 1, max = 16_777_216))]
         max_position_embeddings: Option<usize> = None,
+        /// Base of the rotary angles.
+        #[schemars(range(min = 1.0, max = 1e12))]
         rope_theta: Option<f64> = None,
+        /// Constant in the norms.
+        #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
         rms_norm_eps: Option<f64> = None,
+        /// Use the embedding as output head.
         tie_word_embeddings: Option<bool> = None,
     }
 }
 
 section! {
-    /// The adapter of a fine-tuning.
+    /// What the linear layers of the blocks hold.
+    ParameterizationSection {
+        /// Parameterization of the linear layers, one of `lowrank methods`.
+        name: String = "dense".into(),
+        /// Options of the parameterization; see `lowrank methods NAME`.
+        options: Options = Options::new(),
+    }
+}
+
+section! {
+    /// Adapter of a fine-tuning.
     AdapterSection {
+        /// Structure of the adapter, one of `lowrank methods`; a folder: the adapter in it is trained further; `none`: all weights are trained.
         name: String = "lora".into(),
+        /// Rank.
+        #[schemars(range(min = 1, max = 131_072), extend("x-unset" = "the structure's own"))]
         rank: Option<usize> = None,
+        /// Scale: the update is multiplied by alpha / rank.
+        #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0, "x-unset" = "the structure's own"))]
         alpha: Option<f64> = None,
+        /// Divisor of alpha.
+        #[schemars(extend("x-unset" = "the structure's own"))]
         scaling: Option<Scaling> = None,
+        /// Probability that an input of the adapter is zeroed in training.
+        #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
         dropout: f64 = 0.0,
+        /// Initialisation: `default`, or one that `lowrank methods NAME` lists.
         init: String = "default".into(),
+        /// Rows of training data whose gradients a data-driven initialisation uses.
+        #[schemars(range(min = 1, max = 1_000_000))]
         init_samples: usize = 50,
+        /// Adapted layers: `all-linear` (all but the head), names between commas, or a regular expression for whole paths.
         targets: String = "all-linear".into(),
+        /// Layers left out, written as in `targets`; empty: none.
         exclude: String = String::new(),
+        /// Numbers of the adapted blocks, from 0; empty: all.
+        #[schemars(inner(range(max = 4096)))]
         layers: Vec<usize> = Vec::new(),
+        /// Ranks of single layers, as `PATTERN=RANK`; the first pattern that matches the end of a path counts.
         rank_pattern: Vec<String> = Vec::new(),
+        /// Alphas of single layers, as `PATTERN=ALPHA`.
         alpha_pattern: Vec<String> = Vec::new(),
-        options: Table = Table::new(),
+        /// Options of the structure; see `lowrank methods NAME`.
+        options: Options = Options::new(),
     }
 }
 
 section! {
     /// How the adapter is trained.
     RuleSection {
+        /// Training rule of the adapter, one of `lowrank methods`.
         name: String = "plain".into(),
-        options: Table = Table::new(),
+        /// Options of the rule; see `lowrank methods NAME`.
+        options: Options = Options::new(),
     }
 }
 
 section! {
-    /// The text.
+    /// Text or examples.
     DataSection {
+        /// Files and folders of text; empty: the sources of the burn crates that Cargo downloaded.
         path: Vec<PathBuf> = Vec::new(),
+        /// Format of the files.
         format: Format = Format::Auto,
+        /// Field of JSON lines, or column of Parquet, that holds the text.
         field: String = "text".into(),
+        /// Part of the documents held out for validation.
+        #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
         validation_fraction: f64 = 0.05,
+        /// Keep attention inside a document.
         document_mask: bool = true,
+        /// Train on prompts and the turns of others too, not only on completions and the assistant's turns.
         learn_prompt: bool = false,
+        /// Pack several examples into a row of `seq_len` tokens, each seeing itself alone.
         packing: bool = false,
+        /// Check the hashes of all token files before the first step.
         verify: bool = true,
+        /// Folder for tokenizers and token shards made from text.
         cache: PathBuf = PathBuf::from("runs/cache"),
     }
 }
@@ -159,34 +161,59 @@ section! {
 section! {
     /// From text to tokens.
     TokenizerSection {
+        /// A `tokenizer.json`; `bytes`: byte level without a file; empty: a tokenizer trained on the data.
         path: String = String::new(),
+        /// Vocabulary of a trained tokenizer.
+        #[schemars(range(min = 1, max = 16_777_216))]
         vocab_size: usize = 4096,
     }
 }
 
 section! {
-    /// The optimizer.
+    /// Optimizer.
     OptimizerSection {
+        /// Optimizer, one of `lowrank methods`.
         name: String = "adamw".into(),
+        /// Peak learning rate.
+        #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
         lr: f64 = 3e-3,
+        /// Decoupled weight decay of matrices.
+        #[schemars(range(min = 0.0, max = 1e3))]
         weight_decay: f64 = 0.1,
+        /// Global gradient clipping norm; 0: no clipping.
+        #[schemars(range(min = 0.0, max = 1e30))]
         clip: f64 = 1.0,
+        /// Per-block gradient clipping norm (not a global norm), with `train.backward = per-layer`; 0: no clipping.
+        #[schemars(range(min = 0.0, max = 1e30))]
         block_clip: f64 = 0.0,
+        /// Regular expression for paths of further matrices that the optimizer updates.
         include: String = String::new(),
+        /// Regular expression for paths of matrices that AdamW updates instead.
         exclude: String = String::new(),
-        #[serde(flatten)]
-        options: BTreeMap<String, Value> = BTreeMap::new(),
+        /// Options of the optimizer; see `lowrank methods NAME`.
+        options: Options = Options::new(),
     }
 }
 
 section! {
-    /// The learning rate over time.
+    /// Learning rate over time.
     ScheduleSection {
+        /// Shape of the schedule; `cosine-restarts` is the default of parameterizations that restart.
         kind: ScheduleKind = ScheduleKind::Cosine,
+        /// Steps of linear warm-up; 0: as `warmup_fraction` says.
+        #[schemars(range(max = 1_000_000_000_000_u64))]
         warmup_steps: u64 = 100,
+        /// Warm-up as a fraction of the run, when `warmup_steps` is 0.
+        #[schemars(range(min = 0.0, max = 1.0))]
         warmup_fraction: f64 = 0.0,
+        /// Last learning rate as a fraction of the peak.
+        #[schemars(range(min = 0.0, max = 1.0))]
         final_fraction: f64 = 0.1,
+        /// Fraction of the run over which `wsd` decays.
+        #[schemars(range(min = 0.0, max = 1.0))]
         decay_fraction: f64 = 0.2,
+        /// `cosine-restarts`: offset of the cosine schedule in steps, for a model that has already been trained.
+        #[schemars(range(max = 1_000_000_000_000_u64))]
         adjust_steps: u64 = 0,
     }
 }
@@ -194,18 +221,39 @@ section! {
 section! {
     /// Steps and batches.
     TrainSection {
+        /// Steps of the run; 0: no limit.
+        #[schemars(range(max = 1_000_000_000_000_u64))]
         steps: u64 = 1800,
+        /// Tokens of the run; 0: no limit.
+        #[schemars(range(max = 1_000_000_000_000_000_000_u64))]
         tokens: u64 = 0,
+        /// Passes over the data; 0: no limit.
+        #[schemars(range(min = 0.0, max = 1e6))]
         epochs: f64 = 0.0,
+        /// Minutes of the run, resumes included; 0: no limit.
+        #[schemars(range(min = 0.0, max = 1e7))]
         minutes: f64 = 10.0,
+        /// Sequences in a micro-batch.
+        #[schemars(range(min = 1, max = 65_536))]
         batch: usize = 4,
+        /// Tokens in a sequence.
+        #[schemars(range(min = 1, max = 16_777_216))]
         seq_len: usize = 256,
+        /// Micro-batches in a step.
+        #[schemars(range(min = 1, max = 65_536))]
         accumulation: usize = 1,
+        /// Backward pass.
         backward: BackwardMode = BackwardMode::Whole,
+        /// Memory limit of the process, e.g. `8GiB`; settings left unset (parameterization, optimizer, backward mode, batch) are changed as little as possible to fit.
         memory: String = String::new(),
+        /// Seed of weights, order and samples.
         seed: u64 = 42,
+        /// `cpu`, or a GPU of a build with that feature: `cuda`, `vulkan`, `wgpu`, `metal`, `rocm`, with `:N` for the N-th.
         device: String = "cpu".into(),
+        /// CPU threads; 0: one per core.
+        #[schemars(range(max = 4096))]
         threads: usize = 0,
+        /// Maximum number of steps with non-finite loss or gradients that may be skipped.
         max_skipped_steps: u64 = 0,
     }
 }
@@ -213,16 +261,22 @@ section! {
 section! {
     /// Loss on held-out text.
     EvalSection {
+        /// Steps between evaluations; 0: only at the end.
         every: u64 = 300,
+        /// Batches of an evaluation during training; 0: all; the last evaluation always uses all.
         batches: usize = 20,
     }
 }
 
 section! {
-    /// Saving.
+    /// Checkpoints.
     CheckpointSection {
+        /// Steps between checkpoints; 0: only at the end.
         every: u64 = 300,
+        /// Number of newest checkpoints to keep.
+        #[schemars(range(min = 1, max = 1_000_000))]
         keep_last: usize = 2,
+        /// Keep the checkpoint with the lowest validation loss as well.
         keep_best: bool = true,
     }
 }
@@ -230,115 +284,19 @@ section! {
 section! {
     /// What is written while training.
     LogSection {
+        /// Steps between logged steps.
+        #[schemars(range(min = 1))]
         every: u64 = 1,
+        /// Write TensorBoard event files.
         tensorboard: bool = true,
+        /// Steps between histograms of weights and gradients; 0: none.
         histograms_every: u64 = 0,
+        /// Steps between samples of text; 0: before and after only.
         sample_every: u64 = 0,
+        /// Tokens of a sample.
+        #[schemars(range(max = 1_048_576))]
         sample_tokens: usize = 120,
+        /// Start of a sample; empty: in a fine-tuning that of the first held-out example.
         sample_prompt: String = "//! ".into(),
-    }
-}
-
-impl Config {
-    /// The defaults of a job.
-    pub fn of(job: Job) -> Self {
-        let config = Self { run: RunSection { job, ..RunSection::default() }, ..Self::default() };
-        match job {
-            Job::Pretrain => config,
-            Job::Finetune => Self {
-                optimizer: OptimizerSection { lr: 2e-4, weight_decay: 0.0, ..config.optimizer },
-                schedule: ScheduleSection {
-                    warmup_steps: 0,
-                    warmup_fraction: 0.03,
-                    final_fraction: 0.0,
-                    ..config.schedule
-                },
-                train: TrainSection { steps: 0, epochs: 3.0, minutes: 0.0, ..config.train },
-                eval: EvalSection { every: 100, ..config.eval },
-                checkpoint: CheckpointSection { every: 100, ..config.checkpoint },
-                log: LogSection { sample_tokens: 60, sample_prompt: String::new(), ..config.log },
-                ..config
-            },
-        }
-    }
-
-    /// The whole effective configuration as a file.
-    pub fn to_toml(&self) -> String {
-        self.table().to_string()
-    }
-
-    /// All sections, without the keys that have no meaning in this job.
-    pub(super) fn table(&self) -> Table {
-        let mut table = match Value::try_from(self) {
-            Ok(Value::Table(table)) => table,
-            other => unreachable!("a struct of sections is a table: {other:?}"),
-        };
-        for (section, values) in &mut table {
-            if let Value::Table(values) = values {
-                values.retain(|key, _| self.run.job.knows(&format!("{section}.{key}")));
-            }
-        }
-        table.retain(|_, values| values.as_table().is_none_or(|values| !values.is_empty()));
-        table
-    }
-
-    /// Every key with a value, as `section.key` and TOML text.
-    pub fn entries(&self) -> BTreeMap<String, String> {
-        fn add(entries: &mut BTreeMap<String, String>, name: &str, value: &Value) {
-            match value {
-                Value::Table(values) => {
-                    values.iter().for_each(|(key, value)| add(entries, &format!("{name}.{key}"), value))
-                }
-                value => drop(entries.insert(name.to_string(), value.to_string())),
-            }
-        }
-        let mut entries = BTreeMap::new();
-        for (section, values) in &self.table() {
-            add(&mut entries, section, values);
-        }
-        entries
-    }
-
-    /// The entries that decide the result: a run can be resumed only with the same ones.
-    ///
-    /// Where things are written, what is logged and how often, the device and the number of threads are not among them; when the run
-    /// ends is only where the schedule depends on it.
-    pub fn deciding_entries(&self) -> BTreeMap<String, String> {
-        let mut entries = self.entries();
-        let free = [
-            "run.",
-            "eval.",
-            "checkpoint.",
-            "log.",
-            "train.device",
-            "train.threads",
-            "train.max_skipped_steps",
-            "train.memory",
-            "train.minutes",
-            "data.cache",
-            "data.verify",
-        ];
-        entries.retain(|key, _| !free.iter().any(|start| key.starts_with(start)));
-        if !self.schedule.kind.needs_total() {
-            entries.remove("train.steps");
-            entries.remove("train.tokens");
-            entries.remove("train.epochs");
-        }
-        entries
-    }
-
-    /// Whether steps, tokens or epochs limit the run.
-    pub fn has_steps(&self) -> bool {
-        self.train.steps > 0 || self.train.tokens > 0 || self.train.epochs > 0.0
-    }
-
-    /// Steps of the whole run with so many rows in an epoch, where steps, tokens or epochs limit it.
-    pub fn total_steps(&self, rows: u64) -> Option<u64> {
-        let a_step = (self.train.batch * self.train.accumulation) as u64;
-        let by_tokens = (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(a_step * self.train.seq_len as u64));
-        let by_epochs =
-            (self.train.epochs > 0.0).then(|| ((self.train.epochs * rows as f64 / a_step as f64).ceil() as u64).max(1));
-        let by_steps = (self.train.steps > 0).then_some(self.train.steps);
-        by_steps.into_iter().chain(by_tokens).chain(by_epochs).min()
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::json_lines::JsonLines;
@@ -10,7 +11,7 @@ use super::text::{PIECE, TextReader};
 use super::{DataError, Document};
 
 /// What the files of the data are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// By the end of the name: `.jsonl` and `.ndjson` are JSON lines, `.parquet` is Parquet, a folder of token files is that, all else text.

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 use lowrank_models::{Segment, SegmentedModel, WalkPoint, Walker};
 use lowrank_optim::rules::GlobalNormClip;
 use lowrank_optim::{Hooks, OptimError, StepInfo};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::activations::{Activations, Live};
@@ -12,7 +13,7 @@ use super::moved::Fingerprints;
 use super::{TrainError, Trainer};
 
 /// How gradients are computed; the numbers are the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BackwardMode {
     /// All blocks at once: everything that they compute is kept.

@@ -93,7 +93,7 @@ impl Inventory {
         let meter = StateMeter::new();
         let cycle = build::cycle(config, &llama.parameterization);
         let method = find(&config.optimizer.name)?;
-        let options = build::optimizer_options(config)?;
+        let options = build::optimizer_options(config);
         let options = rule.options(method.name, options)?;
         for stepped in build::optimizer(config, rule, &model, &cycle, &meter)?.parameters {
             let parameter = &stepped.parameter;

@@ -1,5 +1,7 @@
 //! What could be done to make a run fit, and which of it changes least.
 
+use lowrank_optim::registry::{METHODS, Method};
+
 use super::Forecast;
 use crate::build::BuildError;
 use crate::config::{Config, Job, Layers, bytes, parse_bytes};
@@ -20,7 +22,7 @@ impl Freedom {
     pub fn of(layers: &Layers, job: Job) -> Self {
         let free = |key: &str| !layers.has(key);
         Self {
-            parameterization: job == Job::Pretrain && free("model.parameterization"),
+            parameterization: job == Job::Pretrain && free("model.parameterization.name"),
             optimizer: free("optimizer.name"),
             backward: free("train.backward"),
             batch: free("train.batch") && free("train.accumulation"),
@@ -46,8 +48,8 @@ impl Candidate {
         let Config { model, optimizer, train, .. } = &self.config;
         let mut text = String::new();
         if self.config.run.job == Job::Pretrain {
-            text.push_str(&model.parameterization);
-            if let Some(rank) = model.rank.filter(|_| model.parameterization != "dense") {
+            text.push_str(&model.parameterization.name);
+            if let Some(rank) = model.parameterization.options.get("rank") {
                 text.push_str(&format!(" of rank {rank}"));
             }
             text.push_str(", ");
@@ -73,7 +75,7 @@ pub fn mode(backward: BackwardMode) -> &'static str {
 /// optimizer a little, then what clips differently, then what trains another model, and last what sees fewer tokens in a step.
 const CHECKPOINTED: f64 = 1.0;
 const SPLIT: f64 = 0.1;
-const EIGHT_BIT: f64 = 2.0;
+const SMALLER_STATE: f64 = 2.0;
 const PER_LAYER: f64 = 4.0;
 const SPARSE: f64 = 8.0;
 const FEWER: f64 = 16.0;
@@ -110,17 +112,21 @@ fn variations(config: &Config, freedom: Freedom, hidden_size: usize) -> Vec<(Con
             all.extend(varied);
         }
     };
-    vary(freedom.parameterization && config.model.parameterization == "dense", &|config| {
+    vary(freedom.parameterization && config.model.parameterization.name == "dense", &|config| {
         let mut sparse = config.clone();
-        sparse.model.parameterization = "sltrain".into();
+        sparse.model.parameterization.name = "sltrain".into();
         // A quarter of the width, as in the papers.
-        sparse.model.rank = sparse.model.rank.or(Some((hidden_size / 4).max(1)));
+        sparse.model.parameterization.options.insert("rank".into(), (hidden_size / 4).max(1).into());
         vec![(sparse, SPARSE)]
     });
-    vary(freedom.optimizer && config.optimizer.name == "adamw", &|config| {
-        let mut small = config.clone();
-        small.optimizer.name = "adamw-8bit".into();
-        vec![(small, EIGHT_BIT)]
+    vary(freedom.optimizer, &|config| {
+        let smaller = METHODS.iter().filter(|method| method.saves_state_of == Some(config.optimizer.name.as_str()));
+        let with = |method: &Method| {
+            let mut small = config.clone();
+            small.optimizer.name = method.name.into();
+            (small, SMALLER_STATE)
+        };
+        smaller.map(with).collect()
     });
     let whole = freedom.backward && config.train.backward == BackwardMode::Whole;
     vary(whole, &|config| {
@@ -177,7 +183,7 @@ pub fn choose(
     let Forecast { weights, gradients, state, activations, peak } = smallest.forecast;
     let cure = match weights > limit {
         true => "the weights alone are larger; take a smaller model",
-        false => "raise it, shorten train.seq_len, lower model.rank, or take a smaller model",
+        false => "raise it, shorten train.seq_len, lower model.parameterization.options.rank, or take a smaller model",
     };
     Err(BuildError::Settings(format!(
         "train.memory = {}: nothing fits. The least is {} with {}: weights {}, gradients {}, optimizer state {}, activations {}; {cure}",
@@ -217,7 +223,7 @@ mod tests {
     fn shrinking(config: &Config) -> Result<Forecast, BuildError> {
         let mut peak = 1000.0;
         for (saves, share) in [
-            (config.model.parameterization == "sltrain", 0.5),
+            (config.model.parameterization.name == "sltrain", 0.5),
             (config.optimizer.name == "adamw-8bit", 0.8),
             (config.train.backward == BackwardMode::Checkpointed, 0.8),
             (config.train.backward == BackwardMode::PerLayer, 0.7),
@@ -261,6 +267,7 @@ mod tests {
         let (config, freedom) = free(&["train.memory=280B"]);
         let chosen = choose(&config, freedom, 64, &shrinking).unwrap().config;
         assert_eq!((chosen.optimizer.clip, chosen.optimizer.block_clip), (0.0, 1.0));
-        assert_eq!((chosen.model.rank, chosen.train.accumulation), (Some(16), 1));
+        assert_eq!(chosen.model.parameterization.options["rank"], 16);
+        assert_eq!(chosen.train.accumulation, 1);
     }
 }

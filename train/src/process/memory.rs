@@ -29,6 +29,14 @@ impl MemoryUse {
     }
 }
 
+/// Memory of the machine with its swap space, or of the control group that limits this process, in bytes.
+pub fn machine_memory() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    let machine = system.total_memory().saturating_add(system.total_swap());
+    system.cgroup_limits().map_or(machine, |limits| machine.min(limits.total_memory.saturating_add(limits.free_swap)))
+}
+
 fn resident() -> Option<u64> {
     let pid = sysinfo::get_current_pid().ok()?;
     let mut system = System::new();

@@ -7,5 +7,5 @@ mod signals;
 
 pub use allocator::BlockAllocator;
 pub use device::{DeviceError, device, set_threads};
-pub use memory::MemoryUse;
+pub use memory::{MemoryUse, machine_memory};
 pub use signals::{Signal, Signals};

@@ -15,7 +15,7 @@ use crate::config::{Config, Job, bytes};
 use crate::engine::{Schedule, Trainer, TrainerOptions};
 use crate::objective::Stream;
 use crate::plan::{self, Forecast, Forecaster, Freedom};
-use crate::process::{MemoryUse, device, set_threads};
+use crate::process::{MemoryUse, device, machine_memory, set_threads};
 use crate::recipe::{ModelFiles, RunData, TrainedModel};
 
 impl Training {
@@ -109,12 +109,14 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn of(config: Config, freedom: Freedom, screen: &mut Screen) -> Result<Self, BuildError> {
+    fn of(mut config: Config, freedom: Freedom, screen: &mut Screen) -> Result<Self, BuildError> {
         match config.run.job {
             Job::Pretrain => {
                 let prepared = prepare_data(&config, screen)?;
                 let (ids, separator) = (prepared.tokenizer.vocab_size(), prepared.tokenizer.separator());
                 let llama = |config: &Config| Ok(model_config(&config.model, ids, separator)?.llama);
+                let shape = llama(&config)?;
+                complete(&mut config, &shape, screen)?;
                 let (config, forecast) = fitting(config, freedom, &llama, None, &Rule::Plain, screen)?;
                 let subject = TrainedModel::of_text(&config, &prepared.tokenizer)?;
                 subject.check_length(config.train.seq_len)?;
@@ -122,6 +124,7 @@ impl Prepared {
             }
             Job::Finetune => {
                 let subject = TrainedModel::of_folder(&config)?;
+                complete(&mut config, &subject.hub.llama, screen)?;
                 let llama = |_: &Config| Ok(subject.hub.llama.clone());
                 let (config, forecast) = fitting(config, freedom, &llama, subject.adapter(), &subject.rule, screen)?;
                 subject.check_length(config.train.seq_len)?;
@@ -129,6 +132,17 @@ impl Prepared {
             }
         }
     }
+}
+
+/// Fills in what follows from the model's shape, and rejects sizes beyond the memory of the machine.
+fn complete(config: &mut Config, llama: &LlamaConfig, screen: &Screen) -> Result<(), BuildError> {
+    if let Some(rank) = build::usual_rank(config, llama.hidden_size) {
+        screen.line(&format!(
+            "optimizer.options.rank = {rank}: a quarter of the model's width, since {} needs a rank and none is given",
+            config.optimizer.name
+        ));
+    }
+    build::check_sizes(config, llama, machine_memory())
 }
 
 /// Sizes of the model and its data, for the summary.

@@ -38,7 +38,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let contender = |method: &'static Method| {
         let mut command = pretraining(method.name, args.steps);
         command.extend(settings(method, args.rank).into_iter().flat_map(|setting| ["--set".into(), setting]));
-        Contender { name: method.name, lrs: usual(method.name), command }
+        Contender { name: method.name, lrs: usual(method), command }
     };
     let comparison = Comparison {
         what: "optimizer",
@@ -58,28 +58,28 @@ pub fn pretraining(optimizer: &str, steps: u64) -> Vec<String> {
     words.into_iter().chain(quiet.into_iter().flat_map(|setting| ["--set", setting])).map(String::from).collect()
 }
 
-/// Three learning rates about the one that the method's paper takes for small models.
-pub fn usual(optimizer: &str) -> Vec<f64> {
-    match optimizer {
-        "muon" | "trion" | "dion" => vec![0.005, 0.02, 0.06],
-        _ => vec![0.003, 0.01, 0.03],
-    }
+/// Three learning rates about the one that the method's paper uses for small models.
+pub fn usual(optimizer: &Method) -> Vec<f64> {
+    optimizer.lr.map_or_else(|| vec![0.003, 0.01, 0.03], |lr| vec![lr / 4.0, lr, 3.0 * lr])
 }
 
 fn settings(method: &Method, rank: u64) -> Vec<String> {
-    let has = |name: &str| method.options().iter().any(|option| option.name == name);
+    let options = method.options();
+    let has = |name: &str| options.get(name).is_some();
     let mut settings = Vec::new();
-    // FRUGAL takes a share, a quarter as the others at this rank; one direction is what APOLLO-Mini is.
-    if has("rank") && !has("density") && method.name != "apollo-mini" {
-        settings.push(format!("optimizer.rank={rank}"));
+    // A method with a density has a quarter of the gradient, as the others at this rank; one of rank 1 is that by definition.
+    let own =
+        options.get("rank").is_some_and(|rank| rank.default.as_ref().and_then(serde_json::Value::as_u64) == Some(1));
+    if has("rank") && !has("density") && !own {
+        settings.push(format!("optimizer.options.rank={rank}"));
     }
     // As GaLore's scale has it: what small models learn best with is a larger rate for the embedding than for the matrices.
     for scale in ["lr_scale", "proj_lr_scale"].into_iter().filter(|scale| has(scale)) {
-        settings.push(format!("optimizer.{scale}=0.25"));
+        settings.push(format!("optimizer.options.{scale}=0.25"));
     }
     // Orthogonal updates are of another size than Adam's; the rest learns at about the rate that it has with the others.
     if has("others_lr_scale") {
-        settings.push("optimizer.others_lr_scale=0.5".into());
+        settings.push("optimizer.options.others_lr_scale=0.5".into());
     }
     settings
 }

@@ -22,7 +22,7 @@ use crate::config::bytes;
 #[command(after_help = "Examples:
   lowrank compare parameterizations --steps 400
   lowrank compare parameterizations dense low_rank sltrain --rank 64 --set model.hidden_size=256
-  lowrank compare parameterizations sltrain --set model.density=0.1 --out runs/denser")]
+  lowrank compare parameterizations sltrain --set model.parameterization.options.density=0.1 --out runs/denser")]
 pub struct Args {
     /// Parameterizations to compare; none: all of `lowrank methods`
     names: Vec<String>,
@@ -40,7 +40,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let optimizer = find(&args.optimizer).map_err(BuildError::from)?.name;
+    let optimizer = find(&args.optimizer).map_err(BuildError::from)?;
     let known = |name: &str| {
         let all: Vec<&str> = PARAMETERIZATIONS.iter().map(|method| method.name).collect();
         PARAMETERIZATIONS.iter().find(|method| method.name == name).ok_or_else(|| {
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let methods = chosen(&args.names, PARAMETERIZATIONS.iter(), known)?;
     let contender = |method: &'static ParameterizationMethod| {
-        let mut command = pretraining(optimizer, args.steps);
+        let mut command = pretraining(optimizer.name, args.steps);
         command.extend(["--parameterization".into(), method.name.into()]);
         for setting in settings(method, args.rank, args.steps) {
             command.extend(["--set".into(), setting]);
@@ -83,11 +83,11 @@ fn settings(method: &ParameterizationMethod, rank: u64, steps: u64) -> Vec<Strin
     let third = (steps / 3).max(1);
     let mut settings = Vec::new();
     if has("rank") {
-        settings.push(format!("model.rank={rank}"));
+        settings.push(format!("model.parameterization.options.rank={rank}"));
     }
     for cycle in ["reset_every", "exact_every"].into_iter().filter(|cycle| has(cycle)) {
-        settings.push(format!("model.{cycle}={third}"));
-        settings.push(format!("model.restart_warmup={}", third / 10));
+        settings.push(format!("model.parameterization.options.{cycle}={third}"));
+        settings.push(format!("model.parameterization.options.restart_warmup={}", third / 10));
     }
     settings
 }

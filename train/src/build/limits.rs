@@ -1,0 +1,61 @@
+//! Sizes of a run against the memory of the machine, before anything is allocated.
+
+use lowrank_models::LlamaConfig;
+
+use super::BuildError;
+use crate::config::{Config, bytes};
+
+/// Memory that no machine has: what is larger is a slip, even where nothing is allocated.
+pub const BEYOND_ANY_MACHINE: u64 = 1 << 44;
+
+/// Rejects a model or a micro-batch whose least memory is more than there is.
+///
+/// The least is counted: weights in f32, and hidden states of one layer. The ranges of the keys keep all products below 2^127.
+pub fn check_sizes(config: &Config, llama: &LlamaConfig, memory: u64) -> Result<(), BuildError> {
+    let product = |factors: &[usize]| factors.iter().map(|factor| *factor as u128).product::<u128>();
+    let weights = 4 * llama.parameters() as u128;
+    if weights > u128::from(memory) {
+        return Err(BuildError::Settings(format!(
+            "model: hidden_size = {}, num_hidden_layers = {} and a vocabulary of {} make {} of weights, more than the {} there are; use a smaller model",
+            llama.hidden_size,
+            llama.num_hidden_layers,
+            llama.vocab_size,
+            shown(weights),
+            bytes(memory)
+        )));
+    }
+    let (batch, seq_len) = (config.train.batch, config.train.seq_len);
+    let states = 4 * product(&[batch, seq_len, llama.hidden_size]);
+    if weights + states > u128::from(memory) {
+        return Err(BuildError::Settings(format!(
+            "train.batch = {batch} and train.seq_len = {seq_len} make {} of hidden states in each layer of width {}, more than the {} there are; lower one of them",
+            shown(states),
+            llama.hidden_size,
+            bytes(memory)
+        )));
+    }
+    Ok(())
+}
+
+fn shown(count: u128) -> String {
+    bytes(u64::try_from(count).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_beyond_the_memory_are_rejected_by_the_keys_that_make_them() {
+        let llama = LlamaConfig::named("llama-9m", 4096).unwrap();
+        let mut config = Config::default();
+        assert!(check_sizes(&config, &llama, 1 << 30).is_ok());
+        let refusal =
+            |config: &Config, llama: &LlamaConfig| check_sizes(config, llama, 1 << 30).unwrap_err().to_string();
+        config.train.batch = 65_536;
+        config.train.seq_len = 16_777_216;
+        assert!(refusal(&config, &llama).contains("train.batch = 65536 and train.seq_len = 16777216"));
+        let wide = LlamaConfig { hidden_size: 131_072, vocab_size: 16_777_216, num_hidden_layers: 1024, ..llama };
+        assert!(refusal(&config, &wide).contains("hidden_size = 131072"));
+    }
+}
