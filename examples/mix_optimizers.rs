@@ -9,7 +9,7 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
-use lowrank_optim::rules::GlobalNormClip;
+use lowrank_optim::GlobalNormClip;
 use lowrank_optim::{DctAdamWConfig, HiddenMatrices, StateMeter};
 
 /// Guesses the next letter from the two before.

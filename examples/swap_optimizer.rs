@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, Relu};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Tensor};
-use lowrank_optim::rules::GlobalNormClip;
+use lowrank_optim::GlobalNormClip;
 use lowrank_optim::{AdamWConfig, DctAdamWConfig};
 
 #[derive(Module, Debug)]

@@ -13,9 +13,9 @@ use burn::optim::Optimizer;
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use lowrank_optim::{
-    AdamW8bitConfig, AdamWConfig, ApolloConfig, DctAdamWConfig, DctBasis, DctColumns, DionConfig, Feedback, FiraConfig,
-    FrugalConfig, GaLoreConfig, LdAdamConfig, MuonConfig, Norm, Place, Projector, ProjectorKind, Renewal, Svd,
-    TrionConfig,
+    AdamW8bitConfig, AdamWConfig, ApolloConfig, DctAdamWConfig, DctBasis, DctColumns, DionConfig, ErrorFeedback,
+    FiraConfig, FrugalConfig, GaLoreConfig, LdAdamConfig, MuonConfig, Norm, Place, Projector, ProjectorKind, Renewal,
+    Svd, TrionConfig,
 };
 
 /// Attention and feed-forward matrices of a model of width 512, as Burn stores them.
@@ -50,7 +50,7 @@ fn step(criterion: &mut Criterion) {
         for rank in RANKS {
             let named = |name: &str| format!("{name}/rank-{rank}");
             steps(&mut group, &named("dct-adamw"), shape, DctAdamWConfig::new(rank).build());
-            let plain = DctAdamWConfig::new(rank).with_error_feedback(Feedback::None);
+            let plain = DctAdamWConfig::new(rank).with_error_feedback(ErrorFeedback::None);
             steps(&mut group, &named("dct-adamw-no-feedback"), shape, plain.build());
             let long = 1_000_000;
             steps(&mut group, &named("galore"), shape, GaLoreConfig::new(rank).with_update_proj_gap(long).build());

@@ -1,7 +1,7 @@
 //! Rejections of what several options decide together; a single option states what it allows in its field.
 
-use crate::OptimError;
-use crate::registry::OptionError;
+use crate::error::OptimError;
+use crate::registry::options::OptionError;
 
 /// A rejected value with its reason.
 pub fn refused<T>(option: &str, value: impl ToString, reason: impl Into<String>) -> Result<T, OptimError> {

@@ -21,7 +21,7 @@ use burn::module::{Module, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::tensor::Tensor;
 
-use crate::Part;
+use crate::part::Part;
 
 /// Error of a hook, of whatever type it has.
 pub type HookError = Box<dyn std::error::Error + Send + Sync>;

@@ -7,7 +7,8 @@
 //! - [`AdamW8bitConfig`]: moments of one byte; [`AdamW`]: the measure of the others, in one pass over memory.
 //! - [`loro`]: steps of two factors along the manifold of their product, and the optimizer that takes them.
 //! - [`HiddenMatrices`]: which parameters of a module they are meant for.
-//! - [`rules`]: passes over the gradients of a whole module, such as clipping by their global norm.
+//! - [`GlobalNormClip`]: clipping by the norm of all gradients together.
+//! - [`rules`]: passes over the gradients of a whole module that work on pairs of factors.
 //! - [`Hook`]: what a method does around the steps of a training loop, for the trainer, a loop of your own or Burn's `Learner`.
 //! - [`StateMeter`]: the bytes that optimizer states really take.
 //! - [`registry`]: the list of optimizers by name, with their options and the memory they take.
@@ -15,38 +16,22 @@
 extern crate alloc;
 
 mod adam;
-mod adamw;
-mod adamw_8bit;
-mod apollo;
-mod blocks;
 mod check;
-mod dct_adamw;
-mod dion;
+mod clip;
 mod error;
-mod error_feedback;
-mod fira;
-mod frugal;
-mod galore;
 mod hook;
-mod ldadam;
-pub mod loro;
 mod matrix;
-mod meter;
 mod method;
-mod moments;
-mod muon;
-mod orthogonal;
+mod methods;
+mod parameters;
 mod part;
 mod path;
+mod place;
+mod precision;
 mod projected;
-mod projector;
-mod quantised;
 pub mod registry;
-mod reset;
-mod roles;
 pub mod rules;
-mod subspace;
-mod trion;
+mod state;
 
 // The derive of `RecordState` names these as items of the crate it is used in.
 pub(crate) use burn::optim::{RecordState, StateSink, StateSource, join_path};
@@ -60,35 +45,42 @@ pub use lowrank_kernels::random::key_of;
 pub use lowrank_kernels::vectorised::vectorised;
 
 pub use adam::AdamOptions;
-pub use adamw::{AdamW, AdamWConfig, AdamWState};
-pub use adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState};
-pub use apollo::ApolloConfig;
-pub use blocks::{DynamicMap, dequantise, quantise};
-pub use dct_adamw::{DctAdamWConfig, Feedback, Transform};
-pub use dion::{Dion, DionConfig, DionState, RightFactor};
+pub use clip::{Clipped, GlobalNormClip};
 pub use error::OptimError;
-pub use error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row};
-pub use fira::FiraConfig;
-pub use frugal::{FrugalConfig, InactiveRule};
-pub use galore::GaLoreConfig;
 pub use hook::{Hook, HookError, Hooks, StepInfo};
-pub use ldadam::LdAdamConfig;
-pub use matrix::{ByMatrix, ByMatrixState, MatrixRule, Place};
-pub use meter::{Metered, StateMeter, StateStore};
-pub use moments::{Blocks, Moment, MomentType, Storage};
-pub use muon::{MomentumRule, MomentumState, Muon, MuonConfig};
-pub use orthogonal::Scaling;
+pub use matrix::{ByMatrix, ByMatrixState, MatrixRule};
+pub use method::MethodConfig;
+pub use methods::adamw::{AdamW, AdamWConfig, AdamWState};
+pub use methods::adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState};
+pub use methods::apollo::ApolloConfig;
+pub use methods::dct_adamw::{DctAdamWConfig, Transform};
+pub use methods::dion::{Dion, DionConfig, DionState, RightFactor};
+pub use methods::fira::FiraConfig;
+pub use methods::frugal::{FrugalConfig, InactiveRule};
+pub use methods::galore::GaLoreConfig;
+pub use methods::ldadam::LdAdamConfig;
+pub use methods::loro;
+pub use methods::muon::{MomentumRule, MomentumState, Muon, MuonConfig};
+pub use methods::orthogonal::Scaling;
+pub use methods::trion::{Trion, TrionConfig};
+pub use parameters::{HiddenMatrices, Parameter, Role, Stepped, Who};
 pub use part::{ByPointer, Part, PartVisitor};
-pub use path::ModulePath;
-pub use projected::{
-    BlockOrder, Granularity, Inner, Norm, Projected, ProjectedConfig, ProjectedState, ProjectorKind, RenewAt, Rest,
-    Side, States, Target, longer_gap,
+pub use path::{ModulePath, ParameterVisitor, visit_parameters};
+pub use place::Place;
+pub use projected::config::{
+    BlockOrder, Granularity, Inner, Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States, Target,
 };
-pub use projector::{
+pub use projected::projector::{
     DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal, Renewal, Svd,
 };
-pub use quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
-pub use reset::{Keep, MomentReset, MomentResets, ResetMoments, Resettable};
-pub use roles::{HiddenMatrices, Parameter, Role, Stepped, Who};
-pub use subspace::Subspace;
-pub use trion::{Trion, TrionConfig};
+pub use projected::state::ProjectedState;
+pub use projected::step::{Projected, longer_gap};
+pub use projected::subspace::Subspace;
+pub use state::blocks::{DynamicMap, dequantise, quantise};
+pub use state::error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row};
+pub use state::meter::{Metered, StateMeter};
+pub use state::moments::{Blocks, Moment, MomentType, Storage};
+pub use state::quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
+pub use state::rate::AtRate;
+pub use state::reset::{Keep, MomentReset, MomentResets, ResetMoments, Resettable};
+pub use state::store::{StateStore, Stored};

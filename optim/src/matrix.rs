@@ -5,20 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::optim::{Optimizer, RecordState};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
-use crate::{AdamW, AdamWState};
-
-/// Where a matrix stands among those of its optimizer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Tells the random draws of different matrices apart.
-    pub key: u64,
-    /// Its number, from 0.
-    pub number: usize,
-    /// How many there are; 0 when nobody counted them.
-    pub count: usize,
-}
+use crate::methods::adamw::{AdamW, AdamWState};
+use crate::place::Place;
+use crate::precision::in_f32;
 
 /// How one matrix is stepped. Matrices come and go in f32, as they are stored.
 pub trait MatrixRule: Clone + Debug + Send + Sync + 'static {
@@ -102,13 +93,13 @@ impl<R: MatrixRule> Optimizer for ByMatrix<R> {
             let (tensor, plain) = self.others.step(lr, tensor, grad, state.and_then(|state| state.plain));
             return (tensor, Some(ByMatrixState { plain, matrix: None }));
         };
-        let (dtype, device) = (tensor.dtype(), tensor.device());
-        let (w, g) = (tensor.cast(DType::F32).reshape(matrix_shape), grad.cast(DType::F32).reshape(matrix_shape));
         let state = state
             .and_then(|state| state.matrix)
-            .unwrap_or_else(|| self.rule.fresh(matrix_shape, self.place(), &device));
-        let (w, state) = self.rule.step(lr, w, g, state);
-        (w.reshape(shape).cast(dtype), Some(ByMatrixState { plain: None, matrix: Some(state) }))
+            .unwrap_or_else(|| self.rule.fresh(matrix_shape, self.place(), &tensor.device()));
+        in_f32(tensor, grad, |tensor, grad| {
+            let (w, state) = self.rule.step(lr, tensor.reshape(matrix_shape), grad.reshape(matrix_shape), state);
+            (w.reshape(shape), Some(ByMatrixState { plain: None, matrix: Some(state) }))
+        })
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
@@ -125,12 +116,21 @@ macro_rules! matrix_method {
         crate::adam::adam_builders!($config);
 
         impl $config {
+            fn rule(&self) -> $rule {
+                $rule { config: self.clone() }
+            }
+
+            /// AdamW of everything else.
+            pub fn others(&self) -> crate::methods::adamw::AdamWConfig {
+                crate::methods::adamw::AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
+            }
+
             /// The bare optimizer, for [`ModuleOptimizer::with_group`](burn::optim::ModuleOptimizer::with_group).
             ///
             /// # Panics
             ///
             /// When `validate` refuses the configuration.
-            pub fn build(&self) -> crate::ByMatrix<$rule> {
+            pub fn build(&self) -> crate::matrix::ByMatrix<$rule> {
                 match crate::method::MethodConfig::optimizer(self) {
                     Ok(optimizer) => optimizer,
                     Err(error) => panic!("{error}"),
@@ -148,14 +148,14 @@ macro_rules! matrix_method {
         }
 
         impl crate::method::MethodConfig for $config {
-            type Optimizer = crate::ByMatrix<$rule>;
+            type Optimizer = crate::matrix::ByMatrix<$rule>;
 
-            fn optimizer(&self) -> Result<crate::ByMatrix<$rule>, OptimError> {
+            fn optimizer(&self) -> Result<crate::matrix::ByMatrix<$rule>, crate::error::OptimError> {
                 self.validate()?;
-                Ok(crate::ByMatrix::new(self.rule(), self.others().build()))
+                Ok(crate::matrix::ByMatrix::new(self.rule(), self.others().build()))
             }
 
-            fn at(optimizer: Self::Optimizer, place: Place) -> Self::Optimizer {
+            fn at(optimizer: Self::Optimizer, place: crate::place::Place) -> Self::Optimizer {
                 optimizer.at(place)
             }
 
@@ -163,7 +163,7 @@ macro_rules! matrix_method {
                 self.rule().takes(shape)
             }
 
-            fn others(&self) -> AdamWConfig {
+            fn others(&self) -> crate::methods::adamw::AdamWConfig {
                 self.others()
             }
 

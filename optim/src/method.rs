@@ -3,8 +3,9 @@
 use burn::config::Config;
 use burn::optim::Optimizer;
 
-use crate::matrix::Place;
-use crate::{AdamW, AdamWConfig, OptimError};
+use crate::error::OptimError;
+use crate::methods::adamw::{AdamW, AdamWConfig};
+use crate::place::Place;
 
 /// Interface of the configuration of an optimizer.
 pub trait MethodConfig: Config {

@@ -1,6 +1,9 @@
 //! The path of a parameter while a module is visited.
 
-/// Names from the root of a module to where a visitor stands. The variants of an enum stand in no path: what a layer holds is its own affair.
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Int, Tensor};
+
+/// Names from the root of a module to the one that is visited. Variants of an enum have no name in it: what a layer holds is its own affair.
 #[derive(Clone, Debug, Default)]
 pub struct ModulePath {
     names: Vec<Option<String>>,
@@ -33,5 +36,102 @@ impl ModulePath {
     /// Types of the modules on the way, such as `Struct:Embedding`.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.containers.iter().map(String::as_str)
+    }
+
+    /// Whether a module of this name and type, such as `("lora", "Reparameterization")`, is on the way.
+    pub fn within(&self, name: &str, container: &str) -> bool {
+        self.names.iter().zip(&self.containers).any(|(n, c)| n.as_deref() == Some(name) && c == container)
+    }
+}
+
+/// A visitor of parameters with their paths; [`visit_parameters`] leads it through a module.
+#[allow(unused_variables)]
+pub trait ParameterVisitor {
+    /// Visits a float parameter.
+    fn float<const D: usize>(&mut self, path: &ModulePath, param: &Param<Tensor<D>>);
+
+    /// Visits an integer parameter.
+    fn int<const D: usize>(&mut self, path: &ModulePath, param: &Param<Tensor<D, Int>>) {}
+
+    /// Leaves the module `name` of this type; `path` is that of the module around it.
+    fn exit(&mut self, path: &ModulePath, name: &str, container: &str) {}
+}
+
+/// Visits the parameters of a module in its order.
+pub fn visit_parameters<M: Module>(module: &M, visitor: &mut impl ParameterVisitor) {
+    struct Walk<'a, V> {
+        path: ModulePath,
+        visitor: &'a mut V,
+    }
+    impl<V: ParameterVisitor> ModuleVisitor for Walk<'_, V> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit();
+            self.visitor.exit(&self.path, name, container);
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.visitor.float(&self.path, param);
+        }
+
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+            self.visitor.int(&self.path, param);
+        }
+    }
+    module.visit(&mut Walk { path: ModulePath::default(), visitor });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Lora;
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    #[derive(Module, Debug)]
+    struct Nested {
+        layers: Vec<Linear>,
+        chosen: Choice,
+    }
+
+    #[derive(Module, Debug)]
+    enum Choice {
+        One(Linear),
+    }
+
+    #[derive(Default)]
+    struct Seen {
+        floats: Vec<String>,
+        adapters: Vec<String>,
+        left: Vec<String>,
+    }
+
+    impl ParameterVisitor for Seen {
+        fn float<const D: usize>(&mut self, path: &ModulePath, _param: &Param<Tensor<D>>) {
+            let seen = if path.within("lora", "Reparameterization") { &mut self.adapters } else { &mut self.floats };
+            seen.push(path.joined());
+        }
+
+        fn exit(&mut self, path: &ModulePath, name: &str, _container: &str) {
+            self.left.push(format!("{} {name}", path.joined()));
+        }
+    }
+
+    #[test]
+    fn every_parameter_comes_with_its_path() {
+        let layer = || LinearConfig::new(3, 2).with_bias(false).init(&Device::default());
+        let module = Nested { layers: vec![layer()], chosen: Choice::One(layer()) };
+        let mut seen = Seen::default();
+        visit_parameters(&module, &mut seen);
+        assert_eq!(seen.floats, ["layers.0.weight", "chosen.weight"]);
+        assert!(seen.adapters.is_empty());
+        assert_eq!(seen.left.last().map(String::as_str), Some(" chosen"));
+        let mut seen = Seen::default();
+        visit_parameters(&module.apply_lora(Lora::new(1, 1.0)), &mut seen);
+        assert_eq!(seen.floats.len(), 2);
+        assert_eq!(seen.adapters[..2], ["layers.0.weight.lora.a", "layers.0.weight.lora.b"]);
     }
 }

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource, ids_tensor};
-use lowrank_optim::rules::GlobalNormClip;
+use lowrank_optim::GlobalNormClip;
 use lowrank_optim::{AdamWConfig, ModulePath};
 
 use super::support::case::{Array, Case, Outcome};

@@ -9,7 +9,7 @@ use crate::vectorised::vectorised;
 /// Values that one task takes.
 pub const CHUNK: usize = 1 << 14;
 
-/// Decays of the moments and what is added to the root of the second.
+/// Adam's moments and direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Adam {
     /// Decay of the first moment.
@@ -20,29 +20,45 @@ pub struct Adam {
     pub share_1: f32,
     /// One less the second decay.
     pub share_2: f32,
-    /// Added to the root of the second moment, which is not corrected for bias.
+    /// Factor of the root of the second moment: its correction of bias.
+    pub root: f32,
+    /// Added to that.
     pub epsilon: f32,
 }
 
 impl Adam {
-    /// For these decays and this epsilon.
+    /// Adam with these decays and this epsilon, without a correction of bias.
     pub fn new(beta_1: f64, beta_2: f64, epsilon: f64) -> Self {
         Self {
             beta_1: beta_1 as f32,
             beta_2: beta_2 as f32,
             share_1: (1.0 - beta_1) as f32,
             share_2: (1.0 - beta_2) as f32,
+            root: 1.0,
             epsilon: epsilon as f32,
         }
     }
+
+    /// Advances the moments of one element with its gradient and returns `m / (root sqrt(v) + epsilon)`.
+    #[inline(always)]
+    pub fn direction(self, g: f32, m: &mut f32, v: &mut f32) -> f32 {
+        *m = self.beta_1 * *m + self.share_1 * g;
+        *v = self.beta_2 * *v + self.share_2 * (g * g);
+        *m / (v.sqrt() * self.root + self.epsilon)
+    }
+
+    /// As [`Adam::direction`], composed of tensor operations.
+    fn composed<const D: usize>(self, g: Tensor<D>, m: Tensor<D>, v: Tensor<D>) -> [Tensor<D>; 3] {
+        let m = m.mul_scalar(self.beta_1) + g.clone().mul_scalar(self.share_1);
+        let v = v.mul_scalar(self.beta_2) + g.square().mul_scalar(self.share_2);
+        [m.clone() / v.clone().sqrt().mul_scalar(self.root).add_scalar(self.epsilon), m, v]
+    }
 }
 
-/// Advances the moments with a gradient `g`: gives `m / (sqrt(v) + epsilon)`, `m` and `v`.
-pub fn adam(g: Tensor<2>, m: Tensor<2>, v: Tensor<2>, f: Adam) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
+/// Advances the moments with a gradient; returns the direction, `m` and `v`.
+pub fn adam<const D: usize>(g: Tensor<D>, m: Tensor<D>, v: Tensor<D>, f: Adam) -> [Tensor<D>; 3] {
     if !is_cpu(&g.device()) {
-        let m = m.mul_scalar(f.beta_1) + g.clone().mul_scalar(f.share_1);
-        let v = v.mul_scalar(f.beta_2) + g.square().mul_scalar(f.share_2);
-        return (m.clone() / v.clone().sqrt().add_scalar(f.epsilon), m, v);
+        return f.composed(g, m, v);
     }
     let (mut g, mut m, mut v) = (Memory::of(g), Memory::of(m), Memory::of(v));
     let moments = m.write().par_chunks_mut(CHUNK).zip(v.write().par_chunks_mut(CHUNK));
@@ -51,14 +67,54 @@ pub fn adam(g: Tensor<2>, m: Tensor<2>, v: Tensor<2>, f: Adam) -> (Tensor<2>, Te
             #[inline(always)]
             || {
                 for (g, (m, v)) in g.iter_mut().zip(m.iter_mut().zip(v.iter_mut())) {
-                    *m = f.beta_1 * *m + f.share_1 * *g;
-                    *v = f.beta_2 * *v + f.share_2 * (*g * *g);
-                    *g = *m / (v.sqrt() + f.epsilon);
+                    *g = f.direction(*g, m, v);
                 }
             },
         );
     });
-    (g.tensor(), m.tensor(), v.tensor())
+    [g.tensor(), m.tensor(), v.tensor()]
+}
+
+/// Adam's direction with what it does to a weight: `w keep - rate direction`.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// The direction.
+    pub adam: Adam,
+    /// Part of the weight that remains after its decay.
+    pub keep: f32,
+    /// Length of the step.
+    pub rate: f32,
+}
+
+impl AdamW {
+    /// Steps the elements of a weight and advances their moments.
+    #[inline(always)]
+    pub fn step(self, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
+            *w = *w * self.keep - self.rate * self.adam.direction(*g, m, v);
+        }
+    }
+
+    fn composed<const D: usize>(self, w: Tensor<D>, g: Tensor<D>, m: Tensor<D>, v: Tensor<D>) -> [Tensor<D>; 3] {
+        let [direction, m, v] = self.adam.composed(g, m, v);
+        [w.mul_scalar(self.keep) - direction.mul_scalar(self.rate), m, v]
+    }
+}
+
+/// Steps a weight and advances its moments; returns the weight, `m` and `v`.
+pub fn adamw<const D: usize>(w: Tensor<D>, g: Tensor<D>, m: Tensor<D>, v: Tensor<D>, f: AdamW) -> [Tensor<D>; 3] {
+    if !is_cpu(&w.device()) {
+        return f.composed(w, g, m, v);
+    }
+    let (mut w, g, mut m, mut v) = (Memory::of(w), Memory::of(g), Memory::of(m), Memory::of(v));
+    let moments = m.write().par_chunks_mut(CHUNK).zip(v.write().par_chunks_mut(CHUNK));
+    w.write().par_chunks_mut(CHUNK).zip(g.read().par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
+        vectorised(
+            #[inline(always)]
+            || f.step(w, g, m, v),
+        );
+    });
+    [w.tensor(), m.tensor(), v.tensor()]
 }
 
 /// `w * keep - rate * direction`, where nobody else holds the weights in their place.
@@ -93,4 +149,31 @@ pub fn norm(x: &Tensor<2>) -> f64 {
         .map(|part| part.iter().map(|x| f64::from(*x) * f64::from(*x)).sum())
         .collect();
     sums.into_iter().sum::<f64>().sqrt()
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::host::values;
+    use crate::random::normal_matrix;
+    use burn::tensor::Device;
+
+    #[test]
+    fn the_fused_forms_equal_the_composed_ones() {
+        let draw = |key| normal_matrix(0, key, [251, 199], &Device::default());
+        let adam_of = Adam { root: 2.5, ..Adam::new(0.9, 0.999, 1e-8) };
+        let f = AdamW { adam: adam_of, keep: 0.9, rate: 0.01 };
+        for scale in [1.0, 1e-20, 1e15] {
+            let (g, m, v) = (draw(1) * scale, draw(2), draw(3).square());
+            let pairs = [
+                (adam(g.clone(), m.clone(), v.clone(), adam_of), adam_of.composed(g.clone(), m.clone(), v.clone())),
+                (adamw(draw(4), g.clone(), m.clone(), v.clone(), f), f.composed(draw(4), g, m, v)),
+            ];
+            for (ours, expected) in pairs.into_iter().flat_map(|(ours, expected)| ours.into_iter().zip(expected)) {
+                for (ours, expected) in values(ours).iter().zip(values(expected)) {
+                    assert!((ours - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{ours} {expected}");
+                }
+            }
+        }
+    }
 }

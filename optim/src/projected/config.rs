@@ -1,22 +1,15 @@
-//! What a projected optimizer is made of, what goes together and what it stores.
-
-use std::sync::Arc;
+//! Pieces of a projected optimizer, and what they store.
 
 use burn::config::Config;
-use burn::optim::ModuleOptimizer;
+use lowrank_kernels::dct::DctBasis;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Projected;
 use crate::adam::{AdamOptions, adam_builders};
-use crate::moments::{MomentType, Storage};
-use crate::projector::{
-    Blocks, DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal,
-    Rounded, Svd, TwoSidedSvd,
-};
-use crate::quantised::QuantisedMatrix;
-use crate::{AdamWConfig, ByMatrix, OptimError, check, registry};
-use lowrank_kernels::dct::DctBasis;
+use crate::methods::adamw::AdamWConfig;
+use crate::state::error_feedback::ErrorFeedback;
+use crate::state::moments::{MomentType, Storage};
+use crate::state::quantised::QuantisedMatrix;
 
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$help:meta])* $word:ident),* $(,)? }) => {
@@ -162,6 +155,27 @@ words! {
         ScaledPure,
         /// The whole gradient moves the weights, scaled as Adam scaled the inside; the inside moves nothing itself.
         Gradient,
+    }
+}
+
+impl Rest {
+    /// What of it the next gradient gets.
+    pub fn feedback(self) -> ErrorFeedback {
+        match self {
+            Self::Full => ErrorFeedback::Full,
+            Self::Quantised => ErrorFeedback::Quantised,
+            _ => ErrorFeedback::None,
+        }
+    }
+}
+
+impl From<ErrorFeedback> for Rest {
+    fn from(feedback: ErrorFeedback) -> Self {
+        match feedback {
+            ErrorFeedback::None => Self::None,
+            ErrorFeedback::Full => Self::Full,
+            ErrorFeedback::Quantised => Self::Quantised,
+        }
     }
 }
 
@@ -314,115 +328,6 @@ pub struct ProjectedConfig {
 adam_builders!(ProjectedConfig);
 
 impl ProjectedConfig {
-    /// Refuses values outside what the options allow and pieces that do not go together.
-    pub fn validate(&self) -> Result<(), OptimError> {
-        use ProjectorKind::{Block, Columns, Dct, Gaussian, Power, Randk, Randperm, Rows, Svd};
-        fn refuse(option: &'static str, value: impl ToString, reason: &str) -> Result<(), OptimError> {
-            check::refused(option, value, reason)
-        }
-        registry::validate(self)?;
-        let by_vectors = matches!(self.projector, Svd | Dct | Power | ProjectorKind::Random | Gaussian);
-        if self.rank == 0 && self.density == 0.0 && !matches!(self.rest, Rest::Sign | Rest::Sgd) {
-            return refuse("rank", 0, "it must be at least 1, or density above 0: nothing would move");
-        }
-        if self.rank == 0 && matches!(self.projector, Power) {
-            return refuse("rank", 0, "it must be at least 1");
-        }
-        if self.rank > 0 && matches!(self.projector, Columns | Rows | Randk | Block) {
-            return refuse("rank", self.rank, "this projector takes a density, not a rank");
-        }
-        if self.projector == Dct && self.fft && self.basis == DctBasis::Random {
-            return refuse("fft", true, "a random basis has no fast transform; take matmul");
-        }
-        if self.side == Side::Full && self.projector != Svd {
-            return refuse("side", "full", "only singular directions are defined on both sides; take projector = svd");
-        }
-        if self.side == Side::Full && self.shared_dim > 0 {
-            return refuse("shared_dim", self.shared_dim, "with side = full both sides are projected");
-        }
-        if matches!(self.states, States::Rotate | States::Transport) {
-            let how = if self.states == States::Rotate { "rotate" } else { "transport" };
-            if self.side == Side::Full || matches!(self.projector, Gaussian | Block | Randk) {
-                return refuse("states", how, "moments move only between orthonormal vectors of one side");
-            }
-            if self.states == States::Transport && self.inner != Inner::Adam {
-                return refuse("states", how, "it is defined for the moments of inner = adam");
-            }
-        }
-        if self.projector == Block && self.states != States::Reset {
-            return refuse(
-                "states",
-                "keep",
-                "with projector = block a matrix without a turn has no moments; take reset",
-            );
-        }
-        if self.projector == Gaussian && self.rest != Rest::Gradient {
-            return refuse(
-                "projector",
-                "gaussian",
-                "its directions are not orthonormal, so that nothing can be projected back; take random, or rest = gradient",
-            );
-        }
-        let scaled = matches!(self.rest, Rest::Scaled | Rest::ScaledPure | Rest::Gradient);
-        if scaled && (self.side == Side::Full || matches!(self.projector, Randk | Block)) {
-            return refuse("rest", "scaled", "scaling by channel needs a projection of one side");
-        }
-        if self.projector == Block && matches!(self.rest, Rest::Full | Rest::Quantised) {
-            return refuse("rest", "full", "with projector = block a matrix is whole or not there at all");
-        }
-        if self.rest == Rest::Sign
-            && self.rank == 0
-            && self.density == 1.0
-            && (by_vectors || self.projector == Randperm)
-        {
-            return refuse("density", 1, "nothing but rounding is left outside, and its sign would move the weights");
-        }
-        if self.proj_bits > 0 && !matches!(self.projector, Svd | Power | ProjectorKind::Random) {
-            return refuse("proj_bits", self.proj_bits, "this projector stores no directions");
-        }
-        if self.lazy_queue > 0 && (self.projector != Svd || self.side == Side::Full) {
-            return refuse("lazy_queue", self.lazy_queue, "the first direction is that of projector = svd on one side");
-        }
-        if self.error_of_momentum && !matches!(self.rest, Rest::Full | Rest::Quantised) {
-            return refuse("error_of_momentum", true, "it needs rest = full or quantised to be kept in");
-        }
-        Ok(())
-    }
-
-    /// The bare optimizer, for [`ModuleOptimizer::with_group`], or why the configuration is refused.
-    pub fn try_build(&self) -> Result<ByMatrix<Projected>, OptimError> {
-        self.validate()?;
-        let others = self.others().build();
-        Ok(ByMatrix::new(Projected::new(self.clone(), self.boxed()), others))
-    }
-
-    /// The bare optimizer, for [`ModuleOptimizer::with_group`].
-    ///
-    /// # Panics
-    ///
-    /// When [`ProjectedConfig::validate`] refuses the configuration.
-    pub fn build(&self) -> ByMatrix<Projected> {
-        match self.try_build() {
-            Ok(optimizer) => optimizer,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// The optimizer of a whole module.
-    ///
-    /// # Panics
-    ///
-    /// When [`ProjectedConfig::validate`] refuses the configuration.
-    pub fn init(&self) -> ModuleOptimizer {
-        ModuleOptimizer::from(self.build())
-    }
-
-    /// With a projector of your own instead of the configured one.
-    pub fn build_with(&self, projector: impl Projector + 'static) -> Result<ByMatrix<Projected>, OptimError> {
-        self.validate()?;
-        Ok(ByMatrix::new(Projected::new(self.clone(), Arc::new(projector)), self.others().build()))
-    }
-
     /// AdamW of the same kind, for parameters that are not projected.
     pub fn others(&self) -> AdamWConfig {
         AdamWConfig::new()
@@ -505,26 +410,11 @@ impl ProjectedConfig {
         Storage { min_size: self.min_8bit_size, ..self.moments.into() }
     }
 
-    fn boxed(&self) -> Arc<dyn Projector> {
-        match self.projector {
-            ProjectorKind::Svd if self.side == Side::Full => Arc::new(TwoSidedSvd),
-            ProjectorKind::Svd => self.rounded(Svd),
-            ProjectorKind::Dct => {
-                Arc::new(DctColumns { basis: self.basis, fft: self.fft, norm: self.norm, weighted: self.weighted })
-            }
-            ProjectorKind::Power => self.rounded(PowerIteration),
-            ProjectorKind::Random => self.rounded(RandomOrthonormal),
-            ProjectorKind::Gaussian => Arc::new(Gaussian),
-            ProjectorKind::Columns | ProjectorKind::Rows | ProjectorKind::Randperm => Arc::new(RandomCoordinates),
-            ProjectorKind::Randk => Arc::new(RandomEntries),
-            ProjectorKind::Block => Arc::new(Blocks { density: self.density, order: self.block_order }),
-        }
-    }
-
-    fn rounded(&self, projector: impl Projector + 'static) -> Arc<dyn Projector> {
-        match self.proj_bits {
-            0 => Arc::new(projector),
-            bits => Arc::new(Rounded { projector, bits, group: self.proj_group }),
+    /// Whether the subspace is renewed at the step after `done` steps.
+    pub(super) fn renews(&self, done: usize, gap: usize) -> bool {
+        match self.renew_at {
+            RenewAt::Completed => done.is_multiple_of(gap),
+            RenewAt::Multiples => (done + 1).is_multiple_of(gap),
         }
     }
 }

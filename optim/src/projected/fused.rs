@@ -6,19 +6,18 @@
 use std::cell::RefCell;
 
 use burn::tensor::Tensor;
-use rayon::prelude::*;
-
-use super::config::{Inner, Norm, ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
-use super::state::ProjectedState;
-use super::step::due;
-use crate::error_feedback::{ErrorBuffer, ErrorFeedback};
-use crate::moments::{MomentType, Storage};
-use crate::projector::best;
-use crate::subspace::{Subspace, index_tensor};
 use lowrank_kernels::dct::{Dct, DctBasis};
 use lowrank_kernels::elementwise::{Adam, adam};
 use lowrank_kernels::host::{Memory, indices, is_cpu};
 use lowrank_kernels::vectorised::vectorised;
+use rayon::prelude::*;
+
+use crate::projected::config::{Inner, Norm, ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
+use crate::projected::projector::best;
+use crate::projected::state::ProjectedState;
+use crate::projected::subspace::{Subspace, index_tensor};
+use crate::state::error_feedback::{ErrorBuffer, ErrorFeedback};
+use crate::state::moments::{MomentType, Storage};
 
 /// Whether a step is of this kind.
 pub fn fits(c: &ProjectedConfig, w: &Tensor<2>, s: &ProjectedState) -> bool {
@@ -97,7 +96,7 @@ impl Step<'_> {
             true => x.par_chunks_mut(1 << 14).zip(a.par_chunks(1 << 14)).for_each(|(x, a)| x.copy_from_slice(a)),
             false => transpose(a, [rows, columns], x),
         }
-        let renews = s.subspace.is_none() || due(c, s.time, s.gap);
+        let renews = s.subspace.is_none() || c.renews(s.time, s.gap);
         let scores = self.transform(&dct, x, renews);
         let old = match &s.subspace {
             Some(Subspace::Dct(_, old)) => Some(indices(old)),
@@ -134,7 +133,7 @@ impl Step<'_> {
         let c2 = 1.0 - c.adam.beta_2.powf(s.moment_time as f64);
         let epsilon = if c.inner == Inner::Adam { c.adam.epsilon * c2.sqrt() } else { c.adam.epsilon };
         let adam_of = Adam::new(c.adam.beta_1, c.adam.beta_2, epsilon);
-        let (direction, m, v) = adam(tensor(stored(low.clone()), low_shape), m, v, adam_of);
+        let [direction, m, v] = adam(tensor(stored(low.clone()), low_shape), m, v, adam_of);
         let direction = self.turned(lowrank_kernels::host::values(direction), low_shape);
 
         self.back(&dct, x, y, &low, &direction, &chosen);
@@ -252,7 +251,7 @@ impl Step<'_> {
         [x, y]: [&[f32]; 2],
         s: &mut ProjectedState,
     ) -> Tensor<2> {
-        let (c, device, columns) = (self.c, w.device(), self.shape[1]);
+        let (c, columns) = (self.c, self.shape[1]);
         let decay = 1.0 - lr * c.adam.weight_decay;
         let (keep, rate) = (decay as f32, if c.decay_after { rate * decay } else { rate } as f32);
         let mut w = Memory::of(w);
@@ -268,11 +267,7 @@ impl Step<'_> {
                 );
             },
         );
-        let how = match c.rest {
-            Rest::Full => ErrorFeedback::Full,
-            Rest::Quantised => ErrorFeedback::Quantised { levels: c.error_levels },
-            _ => ErrorFeedback::None,
-        };
+        let how = c.rest.feedback();
         let mut g = g;
         if how != ErrorFeedback::None {
             g.write().par_chunks_mut(TILE * columns).enumerate().for_each_init(
@@ -286,15 +281,7 @@ impl Step<'_> {
                 },
             );
         }
-        s.error = match how {
-            ErrorFeedback::Quantised { levels } => {
-                let rest = g.read();
-                Some(ErrorBuffer::keep_rows(self.shape, levels, &device, |row, buffer| {
-                    buffer.copy_from_slice(&rest[row * columns..][..columns]);
-                }))
-            }
-            how => ErrorBuffer::keep(g.tensor(), how),
-        };
+        s.error = ErrorBuffer::keep(g.tensor(), how, c.error_levels);
         w.tensor()
     }
 
@@ -338,8 +325,9 @@ fn transpose(from: &[f32], [rows, columns]: [usize; 2], to: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matrix::{MatrixRule, Place};
-    use crate::{DctAdamWConfig, Feedback};
+    use crate::matrix::MatrixRule;
+    use crate::methods::dct_adamw::DctAdamWConfig;
+    use crate::place::Place;
     use burn::tensor::Device;
     use lowrank_kernels::host::values;
     use lowrank_kernels::random::normal_matrix;
@@ -348,7 +336,7 @@ mod tests {
     fn equals_the_step_of_tensor_operations() {
         let device = Device::default();
         for shape in [[20usize, 12], [12, 20], [33, 33], [7, 1], [1, 7], [64, 96]] {
-            for feedback in [Feedback::None, Feedback::Full, Feedback::Quantised] {
+            for feedback in [ErrorFeedback::None, ErrorFeedback::Full, ErrorFeedback::Quantised] {
                 for (gap, basis, rotate) in
                     [(1, DctBasis::Dct3, true), (3, DctBasis::Dct2, true), (2, DctBasis::Dct3, false)]
                 {

@@ -3,9 +3,9 @@
 use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
 
-use crate::error_feedback::ErrorBuffer;
-use crate::moments::Moment;
-use crate::subspace::Subspace;
+use crate::projected::subspace::Subspace;
+use crate::state::error_feedback::ErrorBuffer;
+use crate::state::moments::Moment;
 
 /// State of a projected optimizer for one matrix.
 #[derive(Clone, Debug, RecordState)]

@@ -2,15 +2,27 @@
 
 use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor};
-
-use super::*;
-use crate::{
-    AdamWConfig, ApolloConfig, ByMatrix, ByMatrixState, DctAdamWConfig, DctBasis, DctColumns, Feedback, FiraConfig,
-    FrugalConfig, GaLoreConfig, InactiveRule, LdAdamConfig, MomentumRule, MuonConfig, Projector, Renewal, Scaling,
-    Subspace, TrionConfig,
-};
+use lowrank_kernels::dct::DctBasis;
 use lowrank_kernels::host::values;
 use lowrank_kernels::random::normal_matrix;
+
+use crate::matrix::{ByMatrix, ByMatrixState};
+use crate::methods::adamw::AdamWConfig;
+use crate::methods::apollo::ApolloConfig;
+use crate::methods::dct_adamw::DctAdamWConfig;
+use crate::methods::fira::FiraConfig;
+use crate::methods::frugal::{FrugalConfig, InactiveRule};
+use crate::methods::galore::GaLoreConfig;
+use crate::methods::ldadam::LdAdamConfig;
+use crate::methods::muon::{MomentumRule, MuonConfig};
+use crate::methods::orthogonal::Scaling;
+use crate::methods::trion::TrionConfig;
+use crate::projected::config::{Inner, Norm, ProjectedConfig, ProjectorKind};
+use crate::projected::projector::{DctColumns, Projector, Renewal};
+use crate::projected::state::ProjectedState;
+use crate::projected::step::Projected;
+use crate::projected::subspace::Subspace;
+use crate::state::error_feedback::ErrorFeedback;
 
 fn draw(shape: [usize; 2], number: u64) -> Tensor<2> {
     normal_matrix(7, number, shape, &Device::default())
@@ -70,7 +82,7 @@ fn the_size_of_gradients_does_not_matter() {
         ("galore", GaLoreConfig::new(4).with_epsilon(tiny).projected()),
         ("fira", FiraConfig::new(4).with_epsilon(tiny).projected()),
         ("ldadam", LdAdamConfig::new(4).with_epsilon(tiny).projected()),
-        ("dct-adamw", DctAdamWConfig::new(4).with_epsilon(tiny).with_error_feedback(Feedback::Full).projected()),
+        ("dct-adamw", DctAdamWConfig::new(4).with_epsilon(tiny).with_error_feedback(ErrorFeedback::Full).projected()),
     ] {
         assert!(none(&config.build()) < 1e-5, "{name}");
     }
@@ -81,7 +93,7 @@ fn transposing_everything_transposes_the_result() {
     for (name, config) in [
         ("galore", GaLoreConfig::new(4).projected()),
         ("fira", FiraConfig::new(4).projected()),
-        ("dct-adamw", DctAdamWConfig::new(4).with_error_feedback(Feedback::Full).projected()),
+        ("dct-adamw", DctAdamWConfig::new(4).with_error_feedback(ErrorFeedback::Full).projected()),
         ("apollo", ApolloConfig::new().with_rank(4).projected()),
         ("ldadam", LdAdamConfig::new(4).projected()),
     ] {
@@ -91,7 +103,7 @@ fn transposing_everything_transposes_the_result() {
         for step in 1..=5 {
             let g = draw([12, 8], step);
             // The same matrix: its random draws must be those of the other.
-            let place = crate::Place { key: 0, number: 0, count: 1 };
+            let place = crate::place::Place { key: 0, number: 0, count: 1 };
             (w, a) = optimizer.clone().at(place).step(0.01, w, g.clone(), a);
             (turned, b) = optimizer.clone().at(place).step(0.01, turned, g.transpose(), b);
         }
@@ -143,8 +155,11 @@ fn apollo_moves_along_the_gradient() {
 fn nothing_is_lost_in_a_full_basis() {
     for config in [
         LdAdamConfig::new(6).projected(),
-        DctAdamWConfig::new(6).with_error_feedback(Feedback::Full).projected(),
-        DctAdamWConfig::new(6).with_error_feedback(Feedback::Full).with_transform(crate::Transform::Matmul).projected(),
+        DctAdamWConfig::new(6).with_error_feedback(ErrorFeedback::Full).projected(),
+        DctAdamWConfig::new(6)
+            .with_error_feedback(ErrorFeedback::Full)
+            .with_transform(crate::Transform::Matmul)
+            .projected(),
     ] {
         let (_, state) = run(&config.build(), [9, 6], 5, 1.0);
         let error = matrix(&state).error.as_ref().unwrap().restored().unwrap();
@@ -155,7 +170,7 @@ fn nothing_is_lost_in_a_full_basis() {
 #[test]
 fn gradients_are_low_rank_parts_and_error_in_the_end() {
     // Without moments in the way: the sum of gradients is the sum of projected ones and the last error.
-    let config = DctAdamWConfig::new(3).with_error_feedback(Feedback::Full).with_beta_1(0.0);
+    let config = DctAdamWConfig::new(3).with_error_feedback(ErrorFeedback::Full).with_beta_1(0.0);
     let optimizer = config.build();
     let (mut w, mut state) = (draw([9, 6], 0), None);
     let (mut gradients, mut projected) = (w.zeros_like(), w.zeros_like());
@@ -178,7 +193,7 @@ fn chosen_columns_keep_the_most_energy() {
     let g = draw([7, 9], 3);
     let columns = DctColumns { basis: DctBasis::Dct3, fft: false, norm: Norm::L2, weighted: false };
     let energies = values(columns.coefficients(&g, true).square().sum_dim(0));
-    let place = crate::Place { key: 0, number: 0, count: 1 };
+    let place = crate::place::Place { key: 0, number: 0, count: 1 };
     let renewal = Renewal { gradient: &g, right: true, rank: 4, previous: None, seed: 0, place, count: 0 };
     let chosen = columns.choose(&renewal).indices().unwrap();
     let kept: f32 = chosen.iter().map(|index| energies[*index as usize]).sum();
@@ -219,9 +234,10 @@ fn renewals_happen_at_the_steps_of_the_method() {
 
 #[test]
 fn every_matrix_has_its_turn_equally_often() {
-    use crate::{BlockOrder, Place};
+    use crate::place::Place;
+    use crate::projected::config::BlockOrder;
     for (order, count) in [(BlockOrder::Descending, 5), (BlockOrder::Ascending, 6), (BlockOrder::Mirror, 8)] {
-        let blocks = crate::projector::Blocks { density: 0.5, order };
+        let blocks = crate::projected::projector::Blocks { density: 0.5, order };
         let g = draw([2, 2], 0);
         let active = |number: usize, turn: u64| {
             let place = Place { key: number as u64, number, count };

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::entry::{Entry, Kind, Registered};
+use super::nearest::{distance, is_slip, nearest};
 
 /// A name that no method has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,24 +79,6 @@ pub fn find_any<'a>(
     }
     let unknown = UnknownName { kind: None, name: name.to_string(), nearest: None, known: String::new() };
     Err(unknown.or_of(entries))
-}
-
-/// The known name with the fewest edits, when that is few enough to be a slip.
-pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|candidate| (distance(name, candidate), candidate))
-        .min()
-        .filter(|(edits, candidate)| is_slip(*edits, candidate))
-        .map(|(_, candidate)| candidate)
-}
-
-fn distance(name: &str, candidate: &str) -> usize {
-    strsim::damerau_levenshtein(name, candidate)
-}
-
-fn is_slip(edits: usize, candidate: &str) -> bool {
-    edits <= 1 + candidate.len() / 3
 }
 
 #[cfg(test)]

@@ -5,8 +5,11 @@ use std::ops::Deref;
 use burn::optim::ModuleOptimizer;
 
 use super::entry::{Entry, Registered};
-use super::options::{OptionError, Options};
-use crate::{HiddenMatrices, MomentResets, OptimError, StateMeter, Stepped};
+use super::options::Options;
+use crate::error::OptimError;
+use crate::parameters::{HiddenMatrices, Stepped};
+use crate::state::meter::StateMeter;
+use crate::state::reset::MomentResets;
 
 /// An optimizer, and who steps each parameter.
 pub type Built = (ModuleOptimizer, Vec<Stepped>);
@@ -87,22 +90,6 @@ impl Method {
     /// Whether its moments can be reset in the middle of a run.
     pub fn is_resettable(&self) -> bool {
         self.resettable.is_some()
-    }
-
-    /// As [`Method::init`], of an optimizer whose moments can be reset through the handle.
-    pub fn init_resettable(
-        &self,
-        given: &Options,
-        hidden: &HiddenMatrices,
-        meter: &StateMeter,
-        resets: &MomentResets,
-    ) -> Result<Built, OptimError> {
-        let Some(build) = self.resettable else {
-            let known: Vec<&str> = super::METHODS.iter().filter(|m| m.is_resettable()).map(|m| m.name).collect();
-            let reason = "its moments live in a subspace of their own, and what a reset leaves of them is not defined";
-            return Err(OptionError::value("name", self.name, format!("{reason}; use {}", known.join(", "))).into());
-        };
-        build(&self.entry, given, hidden, meter, resets)
     }
 
     /// The optimizer for the parameters of a module, whose states report to the meter, and who steps each parameter.

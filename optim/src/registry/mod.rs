@@ -48,18 +48,19 @@
 //!   it is not given.
 //! - What several options decide together is checked in code, by an [`OptionError::value`] that names one of them.
 
-mod allowed;
-mod entry;
-mod find;
-mod method;
+pub(crate) mod allowed;
+pub(crate) mod entry;
+pub(crate) mod find;
+pub(crate) mod method;
+mod nearest;
 mod optimizers;
-mod options;
+pub(crate) mod options;
 
 pub use allowed::{Allowed, Choice};
 pub use entry::{Entry, Kind, Paper, Registered};
-pub use find::{UnknownName, find, find_any, nearest};
-pub(crate) use method::method;
+pub use find::{UnknownName, find, find_any};
 pub use method::{Built, Method};
+pub use nearest::nearest;
 pub use optimizers::{METHODS, optimizer};
 pub use options::{OptionError, OptionList, OptionSpec, Options, validate};
 

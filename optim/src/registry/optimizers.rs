@@ -2,8 +2,14 @@
 
 use super::entry::{Entry, Kind, Paper};
 use super::find::find;
-use super::method::{Method, method};
-use crate::{AdamWConfig, OptimError, adamw_8bit, apollo, dct_adamw, dion, fira, frugal, galore, ldadam, muon, trion};
+use super::method::{Built, Method, method};
+use super::options::{OptionError, Options};
+use crate::error::OptimError;
+use crate::methods::adamw::AdamWConfig;
+use crate::methods::{adamw_8bit, apollo, dct_adamw, dion, fira, frugal, galore, ldadam, muon, trion};
+use crate::parameters::HiddenMatrices;
+use crate::state::meter::StateMeter;
+use crate::state::reset::MomentResets;
 
 /// All optimizers, one line each.
 pub static METHODS: &[Method] = &[
@@ -37,4 +43,22 @@ const ADAMW: Method = method!(
 /// The optimizer of this name.
 pub fn optimizer(name: &str) -> Result<&'static Method, OptimError> {
     Ok(find(Kind::Optimizer, METHODS, name)?)
+}
+
+impl Method {
+    /// As [`Method::init`], of an optimizer whose moments can be reset through the handle.
+    pub fn init_resettable(
+        &self,
+        given: &Options,
+        hidden: &HiddenMatrices,
+        meter: &StateMeter,
+        resets: &MomentResets,
+    ) -> Result<Built, OptimError> {
+        let Some(build) = self.resettable else {
+            let known: Vec<&str> = METHODS.iter().filter(|m| m.is_resettable()).map(|m| m.name).collect();
+            let reason = "its moments live in a subspace of their own, and what a reset leaves of them is not defined";
+            return Err(OptionError::value("name", self.name, format!("{reason}; use {}", known.join(", "))).into());
+        };
+        build(&self.entry, given, hidden, meter, resets)
+    }
 }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::allowed::{Allowed, help};
-use super::find::nearest;
+use super::nearest::nearest;
 
 /// Options by name, as they are given.
 pub type Options = Map<String, Value>;

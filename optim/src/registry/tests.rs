@@ -1,15 +1,15 @@
 //! The conformance matrix: the same tests for every method.
 
 use burn::module::{Module, Param};
-use burn::optim::{GradientsParams, OptimizerRecord};
+use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-
-use burn::optim::ModuleOptimizer;
+use lowrank_kernels::host::values;
 use serde_json::Value;
 
 use super::*;
-use crate::{HiddenMatrices, Keep, MomentReset, MomentResets, StateMeter};
-use lowrank_kernels::host::values;
+use crate::parameters::HiddenMatrices;
+use crate::state::meter::StateMeter;
+use crate::state::reset::{Keep, MomentReset, MomentResets};
 
 /// A module of one matrix, which is hidden by its name.
 #[derive(Module, Debug)]
@@ -229,7 +229,7 @@ fn weights_move_and_stay_finite_whatever_the_gradient() {
     }
 }
 
-/// What is not finite is refused before ([`GlobalNormClip`](crate::rules::GlobalNormClip)); whoever leaves that out sees it in the weights.
+/// What is not finite is refused before ([`GlobalNormClip`](crate::GlobalNormClip)); whoever leaves that out sees it in the weights.
 #[test]
 fn gradients_that_are_not_finite_neither_hang_nor_panic() {
     for shape in [[8, 5], [5, 8], [1, 1]] {

@@ -9,7 +9,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::pairs::{LoraPair, meet};
-use crate::{OptimError, Part, check};
+use crate::check;
+use crate::error::OptimError;
+use crate::part::Part;
 
 /// Which norm the factor of an output falls with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,8 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, meet, turned};
-use crate::{OptimError, Part};
+use crate::error::OptimError;
+use crate::part::Part;
 
 /// Damping of the product of A with itself, as in `peft`.
 const DELTA: f64 = 1e-8;
@@ -80,7 +81,7 @@ mod tests {
         assert!(grads.get::<2>(adapter.a.id).is_none());
         let a = adapter.a.val().inner();
         let step = a.clone().matmul(grads.get::<2>(adapter.b.id).unwrap()).mul_scalar(adapter.scale);
-        let q = crate::orthonormal_factor(&a);
+        let q = lowrank_kernels::decompose::orthonormal_factor(&a);
         let expected = q.clone().matmul(q.transpose().matmul(g));
         let size: f32 = expected.clone().square().sum().sqrt().into_scalar();
         let far: f32 = (step - expected).square().sum().sqrt().into_scalar();

@@ -17,7 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, matrices, meet, turned};
 use crate::adam::{AdamOptions, adam_builders};
-use crate::{AdamWConfig, OptimError, Part, StateMeter, check, registry};
+use crate::check;
+use crate::error::OptimError;
+use crate::methods::adamw::AdamWConfig;
+use crate::part::Part;
+use crate::registry::options;
+use crate::state::meter::StateMeter;
 
 /// Where the moments of LoRA-Pro live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -96,7 +101,7 @@ adam_builders!(LoraProConfig);
 impl LoraProConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        registry::validate(self)?;
+        options::validate(self)?;
         match self.mode {
             LoraProMode::Full => Ok(()),
             _ if self.adam.weight_decay == 0.0 => Ok(()),

@@ -4,13 +4,11 @@
 //! in a hand-written loop and, in one line, in an overridden [`TrainStep::optimize`](burn::train::TrainStep::optimize).
 
 mod allora;
-mod global_norm;
 mod lora_fa;
 mod lora_pro;
 mod pairs;
 
 pub use allora::{AlloraRowsOnly, NormOf, check_eta, output_paces};
-pub use global_norm::{Clipped, GlobalNormClip};
 pub use lora_fa::LoraFa;
 pub use lora_pro::{LoraPro, LoraProConfig, LoraProMode, LoraProX};
 pub use pairs::LoraPair;

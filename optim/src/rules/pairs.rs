@@ -8,7 +8,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 use lowrank_kernels::host::values;
 use nalgebra::{DMatrix, Dyn, SymmetricEigen};
 
-use crate::{ModulePath, OptimError, Part};
+use crate::error::OptimError;
+use crate::part::Part;
+use crate::path::{ModulePath, ParameterVisitor, visit_parameters};
 
 /// The two factors of one LoRA adapter: its layer acts as `x (W + scale A B)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +31,7 @@ impl LoraPair {
     /// The adapters that Burn's [`Module::apply_lora`] attached to a module; that there are none is an error.
     pub fn of<M: Module>(module: &M) -> Result<Vec<Self>, OptimError> {
         let mut finder = Finder::default();
-        module.visit(&mut finder);
+        visit_parameters(module, &mut finder);
         if finder.found.is_empty() {
             return Err(OptimError::NoAdapter);
         }
@@ -47,28 +49,17 @@ impl LoraPair {
 /// Burn shows a visitor `weight`, then, inside of `lora`, `a` and `b`.
 #[derive(Default)]
 struct Finder {
-    path: ModulePath,
     /// Of the last tensor outside of an adapter, and of `a`.
     weight: Option<ParamId>,
     a: Option<ParamId>,
-    inside: bool,
     found: Vec<LoraPair>,
 }
 
-impl ModuleVisitor for Finder {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-        self.inside |= (name, container) == ("lora", "Reparameterization");
-    }
-
-    fn exit_module(&mut self, name: &str, container: &str) {
-        self.path.exit();
-        self.inside &= (name, container) != ("lora", "Reparameterization");
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.joined();
-        if !self.inside {
+impl ParameterVisitor for Finder {
+    fn float<const D: usize>(&mut self, path: &ModulePath, param: &Param<Tensor<D>>) {
+        let inside = path.within("lora", "Reparameterization");
+        let path = path.joined();
+        if !inside {
             self.weight = Some(param.id);
         } else if path.ends_with(".a") {
             self.a = Some(param.id);

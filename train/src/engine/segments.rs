@@ -3,7 +3,7 @@
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
 use lowrank_models::{Segment, SegmentedModel, WalkPoint, Walker};
-use lowrank_optim::rules::GlobalNormClip;
+use lowrank_optim::GlobalNormClip;
 use lowrank_optim::{Hooks, OptimError, StepInfo};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

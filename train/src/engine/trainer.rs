@@ -7,8 +7,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
 use lowrank_models::adapter::{self, AdapterSteps, Control};
 use lowrank_models::{Segment, SegmentedModel, Walker};
-use lowrank_optim::rules::GlobalNormClip;
-use lowrank_optim::{Hooks, OptimError, Part, StepInfo};
+use lowrank_optim::{GlobalNormClip, Hooks, OptimError, Part, StepInfo};
 
 use super::activations::{Activations, Live};
 use super::micro::MicroBatch;

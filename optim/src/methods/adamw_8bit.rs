@@ -2,21 +2,25 @@
 
 use burn::config::Config;
 use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
+use lowrank_kernels::elementwise;
 use lowrank_kernels::host::{Memory, values};
 use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 
 use crate::adam::{AdamOptions, adam_builders};
-use crate::adamw::Factors;
-use crate::blocks::DynamicMap;
-use crate::matrix::Place;
+use crate::error::OptimError;
 use crate::method::MethodConfig;
-use crate::moments::{Blocks, Moment, MomentType, Storage};
-use crate::registry::{Entry, Kind, Method, Paper, method};
-use crate::reset::{ResetMoments, changed};
-use crate::{AdamW, AdamWConfig, AdamWState, OptimError, registry};
+use crate::methods::adamw::{AdamW, AdamWConfig, AdamWState};
+use crate::place::Place;
+use crate::precision::in_f32;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::registry::options;
+use crate::state::blocks::DynamicMap;
+use crate::state::moments::{Blocks, Moment, MomentType, Storage};
+use crate::state::reset::{ResetMoments, changed};
 
 /// Configuration of [`AdamW8bit`].
 #[derive(Config, Debug, JsonSchema)]
@@ -71,7 +75,7 @@ adam_builders!(AdamW8bitConfig);
 impl AdamW8bitConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        Ok(registry::validate(self)?)
+        Ok(options::validate(self)?)
     }
 
     /// The bare optimizer, for [`ModuleOptimizer::with_group`].
@@ -162,22 +166,25 @@ impl Optimizer for AdamW8bit {
             let (tensor, plain) = self.plain.step(lr, tensor, grad, state.and_then(|state| state.plain));
             return (tensor, Some(AdamW8bitState { plain, time: 0, moment_1: None, moment_2: None }));
         }
-        let (dtype, device, shape) = (tensor.dtype(), tensor.device(), tensor.dims());
+        let (device, shape) = (tensor.device(), tensor.dims());
         let (time, moments) = match state {
             Some(state) => (state.time, state.moment_1.zip(state.moment_2)),
             None => (0, None),
         };
         let fresh = |signed: bool| Coded {
-            codes: vec![DynamicMap::nearest(crate::moments::map(signed), 0.0); count],
+            codes: vec![DynamicMap::nearest(crate::state::moments::map(signed), 0.0); count],
             largest: vec![0.0; count.div_ceil(self.config.block)],
         };
         let (mut m, mut v) = match moments {
             Some((m, v)) => (Coded::of(m), Coded::of(v)),
             None => (fresh(true), fresh(false)),
         };
-        let factors = self.plain.factors(lr, time + 1);
-        let (mut w, g) = (Memory::of(tensor.cast(DType::F32)), Memory::of(grad.cast(DType::F32)));
-        update(w.write(), g.read(), &mut m, &mut v, self.config.storage(), factors);
+        let step = self.plain.config().at(lr, time + 1);
+        let (tensor, ()) = in_f32(tensor, grad, |tensor, grad| {
+            let (mut w, g) = (Memory::of(tensor), Memory::of(grad));
+            update(w.write(), g.read(), &mut m, &mut v, self.config.storage(), step);
+            (w.tensor(), ())
+        });
         let kept = |coded: Coded, signed| {
             let Coded { codes, largest } = coded;
             Some(Moment::from_blocks(Blocks::from_parts(
@@ -190,7 +197,7 @@ impl Optimizer for AdamW8bit {
             )))
         };
         let state = AdamW8bitState { plain: None, time: time + 1, moment_1: kept(m, true), moment_2: kept(v, false) };
-        (w.tensor().cast(dtype), Some(state))
+        (tensor, Some(state))
     }
 
     fn to_device<const D: usize>(state: AdamW8bitState<D>, device: &Device) -> AdamW8bitState<D> {
@@ -234,7 +241,7 @@ impl Coded {
     }
 }
 
-fn update(w: &mut [f32], g: &[f32], m: &mut Coded, v: &mut Coded, storage: Storage, f: Factors) {
+fn update(w: &mut [f32], g: &[f32], m: &mut Coded, v: &mut Coded, storage: Storage, f: elementwise::AdamW) {
     let block = storage.block;
     let moments = |coded: &mut Coded| std::mem::take(&mut coded.codes);
     let (mut m_codes, mut v_codes) = (moments(m), moments(v));
@@ -251,13 +258,7 @@ fn update(w: &mut [f32], g: &[f32], m: &mut Coded, v: &mut Coded, storage: Stora
             unsigned.decode(v_codes, *v_largest, v);
             vectorised(
                 #[inline(always)]
-                || {
-                    for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
-                        *m = f.beta_1 * *m + f.share_1 * g;
-                        *v = f.beta_2 * *v + f.share_2 * (g * g);
-                        *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
-                    }
-                },
+                || f.step(w, g, m, v),
             );
             *m_largest = signed.encode(m, m_codes, false);
             *v_largest = unsigned.encode(v, v_codes, storage.keep_positive);
@@ -310,6 +311,7 @@ mod tests {
     fn least_squares_end_near_those_of_adamw() {
         // 400 examples of 300 features, eight targets: 2400 weights, all in 8 bits.
         use lowrank_kernels::random::normal_matrix;
+
         let device = Device::default();
         let x = normal_matrix(1, 1, [400, 300], &device);
         let y = x.clone().matmul(normal_matrix(1, 2, [300, 8], &device)) + normal_matrix(1, 3, [400, 8], &device) * 0.1;

@@ -6,7 +6,7 @@ use lowrank_kernels::dct::{Dct, DctBasis};
 use lowrank_kernels::host;
 use lowrank_kernels::random::{generator, normal};
 
-use crate::quantised::QuantisedMatrix;
+use crate::state::quantised::QuantisedMatrix;
 
 /// A subspace of the gradient of an `[R, C]` matrix. On the right it is spanned by vectors of `n = C` values and the low-rank gradient is
 /// `G P`, `[R, r]`; on the left `n = R` and it is `P^T G`, `[r, C]`.

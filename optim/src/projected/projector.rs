@@ -9,9 +9,10 @@ use lowrank_kernels::elementwise::norm;
 use lowrank_kernels::host::values;
 use lowrank_kernels::random::{generator, sample};
 
-use crate::projected::{BlockOrder, Norm};
-use crate::subspace::{Subspace, index_tensor};
-use crate::{Place, quantised::QuantisedMatrix};
+use crate::place::Place;
+use crate::projected::config::{BlockOrder, Norm};
+use crate::projected::subspace::{Subspace, index_tensor};
+use crate::state::quantised::QuantisedMatrix;
 
 /// What a projector is asked for.
 #[derive(Clone, Copy, Debug)]

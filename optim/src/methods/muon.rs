@@ -9,10 +9,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::adam::AdamOptions;
-use crate::matrix::{MatrixRule, Place, matrix_method};
-use crate::orthogonal::{Scaling, check_steps};
-use crate::registry::{Entry, Kind, Method, Paper, method};
-use crate::{AdamWConfig, OptimError, registry};
+use crate::error::OptimError;
+use crate::matrix::{ByMatrix, MatrixRule, matrix_method};
+use crate::methods::orthogonal::{Scaling, check_steps};
+use crate::place::Place;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::registry::options;
+use crate::state::reset::{ResetMoments, changed};
 
 /// How momentum gathers gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -92,17 +96,8 @@ impl MomentumState {
 impl MuonConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        registry::validate(self)?;
+        options::validate(self)?;
         check_steps(self.ns_steps, self.coefficients)
-    }
-
-    fn rule(&self) -> Muon {
-        Muon { config: self.clone() }
-    }
-
-    /// AdamW of everything else.
-    pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
     }
 
     /// Bytes of state for a matrix of this shape.
@@ -152,5 +147,13 @@ impl MatrixRule for Muon {
 
     fn to_device(state: MomentumState, device: &Device) -> MomentumState {
         state.on(device)
+    }
+}
+
+impl ResetMoments for ByMatrix<Muon> {
+    fn reset<const D: usize>(&self, state: Self::State<D>, change: &mut dyn FnMut(&mut [f32])) -> Self::State<D> {
+        let plain = state.plain.map(|plain| self.others().reset(plain, change));
+        let momentum = |state: MomentumState| MomentumState { momentum: changed(state.momentum, change) };
+        Self::State { plain, matrix: state.matrix.map(momentum) }
     }
 }

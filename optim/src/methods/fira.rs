@@ -4,9 +4,11 @@ use burn::config::Config;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::moments::MomentType;
-use crate::projected::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
-use crate::registry::{Entry, Kind, Method, Paper, method};
+use crate::projected::config::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
+use crate::projected::named::named;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::state::moments::MomentType;
 
 /// Configuration of Fira: "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?" (Chen et al., arXiv 2410.01623).
 ///
@@ -93,4 +95,4 @@ pub(crate) const METHOD: Method = method!(
     }
 );
 
-crate::projected::named!(FiraConfig);
+named!(FiraConfig);

@@ -12,10 +12,15 @@ use nalgebra::DMatrix;
 use schemars::JsonSchema;
 
 use crate::adam::{AdamOptions, adam_builders};
-use crate::matrix::Place;
+use crate::check;
+use crate::error::OptimError;
 use crate::method::MethodConfig;
-use crate::registry::Built;
-use crate::{AdamW, AdamWConfig, AdamWState, HiddenMatrices, OptimError, StateMeter, check, registry};
+use crate::methods::adamw::{AdamW, AdamWConfig, AdamWState};
+use crate::parameters::HiddenMatrices;
+use crate::place::Place;
+use crate::registry::method::Built;
+use crate::registry::options;
+use crate::state::meter::StateMeter;
 
 /// Configuration of [`LoroAdamW`].
 #[derive(Config, Debug, JsonSchema)]
@@ -69,7 +74,7 @@ adam_builders!(LoroConfig);
 impl LoroConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        Ok(registry::validate(self)?)
+        Ok(options::validate(self)?)
     }
 
     /// The optimizer of a module whose hidden matrices are the factors, and who steps each parameter.
@@ -127,10 +132,7 @@ impl Optimizer for LoroAdamW {
             return lazy.step(lr, tensor, grad, state);
         };
         let grad = grad.cast(DType::F32);
-        let state = state.unwrap_or_else(|| {
-            let zeros = || Tensor::zeros(grad.shape(), (&grad.device(), DType::F32));
-            AdamWState { time: 0, moment_1: zeros(), moment_2: zeros() }
-        });
+        let state = state.unwrap_or_else(|| AdamWState::zeros_like(&grad));
         let moment_1 = state.moment_1.mul_scalar(beta_1) + grad.clone().mul_scalar(1.0 - beta_1);
         let moment_2 = state.moment_2.mul_scalar(beta_2) + grad.square().mul_scalar(1.0 - beta_2);
         let direction = moment_1.clone() / moment_2.clone().sqrt().add_scalar(epsilon);

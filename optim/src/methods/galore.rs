@@ -4,9 +4,11 @@ use burn::config::Config;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::moments::MomentType;
-use crate::projected::{Inner, ProjectedConfig, ProjectorKind, Side};
-use crate::registry::{Entry, Kind, Method, Paper, method};
+use crate::projected::config::{Inner, ProjectedConfig, ProjectorKind, Side};
+use crate::projected::named::named;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::state::moments::MomentType;
 
 /// Configuration of GaLore: "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection" (Zhao et al., arXiv 2403.03507), and of
 /// Q-GaLore: "Q-GaLore: Quantized GaLore with INT4 Projection and Layer-Adaptive Low-Rank Gradients" (Zhang et al., arXiv 2407.08296).
@@ -154,4 +156,4 @@ pub(crate) const Q_GALORE: Method = method!(
     }
 );
 
-crate::projected::named!(GaLoreConfig);
+named!(GaLoreConfig);

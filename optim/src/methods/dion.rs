@@ -10,10 +10,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::adam::AdamOptions;
-use crate::matrix::{MatrixRule, Place, matrix_method};
-use crate::orthogonal::Scaling;
-use crate::registry::{Entry, Kind, Method, Paper, method};
-use crate::{AdamWConfig, OptimError, registry};
+use crate::error::OptimError;
+use crate::matrix::{MatrixRule, matrix_method};
+use crate::methods::orthogonal::Scaling;
+use crate::place::Place;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::registry::options;
 
 /// How the right factor is normalised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -94,16 +97,7 @@ pub struct DionState {
 impl DionConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        Ok(registry::validate(self)?)
-    }
-
-    fn rule(&self) -> Dion {
-        Dion { config: self.clone() }
-    }
-
-    /// AdamW of everything else.
-    pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
+        Ok(options::validate(self)?)
     }
 
     /// Directions of a matrix.

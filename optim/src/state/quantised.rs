@@ -7,7 +7,7 @@ use lowrank_kernels::host::values;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use crate::moments::byte_tensor;
+use crate::state::moments::byte_tensor;
 
 /// Integers of groups of consecutive values, with what turns them back.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,21 +5,21 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use lowrank_kernels::host::values;
 use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::moments::byte_tensor;
+use crate::state::moments::byte_tensor;
 
-/// How the rest of a projection is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What becomes of the part of the gradient that the projection leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorFeedback {
     /// It is dropped.
     None,
-    /// In f32.
+    /// It is added to the next gradient, kept in f32.
     Full,
-    /// As codes `0..=levels` between the smallest and the largest value of each row; up to 15 levels two codes share a byte.
-    Quantised {
-        /// Number of steps between the smallest and the largest value, 1 to 255.
-        levels: u8,
-    },
+    /// It is added to the next gradient, kept in codes between the smallest and the largest value of each row.
+    Quantised,
 }
 
 /// A kept rest of shape `[rows, columns]`.
@@ -111,28 +111,14 @@ fn add_decoded(row: &mut [f32], codes: &[u8], (low, high): (f32, f32), levels: u
 }
 
 impl ErrorBuffer {
-    /// Keeps a rest; none when nothing is to be kept.
-    pub fn keep(rest: Tensor<2>, how: ErrorFeedback) -> Option<Self> {
+    /// Keeps a rest; none when nothing is to be kept. `levels` is the number of steps between the smallest and the largest value of a row, 1 to
+    /// 255; up to 15 levels two codes share a byte.
+    pub fn keep(rest: Tensor<2>, how: ErrorFeedback, levels: u8) -> Option<Self> {
         match how {
             ErrorFeedback::None => None,
             ErrorFeedback::Full => Some(Self { full: Some(rest), codes: None }),
-            ErrorFeedback::Quantised { levels } => {
-                let (shape, device) = (rest.dims(), rest.device());
-                let rest = values(rest);
-                let row = |row: usize, buffer: &mut [f32]| buffer.copy_from_slice(&rest[row * shape[1]..][..shape[1]]);
-                Some(Self { full: None, codes: Some(Codes::of(shape, levels, &device, row)) })
-            }
+            ErrorFeedback::Quantised => Some(Self { full: None, codes: Some(Codes::of(rest, levels)) }),
         }
-    }
-
-    /// Keeps the rows that `rest` writes into the buffer that it is given, by their number.
-    pub(crate) fn keep_rows(
-        shape: [usize; 2],
-        levels: u8,
-        device: &Device,
-        rest: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
-        Self { full: None, codes: Some(Codes::of(shape, levels, device, rest)) }
     }
 
     /// Adds the rest to a matrix on the host.
@@ -175,27 +161,26 @@ fn row_bytes(columns: usize, levels: u8) -> usize {
 }
 
 impl Codes {
-    /// Of rows that `rest` writes into the buffer that it is given, by their number.
-    fn of([rows, columns]: [usize; 2], levels: u8, device: &Device, rest: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+    fn of(rest: Tensor<2>, levels: u8) -> Self {
+        let ([rows, columns], device) = (rest.dims(), rest.device());
+        let rest = values(rest);
         let stride = row_bytes(columns, levels);
         let mut bytes = vec![0; rows * stride];
         let (mut low, mut high) = (vec![0.0; rows], vec![0.0; rows]);
-        let ranges = low.par_iter_mut().zip(&mut high);
-        bytes.par_chunks_mut(stride).zip(ranges).enumerate().with_min_len(8).for_each_init(
-            || (vec![0.0; columns], vec![0; columns]),
-            |(values, codes), (row, (bytes, (low, high)))| {
-                rest(row, values);
-                match levels <= HALF_BYTE {
-                    true => {
-                        (*low, *high) = encode(values, levels, codes);
-                        bytes.iter_mut().zip(codes.chunks(2)).for_each(|(byte, pair)| *byte = pack(pair));
-                    }
-                    false => (*low, *high) = encode(values, levels, bytes),
+        let coded = bytes.par_chunks_mut(stride).zip(low.par_iter_mut().zip(&mut high));
+        coded.zip(rest.par_chunks(columns)).with_min_len(8).for_each_init(
+            || vec![0; columns],
+            |codes, ((bytes, (low, high)), row)| {
+                if levels <= HALF_BYTE {
+                    (*low, *high) = encode(row, levels, codes);
+                    bytes.iter_mut().zip(codes.chunks(2)).for_each(|(byte, pair)| *byte = pack(pair));
+                } else {
+                    (*low, *high) = encode(row, levels, bytes);
                 }
             },
         );
-        let ranges = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [rows]), device);
-        Self { bytes: byte_tensor(bytes, device), low: ranges(low), high: ranges(high), columns, levels }
+        let ranges = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [rows]), &device);
+        Self { bytes: byte_tensor(bytes, &device), low: ranges(low), high: ranges(high), columns, levels }
     }
 
     fn rows(&self) -> Vec<QuantisedRow> {
@@ -276,7 +261,7 @@ mod tests {
     fn values_are_within_half_a_unit_and_the_ends_exact() {
         for (levels, columns) in [(255, 12), (15, 12), (15, 7), (1, 5)] {
             let original = rest(6, columns);
-            let kept = ErrorBuffer::keep(original.clone(), ErrorFeedback::Quantised { levels }).unwrap();
+            let kept = ErrorBuffer::keep(original.clone(), ErrorFeedback::Quantised, levels).unwrap();
             let (restored, original) = (values(kept.restored().unwrap()), values(original));
             for (ours, row) in restored.chunks(columns).zip(original.chunks(columns)) {
                 let QuantisedRow { low, high, .. } = quantise_row(row, levels);
@@ -292,14 +277,14 @@ mod tests {
     #[test]
     fn constant_rows_are_exact() {
         let constant = Tensor::<2>::from_data([[0.0, 0.0, 0.0], [-2.5, -2.5, -2.5]], &Device::default());
-        let kept = ErrorBuffer::keep(constant.clone(), ErrorFeedback::Quantised { levels: 255 }).unwrap();
+        let kept = ErrorBuffer::keep(constant.clone(), ErrorFeedback::Quantised, 255).unwrap();
         assert_eq!(values(kept.restored().unwrap()), values(constant));
     }
 
     #[test]
     fn codes_take_a_byte_or_half_of_one_also_after_a_record() {
         for (levels, bytes) in [(255, 4 * 9), (15, 4 * 5)] {
-            let kept = ErrorBuffer::keep(rest(4, 9), ErrorFeedback::Quantised { levels }).unwrap();
+            let kept = ErrorBuffer::keep(rest(4, 9), ErrorFeedback::Quantised, levels).unwrap();
             let mut sink = StateSink::default();
             kept.state_flatten("p", &mut sink);
             let size: usize = sink.tensors.iter().map(|(_, data)| data.as_bytes().len()).sum();

@@ -5,9 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::adam::AdamOptions;
-use crate::moments::MomentType;
-use crate::projected::{BlockOrder, Inner, ProjectedConfig, ProjectorKind, Rest, Side, States};
-use crate::registry::{Entry, Kind, Method, Paper, method};
+use crate::projected::config::{BlockOrder, Inner, ProjectedConfig, ProjectorKind, Rest, Side, States};
+use crate::projected::named::named;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::state::moments::MomentType;
 
 /// How the inactive part moves the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -119,4 +121,4 @@ pub(crate) const METHOD: Method = method!(
     }
 );
 
-crate::projected::named!(FrugalConfig);
+named!(FrugalConfig);

@@ -3,11 +3,14 @@
 use burn::config::Config;
 use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
 use burn::tensor::{DType, Device, Tensor};
+use lowrank_kernels::elementwise::{self, Adam};
 use schemars::JsonSchema;
 
 use crate::adam::{AdamOptions, adam_builders};
-use crate::reset::{ResetMoments, changed};
-use crate::{OptimError, registry};
+use crate::error::OptimError;
+use crate::precision::in_f32;
+use crate::registry::options;
+use crate::state::reset::{ResetMoments, changed};
 
 /// Configuration of [`AdamW`].
 #[derive(Config, Debug, JsonSchema)]
@@ -49,12 +52,20 @@ pub struct AdamWState<const D: usize> {
     pub moment_2: Tensor<D>,
 }
 
+impl<const D: usize> AdamWState<D> {
+    /// The state before the first step of a parameter.
+    pub(crate) fn zeros_like(tensor: &Tensor<D>) -> Self {
+        let zeros = || Tensor::zeros(tensor.shape(), (&tensor.device(), DType::F32));
+        Self { time: 0, moment_1: zeros(), moment_2: zeros() }
+    }
+}
+
 adam_builders!(AdamWConfig);
 
 impl AdamWConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        Ok(registry::validate(self)?)
+        Ok(options::validate(self)?)
     }
 
     /// The bare optimizer, for [`ModuleOptimizer::with_group`].
@@ -68,49 +79,28 @@ impl AdamWConfig {
     }
 }
 
-/// Factors of one step.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Factors {
-    pub beta_1: f32,
-    pub beta_2: f32,
-    /// One less the first decay, rounded once: in f32 the difference would lose five digits.
-    pub share_1: f32,
-    /// One less the second decay.
-    pub share_2: f32,
-    pub epsilon: f32,
-    /// What remains of a weight after decay.
-    pub keep: f32,
-    /// Learning rate over the first bias correction.
-    pub rate: f32,
-    /// One over the root of the second bias correction.
-    pub root: f32,
-}
-
 impl AdamWConfig {
-    /// Factors of step `time`, counted from 1.
-    fn factors(&self, lr: f64, time: usize) -> Factors {
+    /// The step at `time`, counted from 1.
+    pub(crate) fn at(&self, lr: f64, time: usize) -> elementwise::AdamW {
         let lr = lr * self.lr_scale;
         let AdamOptions { beta_1, beta_2, epsilon, weight_decay } = self.adam;
         let correction = |beta: f64| 1.0 - beta.powf(time as f64);
         let (keep, root) = (1.0 - lr * weight_decay, correction(beta_2).sqrt().recip());
         let rate = lr / correction(beta_1);
-        Factors {
-            beta_1: beta_1 as f32,
-            beta_2: beta_2 as f32,
-            share_1: (1.0 - beta_1) as f32,
-            share_2: (1.0 - beta_2) as f32,
-            epsilon: if self.legacy_epsilon { epsilon * root } else { epsilon } as f32,
+        let epsilon = if self.legacy_epsilon { epsilon * root } else { epsilon };
+        elementwise::AdamW {
+            adam: Adam { root: root as f32, ..Adam::new(beta_1, beta_2, epsilon) },
             keep: keep as f32,
             // Decay that comes after also shrinks the update.
             rate: if self.decay_after { rate * keep } else { rate } as f32,
-            root: root as f32,
         }
     }
 }
 
 impl AdamW {
-    pub(crate) fn factors(&self, lr: f64, time: usize) -> Factors {
-        self.config.factors(lr, time)
+    /// The configuration.
+    pub fn config(&self) -> &AdamWConfig {
+        &self.config
     }
 }
 
@@ -124,17 +114,13 @@ impl Optimizer for AdamW {
         grad: Tensor<D>,
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
-        let dtype = tensor.dtype();
-        let (tensor, grad) = (tensor.cast(DType::F32), grad.cast(DType::F32));
-        let state = state.unwrap_or_else(|| {
-            let zeros = || Tensor::zeros(tensor.shape(), (&tensor.device(), DType::F32));
-            AdamWState { time: 0, moment_1: zeros(), moment_2: zeros() }
-        });
+        let state = state.unwrap_or_else(|| AdamWState::zeros_like(&tensor));
         let time = state.time + 1;
-        let factors = self.config.factors(lr, time);
-        let moments = (state.moment_1, state.moment_2);
-        let (tensor, (moment_1, moment_2)) = update(tensor, grad, moments, factors);
-        (tensor.cast(dtype), Some(AdamWState { time, moment_1, moment_2 }))
+        let step = self.config.at(lr, time);
+        in_f32(tensor, grad, |tensor, grad| {
+            let [tensor, moment_1, moment_2] = elementwise::adamw(tensor, grad, state.moment_1, state.moment_2, step);
+            (tensor, Some(AdamWState { time, moment_1, moment_2 }))
+        })
     }
 
     fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
@@ -153,89 +139,15 @@ impl ResetMoments for AdamW {
     }
 }
 
-type Moments<const D: usize> = (Tensor<D>, Tensor<D>);
-
-fn update<const D: usize>(w: Tensor<D>, g: Tensor<D>, moments: Moments<D>, f: Factors) -> (Tensor<D>, Moments<D>) {
-    #[cfg(feature = "flex")]
-    if lowrank_kernels::host::is_cpu(&w.device()) {
-        return fused::update(w, g, moments, f);
-    }
-    composed(w, g, moments, f)
-}
-
-fn composed<const D: usize>(w: Tensor<D>, g: Tensor<D>, (m, v): Moments<D>, f: Factors) -> (Tensor<D>, Moments<D>) {
-    let m = m.mul_scalar(f.beta_1) + g.clone().mul_scalar(f.share_1);
-    let v = v.mul_scalar(f.beta_2) + g.square().mul_scalar(f.share_2);
-    let step = m.clone() / (v.clone().sqrt().mul_scalar(f.root).add_scalar(f.epsilon));
-    (w.mul_scalar(f.keep) - step.mul_scalar(f.rate), (m, v))
-}
-
-#[cfg(feature = "flex")]
-mod fused {
-    use burn::backend::Flex;
-    use burn::tensor::Tensor;
-    use burn_flex::FlexTensor;
-    use rayon::prelude::*;
-
-    use super::{Factors, Moments};
-    use lowrank_kernels::elementwise::CHUNK;
-    use lowrank_kernels::vectorised::vectorised;
-
-    /// In place, where nobody else holds the tensors.
-    pub fn update<const D: usize>(
-        w: Tensor<D>,
-        g: Tensor<D>,
-        (m, v): Moments<D>,
-        f: Factors,
-    ) -> (Tensor<D>, Moments<D>) {
-        let (mut w, g, mut m, mut v) = (flex(w), flex(g), flex(m), flex(v));
-        {
-            let weights = w.storage_mut::<f32>().par_chunks_mut(CHUNK);
-            let moments =
-                m.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(v.storage_mut::<f32>().par_chunks_mut(CHUNK));
-            weights.zip(g.storage::<f32>().par_chunks(CHUNK)).zip(moments).for_each(|((w, g), (m, v))| {
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v.iter_mut())) {
-                            *m = f.beta_1 * *m + f.share_1 * g;
-                            *v = f.beta_2 * *v + f.share_2 * (g * g);
-                            *w = *w * f.keep - f.rate * (*m / (v.sqrt() * f.root + f.epsilon));
-                        }
-                    },
-                );
-            });
-        }
-        (tensor(w), (tensor(m), tensor(v)))
-    }
-
-    /// The backend's tensor, in row-major order from the first value of its memory to the last.
-    fn flex<const D: usize>(x: Tensor<D>) -> FlexTensor {
-        let x = match x.try_into_primitive::<Flex>() {
-            Ok(x) => x,
-            Err(error) => unreachable!("the device was checked: {error:?}"),
-        };
-        let whole = x.is_contiguous() && x.storage::<f32>().len() == x.layout().num_elements();
-        if whole { x } else { x.to_contiguous() }
-    }
-
-    fn tensor<const D: usize>(x: FlexTensor) -> Tensor<D> {
-        Tensor::from_primitive::<Flex>(x)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::TensorData;
+    use lowrank_kernels::host::values as host;
 
     fn values(count: usize, seed: f32) -> Tensor<2> {
         let values = (0..count).map(|i| (i as f32 * 0.37 + seed).sin()).collect::<Vec<f32>>();
         Tensor::from_data(TensorData::new(values, [count / 5, 5]), &Device::default())
-    }
-
-    fn host(x: Tensor<2>) -> Vec<f32> {
-        x.into_data().convert::<f32>().try_into_vec().unwrap()
     }
 
     fn near(a: Vec<f32>, b: Vec<f32>, tolerance: f32) {
@@ -256,22 +168,6 @@ mod tests {
             (b, state_b) = burns.step(0.01, b, grad, state_b);
         }
         near(host(a), host(b), 2e-6);
-    }
-
-    #[test]
-    fn the_fused_form_equals_the_composed_one() {
-        let f = AdamWConfig::new().with_weight_decay(0.1).factors(0.01, 3);
-        for scale in [1.0, 1e-20, 1e15] {
-            let inputs = || {
-                (values(50_005, 1.0), values(50_005, 2.0) * scale, (values(50_005, 3.0), values(50_005, 4.0).square()))
-            };
-            let ((w, g, moments), (w2, g2, moments2)) = (inputs(), inputs());
-            let (ours, (m, v)) = update(w, g, moments, f);
-            let (expected, (m2, v2)) = composed(w2, g2, moments2, f);
-            near(host(ours), host(expected), 1e-6);
-            near(host(m), host(m2), 1e-6);
-            near(host(v), host(v2), 1e-6);
-        }
     }
 
     #[test]

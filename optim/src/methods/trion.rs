@@ -9,15 +9,18 @@ use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::dct_adamw::Transform;
-use crate::matrix::{MatrixRule, Place, matrix_method};
-use crate::muon::MomentumState;
-use crate::orthogonal::{Scaling, check_steps};
-use crate::projected::Norm;
-use crate::projector::{DctColumns, best};
-use crate::registry::{Entry, Kind, Method, Paper, method};
-use crate::subspace::index_tensor;
-use crate::{AdamWConfig, OptimError, registry};
+use crate::error::OptimError;
+use crate::matrix::{MatrixRule, matrix_method};
+use crate::methods::dct_adamw::Transform;
+use crate::methods::muon::MomentumState;
+use crate::methods::orthogonal::{Scaling, check_steps};
+use crate::place::Place;
+use crate::projected::config::Norm;
+use crate::projected::projector::{DctColumns, best};
+use crate::projected::subspace::index_tensor;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::registry::options;
 
 /// Configuration of Trion: "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language Models" (Modoranu et al.,
 /// arXiv 2505.17967).
@@ -74,17 +77,8 @@ pub struct Trion {
 impl TrionConfig {
     /// Refuses values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
-        registry::validate(self)?;
+        options::validate(self)?;
         check_steps(self.ns_steps, self.coefficients)
-    }
-
-    fn rule(&self) -> Trion {
-        Trion { config: self.clone() }
-    }
-
-    /// AdamW of everything else.
-    pub fn others(&self) -> AdamWConfig {
-        AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
     }
 
     /// Bytes of state for a matrix of this shape.

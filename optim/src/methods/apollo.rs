@@ -4,9 +4,11 @@ use burn::config::Config;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::moments::MomentType;
-use crate::projected::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
-use crate::registry::{Entry, Kind, Method, Paper, method};
+use crate::projected::config::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
+use crate::projected::named::named;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::state::moments::MomentType;
 
 /// Configuration of APOLLO and APOLLO-Mini: "APOLLO: SGD-like Memory, AdamW-level Performance" (Zhu et al., arXiv 2412.05270).
 ///
@@ -109,4 +111,4 @@ pub(crate) const APOLLO_MINI: Method = method!(
     }
 );
 
-crate::projected::named!(ApolloConfig);
+named!(ApolloConfig);

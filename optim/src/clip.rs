@@ -7,13 +7,14 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use crate::{ModulePath, OptimError};
+use crate::error::OptimError;
+use crate::path::{ModulePath, ParameterVisitor, visit_parameters};
 
 /// Scales all gradients by one factor when their common norm is above a maximum.
 ///
 /// ```no_run
 /// # use burn::{module::Module, optim::GradientsParams};
-/// # use lowrank_optim::{OptimError, rules::GlobalNormClip};
+/// # use lowrank_optim::{OptimError, GlobalNormClip};
 /// # fn step<M: Module>(model: &M, grads: GradientsParams) -> Result<GradientsParams, OptimError> {
 /// let grads = GlobalNormClip::new(Some(1.0)).apply(model, grads)?.grads;
 /// # Ok(grads)
@@ -48,8 +49,8 @@ impl GlobalNormClip {
     ///
     /// Refuses gradients that are infinite or not a number, naming the first such parameter in the order of the module.
     pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<Clipped, OptimError> {
-        let mut sums = Squares { grads: &grads, path: ModulePath::default(), total: 0.0, bytes: 0, refused: None };
-        module.visit(&mut sums);
+        let mut sums = Squares { grads: &grads, total: 0.0, bytes: 0, refused: None };
+        visit_parameters(module, &mut sums);
         if let Some(refused) = sums.refused {
             return Err(refused);
         }
@@ -66,22 +67,13 @@ impl GlobalNormClip {
 
 struct Squares<'a> {
     grads: &'a GradientsParams,
-    path: ModulePath,
     total: f64,
     bytes: u64,
     refused: Option<OptimError>,
 }
 
-impl ModuleVisitor for Squares<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl ParameterVisitor for Squares<'_> {
+    fn float<const D: usize>(&mut self, path: &ModulePath, param: &Param<Tensor<D>>) {
         let Some(grad) = self.grads.get::<D>(param.id) else {
             return;
         };
@@ -92,7 +84,7 @@ impl ModuleVisitor for Squares<'_> {
         let (sum, non_finite) = sum_of_squares(grad);
         self.total += sum;
         if non_finite > 0 {
-            self.refused = Some(OptimError::NonFiniteGradient { path: self.path.joined(), count: non_finite });
+            self.refused = Some(OptimError::NonFiniteGradient { path: path.joined(), count: non_finite });
         }
     }
 }

@@ -6,7 +6,7 @@ use lowrank_kernels::host::values;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::{DynamicMap, dequantise, quantise};
+use crate::state::blocks::{DynamicMap, dequantise, quantise};
 
 /// Type of stored moments; arithmetic is f32 in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

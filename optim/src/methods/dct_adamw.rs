@@ -6,21 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::adam::AdamOptions;
-use crate::moments::MomentType;
-use crate::projected::{Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States};
-use crate::registry::{Entry, Kind, Method, Paper, method};
-
-/// What becomes of the part of the gradient that the projection leaves out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Feedback {
-    /// It is dropped.
-    None,
-    /// It is added to the next gradient, kept in f32.
-    Full,
-    /// It is added to the next gradient, kept in codes of `error_levels` steps.
-    Quantised,
-}
+use crate::projected::config::{Norm, ProjectedConfig, ProjectorKind, RenewAt, Side, States};
+use crate::projected::named::named;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::state::error_feedback::ErrorFeedback;
+use crate::state::moments::MomentType;
 
 /// How coefficients are computed; speed alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -69,8 +60,8 @@ pub struct DctAdamWConfig {
     #[config(default = true)]
     pub rotate: bool,
     /// Treatment of the residual that the projection leaves out.
-    #[config(default = "Feedback::Quantised")]
-    pub error_feedback: Feedback,
+    #[config(default = "ErrorFeedback::Quantised")]
+    pub error_feedback: ErrorFeedback,
     /// Quantisation levels of the stored residual; up to 15, an element takes half a byte.
     #[config(default = 255)]
     #[schemars(range(min = 1))]
@@ -106,11 +97,7 @@ impl DctAdamWConfig {
             .with_norm(self.norm)
             .with_weighted(self.weighted)
             .with_states(if self.rotate { States::Rotate } else { States::Keep })
-            .with_rest(match self.error_feedback {
-                Feedback::None => Rest::None,
-                Feedback::Full => Rest::Full,
-                Feedback::Quantised => Rest::Quantised,
-            })
+            .with_rest(self.error_feedback.into())
             .with_error_levels(self.error_levels)
             .with_max_shape(self.max_shape)
             .with_proj_lr_scale(self.proj_lr_scale)
@@ -134,4 +121,4 @@ pub(crate) const METHOD: Method = method!(
     }
 );
 
-crate::projected::named!(DctAdamWConfig);
+named!(DctAdamWConfig);

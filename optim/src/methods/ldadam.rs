@@ -4,9 +4,11 @@ use burn::config::Config;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::moments::MomentType;
-use crate::projected::{ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
-use crate::registry::{Entry, Kind, Method, Paper, method};
+use crate::projected::config::{ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
+use crate::projected::named::named;
+use crate::registry::entry::{Entry, Kind, Paper};
+use crate::registry::method::{Method, method};
+use crate::state::moments::MomentType;
 
 /// Configuration of LDAdam: "LDAdam: Adaptive Optimization from Low-Dimensional Gradient Statistics" (Robert et al., arXiv 2410.16103).
 ///
@@ -79,4 +81,4 @@ pub(crate) const METHOD: Method = method!(
     }
 );
 
-crate::projected::named!(LdAdamConfig);
+named!(LdAdamConfig);

@@ -3,9 +3,8 @@
 
 use std::sync::LazyLock;
 
-use rayon::prelude::*;
-
 use lowrank_kernels::vectorised::vectorised;
+use rayon::prelude::*;
 
 /// The 256 values that codes stand for, ascending.
 pub struct DynamicMap {

@@ -11,7 +11,8 @@ use lowrank_kernels::random::generator;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByMatrix, MomentumState, Muon, OptimError, check};
+use crate::check;
+use crate::error::OptimError;
 
 /// What a reset leaves of a moment. Counters of steps stay in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,14 +120,6 @@ pub(crate) fn changed<const D: usize>(moment: Tensor<D>, change: &mut dyn FnMut(
     memory.tensor()
 }
 
-impl ResetMoments for ByMatrix<Muon> {
-    fn reset<const D: usize>(&self, state: Self::State<D>, change: &mut dyn FnMut(&mut [f32])) -> Self::State<D> {
-        let plain = state.plain.map(|plain| self.others().reset(plain, change));
-        let momentum = |state: MomentumState| MomentumState { momentum: changed(state.momentum, change) };
-        Self::State { plain, matrix: state.matrix.map(momentum) }
-    }
-}
-
 /// One reset.
 #[derive(Clone, Copy, Debug)]
 pub struct MomentReset {
@@ -224,7 +217,7 @@ impl<O: ResetMoments> Optimizer for Resettable<O> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AdamWConfig, AdamWState};
+    use crate::methods::adamw::{AdamWConfig, AdamWState};
 
     #[test]
     fn words_read_back_and_others_are_refused() {

@@ -2,16 +2,21 @@
 
 use std::fmt;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
+use burn::module::{Module, Param, ParamGroup, ParamId};
 use burn::optim::{ModuleOptimizer, Optimizer, SgdConfig};
 use burn::tensor::Tensor;
 use lowrank_kernels::random::key_of;
 use regex::Regex;
 
-use crate::matrix::Place;
+use crate::error::OptimError;
 use crate::method::MethodConfig;
-use crate::registry::OptionError;
-use crate::{AdamW, ModulePath, MomentResets, OptimError, ResetMoments, StateMeter};
+use crate::methods::adamw::AdamW;
+use crate::path::{ModulePath, ParameterVisitor, visit_parameters};
+use crate::place::Place;
+use crate::registry::options::OptionError;
+use crate::state::meter::StateMeter;
+use crate::state::rate::AtRate;
+use crate::state::reset::{MomentResets, ResetMoments};
 
 /// What a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +76,7 @@ impl HiddenMatrices {
     /// Looks at all parameters of a module.
     pub fn of<M: Module>(module: &M) -> Self {
         let mut finder = Finder::default();
-        module.visit(&mut finder);
+        visit_parameters(module, &mut finder);
         Self { parameters: finder.found }
     }
 
@@ -182,20 +187,21 @@ impl HiddenMatrices {
         let mut number = 0;
         for parameter in &self.parameters {
             let (key, group) = (key_of(&parameter.path), ParamGroup::from_ids(vec![parameter.id]));
+            let lr_scale = parameter.lr_scale;
             optimizer = match parameter.role {
                 Role::Hidden => {
                     let place = Place { key, number, count: shapes.len() };
                     number += 1;
-                    let method = meter.watch(method(C::at(config.optimizer()?, place), key));
-                    optimizer.with_group(group, method.at_rate(parameter.lr_scale), None)
+                    let optimizer_of = method(C::at(config.optimizer()?, place), key);
+                    optimizer.with_group(group, meter.watch(AtRate { optimizer: optimizer_of, lr_scale }), None)
                 }
                 Role::Descent => {
-                    let descent = meter.watch(SgdConfig::new().build());
-                    optimizer.with_group(group, descent.at_rate(parameter.lr_scale), None)
+                    let descent = SgdConfig::new().build();
+                    optimizer.with_group(group, meter.watch(AtRate { optimizer: descent, lr_scale }), None)
                 }
                 _ => {
-                    let others = meter.watch(others(plain(parameter.decays), key));
-                    optimizer.with_group(group, others.at_rate(parameter.lr_scale), None)
+                    let others = others(plain(parameter.decays), key);
+                    optimizer.with_group(group, meter.watch(AtRate { optimizer: others, lr_scale }), None)
                 }
             };
         }
@@ -271,51 +277,39 @@ impl fmt::Display for HiddenMatrices {
     }
 }
 
+/// The role of a matrix at this path.
+fn role(path: &ModulePath) -> Role {
+    let named = |words: &[&str], starts: &[&str]| {
+        let is = |part: &str| words.contains(&part) || starts.iter().any(|start| part.starts_with(start));
+        path.names().any(is)
+    };
+    if path.containers().any(|container| container.ends_with(":Embedding")) || named(&["wte", "wpe"], &["embed"]) {
+        return Role::Embedding;
+    }
+    if named(&["lm_head", "head", "output", "classifier", "score"], &["unembed"]) {
+        return Role::Head;
+    }
+    Role::Hidden
+}
+
 #[derive(Default)]
 struct Finder {
-    path: ModulePath,
     found: Vec<Parameter>,
 }
 
-impl Finder {
-    fn role(&self) -> Role {
-        let named = |words: &[&str], starts: &[&str]| {
-            let is = |part: &str| words.contains(&part) || starts.iter().any(|start| part.starts_with(start));
-            self.path.names().any(is)
-        };
-        let in_embedding = self.path.containers().any(|container| container.ends_with(":Embedding"));
-        if in_embedding || named(&["wte", "wpe"], &["embed"]) {
-            return Role::Embedding;
-        }
-        if named(&["lm_head", "head", "output", "classifier", "score"], &["unembed"]) {
-            return Role::Head;
-        }
-        Role::Hidden
-    }
-}
-
-impl ModuleVisitor for Finder {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.joined();
-        let role = if D == 2 { self.role() } else { Role::Other };
+impl ParameterVisitor for Finder {
+    fn float<const D: usize>(&mut self, path: &ModulePath, param: &Param<Tensor<D>>) {
+        let role = if D == 2 { role(path) } else { Role::Other };
         let (trained, decays) = (param.is_require_grad(), D == 2);
         let shape = param.shape().as_slice().to_vec();
-        self.found.push(Parameter { path, id: param.id, shape, role, trained, decays, lr_scale: 1.0 });
+        self.found.push(Parameter { path: path.joined(), id: param.id, shape, role, trained, decays, lr_scale: 1.0 });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::GaLoreConfig;
+    use crate::methods::galore::GaLoreConfig;
     use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
     use burn::tensor::Device;
 

@@ -1,0 +1,63 @@
+//! What all optimizers of published methods with a projection offer.
+
+/// Gives the configuration of a published method what all optimizers have, by way of its pieces.
+macro_rules! named {
+    ($config:ident) => {
+        crate::adam::adam_builders!($config);
+
+        impl $config {
+            /// Refuses values outside what the options allow and pieces that do not go together.
+            pub fn validate(&self) -> Result<(), crate::error::OptimError> {
+                crate::registry::options::validate(self)?;
+                self.projected().validate()
+            }
+
+            /// The bare optimizer, for [`ModuleOptimizer::with_group`](burn::optim::ModuleOptimizer::with_group).
+            ///
+            /// # Panics
+            ///
+            /// When `validate` refuses the configuration.
+            pub fn build(&self) -> crate::matrix::ByMatrix<crate::projected::step::Projected> {
+                match crate::method::MethodConfig::optimizer(self) {
+                    Ok(optimizer) => optimizer,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+
+            /// The optimizer of a whole module.
+            ///
+            /// # Panics
+            ///
+            /// When `validate` refuses the configuration.
+            pub fn init(&self) -> burn::optim::ModuleOptimizer {
+                burn::optim::ModuleOptimizer::from(self.build())
+            }
+        }
+
+        impl crate::method::MethodConfig for $config {
+            type Optimizer = crate::matrix::ByMatrix<crate::projected::step::Projected>;
+
+            fn optimizer(&self) -> Result<Self::Optimizer, crate::error::OptimError> {
+                self.validate()?;
+                self.projected().try_build()
+            }
+
+            fn at(optimizer: Self::Optimizer, place: crate::place::Place) -> Self::Optimizer {
+                optimizer.at(place)
+            }
+
+            fn takes(&self, shape: [usize; 2]) -> bool {
+                self.projected().projects(shape)
+            }
+
+            fn others(&self) -> crate::methods::adamw::AdamWConfig {
+                self.projected().others()
+            }
+
+            fn state_bytes(&self, shape: [usize; 2]) -> usize {
+                self.projected().state_bytes(shape)
+            }
+        }
+    };
+}
+pub(crate) use named;
