@@ -25,5 +25,7 @@ pub use llama::{
     Attention, BlockContext, DecoderBlock, Embedding, KvCache, LanguageBatch, LanguageOutput, Llama, LlamaBody,
     LlamaConfig, Mlp, RmsNorm, Sampling, generate, ids_tensor,
 };
-pub use segments::{Hidden, Pass, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk};
+pub use segments::{
+    ForwardPass, Hidden, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk,
+};
 pub use weights::{Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};

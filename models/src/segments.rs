@@ -134,7 +134,7 @@ impl<M: SegmentedModel> SegmentOf<'_, M> {
 }
 
 /// One forward pass of a step and its part of the loss.
-pub struct Pass<'a, M: SegmentedModel> {
+pub struct ForwardPass<'a, M: SegmentedModel> {
     /// The batch.
     pub batch: &'a M::Batch,
     /// Losses from the output of the last block.
@@ -189,7 +189,7 @@ pub trait Walker<M: SegmentedModel> {
 ///
 /// Returns the sums of all losses, pass after pass; when one is not finite, there are no gradients.
 pub fn walk<M: SegmentedModel, W: Walker<M>>(
-    passes: &[Pass<'_, M>],
+    passes: &[ForwardPass<'_, M>],
     lowest: Segment,
     walker: &mut W,
 ) -> Result<Vec<f64>, W::Error> {
@@ -216,7 +216,7 @@ pub fn walk<M: SegmentedModel, W: Walker<M>>(
     walker.measure(WalkPoint::InputsKept);
     let leaves: Vec<M::Hidden> = last.into_iter().map(|x| x.leaf(lowest < Segment::Head)).collect();
     let model = walker.model();
-    let of_pass = |(pass, leaf): (&Pass<'_, M>, &M::Hidden)| -> Vec<Tensor<1>> {
+    let of_pass = |(pass, leaf): (&ForwardPass<'_, M>, &M::Hidden)| -> Vec<Tensor<1>> {
         pass.losses.iter().map(|loss| (loss.sum)(model, leaf.clone())).collect()
     };
     let sums: Vec<Tensor<1>> = passes.iter().zip(&leaves).flat_map(of_pass).collect();

@@ -11,7 +11,7 @@ use super::config::AdapterConfig;
 use super::error::AdapterError;
 use super::layers::find;
 use super::stack::each_adapter;
-use crate::segments::{Pass, Rows, Segment, SegmentedModel, Walker, WeightedLoss, walk};
+use crate::segments::{ForwardPass, Rows, Segment, SegmentedModel, Walker, WeightedLoss, walk};
 use crate::weights::host;
 
 /// Sums the gradients of the weights that a configuration adapts over the first `samples` rows of the batches; the last batch is cut.
@@ -51,7 +51,7 @@ pub fn collect_gradients<M: SegmentedModel>(
         let rows = batch.rows().min(left);
         let batch = batch.narrow(0, rows);
         let sum = |model: &M, x: M::Hidden| model.loss(x, &batch);
-        let pass = Pass { batch: &batch, losses: vec![WeightedLoss { sum: &sum, factor: 1.0 }] };
+        let pass = ForwardPass { batch: &batch, losses: vec![WeightedLoss { sum: &sum, factor: 1.0 }] };
         if let Some(lowest) = lowest {
             let nats = walk(&[pass], lowest, &mut Sums { model: &model, paths: &paths, sums: &mut sums })?;
             if let Some(nats) = nats.into_iter().find(|nats| !nats.is_finite()) {

@@ -1,7 +1,7 @@
 //! The batches of one micro-batch: one of each stream of the objective.
 
 use burn::tensor::{Device, Tensor};
-use lowrank_models::{Pass, Segment, SegmentedModel, Walker, WeightedLoss, walk};
+use lowrank_models::{ForwardPass, Segment, SegmentedModel, Walker, WeightedLoss, walk};
 
 use super::TrainError;
 use crate::objective::{Objective, StreamBatch, Streams, Term};
@@ -65,11 +65,11 @@ impl<M: SegmentedModel> MicroBatch<M> {
                 terms.iter().map(loss).collect()
             })
             .collect();
-        let passes: Vec<Pass<'_, M>> = self
+        let passes: Vec<ForwardPass<'_, M>> = self
             .batches
             .iter()
             .zip(&losses)
-            .map(|(batch, losses)| Pass {
+            .map(|(batch, losses)| ForwardPass {
                 batch: &batch.batch,
                 losses: losses
                     .iter()

@@ -4,20 +4,25 @@ mod activations;
 mod cycle;
 mod error;
 mod evaluate;
+mod means;
 mod micro;
 mod moved;
+mod options;
+mod report;
 mod sample;
 mod schedule;
 mod segments;
 mod trainer;
+mod updates;
 
 pub use cycle::Cycle;
 pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};
+pub use options::{BackwardMode, TrainerOptions};
+pub use report::StepReport;
 pub use sample::sample_text;
 pub use schedule::{Restarts, Schedule, ScheduleKind};
-pub use segments::BackwardMode;
-pub use trainer::{StepReport, Trainer, TrainerOptions};
+pub use trainer::Trainer;
 
 #[cfg(test)]
 mod tests;

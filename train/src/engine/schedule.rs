@@ -60,6 +60,19 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The same rate in every step of a run without a fixed end.
+    pub fn constant(peak: f64) -> Self {
+        Self {
+            kind: ScheduleKind::Constant,
+            peak,
+            warmup_steps: 0,
+            total_steps: None,
+            final_fraction: 0.0,
+            decay_fraction: 0.0,
+            restarts: Restarts::default(),
+        }
+    }
+
     /// The rate of a step, counted from 1. Steps beyond the run keep the last rate.
     pub fn rate(&self, step: u64) -> f64 {
         if self.kind == ScheduleKind::CosineRestarts {

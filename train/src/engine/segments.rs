@@ -5,25 +5,11 @@ use burn::tensor::{Device, Tensor};
 use lowrank_models::{Segment, SegmentedModel, WalkPoint, Walker};
 use lowrank_optim::GlobalNormClip;
 use lowrank_optim::{Hooks, OptimError, StepInfo};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
+use super::TrainError;
 use super::activations::{Activations, Live};
 use super::moved::Fingerprints;
-use super::{TrainError, Trainer};
-
-/// How gradients are computed; the numbers are the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum BackwardMode {
-    /// All blocks at once: everything that they compute is kept.
-    #[default]
-    Whole,
-    /// Block by block: only the inputs of the blocks are kept, and all gradients.
-    Checkpointed,
-    /// Block by block, and each block is updated at once: only its gradients are kept.
-    PerLayer,
-}
+use super::updates::Updates;
 
 /// What the forward passes of a walk leave, measured on the way.
 pub(super) struct Measured {
@@ -91,7 +77,7 @@ impl<M: SegmentedModel> Walker<M> for Gather<'_, M> {
 
 /// Updates each segment as soon as its gradients are there.
 pub(super) struct Update<'a, M: SegmentedModel> {
-    pub trainer: &'a mut Trainer<M>,
+    pub updates: &'a mut Updates<M>,
     pub step: &'a StepInfo,
     pub clip: GlobalNormClip,
     pub fingerprints: Option<Fingerprints>,
@@ -106,11 +92,11 @@ impl<M: SegmentedModel> Walker<M> for Update<'_, M> {
     type Error = TrainError;
 
     fn model(&self) -> &M {
-        self.trainer.model()
+        self.updates.model()
     }
 
     fn loss_term(&self, segment: Segment) -> Result<Option<Tensor<1>>, TrainError> {
-        self.trainer.hooks.loss_term(self.step, &segment.of(self.trainer.model())).map_err(TrainError::hook)
+        self.updates.hooks.loss_term(self.step, &segment.of(self.updates.model())).map_err(TrainError::hook)
     }
 
     fn measure(&mut self, point: WalkPoint) {
@@ -118,16 +104,16 @@ impl<M: SegmentedModel> Walker<M> for Update<'_, M> {
     }
 
     fn gradients(&mut self, segment: Segment, grads: GradientsParams) -> Result<(), TrainError> {
-        let grads = self.trainer.before_clipping(self.step, Some(segment), grads)?;
+        let grads = self.updates.before_clipping(self.step, Some(segment), grads)?;
         if let Some(fingerprints) = &mut self.fingerprints {
-            fingerprints.excuse(self.trainer.model(), &grads, &self.trainer.hooks.frozen());
+            fingerprints.excuse(self.updates.model(), &grads, &self.updates.hooks.frozen());
         }
-        let clipped = self.clip.apply(self.trainer.model(), grads).map_err(|source| match source {
+        let clipped = self.clip.apply(self.updates.model(), grads).map_err(|source| match source {
             OptimError::NonFiniteGradient { .. } => TrainError::BlockGradient { step: self.step.step, source },
             other => other.into(),
         })?;
         self.squares += clipped.norm * clipped.norm;
         self.most = self.most.max(clipped.bytes);
-        self.trainer.update(self.step, Some(segment), clipped.grads)
+        self.updates.update(self.step, Some(segment), clipped.grads)
     }
 }

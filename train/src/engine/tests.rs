@@ -9,8 +9,7 @@ use lowrank_models::adapter::{AdapterConfig, Attach, Rank, STRUCTURES, Targets};
 use lowrank_models::{Llama, LlamaConfig};
 use lowrank_optim::{Hooks, ModulePath};
 
-use super::schedule::Restarts;
-use super::{BackwardMode, Schedule, ScheduleKind, TrainError, Trainer, TrainerOptions, evaluate};
+use super::{BackwardMode, Schedule, TrainError, Trainer, TrainerOptions, evaluate};
 use crate::data::{Batch, DataError, IGNORE, Samples};
 use crate::objective::{ModelLoss, Stream, Streams, TokenStream};
 
@@ -86,16 +85,8 @@ fn trained(model: &Llama) -> BTreeMap<String, Vec<f32>> {
 }
 
 fn options(backward: BackwardMode, accumulation: usize) -> TrainerOptions {
-    let schedule = Schedule {
-        kind: ScheduleKind::Constant,
-        peak: 0.05,
-        warmup_steps: 0,
-        total_steps: Some(4),
-        final_fraction: 0.0,
-        decay_fraction: 0.0,
-        restarts: Restarts::default(),
-    };
-    TrainerOptions { schedule, accumulation, clip: None, max_skipped_steps: 0, backward, block_clip: None }
+    let schedule = Schedule { total_steps: Some(4), ..Schedule::constant(0.05) };
+    TrainerOptions { accumulation, backward, ..TrainerOptions::new(schedule) }
 }
 
 /// Losses of four steps, the held-out loss after them, and the trained values.

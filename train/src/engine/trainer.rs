@@ -6,66 +6,23 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
 use lowrank_models::adapter::{self, AdapterSteps, Control};
-use lowrank_models::{Segment, SegmentedModel, Walker};
-use lowrank_optim::{GlobalNormClip, Hooks, OptimError, Part, StepInfo};
+use lowrank_models::{Segment, SegmentedModel};
+use lowrank_optim::{GlobalNormClip, Hooks, OptimError, StepInfo};
 
+use super::TrainError;
 use super::activations::{Activations, Live};
+use super::means::Means;
 use super::micro::MicroBatch;
 use super::moved::Fingerprints;
+use super::options::{BackwardMode, TrainerOptions};
+use super::report::StepReport;
 use super::segments::{Gather, Measured, Update};
-use super::{BackwardMode, Schedule, TrainError};
+use super::updates::Updates;
 use crate::objective::{Objective, Streams};
-
-/// Settings of a [`Trainer`] beyond model, optimizer and data.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainerOptions {
-    /// Learning rate of each step.
-    pub schedule: Schedule,
-    /// Micro-batches whose gradients make one step.
-    pub accumulation: usize,
-    /// Global norm that gradients are scaled down to; none for no clipping.
-    pub clip: Option<f64>,
-    /// Steps with a non-finite loss or gradient that may be passed over in the whole run.
-    pub max_skipped_steps: u64,
-    /// How gradients are computed.
-    pub backward: BackwardMode,
-    /// Norm that the gradients of each block are scaled down to when blocks are updated one by one; none for no clipping.
-    pub block_clip: Option<f64>,
-}
-
-/// What one step did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepReport {
-    /// The step, counted from 1.
-    pub step: u64,
-    /// Weighted sum of the terms of the objective: of a language model with one term the mean cross-entropy in nats over the tokens of the step.
-    pub loss: f64,
-    /// Mean loss of each term.
-    pub terms: Vec<f64>,
-    /// Learning rate.
-    pub lr: f64,
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Most bytes of gradients that existed at a time.
-    pub gradient_bytes: u64,
-    /// Most bytes that a forward pass left for the backward pass, where the program's allocator or the device tells.
-    pub activation_bytes: Option<u64>,
-    /// Tokens that counted.
-    pub tokens: u64,
-    /// Wall time of the step.
-    pub seconds: f64,
-    /// Those of them that went into reading the samples.
-    pub data_seconds: f64,
-    /// Whether the update was left out because of a non-finite value.
-    pub skipped: bool,
-}
 
 /// A model in training: the model, its optimizer and how far they are.
 pub struct Trainer<M: SegmentedModel> {
-    // Taken out while the optimizer owns it, so that the update can happen in place.
-    model: Option<M>,
-    optimizer: ModuleOptimizer,
-    pub(super) hooks: Hooks<M>,
+    updates: Updates<M>,
     objective: Objective<M>,
     options: TrainerOptions,
     device: Device,
@@ -96,9 +53,7 @@ impl<M: SegmentedModel> Trainer<M> {
             device: plain_device(&model),
             lowest: Segment::lowest_trained(&model),
             controls: adapter::adapters_of(&model),
-            model: Some(model),
-            optimizer,
-            hooks: hooks.with(AdapterSteps::default()),
+            updates: Updates::new(model, optimizer, hooks.with(AdapterSteps::default())),
             objective: Objective::default(),
             options,
             step: 0,
@@ -116,12 +71,12 @@ impl<M: SegmentedModel> Trainer<M> {
 
     /// The hooks with their states.
     pub fn hooks(&self) -> &Hooks<M> {
-        &self.hooks
+        &self.updates.hooks
     }
 
     /// As [`Trainer::hooks`], to be changed.
     pub fn hooks_mut(&mut self) -> &mut Hooks<M> {
-        &mut self.hooks
+        &mut self.updates.hooks
     }
 
     /// The lowest segment with a trained tensor.
@@ -131,10 +86,7 @@ impl<M: SegmentedModel> Trainer<M> {
 
     /// The model as it stands.
     pub fn model(&self) -> &M {
-        match &self.model {
-            Some(model) => model,
-            None => unreachable!("the model is back after every step"),
-        }
+        self.updates.model()
     }
 
     /// The plain device that the model is on.
@@ -144,12 +96,12 @@ impl<M: SegmentedModel> Trainer<M> {
 
     /// The optimizer with its state.
     pub fn optimizer(&self) -> &ModuleOptimizer {
-        &self.optimizer
+        &self.updates.optimizer
     }
 
     /// As [`Trainer::optimizer`], to be changed.
     pub fn optimizer_mut(&mut self) -> &mut ModuleOptimizer {
-        &mut self.optimizer
+        &mut self.updates.optimizer
     }
 
     /// Takes one step on the next samples. `observe` sees the gradients before clipping; none when blocks are updated one by one.
@@ -169,9 +121,7 @@ impl<M: SegmentedModel> Trainer<M> {
         self.lowest()?;
         let objective = self.objective.clone();
         let means = Means { objective: &objective, counted: &counted };
-        if let Some(model) = &self.model {
-            self.hooks.begin_step(&step, model).map_err(TrainError::hook)?;
-        }
+        self.updates.begin_step(&step)?;
         self.activations = Activations::default();
         let result = match self.options.backward {
             BackwardMode::PerLayer => self.step_by_block(&step, &micro, &means, observe),
@@ -215,7 +165,7 @@ impl<M: SegmentedModel> Trainer<M> {
         observe: &mut dyn FnMut(&M, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
         let (sums, grads) = self.gradients(step, micro, means)?;
-        let grads = self.before_clipping(step, None, grads)?;
+        let grads = self.updates.before_clipping(step, None, grads)?;
         let mut report = means.report(step, &sums);
         observe(self.model(), &grads);
         let clipped = match report.loss.is_finite() {
@@ -231,9 +181,9 @@ impl<M: SegmentedModel> Trainer<M> {
                 report.gradient_bytes = clipped.bytes;
                 let mut before = self.checks_moved(step.lr).then(|| Fingerprints::of(self.model()));
                 if let Some(before) = &mut before {
-                    before.excuse(self.model(), &clipped.grads, &self.hooks.frozen());
+                    before.excuse(self.model(), &clipped.grads, &self.updates.hooks.frozen());
                 }
-                self.update(step, None, clipped.grads)?;
+                self.updates.update(step, None, clipped.grads)?;
                 if let Some(before) = before {
                     before.refuse_unmoved(self.model())?;
                 }
@@ -265,7 +215,7 @@ impl<M: SegmentedModel> Trainer<M> {
             if self.options.backward == BackwardMode::Checkpointed {
                 let mut gather = Gather {
                     model: self.model(),
-                    hooks: &self.hooks,
+                    hooks: &self.updates.hooks,
                     step,
                     first,
                     accumulator: &mut accumulator,
@@ -291,7 +241,7 @@ impl<M: SegmentedModel> Trainer<M> {
                 None => unreachable!("an objective has at least one term"),
             };
             // Once a step: they are no part of the mean over the micro-batches.
-            if first && let Some(term) = self.hooks.loss_term(step, model).map_err(TrainError::hook)? {
+            if first && let Some(term) = self.updates.hooks.loss_term(step, model).map_err(TrainError::hook)? {
                 loss = loss + term;
             }
             let grads = GradientsParams::from_grads(loss.backward(), model);
@@ -314,7 +264,7 @@ impl<M: SegmentedModel> Trainer<M> {
         let [batches] = micro else {
             return Err(TrainError::Accumulation { count: micro.len() });
         };
-        if let Some((hook, reason)) = self.hooks.needs_all_gradients() {
+        if let Some((hook, reason)) = self.updates.hooks.needs_all_gradients() {
             return Err(TrainError::AllGradients { hook, reason });
         }
         observe(self.model(), &GradientsParams::new());
@@ -327,7 +277,7 @@ impl<M: SegmentedModel> Trainer<M> {
             squares: 0.0,
             most: 0,
             measured: Measured::new(&self.device),
-            trainer: self,
+            updates: &mut self.updates,
         };
         let sums = means.walk(batches, lowest, &mut update)?;
         let Update { fingerprints, squares, most, measured, .. } = update;
@@ -346,9 +296,7 @@ impl<M: SegmentedModel> Trainer<M> {
 
     /// What follows the update of a step, or its leaving out.
     fn finish(&mut self, step: &StepInfo, samples: u64, tokens: u64) {
-        if let Some(model) = self.model.take() {
-            self.model = Some(self.hooks.end_step(step, model, &mut self.optimizer));
-        }
+        self.updates.end_step(step);
         self.step = step.step;
         self.samples += samples;
         self.tokens += tokens;
@@ -363,93 +311,9 @@ impl<M: SegmentedModel> Trainer<M> {
     fn set_pass(&self, pass: u64) {
         self.controls.iter().for_each(|control| control.set_pass(pass));
     }
-
-    /// Gradients of a segment, or of the whole model, as they are clipped.
-    pub(super) fn before_clipping(
-        &mut self,
-        step: &StepInfo,
-        segment: Option<Segment>,
-        grads: GradientsParams,
-    ) -> Result<GradientsParams, TrainError> {
-        let Some(model) = &self.model else { return Ok(grads) };
-        with_part(model, segment, |part| self.hooks.before_clipping(step, part, grads)).map_err(TrainError::hook)
-    }
-
-    /// Updates the model with the clipped gradients of a segment, or of all of it.
-    pub(super) fn update(
-        &mut self,
-        step: &StepInfo,
-        segment: Option<Segment>,
-        grads: GradientsParams,
-    ) -> Result<(), TrainError> {
-        let Some(model) = &self.model else { return Ok(()) };
-        let grads = with_part(model, segment, |part| self.hooks.after_clipping(step, part, grads));
-        let grads = grads.map_err(TrainError::hook)?;
-        if let Some(model) = self.model.take() {
-            let model = self.hooks.before_update(step, model);
-            let model = self.model.insert(self.optimizer.step(step.lr, model, grads));
-            self.hooks.after_update(step, model).map_err(TrainError::hook)?;
-        }
-        Ok(())
-    }
-}
-
-/// A segment of a model, or all of it.
-fn with_part<M: SegmentedModel, R>(model: &M, segment: Option<Segment>, work: impl FnOnce(&dyn Part) -> R) -> R {
-    match segment {
-        Some(segment) => work(&segment.of(model)),
-        None => work(model),
-    }
 }
 
 /// The plain device that a model is on.
 pub(super) fn plain_device<M: Module>(model: &M) -> Device {
     model.devices().into_iter().next().map_or_else(Device::default, Device::inner)
-}
-
-/// The objective of a step, and the number of losses of each term.
-struct Means<'a, M: SegmentedModel> {
-    objective: &'a Objective<M>,
-    counted: &'a [u64],
-}
-
-impl<M: SegmentedModel> Means<'_, M> {
-    /// The divisor of each term's sum.
-    fn divisors(&self) -> impl Iterator<Item = f64> {
-        self.objective.terms().iter().zip(self.counted).map(|(term, counted)| *counted as f64 / term.weight)
-    }
-
-    /// The backward pass of a micro-batch block by block, and the sum of the losses of each term.
-    fn walk<W: Walker<M>>(
-        &self,
-        batches: &MicroBatch<M>,
-        lowest: Segment,
-        walker: &mut W,
-    ) -> Result<Vec<f64>, W::Error> {
-        let factors = self
-            .objective
-            .terms()
-            .iter()
-            .zip(self.counted)
-            .map(|(term, counted)| term.weight * (1.0 / *counted as f64));
-        batches.walk(self.objective, &factors.collect::<Vec<_>>(), lowest, walker)
-    }
-
-    /// A report of the losses alone.
-    fn report(&self, step: &StepInfo, sums: &[f64]) -> StepReport {
-        let terms: Vec<f64> = sums.iter().zip(self.counted).map(|(sum, counted)| sum / *counted as f64).collect();
-        StepReport {
-            step: step.step,
-            loss: self.objective.terms().iter().zip(&terms).map(|(term, mean)| term.weight * mean).sum(),
-            terms,
-            lr: step.lr,
-            grad_norm: f64::NAN,
-            gradient_bytes: 0,
-            activation_bytes: None,
-            tokens: self.counted.iter().sum(),
-            seconds: 0.0,
-            data_seconds: 0.0,
-            skipped: false,
-        }
-    }
 }

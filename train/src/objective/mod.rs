@@ -41,6 +41,16 @@ impl<M: SegmentedModel> Loss<M> for ModelLoss {
     }
 }
 
+impl<M, F> Loss<M> for F
+where
+    M: SegmentedModel,
+    F: Fn(&M, M::Hidden, &StreamBatch<M::Batch>) -> Tensor<1> + Send + Sync,
+{
+    fn sum(&self, model: &M, hidden: M::Hidden, batch: &StreamBatch<M::Batch>) -> Tensor<1> {
+        self(model, hidden, batch)
+    }
+}
+
 /// A loss with its stream and its weight.
 pub struct Term<M: SegmentedModel> {
     /// Name of the stream that its batches come from.

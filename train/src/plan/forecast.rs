@@ -7,7 +7,8 @@ use std::collections::btree_map::Entry;
 use lowrank_models::adapter::{AdapterConfig, Rule};
 use lowrank_models::{LlamaConfig, ops};
 
-use super::{Inventory, Part};
+use super::inventory::Inventory;
+use super::parts::{ModelBytes, SegmentBytes};
 use crate::build::BuildError;
 use crate::config::{Config, OptimizerSection};
 use crate::engine::BackwardMode;
@@ -101,10 +102,10 @@ impl<'a> Step<'a> {
     }
 
     fn forecast(&self, begun: u64) -> Forecast {
-        let Inventory { embedding, blocks, head, largest, .. } = self.inventory;
+        let ModelBytes { entry: embedding, blocks, head, largest, .. } = &self.inventory.bytes;
         let total = self.inventory.total();
         let layers = blocks.len() as u64;
-        let most = |of: fn(&Part) -> u64| blocks.iter().map(of).max().unwrap_or(0);
+        let most = |of: fn(&SegmentBytes) -> u64| blocks.iter().map(of).max().unwrap_or(0);
         let block_grads = most(|part| part.trained);
         // With a tied embedding the loss makes the gradient of the table.
         let head_grads = if self.inventory.llama.tie_word_embeddings { embedding.trained } else { head.trained };

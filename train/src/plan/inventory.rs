@@ -6,45 +6,19 @@ use lowrank_optim::registry::optimizer as find;
 use lowrank_optim::rules::LoraProMode;
 use lowrank_optim::{StateMeter, Who};
 
-use crate::build::{self, BuildError, Size};
+use super::parts::{ModelBytes, SegmentBytes};
+use crate::build::{self, BuildError};
 use crate::config::Config;
 use crate::process;
 use crate::process::BlockAllocator;
-
-/// Bytes of a part of the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Part {
-    /// All its tensors.
-    pub weights: u64,
-    /// Those that are trained, which is what their gradients take.
-    pub trained: u64,
-    /// Optimizer state.
-    pub state: u64,
-}
-
-impl Part {
-    fn plus(self, other: Self) -> Self {
-        Self {
-            weights: self.weights + other.weights,
-            trained: self.trained + other.trained,
-            state: self.state + other.state,
-        }
-    }
-}
 
 /// The tensors of a run.
 #[derive(Clone, Debug)]
 pub struct Inventory {
     /// The model.
     pub llama: LlamaConfig,
-    /// The token embedding.
-    pub embedding: Part,
-    /// Each block.
-    pub blocks: Vec<Part>,
-    /// The norm before the head, and the head.
-    pub head: Part,
-    /// Bytes of the largest tensor.
-    pub largest: u64,
+    /// Its segments.
+    pub bytes: ModelBytes,
     /// Widths between the factors of the adapters on a block's linear layers, together.
     pub branches: usize,
     /// Values of dense updates that an adapter forms in the forward pass of a block.
@@ -79,17 +53,10 @@ impl Inventory {
         };
         let mut inventory = Self {
             llama: llama.clone(),
-            embedding: Part::default(),
-            blocks: vec![Part::default(); built.num_hidden_layers],
-            head: Part::default(),
-            largest: 0,
+            bytes: ModelBytes::of(&model),
             branches: report.iter().map(branches).sum(),
             dense_updates: report.iter().map(dense_updates).sum(),
         };
-        for (path, bytes) in Size::of(&model).tensors {
-            inventory.part(&path).weights += bytes;
-            inventory.largest = inventory.largest.max(bytes);
-        }
         let meter = StateMeter::new();
         let cycle = build::cycle(config, &llama.parameterization);
         let method = find(&config.optimizer.name)?;
@@ -107,19 +74,19 @@ impl Inventory {
                 Who::Descent => 0,
                 Who::TooSmall(_) | Who::AdamW => 8 * values,
             };
-            let part = inventory.part(&parameter.path);
-            part.trained += 4 * values as u64;
-            part.state += state as u64;
+            let segment = inventory.bytes.of_parameter(parameter.id);
+            segment.trained += 4 * values as u64;
+            segment.state += state as u64;
         }
         // Two moments of whole weights, which belong to the rule.
         if let (Rule::LoraPro { mode: LoraProMode::Full, .. }, Some(report)) = (rule, &report) {
-            inventory.blocks[0].state += 8 * adapted_values(report) as u64;
+            inventory.bytes.blocks[0].state += 8 * adapted_values(report) as u64;
         }
-        if let (Some(adapter), [block]) = (adapter, inventory.blocks.as_slice()) {
+        if let (Some(adapter), [block]) = (adapter, inventory.bytes.blocks.as_slice()) {
             let (block, plain) = (*block, plain_block(llama));
             let adapted = |layer| adapter.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
             let blocks = (0..llama.num_hidden_layers).map(|layer| if adapted(layer) { block } else { plain });
-            inventory.blocks = blocks.collect();
+            inventory.bytes.blocks = blocks.collect();
         }
         drop(model);
         // Blocks that are kept would be written with zeros the next time.
@@ -127,26 +94,17 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// The part that a path belongs to.
-    fn part(&mut self, path: &str) -> &mut Part {
-        let block = path.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        match block {
-            Some(block) => &mut self.blocks[block],
-            None if path.starts_with("model.embed_tokens") => &mut self.embedding,
-            None => &mut self.head,
-        }
-    }
-
     /// The whole model.
-    pub fn total(&self) -> Part {
-        self.blocks.iter().fold(self.embedding.plus(self.head), |sum, block| sum.plus(*block))
+    pub fn total(&self) -> SegmentBytes {
+        let ModelBytes { entry, blocks, head, .. } = &self.bytes;
+        blocks.iter().fold(entry.plus(*head), |sum, block| sum.plus(*block))
     }
 }
 
 /// A block that no adapter stands on, all frozen.
-fn plain_block(llama: &LlamaConfig) -> Part {
+fn plain_block(llama: &LlamaConfig) -> SegmentBytes {
     let values = llama.block_shapes().map(|[d_in, d_out]| d_in * d_out).sum::<usize>() + 2 * llama.hidden_size;
-    Part { weights: 4 * values as u64, ..Part::default() }
+    SegmentBytes { weights: 4 * values as u64, ..SegmentBytes::default() }
 }
 
 fn branches(report: &Report) -> usize {

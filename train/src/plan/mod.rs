@@ -5,8 +5,10 @@
 
 mod forecast;
 mod inventory;
+mod parts;
 mod search;
 
 pub use forecast::{Forecast, Forecaster};
-pub use inventory::{Inventory, Part};
+pub use inventory::Inventory;
+pub use parts::{ModelBytes, SegmentBytes};
 pub use search::{Candidate, Freedom, candidates, choose, limit, mode};

@@ -1,0 +1,78 @@
+//! A model with what updates it: optimizer and hooks.
+
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use lowrank_models::{Segment, SegmentedModel};
+use lowrank_optim::{Hooks, Part, StepInfo};
+
+use super::TrainError;
+
+/// A model, its optimizer and its hooks.
+pub(super) struct Updates<M: SegmentedModel> {
+    // Taken out while the optimizer owns it, so that the update can happen in place.
+    model: Option<M>,
+    pub optimizer: ModuleOptimizer,
+    pub hooks: Hooks<M>,
+}
+
+impl<M: SegmentedModel> Updates<M> {
+    pub fn new(model: M, optimizer: ModuleOptimizer, hooks: Hooks<M>) -> Self {
+        Self { model: Some(model), optimizer, hooks }
+    }
+
+    pub fn model(&self) -> &M {
+        match &self.model {
+            Some(model) => model,
+            None => unreachable!("the model is back after every update"),
+        }
+    }
+
+    /// What comes before the forward pass of a step.
+    pub fn begin_step(&mut self, step: &StepInfo) -> Result<(), TrainError> {
+        let Some(model) = &self.model else { return Ok(()) };
+        self.hooks.begin_step(step, model).map_err(TrainError::hook)
+    }
+
+    /// Gradients of a segment, or of the whole model, as they are clipped.
+    pub fn before_clipping(
+        &mut self,
+        step: &StepInfo,
+        segment: Option<Segment>,
+        grads: GradientsParams,
+    ) -> Result<GradientsParams, TrainError> {
+        let Some(model) = &self.model else { return Ok(grads) };
+        with_part(model, segment, |part| self.hooks.before_clipping(step, part, grads)).map_err(TrainError::hook)
+    }
+
+    /// Updates the model with the clipped gradients of a segment, or of all of it.
+    pub fn update(
+        &mut self,
+        step: &StepInfo,
+        segment: Option<Segment>,
+        grads: GradientsParams,
+    ) -> Result<(), TrainError> {
+        let Some(model) = &self.model else { return Ok(()) };
+        let grads = with_part(model, segment, |part| self.hooks.after_clipping(step, part, grads));
+        let grads = grads.map_err(TrainError::hook)?;
+        if let Some(model) = self.model.take() {
+            let model = self.hooks.before_update(step, model);
+            let model = self.model.insert(self.optimizer.step(step.lr, model, grads));
+            self.hooks.after_update(step, model).map_err(TrainError::hook)?;
+        }
+        Ok(())
+    }
+
+    /// What follows the update of a step, or its leaving out.
+    pub fn end_step(&mut self, step: &StepInfo) {
+        if let Some(model) = self.model.take() {
+            self.model = Some(self.hooks.end_step(step, model, &mut self.optimizer));
+        }
+    }
+}
+
+/// A segment of a model, or all of it.
+fn with_part<M: SegmentedModel, R>(model: &M, segment: Option<Segment>, work: impl FnOnce(&dyn Part) -> R) -> R {
+    match segment {
+        Some(segment) => work(&segment.of(model)),
+        None => work(model),
+    }
+}

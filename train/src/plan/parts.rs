@@ -1,0 +1,96 @@
+//! The tensors of a model by the segment that they belong to.
+
+use std::collections::BTreeMap;
+
+use burn::module::{ModuleVisitor, Param, ParamId};
+use burn::tensor::{Int, Tensor};
+use lowrank_models::{Segment, SegmentedModel};
+use lowrank_optim::Part;
+
+/// Bytes of a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentBytes {
+    /// All its tensors.
+    pub weights: u64,
+    /// Those that are trained, which is what their gradients take.
+    pub trained: u64,
+    /// Optimizer state.
+    pub state: u64,
+}
+
+impl SegmentBytes {
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            weights: self.weights + other.weights,
+            trained: self.trained + other.trained,
+            state: self.state + other.state,
+        }
+    }
+}
+
+/// Bytes of all segments of a model.
+#[derive(Clone, Debug)]
+pub struct ModelBytes {
+    /// Parameters before the first block.
+    pub entry: SegmentBytes,
+    /// Each block.
+    pub blocks: Vec<SegmentBytes>,
+    /// Parameters after the last block.
+    pub head: SegmentBytes,
+    /// Bytes of the largest tensor.
+    pub largest: u64,
+    segments: BTreeMap<ParamId, Segment>,
+}
+
+impl ModelBytes {
+    /// Of the weights of a model; what is trained and its state come from its optimizer.
+    pub fn of<M: SegmentedModel>(model: &M) -> Self {
+        let none = SegmentBytes::default();
+        let blocks = vec![none; model.blocks()];
+        let mut bytes = Self { entry: none, blocks, head: none, largest: 0, segments: BTreeMap::new() };
+        let blocks = (0..model.blocks()).map(Segment::Block);
+        for segment in [Segment::Entry].into_iter().chain(blocks).chain([Segment::Head]) {
+            (&segment.of(model) as &dyn Part).walk(&mut Measure { bytes: &mut bytes, segment });
+        }
+        bytes
+    }
+
+    /// The segment of a parameter; the head for one that is in none.
+    pub fn of_parameter(&mut self, id: ParamId) -> &mut SegmentBytes {
+        self.segment(self.segments.get(&id).copied().unwrap_or(Segment::Head))
+    }
+
+    fn segment(&mut self, segment: Segment) -> &mut SegmentBytes {
+        match segment {
+            Segment::Entry => &mut self.entry,
+            Segment::Block(number) => &mut self.blocks[number],
+            Segment::Head => &mut self.head,
+        }
+    }
+}
+
+struct Measure<'a> {
+    bytes: &'a mut ModelBytes,
+    segment: Segment,
+}
+
+impl Measure<'_> {
+    fn add(&mut self, id: ParamId, bytes: usize) {
+        self.bytes.segments.insert(id, self.segment);
+        self.bytes.segment(self.segment).weights += bytes as u64;
+        self.bytes.largest = self.bytes.largest.max(bytes as u64);
+    }
+}
+
+impl ModuleVisitor for Measure<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        // An adapter would compose the weight.
+        let tensor = param.base();
+        self.add(param.id, tensor.shape().num_elements() * tensor.dtype().size());
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let tensor = param.val();
+        self.add(param.id, tensor.shape().num_elements() * tensor.dtype().size());
+    }
+}
