@@ -38,7 +38,7 @@ pub(crate) use burn::optim::{RecordState, StateSink, StateSource, join_path};
 
 pub use lowrank_kernels::dct::{Dct, DctBasis};
 pub use lowrank_kernels::decompose::{
-    PivotedLu, ThinSvd, inverse, leading_directions, orthonormal_factor, pivoted_lu, thin_svd,
+    DirectionsError, PivotedLu, ThinSvd, inverse, leading_directions, orthonormal_factor, pivoted_lu, thin_svd,
 };
 pub use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
 pub use lowrank_kernels::random::key_of;
@@ -71,7 +71,8 @@ pub use projected::config::{
     BlockOrder, Granularity, Inner, Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States, Target,
 };
 pub use projected::projector::{
-    DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal, Renewal, Svd,
+    DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal, Renewal,
+    RenewalFailures, Svd, renewal_failures,
 };
 pub use projected::state::ProjectedState;
 pub use projected::step::{Projected, longer_gap};

@@ -14,6 +14,7 @@ use super::site::{Place, Site};
 use super::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use super::structure::{Method, Structure};
 use crate::weights::host;
+use lowrank_kernels::ops::MatrixProduct;
 
 /// Deviation of what the square begins with beside factors of the weight.
 const NOISE: f64 = 1e-5;
@@ -61,7 +62,7 @@ impl LoraXs {
             None => core,
             Some([left, right]) => {
                 let still = core.clone().detach();
-                still.clone() + left.clone().matmul(core - still).matmul(right.clone())
+                still.clone() + left.clone().times(core - still).times(right.clone())
             }
         }
     }
@@ -69,15 +70,15 @@ impl LoraXs {
 
 impl Structure for LoraXs {
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
-        base.plus(input, |x| x.matmul(self.a.val()).matmul(self.square()).matmul(self.b.val()).mul_scalar(self.scale))
+        base.plus(input, |x| x.times(self.a.val()).times(self.square()).times(self.b.val()).mul_scalar(self.scale))
     }
 
     fn update(&self, _weight: &Tensor<2>) -> Tensor<2> {
-        self.a.val().matmul(self.square()).matmul(self.b.val()).mul_scalar(self.scale)
+        self.a.val().times(self.square()).times(self.b.val()).mul_scalar(self.scale)
     }
 
     fn as_factors(&self) -> Option<[Tensor<2>; 2]> {
-        Some([self.a.val(), self.square().matmul(self.b.val()).mul_scalar(self.scale)])
+        Some([self.a.val(), self.square().times(self.b.val()).mul_scalar(self.scale)])
     }
 }
 
@@ -207,7 +208,7 @@ fn inverse_of_products(matrix: &Tensor<2>) -> Option<Tensor<2>> {
     }
     let sizes: Vec<f32> = svd.values.iter().map(|value| value.powi(-2) as f32).collect();
     let sizes = Tensor::<2>::from_data(TensorData::new(sizes, [1, rank]), &matrix.device());
-    Some((svd.right.clone() * sizes).matmul(svd.right.transpose()))
+    Some((svd.right.clone() * sizes).times(svd.right.transpose()))
 }
 
 #[cfg(test)]

@@ -67,7 +67,8 @@ pub(super) fn spectral_factors(
     let device = Device::default();
     let values = random.matrix(&format!("{path}.weight"), [d_in, d_out], Layout::Transposed, Init::Standard)?;
     let dense = Tensor::<2>::from_data(TensorData::new(values, [d_in, d_out]), &device);
-    let right = leading_directions(&dense, rank, true);
+    let right = leading_directions(&dense, rank, true)
+        .map_err(|reason| ModelError::Config(format!("{path}.weight has no leading directions: {reason}")))?;
     let left = dense.matmul(right.clone());
     let singular = left.clone().square().sum_dim(0).sqrt();
     // A direction without energy has no left vector; its factors are zero.

@@ -2,23 +2,40 @@
 
 use burn::tensor::{Tensor, TensorData};
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
+use rayon::prelude::*;
 
+use thiserror::Error;
+
+use crate::eigen::{dot, leading_eigenvectors};
 use crate::host::values;
 use crate::vectorised::vectorised;
 
 /// Sweeps after which an eigenvalue iteration gives up; it needs a few for each value.
 const SWEEPS: usize = 100;
 
+/// Why a matrix has no leading directions.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum DirectionsError {
+    /// Some element is infinite or NaN.
+    #[error("the matrix has elements that are not finite")]
+    NotFinite,
+    /// All elements are zero.
+    #[error("the matrix is zero")]
+    Zero,
+    /// The eigenvalue iteration gave up.
+    #[error("the eigenvalues of the matrix did not converge")]
+    NotConverged,
+}
+
 /// The `rank` leading right (`[columns, rank]`) or left (`[rows, rank]`) singular directions of a matrix.
 ///
 /// They are eigenvectors of the smaller product of the matrix with itself, in f64: exact for f32 input down to singular values of 1e-8 of the
 /// largest. The entry of greatest magnitude of each direction is positive, of equal ones the first.
-pub fn leading_directions(matrix: &Tensor<2>, rank: usize, right: bool) -> Tensor<2> {
+pub fn leading_directions(matrix: &Tensor<2>, rank: usize, right: bool) -> Result<Tensor<2>, DirectionsError> {
     let device = matrix.device();
     let [rows, columns] = matrix.dims();
     let side = if right { columns } else { rows };
-    let directions = directions(host(matrix), rank, right);
-    tensor(&directions, [side, rank], &device)
+    Ok(tensor(&directions(host(matrix), rank, right)?, [side, rank], &device))
 }
 
 /// The `rank` leading singular values of a matrix with their directions; see [`thin_svd`].
@@ -36,14 +53,14 @@ pub struct ThinSvd {
 const STRONG: f64 = 1e-2;
 
 /// The leading part of a singular value decomposition, in f64, on the host. The entry of greatest magnitude of each left direction is positive;
-/// directions without energy are filled up to orthonormal ones. The rank is at most the smaller side.
+/// directions without energy are filled up to orthonormal ones, as are all where there are no leading ones. The rank is at most the smaller side.
 pub fn thin_svd(matrix: &Tensor<2>, rank: usize) -> ThinSvd {
     let device = matrix.device();
     let [rows, columns] = matrix.dims();
     let g = host(matrix);
     // Those of the shorter side first: eigenvectors of the smaller product, orthonormal as they come.
     let right_first = columns < rows;
-    let near = directions(g.clone(), rank, right_first);
+    let near = directions(g.clone(), rank, right_first).unwrap_or_else(|_| DMatrix::identity(rows.min(columns), rank));
     let far = if right_first { g * &near } else { g.transpose() * &near };
     let singular: Vec<f64> = far.column_iter().map(|column| column.norm()).collect();
     let strong = singular.iter().take_while(|value| **value > STRONG * singular[0]).count();
@@ -118,26 +135,25 @@ fn host(matrix: &Tensor<2>) -> DMatrix<f64> {
     DMatrix::from_row_slice(rows, columns, &values(matrix.clone())).map(f64::from)
 }
 
-fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> DMatrix<f64> {
+fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> Result<DMatrix<f64>, DirectionsError> {
     let (rows, columns) = g.shape();
     let side = if right { columns } else { rows };
+    if !g.iter().all(|element| element.is_finite()) {
+        return Err(DirectionsError::NotFinite);
+    }
     let largest = g.amax();
-    if !largest.is_finite() || largest == 0.0 {
-        return DMatrix::identity(side, rank);
+    if largest == 0.0 {
+        return Err(DirectionsError::Zero);
     }
     let g = g / largest;
     // The product on the longer side would have eigenvalues that are zero but for rounding.
     let thin = side <= rows.min(columns);
-    let gram = if right == thin { g.transpose() * &g } else { &g * g.transpose() };
-    let Some(eigen) = SymmetricEigen::try_new(gram, f64::EPSILON, SWEEPS * side.max(32)) else {
-        return DMatrix::identity(side, rank);
+    let gram = gram(&if right == thin { g.clone() } else { g.transpose() });
+    let n = gram.nrows();
+    let mut found = match leading_eigenvectors(gram.as_slice().to_vec(), n, rank.min(n)) {
+        Some(vectors) => DMatrix::from_vec(n, rank.min(n), vectors),
+        None => by_rotations(gram, rank.min(n))?,
     };
-    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
-    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]).then(a.cmp(b)));
-    let mut found = DMatrix::zeros(eigen.eigenvectors.nrows(), rank.min(order.len()));
-    for (place, index) in order.into_iter().take(rank).enumerate() {
-        found.set_column(place, &eigen.eigenvectors.column(index));
-    }
     if !thin {
         // From the directions of the other side; those without energy are filled up.
         found = if right { g.transpose() * found } else { &g * found };
@@ -148,7 +164,61 @@ fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> DMatrix<f64> {
             column.neg_mut();
         }
     }
-    found
+    Ok(found)
+}
+
+/// Columns of a Gram matrix that are made together.
+const GRAM_COLUMNS: usize = 64;
+
+/// `G^T G`, scaled so that its largest element is 1.
+fn gram(g: &DMatrix<f64>) -> DMatrix<f64> {
+    let (depth, n) = g.shape();
+    let mut gram = vec![0.0; n * n];
+    // A fixed partition, as bits must not depend on the number of threads; of each column only what is not below the diagonal.
+    gram.par_chunks_mut(GRAM_COLUMNS * n).enumerate().for_each(|(number, part)| {
+        let first = number * GRAM_COLUMNS;
+        let count = part.len() / n;
+        let (ours, all) = (g.as_slice()[first * depth..].as_ptr(), g.as_slice().as_ptr());
+        // SAFETY: `first + count` columns of `depth` elements are read, and as many rows of `count` columns of the part written.
+        unsafe {
+            gemm::gemm(
+                first + count,
+                count,
+                depth,
+                part.as_mut_ptr(),
+                n as isize,
+                1,
+                false,
+                all,
+                1,
+                depth as isize,
+                ours,
+                depth as isize,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    });
+    let mut gram = DMatrix::from_vec(n, n, gram);
+    gram.fill_lower_triangle_with_upper_triangle();
+    // The largest element of such a matrix stands on its diagonal.
+    let largest = gram.diagonal().amax();
+    gram / largest
+}
+
+/// Leading eigenvectors the slow way, which always converges for finite matrices as far as is known.
+fn by_rotations(gram: DMatrix<f64>, rank: usize) -> Result<DMatrix<f64>, DirectionsError> {
+    let (n, sweeps) = (gram.nrows(), SWEEPS * gram.nrows().max(32));
+    let eigen = SymmetricEigen::try_new(gram, f64::EPSILON, sweeps).ok_or(DirectionsError::NotConverged)?;
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]).then(a.cmp(b)));
+    let leading: Vec<_> = order.into_iter().take(rank).map(|index| eigen.eigenvectors.column(index)).collect();
+    Ok(DMatrix::from_columns(&leading))
 }
 
 /// Whether the entry of greatest magnitude is negative, of equal ones the first.
@@ -223,18 +293,6 @@ fn reduce(y: &mut DMatrix<f64>, j: usize) {
     );
 }
 
-/// The sum of products, in 16 parts.
-#[inline(always)]
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut parts = [0.0; 16];
-    let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    for (a, b) in a.iter().zip(b) {
-        parts.iter_mut().zip(a).zip(b).for_each(|((part, a), b)| *part += a * b);
-    }
-    let rest: f64 = rest_of_a.iter().zip(rest_of_b).map(|(a, b)| a * b).sum();
-    parts.iter().sum::<f64>() + rest
-}
-
 fn tensor(matrix: &DMatrix<f64>, shape: [usize; 2], device: &burn::tensor::Device) -> Tensor<2> {
     let values: Vec<f32> = matrix.transpose().iter().map(|value| *value as f32).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
@@ -260,7 +318,7 @@ mod tests {
     fn directions_are_orthonormal_and_keep_the_most_energy() {
         for (rows, columns, right) in [(12, 8, true), (8, 12, true), (12, 8, false), (8, 12, false), (9, 9, true)] {
             let g = matrix(rows, columns);
-            let p = leading_directions(&g, 4, right);
+            let p = leading_directions(&g, 4, right).unwrap();
             assert!(deviation_from_orthonormal(&p) < 1e-5);
             let kept = |p: &Tensor<2>| -> f32 {
                 let low = if right { g.clone().matmul(p.clone()) } else { p.clone().transpose().matmul(g.clone()) };
@@ -278,6 +336,48 @@ mod tests {
                 let top = column.iter().fold(0f32, |top, value| if value.abs() > top.abs() { *value } else { top });
                 assert!(top > 0.0);
             }
+        }
+    }
+
+    #[test]
+    fn directions_are_those_of_rotations() {
+        let falling = |rows, columns| {
+            let sizes: Vec<f32> = (0..columns).map(|i| (-0.3 * i as f32).exp()).collect();
+            matrix(rows, columns)
+                * Tensor::<1>::from_data(TensorData::new(sizes, [columns]), &Device::default()).unsqueeze()
+        };
+        for g in [matrix(90, 70), falling(60, 60), falling(100, 33)] {
+            let gram = host(&g).transpose() * host(&g);
+            let gram = &gram / gram.amax();
+            let expected = by_rotations(gram.clone(), 16).unwrap();
+            let ours = leading_eigenvectors(gram.as_slice().to_vec(), gram.nrows(), 16).unwrap();
+            for (ours, expected) in ours.chunks_exact(gram.nrows()).zip(expected.column_iter()) {
+                assert!((dot(ours, expected.as_slice()).abs() - 1.0).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn gram_matrices_are_products() {
+        for (rows, columns) in [(5, 3), (40, 130), (130, 64)] {
+            let g = host(&matrix(rows, columns));
+            let expected = g.transpose() * &g;
+            assert!((gram(&g) * expected.amax() - &expected).amax() < 1e-12 * expected.amax());
+        }
+    }
+
+    #[test]
+    fn equal_eigenvalues_have_orthonormal_vectors() {
+        let mut single = DMatrix::zeros(40, 40);
+        single[(3, 3)] = 1.0;
+        let low = DMatrix::from_fn(40, 3, |i, j| ((i * i + 7 * j) as f64 * 0.37).sin());
+        let low = &low * low.transpose();
+        for gram in [DMatrix::identity(40, 40), single, DMatrix::from_element(40, 40, 1.0), &low / low.amax()] {
+            let vectors = leading_eigenvectors(gram.as_slice().to_vec(), 40, 40).map(|v| DMatrix::from_vec(40, 40, v));
+            let vectors = vectors.unwrap_or_else(|| by_rotations(gram.clone(), 40).unwrap());
+            assert!((vectors.transpose() * &vectors - DMatrix::identity(40, 40)).amax() < 1e-11);
+            let turned = vectors.transpose() * &gram * &vectors;
+            assert!((&turned - DMatrix::from_diagonal(&turned.diagonal())).amax() < 1e-10);
         }
     }
 
@@ -331,8 +431,13 @@ mod tests {
         let same = matrix(6, 1).repeat_dim(1, 4);
         for y in [zero.clone(), same.clone(), zero.clone() + f32::NAN, same.clone() * 1e-30, same.clone() * 1e30] {
             assert!(deviation_from_orthonormal(&orthonormal_factor(&y)) < 1e-5);
-            assert!(deviation_from_orthonormal(&leading_directions(&y, 3, true)) < 1e-5);
-            assert!(deviation_from_orthonormal(&leading_directions(&y, 5, false)) < 1e-5);
+            for directions in [leading_directions(&y, 3, true), leading_directions(&y, 5, false)] {
+                match directions {
+                    Ok(directions) => assert!(deviation_from_orthonormal(&directions) < 1e-5),
+                    Err(DirectionsError::Zero) => assert!(values(y.clone()).iter().all(|element| *element == 0.0)),
+                    Err(error) => assert!(error == DirectionsError::NotFinite && values(y.clone())[0].is_nan()),
+                }
+            }
         }
     }
 

@@ -5,13 +5,16 @@
 //! - [`decompose`]: singular directions, orthonormal factors, triangles and inverses on the host.
 //! - [`newton_schulz`]: matrices with singular values near 1.
 //! - [`elementwise`] and [`vectorised`]: one pass over memory, with the vectors of the processor at hand.
+//! - [`instructions`]: the instruction set that all of them use.
 //! - [`random`]: seeded draws that depend only on their purpose.
 //! - [`host`]: elements of tensors on the host.
 
 pub mod dct;
 pub mod decompose;
+mod eigen;
 pub mod elementwise;
 pub mod host;
+pub mod instructions;
 pub mod newton_schulz;
 pub mod ops;
 pub mod random;

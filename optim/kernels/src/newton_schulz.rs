@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::elementwise::norm;
+use crate::ops::MatrixProduct;
 
 /// Coefficients of the iteration `X <- a X + (b Y + c Y^2) X` with `Y = X X^T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -55,9 +56,9 @@ pub fn newton_schulz(x: Tensor<2>, steps: usize, coefficients: Coefficients, bf1
             Coefficients::Jordan => JORDAN,
             Coefficients::Varying => VARYING[step.min(VARYING.len() - 1)],
         };
-        let y = x.clone().matmul(x.clone().transpose());
-        let y = y.clone().mul_scalar(b) + y.clone().matmul(y).mul_scalar(c);
-        x = x.clone().mul_scalar(a) + y.matmul(x);
+        let y = x.clone().times(x.clone().transpose());
+        let y = y.clone().mul_scalar(b) + y.clone().times(y).mul_scalar(c);
+        x = x.clone().mul_scalar(a) + y.times(x);
     }
     let x = x.cast(DType::F32);
     if tall { x.transpose() } else { x }

@@ -2,7 +2,9 @@
 
 use pulp::{Arch, NullaryFnOnce};
 
-/// Runs a loop compiled for the widest vectors that this processor has.
+use crate::instructions::{InstructionSet, instruction_set};
+
+/// Runs a loop compiled for the widest vectors of [`instruction_set`].
 ///
 /// The closure must be `#[inline(always)]`: a closure that stays a function of its own is compiled for the oldest processors, where a fused
 /// multiplication and addition is a call, and so is rounding.
@@ -17,5 +19,19 @@ pub fn vectorised<R>(run: impl FnMut() -> R) -> R {
             (self.0)()
         }
     }
+    #[cfg(target_arch = "x86_64")]
+    if instruction_set() == InstructionSet::Avx512 {
+        // SAFETY: the processor has these instructions.
+        return unsafe { with_avx512(run) };
+    }
     Arch::new().dispatch(Run(run))
+}
+
+/// # Safety
+///
+/// The processor must have the instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,lzcnt,popcnt,f16c")]
+unsafe fn with_avx512<R>(mut run: impl FnMut() -> R) -> R {
+    run()
 }

@@ -5,6 +5,7 @@ use burn::optim::RecordState;
 use burn::tensor::{DType, Device, Tensor};
 use lowrank_kernels::decompose::orthonormal_factor;
 use lowrank_kernels::elementwise::{descend, norm};
+use lowrank_kernels::ops::MatrixProduct;
 use lowrank_kernels::random::normal_matrix;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -158,10 +159,10 @@ impl MatrixRule for Dion {
         }
         let (mut p, mut r) = (b.clone(), state.q);
         for _ in 0..c.power_iters {
-            p = orthonormal_factor(&b.clone().matmul(r));
-            r = b.clone().transpose().matmul(p.clone());
+            p = orthonormal_factor(&b.clone().times(r));
+            r = b.clone().transpose().times(p.clone());
         }
-        let momentum = descend(b, 1.0, 1.0 - c.momentum, p.clone().matmul(r.clone().transpose()));
+        let momentum = descend(b, 1.0, 1.0 - c.momentum, p.clone().times(r.clone().transpose()));
         let q = match c.right {
             RightFactor::Colnorm => {
                 let norms = r.clone().square().sum_dim(0).sqrt().add_scalar(c.norm_epsilon);
@@ -170,7 +171,7 @@ impl MatrixRule for Dion {
             RightFactor::Qr => orthonormal_factor(&r),
         };
         let rate = lr * c.scaling.factor(shape, c.rows_are_outputs);
-        let update = turn(p.matmul(q.clone().transpose()));
+        let update = turn(p.times(q.clone().transpose()));
         (descend(w, keep, rate, update), DionState { momentum: turn(momentum), q })
     }
 

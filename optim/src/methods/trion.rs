@@ -6,6 +6,7 @@ use lowrank_kernels::dct::{Dct, DctBasis};
 use lowrank_kernels::elementwise::descend;
 use lowrank_kernels::host::values;
 use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
+use lowrank_kernels::ops::MatrixProduct;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
@@ -134,8 +135,8 @@ impl MatrixRule for Trion {
         let low = coefficients.select(axis, chosen.clone());
         let q = Dct::of(shape[axis]).tensor(c.basis, &device).select(1, chosen);
         let back = |low: Tensor<2>| match right {
-            true => low.matmul(q.clone().transpose()),
-            false => q.clone().matmul(low),
+            true => low.times(q.clone().transpose()),
+            false => q.clone().times(low),
         };
         let momentum = descend(b, 1.0, 1.0 - c.momentum, back(low.clone()));
         let update = back(newton_schulz(low, c.ns_steps, c.coefficients, c.ns_bf16));

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Tensor};
 use crate::projected::config::States;
 use crate::projected::parts::{Moments, Step};
 use crate::projected::subspace::{Open, index_tensor};
+use lowrank_kernels::ops::MatrixProduct;
 
 /// Squares above this count as this much where they are mixed.
 const HUGE: f32 = 1e34;
@@ -17,10 +18,10 @@ impl Step<'_> {
             return (gather(m, axis, &old, &new), v.map(|v| gather(v, axis, &old, &new)));
         }
         let (Some(old), Some(new)) = (&before.columns, &self.subspace.columns) else { return (m, v) };
-        let turn = old.clone().transpose().matmul(new.clone());
+        let turn = old.clone().transpose().times(new.clone());
         let turned = |x: Tensor<2>, turn: &Tensor<2>| match self.right {
-            true => x.matmul(turn.clone()),
-            false => turn.clone().transpose().matmul(x),
+            true => x.times(turn.clone()),
+            false => turn.clone().transpose().times(x),
         };
         let moved = turned(m.clone(), &turn);
         let v = match (v, self.c.states) {

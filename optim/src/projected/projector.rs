@@ -1,12 +1,14 @@
 //! Choosing the subspace of a gradient.
 
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::Tensor;
 use lowrank_kernels::dct::{Dct, DctBasis};
-use lowrank_kernels::decompose::{leading_directions, orthonormal_factor};
+use lowrank_kernels::decompose::{DirectionsError, leading_directions, orthonormal_factor};
 use lowrank_kernels::elementwise::norm;
 use lowrank_kernels::host::values;
+use lowrank_kernels::ops::MatrixProduct;
 use lowrank_kernels::random::{generator, sample};
 
 use crate::place::Place;
@@ -38,6 +40,46 @@ impl Renewal<'_> {
     pub fn side(&self) -> usize {
         self.gradient.dims()[usize::from(self.right)]
     }
+
+    /// The subspace where the gradient gives none: the one so far, or else the first one, of unit vectors.
+    fn kept(&self, reason: DirectionsError, first: impl FnOnce() -> Subspace) -> Subspace {
+        count_failure(reason);
+        self.previous.cloned().unwrap_or_else(first)
+    }
+
+    /// The first unit vectors of one side, `[n, rank]`.
+    fn unit_vectors(&self, right: bool) -> Tensor<2> {
+        let n = self.gradient.dims()[usize::from(right)];
+        Tensor::eye(n.max(self.rank), &self.gradient.device()).slice([0..n, 0..self.rank])
+    }
+}
+
+/// Renewals of this process that found no directions and kept the subspace they had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenewalFailures {
+    /// The gradient was zero.
+    pub zero: u64,
+    /// The gradient had elements that were not finite.
+    pub not_finite: u64,
+    /// The eigenvalue iteration gave up.
+    pub not_converged: u64,
+}
+
+static FAILURES: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+/// Number of renewals since the process started that kept the subspace they had, by their reason.
+pub fn renewal_failures() -> RenewalFailures {
+    let [zero, not_finite, not_converged] = [0, 1, 2].map(|place: usize| FAILURES[place].load(Ordering::Relaxed));
+    RenewalFailures { zero, not_finite, not_converged }
+}
+
+fn count_failure(reason: DirectionsError) {
+    let place = match reason {
+        DirectionsError::Zero => 0,
+        DirectionsError::NotFinite => 1,
+        DirectionsError::NotConverged => 2,
+    };
+    FAILURES[place].fetch_add(1, Ordering::Relaxed);
 }
 
 /// A way to choose the subspace of a gradient.
@@ -52,7 +94,10 @@ pub struct Svd;
 
 impl Projector for Svd {
     fn choose(&self, renewal: &Renewal) -> Subspace {
-        Subspace::Dense(leading_directions(renewal.gradient, renewal.rank, renewal.right))
+        match leading_directions(renewal.gradient, renewal.rank, renewal.right) {
+            Ok(directions) => Subspace::Dense(directions),
+            Err(reason) => renewal.kept(reason, || Subspace::Dense(renewal.unit_vectors(renewal.right))),
+        }
     }
 }
 
@@ -63,7 +108,12 @@ pub struct TwoSidedSvd;
 impl Projector for TwoSidedSvd {
     fn choose(&self, renewal: &Renewal) -> Subspace {
         let side = |right| leading_directions(renewal.gradient, renewal.rank, right);
-        Subspace::TwoSided(side(false), side(true))
+        match (side(false), side(true)) {
+            (Ok(left), Ok(right)) => Subspace::TwoSided(left, right),
+            (Err(reason), _) | (_, Err(reason)) => {
+                renewal.kept(reason, || Subspace::TwoSided(renewal.unit_vectors(false), renewal.unit_vectors(true)))
+            }
+        }
     }
 }
 
@@ -102,7 +152,7 @@ impl DctColumns {
         let dct = Dct::of(g.dims()[usize::from(right)]);
         if !self.fft {
             let d = dct.tensor(self.basis, &g.device());
-            return if right { g.clone().matmul(d) } else { d.transpose().matmul(g.clone()) };
+            return if right { g.clone().times(d) } else { d.transpose().times(g.clone()) };
         }
         let rows = if right { g.clone() } else { g.clone().transpose() };
         let (shape, device) = (rows.dims(), rows.device());
@@ -152,9 +202,13 @@ impl Projector for PowerIteration {
         }
         let previous = renewal.previous.and_then(|previous| previous.columns(renewal.side(), &b.device()));
         let Some(p) = previous else { return Svd.choose(renewal) };
+        if size == 0.0 || !size.is_finite() {
+            let reason = if size == 0.0 { DirectionsError::Zero } else { DirectionsError::NotFinite };
+            return renewal.kept(reason, || Subspace::Dense(p));
+        }
         let y = match renewal.right {
-            true => b.clone().transpose().matmul(b.clone().matmul(p)),
-            false => b.clone().matmul(b.clone().transpose().matmul(p)),
+            true => b.clone().transpose().times(b.clone().times(p)),
+            false => b.clone().times(b.clone().transpose().times(p)),
         };
         Subspace::Dense(orthonormal_factor(&y))
     }

@@ -4,6 +4,7 @@ use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lowrank_kernels::dct::{Dct, DctBasis};
 use lowrank_kernels::host;
+use lowrank_kernels::ops::MatrixProduct;
 use lowrank_kernels::random::{generator, normal};
 
 use crate::state::quantised::QuantisedMatrix;
@@ -109,15 +110,15 @@ impl Open {
             (Subspace::Nothing, _) => None,
             (Subspace::Whole, _) => Some(g.clone()),
             (Subspace::TwoSided(left, right), _) => {
-                Some(left.clone().transpose().matmul(g.clone()).matmul(right.clone()))
+                Some(left.clone().transpose().times(g.clone()).times(right.clone()))
             }
             (Subspace::Coordinates(indices), _) => Some(g.clone().select(axis, indices.clone())),
             (Subspace::Entries(indices), _) => {
                 let [rows, columns] = self.shape;
                 Some(g.clone().reshape([1, rows * columns]).select(1, indices.clone()))
             }
-            (_, Some(p)) if self.right => Some(g.clone().matmul(p.clone())),
-            (_, Some(p)) => Some(p.clone().transpose().matmul(g.clone())),
+            (_, Some(p)) if self.right => Some(g.clone().times(p.clone())),
+            (_, Some(p)) => Some(p.clone().transpose().times(g.clone())),
             (_, None) => unreachable!("every other subspace has columns"),
         }
     }
@@ -128,13 +129,13 @@ impl Open {
         match (&self.subspace, &self.columns) {
             (Subspace::Nothing, _) => Tensor::zeros(self.shape, &low.device()),
             (Subspace::Whole, _) => low.clone(),
-            (Subspace::TwoSided(left, right), _) => left.clone().matmul(low.clone()).matmul(right.clone().transpose()),
+            (Subspace::TwoSided(left, right), _) => left.clone().times(low.clone()).times(right.clone().transpose()),
             (Subspace::Coordinates(indices), _) => place(self.shape, axis, indices, low),
             (Subspace::Entries(indices), _) => {
                 place([1, self.shape[0] * self.shape[1]], 1, indices, low).reshape(self.shape)
             }
-            (_, Some(p)) if self.right => low.clone().matmul(p.clone().transpose()),
-            (_, Some(p)) => p.clone().matmul(low.clone()),
+            (_, Some(p)) if self.right => low.clone().times(p.clone().transpose()),
+            (_, Some(p)) => p.clone().times(low.clone()),
             (_, None) => unreachable!("every other subspace has columns"),
         }
     }

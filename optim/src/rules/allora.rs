@@ -12,6 +12,7 @@ use super::pairs::{LoraPair, meet};
 use crate::check;
 use crate::error::OptimError;
 use crate::part::Part;
+use lowrank_kernels::ops::MatrixProduct;
 
 /// Which norm the factor of an output falls with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +37,7 @@ pub fn check_eta(eta: f64) -> Result<(), OptimError> {
 pub fn output_paces(a: Tensor<2>, b: Tensor<2>, eta: f64, norm_of: NormOf) -> Tensor<1> {
     let (a, b) = (a.detach(), b.detach());
     let squares = match norm_of {
-        NormOf::BaRow => a.clone().transpose().matmul(a).matmul(b.clone()) * b,
+        NormOf::BaRow => a.clone().transpose().times(a).times(b.clone()) * b,
         NormOf::BRow => b.square(),
     };
     // Rounding can make a square a little less than zero.

@@ -23,6 +23,7 @@ use crate::methods::adamw::AdamWConfig;
 use crate::part::Part;
 use crate::registry::options;
 use crate::state::meter::StateMeter;
+use lowrank_kernels::ops::MatrixProduct;
 
 /// Where the moments of LoRA-Pro live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -174,7 +175,7 @@ impl LoraPro {
         // [gA | A] times [B over gB]: one product.
         let left = Tensor::cat(vec![slope_a.clone(), met.a.clone()], 1);
         let right = Tensor::cat(vec![met.b.clone(), slope_b.clone()], 0);
-        let equivalent = left.matmul(right).mul_scalar(met.pair.scale);
+        let equivalent = left.times(right).mul_scalar(met.pair.scale);
         let mut grads = GradientsParams::new();
         let start =
             Equivalent { direction: Param::initialized(met.pair.weight, Tensor::from_inner(equivalent.zeros_like())) };
@@ -258,8 +259,8 @@ impl<'a> Adjusted<'a> {
     /// The gradients that follow from another gradient of the weight, `[d_in, d_out]` and negated.
     fn again(self, negated: Tensor<2>, delta: f64, x_mode: LoraProX) -> Result<Self, OptimError> {
         let Met { pair, a, b, .. } = &self.met;
-        let slope_a = negated.clone().matmul(b.clone().transpose()).mul_scalar(-pair.scale);
-        let slope_b = a.clone().transpose().matmul(negated).mul_scalar(-pair.scale);
+        let slope_a = negated.clone().times(b.clone().transpose()).mul_scalar(-pair.scale);
+        let slope_b = a.clone().transpose().times(negated).mul_scalar(-pair.scale);
         let device = a.device();
         let [a, b] = adjust(&self.met, [slope_a, slope_b], delta, x_mode)?;
         Ok(Self { met: self.met, slopes: [tensor(a, &device), tensor(b, &device)] })

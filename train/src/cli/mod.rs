@@ -21,6 +21,7 @@ mod training;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use lowrank_kernels::instructions::check_environment;
 
 use crate::build::BuildError;
 use crate::run::RunError;
@@ -56,6 +57,10 @@ enum Command {
 /// with everything saved.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = check_environment() {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
     let done = match cli.command {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Finetune(args) => finetune::run(args),

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use lowrank_kernels::instructions::{VARIABLE, instruction_set};
+
 use super::RunError;
 use super::checkpoint::{Checkpoints, TrainerState};
 use crate::build::{BuildError, Listener};
@@ -32,7 +34,19 @@ pub(super) fn newest(
     if !differences.is_empty() {
         return Err(RunError::OtherSettings { path: dir.to_path_buf(), differences: differences.join("\n") });
     }
+    warn_of_other_instructions(&state, listener);
     Ok(Some((path, state)))
+}
+
+/// Warns where the bits may not be those of the processor that the run was started on.
+fn warn_of_other_instructions(state: &TrainerState, listener: &dyn Listener) {
+    let (before, now) = (&state.instruction_set, instruction_set());
+    if !before.is_empty() && before != now.name() {
+        listener.warn(&format!(
+            "the checkpoint was saved with the instruction set {before}, this process uses {now}: results may differ in their last bits; set \
+             {VARIABLE}={before} to keep them where the processor has it"
+        ));
+    }
 }
 
 /// Refuses data or a base model that are not those the run was started with.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lowrank_kernels::instructions::instruction_set;
 use lowrank_models::adapter::{AdapterConfig, Rule};
 use lowrank_models::{Llama, LlamaConfig};
 use lowrank_optim::{StateMeter, Stepped, Who};
@@ -79,7 +80,8 @@ impl Training {
         let mut logs = Logs::open(&folder, &config, state.step, &screen);
         logs.parameters(state.step, &parameters, &screen);
         let settings = config.deciding_entries();
-        let state = TrainerState { data: data.fingerprint.clone(), base, settings, ..state };
+        let instruction_set = instruction_set().name().to_owned();
+        let state = TrainerState { data: data.fingerprint.clone(), base, instruction_set, settings, ..state };
         Ok(Self {
             config,
             folder,
@@ -149,6 +151,7 @@ fn complete(config: &mut Config, llama: &LlamaConfig, screen: &Screen) -> Result
 fn sizes(model: &Llama, data: &RunData, forecast: Option<Forecast>) -> Summary {
     let size = Size::of(model);
     Summary {
+        instruction_set: instruction_set().name().to_owned(),
         weight_bytes: size.tensors.iter().map(|(_, bytes)| bytes).sum(),
         parameters: size.trained,
         forecast_bytes: forecast.map(|forecast| forecast.peak),

@@ -271,6 +271,8 @@ impl Training {
         summary.steps = self.trainer.step;
         summary.tokens = self.trainer.tokens;
         summary.skipped_steps = self.trainer.skipped_steps;
+        let failures = lowrank_optim::renewal_failures();
+        summary.kept_subspaces = failures.zero + failures.not_finite + failures.not_converged;
         summary.seconds = self.state.seconds;
         if self.steps > 0 {
             summary.tokens_per_second = self.step_tokens as f64 / self.step_seconds;

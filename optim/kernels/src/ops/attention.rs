@@ -102,7 +102,7 @@ mod fused {
             let attention = Attention::new(q.into_primitive(), k.into_primitive(), v.into_primitive(), starts);
             let (output, logarithms) = attention.forward();
             match prepared {
-                OpsKind::Tracked(prepared) => prepared.finish((attention, output.clone(), logarithms), output),
+                OpsKind::Tracked(prepared) => prepared.finish((attention, logarithms), output),
                 OpsKind::UnTracked(prepared) => prepared.finish(output),
             }
         }
@@ -112,12 +112,12 @@ mod fused {
     struct AttentionBackward;
 
     impl Backward<Flex, 3> for AttentionBackward {
-        type State = (Attention, FlexTensor, Vec<f32>);
+        type State = (Attention, Vec<f32>);
 
         fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let upstream = grads.consume::<Flex>(&ops.node);
-            let (attention, output, logarithms) = ops.state;
-            let slopes = attention.backward(&output, &logarithms, upstream);
+            let (attention, logarithms) = ops.state;
+            let slopes = attention.backward(&logarithms, upstream);
             for (node, slope) in ops.parents.into_iter().zip(slopes) {
                 if let Some(node) = node {
                     grads.register::<Flex>(node.id, slope);
@@ -269,7 +269,7 @@ mod fused {
         }
 
         /// Gradients of queries, keys and values.
-        fn backward(&self, output: &FlexTensor, logarithms: &[f32], upstream: FlexTensor) -> [FlexTensor; 3] {
+        fn backward(&self, logarithms: &[f32], upstream: FlexTensor) -> [FlexTensor; 3] {
             let upstream = contiguous(upstream);
             let (query_size, key_size) = (self.group() * self.queries * self.width, self.keys * self.width);
             let mut dq = Cleared::new(self.batch * self.heads * self.queries * self.width);
@@ -286,7 +286,6 @@ mod fused {
                         let span = to - from;
                         let (weights, slopes) = (&mut weights[..count * span], &mut slopes[..count * span]);
                         self.scores(weights, place, block);
-                        let y = self.rows(output, self.heads, place, first, first + count);
                         let dy = self.rows(&upstream, self.heads, place, first, first + count);
                         let v = self.rows(&self.v, self.kv_heads, (batch, kv_head), from, to);
                         product(Matrix::row_major(&mut *slopes, count, span), false, 1.0, dy, v.transposed(), false);
@@ -301,15 +300,8 @@ mod fused {
                                         weights[hidden.clone()].fill(0.0);
                                         slopes[hidden].fill(0.0);
                                     }
-                                    let y = &y.data[row * y.row_stride..][..self.width];
-                                    let dy = &dy.data[row * dy.row_stride..][..self.width];
-                                    let pull: f32 = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
                                     let logarithm = logarithms[own + first + row];
-                                    for (weight, slope) in weights[visible.clone()].iter_mut().zip(&mut slopes[visible])
-                                    {
-                                        *weight = exp(*weight - logarithm);
-                                        *slope = *weight * (*slope - pull);
-                                    }
+                                    softmax_slopes(&mut weights[visible.clone()], &mut slopes[visible], logarithm);
                                 }
                             },
                         );
@@ -355,6 +347,27 @@ mod fused {
     fn dims(x: &FlexTensor) -> [usize; 4] {
         let shape = x.shape();
         [shape[0], shape[1], shape[2], shape[3]]
+    }
+
+    /// Scores become weights, and the gradients of weights those of scores. A single weight, which is 1, has a gradient of exactly 0.
+    #[inline(always)]
+    fn softmax_slopes(scores: &mut [f32], slopes: &mut [f32], logarithm: f32) {
+        let mut sums = [0.0f32; 16];
+        let ((lanes, rest), (slope_lanes, slope_rest)) = (scores.as_chunks_mut::<16>(), slopes.as_chunks::<16>());
+        for (lane, slopes) in lanes.iter_mut().zip(slope_lanes) {
+            for ((sum, score), slope) in sums.iter_mut().zip(lane).zip(slopes) {
+                *score = exp(*score - logarithm);
+                *sum += *score * slope;
+            }
+        }
+        let mut pull: f32 = sums.iter().sum();
+        for (score, slope) in rest.iter_mut().zip(slope_rest) {
+            *score = exp(*score - logarithm);
+            pull += *score * slope;
+        }
+        for (weight, slope) in scores.iter().zip(slopes) {
+            *slope = *weight * (*slope - pull);
+        }
     }
 
     /// Softmax in place; the logarithm of the sum of exponentials.

@@ -14,6 +14,18 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     composed(x, weight)
 }
 
+/// Matrix products through the kernels of this crate, where Burn's `matmul` goes through those of its backend.
+pub trait MatrixProduct {
+    /// `self other`, as [`linear`].
+    fn times(self, other: Self) -> Self;
+}
+
+impl MatrixProduct for Tensor<2> {
+    fn times(self, other: Self) -> Self {
+        linear(self, other)
+    }
+}
+
 fn composed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     x.matmul(weight)
 }

@@ -30,7 +30,7 @@ pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
 pub use embedding::embedding;
 #[cfg(feature = "flex")]
 pub use fused::set_fused;
-pub use linear::linear;
+pub use linear::{MatrixProduct, linear};
 pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
 pub use random_bases::{draws, mixed, mixed_draws};
 pub use rms_norm::rms_norm;

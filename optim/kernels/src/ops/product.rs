@@ -1,17 +1,25 @@
-//! Matrix products on the CPU.
+//! Matrix products on the CPU: through kernels of our own where the processor has AVX2 or AVX-512, through those of `gemm` elsewhere.
+
+#[cfg(target_arch = "x86_64")]
+mod few_rows;
+#[cfg(target_arch = "x86_64")]
+mod panels;
+mod parts;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use self::parts::{Part, Parts};
 use super::flex::contiguous;
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::InstructionSet;
 
-/// Rows of an output that a thread takes at least. For many rows or columns the order of additions does not depend on how many there are; for a
-/// few it would.
-const ROWS: usize = 96;
-/// Columns of an output that a thread takes at least.
-const COLUMNS: usize = 512;
 /// A product of fewer multiplications is done before another thread would have woken up.
 const SMALL: usize = 1 << 21;
 
@@ -124,38 +132,47 @@ unsafe fn multiply(
 ) {
     assert!(a.columns == b.rows, "shapes of a product");
     assert!(a.extent() <= a.data.len() && b.extent() <= b.data.len(), "memory of a product");
-    let (rows, columns) = (a.rows, b.columns);
-    let threads = match parallel && rows * columns * a.columns >= SMALL {
-        true => rayon::current_num_threads(),
-        false => 1,
-    };
-    // Outputs of few values add up in another order than others.
-    let by_rows = if columns >= 8 { threads.min(rows / ROWS) } else { 1 };
-    let by_columns = threads.min(columns / COLUMNS);
-    let (row_parts, column_parts) = match by_columns > 1 && (by_rows < 2 || columns > 8 * rows) {
-        true => (1, by_columns),
-        false => (by_rows.max(1), 1),
-    };
-    let parts = row_parts * column_parts;
-    let parallelism = if threads > 1 && parts == 1 { Parallelism::Rayon(0) } else { Parallelism::None };
-    let target = Target { out, strides, add, factor, a, b };
-    let make = |number: usize| {
-        let cut = |size: usize, count: usize, number: usize| [number, number + 1].map(|number| size * number / count);
-        let (row, column) = (number / column_parts, number % column_parts);
-        let part = Part { rows: cut(rows, row_parts, row), columns: cut(columns, column_parts, column) };
-        // SAFETY: the parts make up the output and have no value in common; the caller answers for the rest.
-        unsafe { target.make(part, parallelism) }
-    };
-    match parts {
-        1 => make(0),
-        _ => (0..parts).into_par_iter().for_each(make),
-    }
+    let target = Target { out, strides, add, factor, a, b, kernel: Kernel::here(strides, [a.rows, b.columns]) };
+    // SAFETY: as the caller answers for.
+    unsafe { target.make_all(parallel) }
 }
 
-/// A part of an output: first row and column, and those after the last.
-struct Part {
-    rows: [usize; 2],
-    columns: [usize; 2],
+/// What makes a part of a product.
+#[derive(Clone, Copy)]
+enum Kernel {
+    /// Ours, for this instruction set; whether for the transposed product, whose output is row-major.
+    #[cfg(target_arch = "x86_64")]
+    Tiles { wide: bool, transposed: bool },
+    /// That of `gemm`.
+    Gemm,
+}
+
+impl Kernel {
+    /// The best for an output with these strides.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+    fn here([row_stride, column_stride]: [usize; 2], [rows, columns]: [usize; 2]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let set = crate::instructions::instruction_set();
+            let row_major = column_stride == 1 || columns == 1 && row_stride != 1;
+            if set >= InstructionSet::Avx2 && (row_major || row_stride == 1) {
+                // Half of a wide vector would do nothing.
+                let narrow = if row_major { columns } else { rows } <= 8;
+                return Self::Tiles { wide: set == InstructionSet::Avx512 && !narrow, transposed: !row_major };
+            }
+        }
+        Self::Gemm
+    }
+
+    fn parts(self, rows: usize, columns: usize, threads: usize) -> Parts {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles { transposed: false, .. } => Parts::of_tiles(rows, columns, threads),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles { transposed: true, .. } => Parts::of_tiles(columns, rows, threads).transposed(),
+            Self::Gemm => Parts::of_gemm(rows, columns, threads),
+        }
+    }
 }
 
 /// What [`multiply`] was asked for.
@@ -166,33 +183,80 @@ struct Target<'a> {
     factor: f32,
     a: Matrix<&'a [f32]>,
     b: Matrix<&'a [f32]>,
+    kernel: Kernel,
 }
 
-// SAFETY: threads write through the pointer in parts of the output that have no value in common.
+// SAFETY: threads write through the pointer in parts of the output that have no element in common.
 unsafe impl Sync for Target<'_> {}
 
 impl Target<'_> {
     /// # Safety
     ///
+    /// As for [`multiply`], whose assertions hold.
+    unsafe fn make_all(&self, parallel: bool) {
+        let (rows, columns) = (self.a.rows, self.b.columns);
+        if rows == 0 || columns == 0 {
+            return;
+        }
+        let threads = match parallel && rows * columns * self.a.columns >= SMALL {
+            true => rayon::current_num_threads(),
+            false => 1,
+        };
+        let parts = self.kernel.parts(rows, columns, threads);
+        let parallelism = if threads > 1 && parts.count() == 1 { Parallelism::Rayon(0) } else { Parallelism::None };
+        let make = |number: usize| {
+            // SAFETY: the parts make up the output and have no element in common; the caller answers for the rest.
+            unsafe { self.make(parts.part(number), parallelism) }
+        };
+        match parts.count() {
+            1 => make(0),
+            count => (0..count).into_par_iter().for_each(make),
+        }
+    }
+
+    /// # Safety
+    ///
     /// As for [`multiply`], and nobody else may be at this part of the output.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(irrefutable_let_patterns))]
     unsafe fn make(&self, part: Part, parallelism: Parallelism) {
-        let Self { out, strides: [row_stride, column_stride], add, factor, a, b } = *self;
+        let Self { out, strides: [row_stride, column_stride], add, factor, a, b, kernel } = *self;
         let ([top, bottom], [left, right]) = (part.rows, part.columns);
         // SAFETY: every index `r * row_stride + c * column_stride` of the inputs is below their extents, which are within the slices (asserted
-        // by the only caller), also from a first row or column on; the caller answers for the output.
+        // by the only caller), also from a first row or column on; the caller answers for the output. Kernels are chosen by the processor.
         unsafe {
+            let out = out.add(top * row_stride + left * column_stride);
+            let first = a.data.as_ptr().wrapping_add(top * a.row_stride);
+            let second = b.data.as_ptr().wrapping_add(left * b.column_stride);
+            #[cfg(target_arch = "x86_64")]
+            if let Kernel::Tiles { wide, transposed } = kernel {
+                let work = tiles::Work {
+                    rows: bottom - top,
+                    columns: right - left,
+                    depth: a.columns,
+                    out,
+                    out_stride: row_stride,
+                    add,
+                    factor,
+                    a: first,
+                    a_strides: [a.row_stride, a.column_stride],
+                    b: second,
+                    b_strides: [b.row_stride, b.column_stride],
+                };
+                let work = if transposed { work.transposed(column_stride) } else { work };
+                return if wide { tiles::avx512(work) } else { tiles::avx2(work) };
+            }
             gemm::gemm(
                 bottom - top,
                 right - left,
                 a.columns,
-                out.add(top * row_stride + left * column_stride),
+                out,
                 column_stride as isize,
                 row_stride as isize,
                 add,
-                a.data.as_ptr().wrapping_add(top * a.row_stride),
+                first,
                 a.column_stride as isize,
                 a.row_stride as isize,
-                b.data.as_ptr().wrapping_add(left * b.column_stride),
+                second,
                 b.column_stride as isize,
                 b.row_stride as isize,
                 1.0,
@@ -223,10 +287,87 @@ mod tests {
         assert_eq!(out, [7.0 + 14.0, 9.0 + 32.0, 16.0 + 18.0, 16.5 + 33.0]);
     }
 
+    /// Inputs of a product as they are stored, some transposed.
+    struct Case {
+        size: [usize; 3],
+        a: Vec<f32>,
+        b: Vec<f32>,
+        flips: usize,
+    }
+
+    impl Case {
+        fn new(size: [usize; 3], flips: usize) -> Self {
+            let [rows, depth, columns] = size;
+            Self { size, a: random(&[rows * depth], 1), b: random(&[depth * columns], 2), flips }
+        }
+
+        fn read<T>(&self, values: T, rows: usize, columns: usize, input: usize) -> Matrix<T> {
+            match self.flips >> input & 1 {
+                1 => Matrix::row_major(values, columns, rows).transposed(),
+                _ => Matrix::row_major(values, rows, columns),
+            }
+        }
+
+        /// The output of so many threads and of this kernel, in row-major order.
+        fn run(&self, kernel: Option<Kernel>, add: bool, threads: usize) -> Vec<f32> {
+            let [rows, depth, columns] = self.size;
+            let (a, b) = (self.read(&self.a[..], rows, depth, 0), self.read(&self.b[..], depth, columns, 1));
+            let mut out = random(&[rows * columns], 3);
+            let to = self.read(&mut out[..], rows, columns, 2);
+            let strides = [to.row_stride, to.column_stride];
+            let kernel = kernel.unwrap_or_else(|| Kernel::here(strides, [rows, columns]));
+            let target = Target { out: to.data.as_mut_ptr(), strides, add, factor: 0.7, a, b, kernel };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            // SAFETY: sizes and strides are those of the vectors.
+            pool.install(|| unsafe { target.make_all(true) });
+            (0..rows * columns).map(|i| out[i / columns * strides[0] + i % columns * strides[1]]).collect()
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_the_definition() {
+        let sizes = [
+            [1, 1, 1],
+            [5, 7, 3],
+            [1, 16, 1030],
+            [1, 515, 2100],
+            [2, 33, 1],
+            [3, 100, 19],
+            [4, 520, 41],
+            [13, 513, 33],
+            [37, 1100, 257],
+            [25, 70, 290],
+            [30, 600, 16],
+            [19, 3, 129],
+            [3, 0, 20],
+        ];
+        for (size @ [rows, depth, columns], flips) in sizes.into_iter().flat_map(|size| (0..8).map(move |i| (size, i)))
+        {
+            let case = Case::new(size, flips);
+            let (a, b) = (case.read(&case.a[..], rows, depth, 0), case.read(&case.b[..], depth, columns, 1));
+            let before = random(&[rows * columns], 3);
+            let before = case.read(&before[..], rows, columns, 2);
+            for add in [false, true] {
+                for (number, ours) in case.run(None, add, 1).into_iter().enumerate() {
+                    let (row, column) = (number / columns, number % columns);
+                    let at = |m: &Matrix<&[f32]>, row, column| {
+                        f64::from(m.data[row * m.row_stride + column * m.column_stride])
+                    };
+                    let sum: f64 = (0..depth).map(|k| at(&a, row, k) * at(&b, k, column)).sum();
+                    let exact = 0.7 * sum + if add { at(&before, row, column) } else { 0.0 };
+                    assert!(
+                        (f64::from(ours) - exact).abs() < 3e-5,
+                        "{size:?}, flips {flips}, add {add}: {ours} {exact}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn parts_give_the_bits_of_the_whole() {
-        // Few and many rows, odd sizes, long sums, wide and tall outputs, each as stored, turned, and with the output turned.
-        for [rows, depth, columns] in [
+        // Few and many rows, odd sizes, long sums, wide and tall outputs, each as stored, transposed, and with the output transposed.
+        for size in [
             [200, 700, 40],
             [193, 1100, 33],
             [384, 96, 512],
@@ -235,28 +376,46 @@ mod tests {
             [7, 512, 4099],
             [300, 8000, 2],
         ] {
-            let (a, b) = (random(&[rows * depth], 1), random(&[depth * columns], 2));
             for flips in 0..8 {
-                let flipped = |bit: usize| flips >> bit & 1 == 1;
-                let run = |threads: usize| {
-                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                    let read = |values, rows, columns, flip: bool| match flip {
-                        true => Matrix::row_major(values, columns, rows).transposed(),
-                        false => Matrix::row_major(values, rows, columns),
-                    };
-                    let (a, b) = (read(&a[..], rows, depth, flipped(0)), read(&b[..], depth, columns, flipped(1)));
-                    let mut out = random(&[rows * columns], 3);
-                    let to = match flipped(2) {
-                        true => Matrix::row_major(&mut out[..], columns, rows).transposed(),
-                        false => Matrix::row_major(&mut out[..], rows, columns),
-                    };
-                    pool.install(|| product(to, true, 0.7, a, b, true));
-                    out
-                };
-                let one = run(1);
-                for threads in [2, 3] {
-                    assert!(one == run(threads), "{rows} x {depth} x {columns}, flips {flips}, {threads} threads");
+                let case = Case::new(size, flips);
+                for kernel in [None, Some(Kernel::Gemm)] {
+                    let one = case.run(kernel, true, 1);
+                    for threads in [2, 3] {
+                        assert!(one == case.run(kernel, true, threads), "{size:?}, flips {flips}, {threads} threads");
+                    }
                 }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn instruction_sets_give_the_same_bits() {
+        if InstructionSet::best() < InstructionSet::Avx512 {
+            return;
+        }
+        for size in [[1, 700, 77], [3, 40, 1100], [100, 1100, 70], [30, 64, 16]] {
+            for flips in 0..4 {
+                let [narrow, wide] = [false, true].map(|wide| Kernel::Tiles { wide, transposed: false });
+                let case = Case::new(size, flips);
+                assert!(case.run(Some(narrow), true, 1) == case.run(Some(wide), true, 1), "{size:?}, flips {flips}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_others() {
+        if crate::instructions::instruction_set() == crate::instructions::InstructionSet::Baseline {
+            return;
+        }
+        let [rows, depth, columns] = [29, 600, 70];
+        for flips in [0, 2] {
+            let all = Case::new([rows, depth, columns], flips);
+            let whole = all.run(None, false, 1);
+            for count in [1, 2, 5, 12] {
+                let mut some = Case::new([rows, depth, columns], flips);
+                some.size[0] = count;
+                assert!(some.run(None, false, 1) == whole[..count * columns], "{count} rows, flips {flips}");
             }
         }
     }

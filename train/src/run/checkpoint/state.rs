@@ -41,6 +41,9 @@ pub struct TrainerState {
     /// Hash of the model folder that an adapter stands on.
     #[serde(default)]
     pub base: Option<String>,
+    /// Instruction set of the process that saved it; empty in older checkpoints.
+    #[serde(default)]
+    pub instruction_set: String,
     /// The settings that decide the result.
     pub settings: BTreeMap<String, String>,
 }

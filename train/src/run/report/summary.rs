@@ -43,6 +43,12 @@ pub struct Summary {
     pub skipped_steps: u64,
     /// Trainable values.
     pub parameters: u64,
+    /// Instruction set of loops and matrix products on the CPU.
+    #[serde(default)]
+    pub instruction_set: String,
+    /// Renewals of a subspace that kept the one before, because the gradient was zero or not finite.
+    #[serde(default)]
+    pub kept_subspaces: u64,
     /// The last checkpoint.
     pub checkpoint: Option<PathBuf>,
 }
