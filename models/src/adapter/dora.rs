@@ -68,7 +68,7 @@ impl Dora {
     fn squares_over(&self, base: &Base<'_>) -> Tensor<1> {
         let [mut a, mut b] = self.factors();
         let Some((weight, less)) = base.bare() else {
-            return squares(base.weight() + a.matmul(b));
+            return squares(base.weight() + linear(a, b));
         };
         if let Some(product) = less {
             a = Tensor::cat(vec![a, product.a.val()], 1);
@@ -76,7 +76,7 @@ impl Dora {
         }
         // |w + A b|^2 = |w|^2 + (2 A^T w + A^T A b) b, column by column.
         let turned = a.clone().transpose();
-        let slope = turned.clone().matmul(weight.clone()).mul_scalar(2.0) + turned.matmul(a).matmul(b.clone());
+        let slope = linear(turned.clone(), weight.clone()).mul_scalar(2.0) + linear(linear(turned, a), b.clone());
         self.squares.clone() + (slope * b).sum_dim(0).squeeze_dim(0)
     }
 }

@@ -18,7 +18,7 @@ use crate::methods::muon::{MomentumRule, MuonConfig};
 use crate::methods::orthogonal::Scaling;
 use crate::methods::trion::TrionConfig;
 use crate::projected::config::{Inner, Norm, ProjectedConfig, ProjectorKind};
-use crate::projected::projector::{DctColumns, Projector, Renewal};
+use crate::projected::projector::{DctColumns, PowerIteration, Projector, Renewal, Svd, renewal_failures};
 use crate::projected::state::ProjectedState;
 use crate::projected::step::Projected;
 use crate::projected::subspace::Subspace;
@@ -207,6 +207,30 @@ fn chosen_columns_keep_the_most_energy() {
     // Ties go to the lower index.
     let zero = Renewal { gradient: &g.zeros_like(), ..renewal };
     assert_eq!(columns.choose(&zero).indices().unwrap(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_gradient_without_directions_keeps_the_subspace() {
+    let place = crate::place::Place { key: 0, number: 0, count: 1 };
+    let g = draw([7, 9], 3);
+    let first = Renewal { gradient: &g, right: true, rank: 4, previous: None, seed: 0, place, count: 0 };
+    let columns = |subspace: &Subspace| values(subspace.columns(9, &Device::default()).unwrap());
+    let projectors: [&dyn Projector; 2] = [&Svd, &PowerIteration];
+    for projector in projectors {
+        let before = projector.choose(&first);
+        let failures = renewal_failures();
+        for bad in [g.zeros_like(), g.clone() * f32::NAN, g.clone() * f32::INFINITY] {
+            let renewal = Renewal { gradient: &bad, previous: Some(&before), count: 1, ..first };
+            assert_eq!(columns(&projector.choose(&renewal)), columns(&before));
+            // With nothing before it begins with unit vectors.
+            let renewal = Renewal { gradient: &bad, ..first };
+            let unit = Tensor::<2>::eye(9, &Device::default()).slice([0..9, 0..4]);
+            assert_eq!(columns(&projector.choose(&renewal)), values(unit));
+        }
+        // Other tests of this process count as well.
+        let now = renewal_failures();
+        assert!(now.zero >= failures.zero + 2 && now.not_finite >= failures.not_finite + 4);
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod parts;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
+#[cfg(target_arch = "x86_64")]
+mod work;
 
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
@@ -229,7 +231,7 @@ impl Target<'_> {
             let second = b.data.as_ptr().wrapping_add(left * b.column_stride);
             #[cfg(target_arch = "x86_64")]
             if let Kernel::Tiles { wide, transposed } = kernel {
-                let work = tiles::Work {
+                let work = work::Work {
                     rows: bottom - top,
                     columns: right - left,
                     depth: a.columns,

@@ -1,8 +1,8 @@
 //! Products of few rows, which use every element of the other input only a few times: it is read once, in order, and not packed.
 
 use super::panels::Scratch;
-use super::tiles::{DEPTH, Work, finish};
 use super::vectors::{Avx2, Vectors, transposed};
+use super::work::{DEPTH, Work, finish};
 
 /// Rows up to which this pays.
 pub(super) const FEW: usize = 4;

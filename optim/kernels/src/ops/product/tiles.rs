@@ -6,52 +6,14 @@
 use super::few_rows::{self, FEW};
 use super::panels::{GROUP, Scratch, pack, panel_size};
 use super::vectors::{Avx2, Avx512, Vectors};
+use super::work::{DEPTH, Work, finish};
 
-/// Products that are summed before the sum is added to the output.
-pub(super) const DEPTH: usize = 512;
 /// Columns that are packed at a time, so that they stay in the second-level cache.
 const COLUMNS: usize = 256;
 /// Rows that are packed at a time at most.
 const ROWS: usize = 1536;
 /// Columns for which it does not pay to pack rows.
 const NARROW: usize = 128;
-
-/// A product, or a part of one, with a row-major output.
-#[derive(Clone, Copy)]
-pub(super) struct Work {
-    pub rows: usize,
-    pub columns: usize,
-    pub depth: usize,
-    /// Output; its columns stand one after another.
-    pub out: *mut f32,
-    pub out_stride: usize,
-    /// Whether the product is added to the output.
-    pub add: bool,
-    pub factor: f32,
-    pub a: *const f32,
-    /// From one row to the next, and from one depth to the next.
-    pub a_strides: [usize; 2],
-    pub b: *const f32,
-    /// From one depth to the next, and from one column to the next.
-    pub b_strides: [usize; 2],
-}
-
-impl Work {
-    /// The same product of transposed inputs, for an output whose rows stand one after another.
-    pub fn transposed(self, out_stride: usize) -> Self {
-        let ([row, a_depth], [b_depth, column]) = (self.a_strides, self.b_strides);
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            out_stride,
-            a: self.b,
-            a_strides: [column, b_depth],
-            b: self.a,
-            b_strides: [a_depth, row],
-            ..self
-        }
-    }
-}
 
 /// # Safety
 ///
@@ -225,24 +187,6 @@ impl Row {
                     finish::<V>(out, *sum, count, self.add, factor);
                 }
             }
-        }
-    }
-}
-
-/// Writes `count` elements of `factor * sum`, or adds them.
-#[inline(always)]
-pub(super) unsafe fn finish<V: Vectors>(out: *mut f32, sum: V::Vector, count: usize, add: bool, factor: V::Vector) {
-    // SAFETY: the caller answers for so many elements of the output.
-    unsafe {
-        let whole = count == V::WIDTH;
-        let value = match (add, whole) {
-            (false, _) => V::multiply(sum, factor),
-            (true, true) => V::multiply_add(sum, factor, V::load(out)),
-            (true, false) => V::multiply_add(sum, factor, V::load_part(out, count)),
-        };
-        match whole {
-            true => V::store(out, value),
-            false => V::store_part(out, value, count),
         }
     }
 }
