@@ -397,8 +397,8 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         &["o_proj", "does not adapt"],
     );
     check(
-        &|tensors| drop(tensors.insert("base_model.model.lm_head.weight".into(), (vec![1], vec![0; 4]))),
-        &["lm_head.weight", "no place"],
+        &|tensors| drop(tensors.insert("base_model.model.other.weight".into(), (vec![1], vec![0; 4]))),
+        &["other.weight", "no place"],
     );
     check(
         &|tensors| {

@@ -446,6 +446,8 @@ fn the_summary_has_every_figure() {
         "32",
         "--batch",
         "2",
+        "--set",
+        "data.validation_fraction=0.05",
     ]));
     let loss = format!("{:.4} nats", summary["validation_loss"].as_f64().unwrap());
     let told = String::from_utf8(output.stdout).unwrap();

@@ -47,7 +47,7 @@ fn write_expected(dir: &Path, model: &Llama, tokenizer: Option<&Tokenizer>) {
     let floats: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
     let text = "fn größe() -> usize {\n    // the model learns 日本語 🦀\n}\n";
     let text_ids: Vec<i64> =
-        tokenizer.map_or(Vec::new(), |t| t.encode(text).unwrap().iter().map(|id| i64::from(*id)).collect());
+        tokenizer.map_or(Vec::new(), |t| t.encode_whole(text).unwrap().iter().map(|id| i64::from(*id)).collect());
     let text_bytes = bytes(&text_ids);
     std::fs::write(dir.join("text.txt"), text).unwrap();
     let tensors = [

@@ -58,6 +58,16 @@ pub enum ModelError {
     /// A sampling setting outside its range.
     #[error("generation: {0}")]
     Sampling(String),
+    /// Outputs that are no numbers, from which nothing can be chosen.
+    #[error("token {token} cannot be chosen: the output for id {id} is {value}; the weights are damaged or too large")]
+    NotFinite {
+        /// Number of the new token, from 1.
+        token: usize,
+        /// The first id with such an output.
+        id: usize,
+        /// The output.
+        value: f32,
+    },
     /// Token ids the model has no embedding for.
     #[error("token id {id} at position {position} is outside the model's vocabulary of {vocab_size}")]
     TokenId {
@@ -87,6 +97,7 @@ impl ModelError {
                     | std::io::ErrorKind::InvalidData
                     | std::io::ErrorKind::UnexpectedEof
             ),
+            Self::NotFinite { .. } => false,
             _ => true,
         }
     }

@@ -23,7 +23,7 @@ pub use error::ModelError;
 pub use linear::{Dense, Linear, Parameterization};
 pub use llama::{
     Attention, BlockContext, DecoderBlock, Embedding, KvCache, LanguageBatch, LanguageOutput, Llama, LlamaBody,
-    LlamaConfig, Mlp, RmsNorm, Sampling, generate, ids_tensor,
+    LlamaConfig, Mlp, RmsNorm, RopeScaling, Sampling, generate, ids_tensor,
 };
 pub use segments::{
     ForwardPass, Hidden, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk,

@@ -176,7 +176,8 @@ impl HiddenMatrices {
         if C::NEEDS_MATRICES {
             self.group()?;
             if !shapes.iter().any(|shape| config.takes(*shape)) {
-                return Err(OptimError::NothingFits { shapes: format!("{:?}", shapes.iter().max()) });
+                let [rows, columns] = shapes.iter().max_by_key(|[rows, columns]| rows.min(columns)).unwrap_or(&[0, 0]);
+                return Err(OptimError::NothingFits { shapes: format!("{rows} x {columns}") });
             }
         }
         let plain = |decays: bool| {

@@ -123,12 +123,26 @@ impl AdapterConfig {
                 }
             }
         }
+        for part in self.layers.iter().flat_map(|_| self.targets.parts()) {
+            let matcher = part.matcher()?;
+            let within = |layer: &&Found| block_of(&layer.path).is_some_and(|number| self.in_blocks(number));
+            let mut matching = found.iter().filter(|layer| matcher.matches(&layer.path)).peekable();
+            if matching.peek().is_some() && !matching.any(|layer| within(&layer)) {
+                idle.push(format!(
+                    "adapter.targets: {part} is left out; it is in none of the blocks of adapter.layers"
+                ));
+            }
+        }
         for number in self.layers.iter().flatten() {
             if !found.iter().any(|layer| block_of(&layer.path) == Some(*number)) {
                 idle.push(format!("adapter.layers: no linear layer stands in block {number}"));
             }
         }
         Ok(idle)
+    }
+
+    fn in_blocks(&self, number: usize) -> bool {
+        self.layers.as_ref().is_none_or(|layers| layers.contains(&number))
     }
 
     fn chosen<'a>(&self, found: &'a [Found]) -> Result<Vec<&'a Found>, AdapterError> {
@@ -138,8 +152,22 @@ impl AdapterConfig {
             let exclude = exclude.matcher()?;
             chosen.retain(|layer| !exclude.matches(&layer.path));
         }
-        if let Some(layers) = &self.layers {
+        if let Some(layers) = self.layers.as_ref().filter(|_| !chosen.is_empty()) {
             chosen.retain(|layer| block_of(&layer.path).is_some_and(|number| layers.contains(&number)));
+            if chosen.is_empty() {
+                let last = found.iter().filter_map(|layer| block_of(&layer.path)).max();
+                return Err(AdapterError::Setting {
+                    key: "layers".into(),
+                    value: format!("{layers:?}"),
+                    reason: match last {
+                        Some(last) => format!(
+                            "no linear layer of {} stands in these blocks; the model has blocks 0 to {last}",
+                            self.targets
+                        ),
+                        None => "the model has no blocks; remove it".into(),
+                    },
+                });
+            }
         }
         match chosen.is_empty() {
             true => Err(AdapterError::NoMatch { what: self.targets.to_string(), known: names(found.iter()) }),

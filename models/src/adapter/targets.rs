@@ -32,6 +32,11 @@ impl Targets {
         }
     }
 
+    /// Refuses a regular expression that cannot be read.
+    pub fn validate(&self) -> Result<(), AdapterError> {
+        self.matcher().map(|_| ())
+    }
+
     /// Each name of a list by itself.
     pub(super) fn parts(&self) -> Vec<Self> {
         match self {
@@ -97,7 +102,13 @@ fn compiled(pattern: &str, given: &str) -> Result<Regex, AdapterError> {
     Regex::new(pattern).map_err(|error| AdapterError::Setting {
         key: "targets".into(),
         value: given.into(),
-        reason: error.to_string(),
+        reason: match error.to_string() {
+            text if text.contains("look-around") => {
+                "look-ahead and look-behind are not supported; write the pattern without, or name the layers".into()
+            }
+            // The first lines show the expression again.
+            text => text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string(),
+        },
     })
 }
 

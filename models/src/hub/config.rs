@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::rope;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
 use crate::llama::LlamaConfig;
@@ -17,13 +18,15 @@ pub struct HubConfig {
     pub extra: Map<String, Value>,
 }
 
+/// Name of the settings of generation.
+const GENERATION: &str = "generation_config.json";
+
 /// Settings of other architectures that would change the numbers: the key, and the only value that this model has.
-fn fixed_values() -> [(&'static str, Value); 5] {
+fn fixed_values() -> [(&'static str, Value); 4] {
     [
         ("hidden_act", json!("silu")),
         ("attention_bias", json!(false)),
         ("mlp_bias", json!(false)),
-        ("rope_scaling", Value::Null),
         ("quantization_config", Value::Null),
     ]
 }
@@ -50,17 +53,8 @@ impl HubConfig {
                 return Err(format!("{key} is {found}; only {expected} is supported"));
             }
         }
-        let rope = match map.remove("rope_parameters") {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(rope)) => rope,
-            Some(other) => return Err(format!("rope_parameters is {other}; it must be an object")),
-        };
-        if let Some(kind) = rope.get("rope_type")
-            && kind != "default"
-        {
-            return Err(format!("rope_parameters.rope_type is {kind}; only \"default\" is supported"));
-        }
-        let mut keys = Keys { map, rope };
+        let rope = rope::Settings::take(&mut map)?;
+        let mut keys = Keys { map };
         let hidden_size = keys.count("hidden_size", None)?;
         let heads = keys.count("num_attention_heads", None)?;
         let head_dim = match keys.present("head_dim") {
@@ -76,7 +70,11 @@ impl HubConfig {
             num_key_value_heads: keys.count("num_key_value_heads", Some(heads))?,
             head_dim,
             max_position_embeddings: keys.count("max_position_embeddings", Some(2048))?,
-            rope_theta: keys.number("rope_theta", 10_000.0)?,
+            rope_theta: match rope.theta {
+                Some(theta) => theta,
+                None => keys.number("rope_theta", 10_000.0)?,
+            },
+            rope_scaling: rope.scaling,
             rms_norm_eps: keys.number("rms_norm_eps", 1e-6)?,
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             initializer_range: keys.number("initializer_range", 0.02)?,
@@ -86,6 +84,8 @@ impl HubConfig {
                     .map_err(|error| format!("parameterization is {value}: {error}"))?,
             },
         };
+        // Taken from either place above.
+        keys.map.remove("rope_theta");
         llama.validate().map_err(|error| error.to_string())?;
         // What says how the file was written would be untrue of the next one.
         for stale in
@@ -96,14 +96,25 @@ impl HubConfig {
         Ok(Self { llama, extra: keys.map })
     }
 
+    /// Tokens that end a generated text: those of `generation_config.json` beside the configuration, else those under `eos_token_id` here.
+    pub fn end_tokens(&self, dir: &Path) -> Result<Vec<u32>, ModelError> {
+        let path = dir.join(GENERATION);
+        if !path.exists() {
+            return Ok(self.tokens("eos_token_id"));
+        }
+        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+        let bad = |reason: String| ModelError::File { path: path.clone(), reason };
+        let map: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|error| bad(format!("not a JSON object: {error}")))?;
+        match ids(map.get("eos_token_id")) {
+            ends if ends.is_empty() => Ok(self.tokens("eos_token_id")),
+            ends => Ok(ends),
+        }
+    }
+
     /// Token ids under a key such as `eos_token_id`, which may hold one or several.
     pub fn tokens(&self, key: &str) -> Vec<u32> {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        match self.extra.get(key) {
-            Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-            Some(value) => id(value).into_iter().collect(),
-            None => Vec::new(),
-        }
+        ids(self.extra.get(key))
     }
 
     /// The text of `config.json`.
@@ -125,9 +136,18 @@ impl HubConfig {
     }
 }
 
+/// Ids in a value that holds one or several.
+fn ids(value: Option<&Value>) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
 struct Keys {
     map: Map<String, Value>,
-    rope: Map<String, Value>,
 }
 
 impl Keys {
@@ -136,8 +156,7 @@ impl Keys {
     }
 
     fn take(&mut self, key: &str) -> Option<Value> {
-        let value = self.map.remove(key).filter(|value| !value.is_null());
-        value.or_else(|| self.rope.remove(key))
+        self.map.remove(key).filter(|value| !value.is_null())
     }
 
     fn count(&mut self, key: &str, default: Option<usize>) -> Result<usize, String> {
@@ -200,12 +219,28 @@ mod tests {
     }
 
     #[test]
+    fn generation_settings_say_what_ends_a_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = parse(&minimal()).unwrap();
+        let ends = || config.end_tokens(dir.path());
+        assert_eq!(ends().unwrap(), [2]);
+        for (text, expected) in
+            [(r#"{"eos_token_id": [0, 5]}"#, vec![0, 5]), (r#"{"eos_token_id": null}"#, vec![2]), ("{}", vec![2])]
+        {
+            std::fs::write(dir.path().join(GENERATION), text).unwrap();
+            assert_eq!(ends().unwrap(), expected);
+        }
+        std::fs::write(dir.path().join(GENERATION), "[").unwrap();
+        assert!(ends().unwrap_err().to_string().contains(GENERATION));
+    }
+
+    #[test]
     fn other_architectures_and_settings_are_refused_by_name() {
         for (key, value) in [
             ("model_type", json!("gpt2")),
             ("hidden_act", json!("gelu")),
             ("attention_bias", json!(true)),
-            ("rope_scaling", json!({"factor": 2.0})),
+            ("rope_scaling", json!({"type": "longrope"})),
             ("rope_parameters", json!({"rope_type": "yarn"})),
             ("hidden_size", json!("wide")),
             ("vocab_size", Value::Null),

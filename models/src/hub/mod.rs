@@ -4,6 +4,7 @@
 mod config;
 pub mod peft;
 mod read;
+mod rope;
 mod write;
 
 pub use config::HubConfig;

@@ -26,6 +26,10 @@ pub struct ModelFolder {
 impl ModelFolder {
     /// Reads the configuration; the weights wait for [`ModelFolder::load`].
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        if !dir.join(CONFIG).exists() {
+            let reason = format!("has no {CONFIG}; name the folder of a model");
+            return Err(ModelError::File { path: dir.to_path_buf(), reason });
+        }
         let config = HubConfig::read(&dir.join(CONFIG))?;
         Ok(Self { dir: dir.to_path_buf(), config })
     }
@@ -278,9 +282,9 @@ fn read_bytes(path: &Path, begin: u64, info: &TensorInfo) -> Result<Vec<u8>, Mod
 }
 
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let index = dir.join(INDEX);
+    let (index, single) = (dir.join(INDEX), dir.join(WEIGHTS));
     if !index.exists() {
-        return Ok(vec![dir.join(WEIGHTS)]);
+        return if single.exists() { Ok(vec![single]) } else { Err(without_weights(dir)) };
     }
     let text = std::fs::read_to_string(&index).map_err(ModelError::io(&index))?;
     let bad = |reason: String| ModelError::File { path: index.clone(), reason };
@@ -294,8 +298,35 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     }
     names.sort();
     names.dedup();
+    if single.exists() && names != [single] {
+        return Err(ModelError::File {
+            path: dir.to_path_buf(),
+            reason: format!(
+                "has {WEIGHTS}, and {INDEX} with other files; nothing says which are the weights: move the older ones away"
+            ),
+        });
+    }
     Ok(names)
 }
+
+fn without_weights(dir: &Path) -> ModelError {
+    match PICKLED.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
+        Some(path) => ModelError::File {
+            path,
+            reason: format!(
+                "is a pickle file, which may run code; let transformers save the model as {WEIGHTS}: \
+                 AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)"
+            ),
+        },
+        None => ModelError::File {
+            path: dir.to_path_buf(),
+            reason: format!("has no weights: neither {WEIGHTS} nor {INDEX}"),
+        },
+    }
+}
+
+/// Weights in a form that is not read.
+const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// The header of a safetensors file, and where the data begins. Checks the size of the file against it.
 pub fn read_header(path: &Path) -> Result<(u64, Metadata), ModelError> {

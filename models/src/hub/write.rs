@@ -165,6 +165,12 @@ fn transposed_bytes(values: &[f32], rows: usize, columns: usize) -> Vec<u8> {
     out
 }
 
+/// Whether files hold the parameter of so many dimensions at a path the other way round, as those of linear layers.
+pub(super) fn is_transposed(path: &ModulePath, dimensions: usize) -> bool {
+    let linear = |container: &str| container == "Enum:Linear" || container == "Struct:Dense";
+    dimensions == 2 && path.containers().any(linear)
+}
+
 /// Collects the parameters under the names of their paths.
 #[derive(Default)]
 struct Collector {
@@ -196,8 +202,7 @@ impl ModuleVisitor for Collector {
         // An adapter would compose the weight.
         let tensor = param.base().inner();
         let mut shape = tensor.dims().to_vec();
-        let linear = |container: &str| container == "Enum:Linear" || container == "Struct:Dense";
-        let transposed = D == 2 && self.path.containers().any(linear);
+        let transposed = is_transposed(&self.path, D);
         if transposed {
             shape.reverse();
         }

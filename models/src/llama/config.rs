@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rope::RopeScaling;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
 
@@ -29,6 +30,9 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// Base of the rotary angles.
     pub rope_theta: f64,
+    /// Change of the rotary angles; none for the usual ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// Constant added to the mean square in RMS norm.
     pub rms_norm_eps: f64,
     /// Whether the output head is the transposed embedding.
@@ -86,6 +90,7 @@ impl LlamaConfig {
             head_dim: hidden / heads,
             max_position_embeddings: positions,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             initializer_range: 0.02,
@@ -127,6 +132,9 @@ impl LlamaConfig {
         }
         if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
             return refuse(format!("initializer_range is {}; it must be 0 or greater", self.initializer_range));
+        }
+        if let Some(scaling) = &self.rope_scaling {
+            scaling.validate()?;
         }
         self.parameterization.validate()?;
         Ok(())

@@ -108,7 +108,11 @@ pub fn generate(
     let mut output = Vec::with_capacity(tokens);
     for _ in 0..tokens {
         let logits = model.next_logits(ids_tensor(&input, 1, &device), &mut cache);
-        let next = sampling.pick(&host(logits), &mut random) as i32;
+        let logits = host(logits);
+        if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+            return Err(ModelError::NotFinite { token: output.len() + 1, id, value: logits[id] });
+        }
+        let next = sampling.pick(&logits, &mut random) as i32;
         output.push(next);
         if !each(next) {
             break;

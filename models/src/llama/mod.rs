@@ -9,6 +9,7 @@ mod learner;
 mod model;
 mod norm;
 mod restarts;
+mod rope;
 
 pub use batch::LanguageBatch;
 pub use block::{Attention, BlockContext, DecoderBlock, Mlp};
@@ -18,3 +19,4 @@ pub use generate::{Sampling, generate};
 pub use learner::LanguageOutput;
 pub use model::{Embedding, Llama, LlamaBody, ids_tensor};
 pub use norm::RmsNorm;
+pub use rope::RopeScaling;

@@ -190,7 +190,15 @@ impl Llama {
     }
 
     fn rotary(&self, positions: usize, device: &Device) -> Rotary {
-        Rotary::new(self.config.head_dim, positions, self.config.rope_theta, device)
+        let LlamaConfig { head_dim, rope_theta, rope_scaling, .. } = &self.config;
+        let rates = Rotary::rates(*head_dim, *rope_theta);
+        match rope_scaling {
+            None => Rotary::of_rates(&rates, 1.0, positions, device),
+            Some(scaling) => {
+                let rates = scaling.rates(*head_dim, *rope_theta, rates);
+                Rotary::of_rates(&rates, scaling.attention_factor(), positions, device)
+            }
+        }
     }
 }
 

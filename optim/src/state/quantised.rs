@@ -25,12 +25,14 @@ const MIN_RANGE: f32 = 1e-5;
 
 /// `clamp(round(x / scale) + zero)` with `scale = max(hi - lo, 1e-5) / (2^bits - 1)` and `zero = clamp(-round(lo / scale))`, rounded half to even;
 /// with a generator up or down at random, so that the mean is exact.
+///
+/// The range of a group always includes 0, in contrast to the published code, whose codes saturate where all values have one sign.
 pub fn quantise_groups(values: &[f32], bits: u32, group: usize, mut rng: Option<&mut StdRng>) -> QuantisedGroups {
     let top = ((1u32 << bits) - 1) as f32;
     let mut result = QuantisedGroups { codes: Vec::with_capacity(values.len()), scales: vec![], zeros: vec![] };
     for values in values.chunks(group) {
-        let low = values.iter().copied().fold(f32::INFINITY, f32::min);
-        let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let low = values.iter().copied().fold(0.0, f32::min);
+        let high = values.iter().copied().fold(0.0, f32::max);
         let scale = (high - low).max(MIN_RANGE) / top;
         let zero = (-(low / scale).round_ties_even()).clamp(0.0, top);
         result.scales.push(scale);
@@ -139,6 +141,18 @@ impl QuantisedMatrix {
 mod tests {
     use super::*;
     use lowrank_kernels::random::generator;
+
+    #[test]
+    fn groups_of_one_sign_keep_their_values() {
+        for bits in [4, 8] {
+            for values in [vec![1.0; 8], vec![-3.0; 8], (1..9).map(|i| 5.0 + i as f32).collect(), vec![-0.5, -0.25]] {
+                let groups = quantise_groups(&values, bits, 8, None);
+                for (x, restored) in values.iter().zip(groups.restored(8)) {
+                    assert!((x - restored).abs() <= 0.501 * groups.scales[0], "{bits} bits: {x} {restored}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn values_are_within_half_a_step_and_constant_groups_finite() {

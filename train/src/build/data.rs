@@ -5,9 +5,24 @@ use std::path::PathBuf;
 use super::{BuildError, Listener, model_folder};
 use crate::config::Config;
 use crate::data::{
-    Format, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus, prepare,
+    Format, HeldOut, PrepareOptions, Prepared, Progress, Source, Stage, TokenizerChoice, default_corpus, prepare,
 };
 use crate::process::BlockAllocator;
+
+/// The data that the configuration names.
+pub fn source(config: &Config) -> Source {
+    let section = &config.data;
+    Source { paths: section.path.clone(), format: section.format, field: section.field.clone() }
+}
+
+/// The part of the data to measure on.
+pub fn held_out(config: &Config) -> HeldOut {
+    let section = &config.data;
+    match section.validation.is_empty() {
+        true => HeldOut::Fraction(section.validation_fraction),
+        false => HeldOut::Source(Source { paths: section.validation.clone(), ..source(config) }),
+    }
+}
 
 /// What the configuration says of text and tokenizer.
 pub fn prepare_options(config: &Config) -> Result<PrepareOptions, BuildError> {
@@ -21,16 +36,11 @@ pub fn prepare_options(config: &Config) -> Result<PrepareOptions, BuildError> {
         },
         path => TokenizerChoice::File(PathBuf::from(path)),
     };
-    let (paths, format) = match config.data.path.is_empty() {
-        true => (default_corpus()?, Format::Text),
-        false => (config.data.path.clone(), config.data.format),
+    let source = match config.data.path.is_empty() {
+        true => Source { paths: default_corpus()?, format: Format::Text, ..source(config) },
+        false => source(config),
     };
-    Ok(PrepareOptions {
-        source: Source { paths, format, field: config.data.field.clone() },
-        tokenizer,
-        validation_fraction: config.data.validation_fraction,
-        seed: config.train.seed,
-    })
+    Ok(PrepareOptions { source, tokenizer, held_out: held_out(config), seed: config.train.seed })
 }
 
 /// Prepares the data, showing how far it is.

@@ -12,7 +12,7 @@ mod size;
 mod warnings;
 
 pub use adapter::{adapter, adapter_folder, rule};
-pub use data::{prepare_data, prepare_options};
+pub use data::{held_out, prepare_data, prepare_options, source};
 pub use error::BuildError;
 pub use limits::{BEYOND_ANY_MACHINE, check_sizes};
 pub use listener::Listener;

@@ -21,6 +21,7 @@ fn default_shape(vocab_size: usize) -> LlamaConfig {
         head_dim: 64,
         max_position_embeddings: 1024,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
         initializer_range: 0.02,
@@ -52,17 +53,10 @@ pub fn model_folder(model: &ModelSection) -> Option<&Path> {
     path.join("config.json").exists().then_some(path)
 }
 
-/// The model's configuration, with further keys for `config.json`.
-pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> Result<HubConfig, BuildError> {
+/// The model's configuration for text of so many ids, with further keys for `config.json`. A folder keeps the shape that it has.
+pub fn model_config(model: &ModelSection, vocab_size: usize, separator: Option<u32>) -> Result<HubConfig, BuildError> {
     if let Some(folder) = model_folder(model) {
         let mut hub = ModelFolder::open(folder)?.config;
-        if vocab_size > hub.llama.vocab_size {
-            return Err(BuildError::Settings(format!(
-                "the tokenizer has {vocab_size} ids, the model in {} has an embedding for {}; use the model's own tokenizer",
-                folder.display(),
-                hub.llama.vocab_size
-            )));
-        }
         let kept = match model.parameterization.name == "relora" {
             true => ModelSection { name: String::new(), ..shapeless(model) },
             false => ModelSection::default(),
@@ -108,7 +102,7 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: u32) -> 
     }
     llama.parameterization = parameterization(model)?;
     llama.validate()?;
-    let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), separator.into()));
+    let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), Value::from(separator)));
     Ok(HubConfig { llama, extra: Map::from_iter(extra) })
 }
 

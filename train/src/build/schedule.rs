@@ -13,10 +13,7 @@ pub fn schedule(
     total_steps: Option<u64>,
 ) -> Result<Schedule, BuildError> {
     let section = &config.schedule;
-    let warmup_steps = match (section.warmup_steps, total_steps) {
-        (0, Some(total)) => (section.warmup_fraction * total as f64).ceil() as u64,
-        (steps, _) => steps,
-    };
+    let warmup_steps = config.warmup_steps(total_steps);
     let name = parameterization.name();
     let refuse = |reason: String| Err(BuildError::Settings(reason));
     let jagged = section.kind == ScheduleKind::CosineRestarts;

@@ -7,6 +7,12 @@ use crate::config::Config;
 /// Warnings about settings that are allowed and probably not meant.
 pub fn warnings(config: &Config, llama: &LlamaConfig, total_steps: Option<u64>) -> Vec<String> {
     let mut warnings = Vec::new();
+    let warmup = config.warmup_steps(total_steps);
+    if let Some(steps) = total_steps.filter(|steps| 2 * warmup > *steps && *steps > 1) {
+        warnings.push(format!(
+            "the learning rate rises for {warmup} of the {steps} steps; shorten schedule.warmup_steps or lengthen the run"
+        ));
+    }
     let parameterization = &llama.parameterization;
     let name = parameterization.name();
     let wide = |[d_in, d_out]: &[usize; 2]| {

@@ -3,27 +3,31 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use lowrank_models::hub::ModelFolder;
 
 use super::on_model::Adapters;
 use super::output::{print, table};
-use crate::build::{BuildError, Listener, prepare_options};
+use crate::build::{BuildError, Listener, held_out, prepare_options, source};
 use crate::config::{Config, Layers, count};
-use crate::data::{Batches, PrepareOptions, TokenizerChoice, prepare};
-use crate::engine::evaluate;
+use crate::data::{Batches, ExampleOptions, Examples, Held, HeldOut, PrepareOptions, Rows, TokenizerChoice, prepare};
+use crate::engine::{Evaluation, evaluate};
 use crate::objective::{ModelLoss, TokenStream, epoch};
 use crate::process::device;
+use crate::recipe::{ModelText, check_vocabulary};
 use crate::run::RunError;
 use crate::run::report::Screen;
 
-/// Measure a model on text that it did not learn from.
+/// Measure a model on text, or on examples, that it did not learn from.
 ///
-/// The held-out documents are the same that `pretrain` sets aside with the same data, fraction and seed.
+/// Data that is named is measured whole; of conversations and of prompts with completions what counts in training is measured. Without --data, or
+/// with --set data.validation_fraction=PART, the documents are measured that `pretrain` sets aside with the same data, fraction and seed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   lowrank eval --model runs/pretrain-001/checkpoints/step-001500
-  lowrank eval --model SmolLM2-135M --data books/ --seq-len 512")]
+  lowrank eval --model SmolLM2-135M --data test/ --seq-len 512
+  lowrank eval --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --data chats.jsonl")]
 pub struct Args {
     /// Checkpoint or Hugging Face model folder
     #[arg(long, value_name = "DIR")]
@@ -54,46 +58,92 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = config(&args).map_err(BuildError::from)?;
+    let (config, held_out) = config(&args).map_err(BuildError::from)?;
     let device = device(&args.device).map_err(BuildError::from)?;
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
-    let options = PrepareOptions {
-        tokenizer: TokenizerChoice::File(args.model.join("tokenizer.json")),
-        ..prepare_options(&config)?
-    };
+    let (rows, positions) = (folder.config.llama.vocab_size, folder.config.llama.max_position_embeddings);
+    if args.seq_len as usize > positions {
+        let problem =
+            format!("--seq-len {} is longer than the model's {positions} positions; shorten it", args.seq_len);
+        return Err(BuildError::Settings(problem).into());
+    }
+    let load = || Ok::<_, anyhow::Error>(args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?);
     let mut screen = Screen::new(args.quiet);
+    let mask = config.data.document_mask;
+    let measure = |stream: TokenStream, total: u64, screen: &mut Screen| {
+        let model = load()?;
+        screen.begin("evaluating", total);
+        let found = evaluate(&model, &ModelLoss, epoch(&stream, &device), |found| {
+            screen.advance(found.tokens);
+            true
+        })
+        .map_err(RunError::from)?;
+        screen.end();
+        match found.nats.is_finite() {
+            true => Ok(found),
+            false => Err(anyhow!("the loss is {}: the weights are damaged or too large", found.nats)),
+        }
+    };
+    let rows_of = |found: &Evaluation| {
+        [
+            vec!["tokens".into(), count(found.tokens)],
+            vec!["loss".into(), format!("{:.4} nats a token", found.loss())],
+            vec!["perplexity".into(), format!("{:.2}", found.perplexity())],
+        ]
+    };
+    let source = source(&config);
+    if !args.data.is_empty() && source.holds().map_err(BuildError::from)? != Held::Texts {
+        let text = ModelText::read(&args.model, &folder.config)?;
+        let end = text.end()?;
+        screen.begin("reading the examples", 0);
+        let examples = Examples::read(&ExampleOptions {
+            source: &source,
+            held_out: &held_out,
+            tokenizer: &text.tokenizer,
+            template: text.template.as_ref(),
+            end,
+            vocab_size: rows,
+            learn_prompt: config.data.learn_prompt,
+            seq_len: args.seq_len as usize,
+            too_long: config.data.too_long,
+            seed: config.train.seed,
+            fields: &[],
+        })
+        .map_err(BuildError::from)?;
+        let mut told = count(examples.validation.len() as u64);
+        for (number, what) in [(examples.truncated, "cut"), (examples.dropped, "left out")] {
+            if number > 0 {
+                told.push_str(&format!(", {} {what} for their length", count(number as u64)));
+            }
+        }
+        let samples = Rows::new(examples.validation, args.batch as usize, end);
+        let found = measure(TokenStream::new(samples, mask), 0, &mut screen)?;
+        print(&table(&[vec![vec!["examples".into(), told]], rows_of(&found).to_vec()].concat()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tokenizer = TokenizerChoice::File(args.model.join("tokenizer.json"));
+    let options = PrepareOptions { tokenizer, held_out, ..prepare_options(&config)? };
     screen.begin("preparing the text", 0);
     let prepared = prepare(&options, &config.data.cache, &mut |_| ()).map_err(BuildError::from)?;
     if config.data.verify {
         prepared.validation.verify(&mut |_| ()).map_err(BuildError::from)?;
     }
-    let model = args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?;
-    if prepared.tokenizer.vocab_size() > model.config().vocab_size {
-        return Err(
-            BuildError::Settings("the tokens of this data are of another tokenizer than the model's".into()).into()
-        );
+    if let Some(warning) = check_vocabulary(prepared.tokenizer.vocab_size(), rows, &args.model)? {
+        eprintln!("warning: {warning}");
+        prepared.validation.check_ids(rows).map_err(BuildError::from)?;
     }
     let (batch, seq_len) = (args.batch as usize, args.seq_len as usize);
     let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(BuildError::from)?;
-    screen.begin("evaluating", prepared.validation.len());
-    let stream = TokenStream::new(batches, config.data.document_mask);
-    let found = evaluate(&model, &ModelLoss, epoch(&stream, &device), |found| {
-        screen.advance(found.tokens);
-        true
-    })
-    .map_err(RunError::from)?;
-    screen.end();
+    let found = measure(TokenStream::new(batches, mask), prepared.validation.len(), &mut screen)?;
     let bits = found.bits_per_byte(prepared.validation.text_bytes());
-    print(&table(&[
-        vec!["tokens".into(), count(found.tokens)],
-        vec!["loss".into(), format!("{:.4} nats a token", found.loss())],
-        vec!["perplexity".into(), format!("{:.2}", found.perplexity())],
-        vec!["bits per byte".into(), format!("{bits:.3} (gzip -9: {:.3})", prepared.facts.gzip_bits_per_byte)],
-    ]))?;
+    let gzip = prepared.facts.gzip_bits_per_byte;
+    let last = vec!["bits per byte".into(), format!("{bits:.3} (gzip -9: {gzip:.3})")];
+    print(&table(&[rows_of(&found).to_vec(), vec![last]].concat()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(args: &Args) -> Result<Config, crate::config::ConfigError> {
+/// The configuration, and what of the data is measured.
+fn config(args: &Args) -> Result<(Config, HeldOut), crate::config::ConfigError> {
     let mut layers = Layers::default();
     for setting in &args.set {
         layers.set(setting)?;
@@ -105,5 +155,9 @@ fn config(args: &Args) -> Result<Config, crate::config::ConfigError> {
     if let Some(seed) = args.seed {
         layers.flag("--seed", "train.seed", seed);
     }
-    layers.resolve(&Config::default())
+    let config = layers.resolve(&Config::default())?;
+    let whole =
+        !args.data.is_empty() && !layers.has("data.validation_fraction") || config.data.validation_fraction == 1.0;
+    let held_out = if whole { HeldOut::Everything } else { held_out(&config) };
+    Ok((config, held_out))
 }

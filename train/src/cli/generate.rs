@@ -1,7 +1,7 @@
 //! `lowrank generate`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -10,8 +10,9 @@ use lowrank_models::{Sampling, generate};
 
 use super::on_model::Adapters;
 use crate::build::BuildError;
-use crate::data::Tokenizer;
+use crate::data::{Conversation, DataError, Json};
 use crate::process::device;
+use crate::recipe::ModelText;
 
 /// Let a model continue a text.
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,10 @@ use crate::process::device;
 Examples:
   lowrank generate --model runs/pretrain-001/checkpoints/step-001500 --prompt \"fn main() {\"
   lowrank generate --model SmolLM2-135M --prompt \"The capital of France is\" --greedy --tokens 32
-  lowrank generate --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --prompt \"Q: \"")]
+  lowrank generate --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --chat \"Who are you?\"
+  lowrank generate --model SmolLM2-135M-Instruct --system \"Answer in one word\" --chat \"The capital of France?\"
+
+Special tokens in a prompt mean themselves, and the tokenizer puts before it what it puts before every text.")]
 pub struct Args {
     /// Checkpoint or Hugging Face model folder
     #[arg(long, value_name = "DIR")]
@@ -27,8 +31,20 @@ pub struct Args {
     #[command(flatten)]
     adapters: Adapters,
     /// Text to continue
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", conflicts_with_all = ["chat", "messages"])]
     prompt: String,
+    /// Message to answer, written as the model's chat template has it
+    #[arg(long, value_name = "MESSAGE", conflicts_with = "messages")]
+    chat: Option<String>,
+    /// JSON file with a conversation to answer: a list of turns, or an object with messages and tools
+    #[arg(long, value_name = "FILE")]
+    messages: Option<PathBuf>,
+    /// Message of the system before that of --chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// Special tokens in --prompt are text
+    #[arg(long, conflicts_with_all = ["chat", "messages"])]
+    no_special: bool,
     /// New tokens at most
     #[arg(long, default_value_t = 128)]
     tokens: usize,
@@ -60,35 +76,40 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     sampling.validate().map_err(BuildError::from)?;
     let device = device(&args.device).map_err(BuildError::from)?;
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
-    let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json")).map_err(BuildError::from)?;
+    let text = ModelText::read(&args.model, &folder.config)?;
     let model = args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?;
 
-    let mut ids: Vec<u32> = tokenizer.encode(&args.prompt).map_err(BuildError::from)?;
-    let begins = tokenizer.begins(&folder.config);
-    if begins.is_some() || ids.is_empty() {
-        ids.insert(0, tokenizer.separator());
-    }
-    let ends = folder.config.tokens("eos_token_id");
+    let asked = match (&args.chat, &args.messages) {
+        (Some(message), _) => Some(Conversation::asking(args.system.as_deref(), message)),
+        (None, Some(path)) => Some(conversation(path)?),
+        (None, None) => None,
+    };
+    let mut ids = match &asked {
+        Some(asked) => text.chat_prompt(asked)?,
+        None => text.prompt(&args.prompt, !args.no_special)?,
+    };
+    // Of an answer the question is no part.
+    let first = if asked.is_some() { ids.len() } else { 0 };
+    let (tokenizer, ends) = (&text.tokenizer, &text.ends);
     let prompt: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
     let mut out = std::io::stdout().lock();
     let mut shown = 0;
     let mut failed = None;
     generate(&model, &prompt, args.tokens, &sampling, |id| {
         let id = id as u32;
-        if ends.contains(&id) {
-            return false;
-        }
         ids.push(id);
         // A character may need several tokens: what may still change is held back.
-        let written =
-            tokenizer.decode(&ids).map_err(|error| anyhow::Error::from(BuildError::from(error))).and_then(|text| {
+        let written = tokenizer
+            .decode(&ids[first..])
+            .map_err(|error| anyhow::Error::from(BuildError::from(error)))
+            .and_then(|text| {
                 let ready = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
                 out.write_all(&text.as_bytes()[shown.min(ready)..ready])?;
                 shown = ready.max(shown);
                 Ok(out.flush()?)
             });
         failed = written.err();
-        failed.is_none()
+        failed.is_none() && !ends.contains(&id)
     })
     .map_err(BuildError::from)?;
     match failed {
@@ -98,4 +119,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// The conversation in a file.
+fn conversation(path: &Path) -> Result<Conversation, BuildError> {
+    let bytes = std::fs::read(path).map_err(DataError::read(path))?;
+    let bad = |problem: String| DataError::Template { path: path.to_path_buf(), problem };
+    let json: Json = serde_json::from_slice(&bytes).map_err(|error| bad(format!("not JSON: {error}")))?;
+    Ok(Conversation::of_file(&json).map_err(bad)?)
 }

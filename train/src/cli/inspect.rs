@@ -10,7 +10,7 @@ use super::output::{print, table};
 use crate::build::BuildError;
 use crate::config::{bytes, count};
 use crate::run::RunError;
-use crate::run::checkpoint::{TrainerState, verify};
+use crate::run::checkpoint::{Manifest, TrainerState, verify};
 
 /// Show what a checkpoint, model or adapter folder holds: configuration, tensors, sizes, step. Hashes of a checkpoint are checked.
 #[derive(Debug, clap::Args)]
@@ -30,10 +30,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn adapter(dir: &Path) -> Result<String, BuildError> {
-    let folder = PeftFolder::open(dir)?;
+/// The manifest of a checkpoint whose files are all as they were saved; none for other folders.
+fn checked(dir: &Path) -> Result<Option<Manifest>, RunError> {
+    let is_checkpoint = ["manifest.json", "trainer.json"].iter().any(|name| dir.join(name).exists());
+    is_checkpoint.then(|| verify(dir)).transpose().map_err(RunError::Damaged)
+}
+
+fn adapter(dir: &Path) -> anyhow::Result<String> {
+    let saved = checked(dir)?;
+    let folder = PeftFolder::open(dir).map_err(BuildError::from)?;
     let config = &folder.config;
-    let spec = config.entry().map_err(lowrank_models::ModelError::from)?.spec;
+    let spec = config.entry().map_err(BuildError::from)?.spec;
     let or_own = |value: Option<String>| value.unwrap_or_else(|| "the method's own".into());
     let mut rows = vec![
         vec!["adapter".into(), format!("{}: {} (arXiv {})", spec.name, spec.title, spec.arxiv)],
@@ -47,6 +54,9 @@ fn adapter(dir: &Path) -> Result<String, BuildError> {
     rows.extend(config.rank_pattern.iter().map(|(name, rank)| vec!["rank of".into(), format!("{name}: {rank}")]));
     rows.extend(config.alpha_pattern.iter().map(|(name, alpha)| vec!["alpha of".into(), format!("{name}: {alpha}")]));
     rows.extend(config.options.iter().map(|(name, value)| vec![name.clone(), value.to_string()]));
+    rows.extend(
+        saved.map(|saved| vec!["checkpoint".into(), format!("{} files, all as they were saved", saved.files.len())]),
+    );
     rows.extend(folder.warnings.iter().map(|warning| vec!["warning".into(), warning.clone()]));
     Ok(table(&rows) + &listed(folder.shapes()))
 }
@@ -55,8 +65,7 @@ fn model(args: &Args) -> anyhow::Result<String> {
     let config = HubConfig::read(&args.dir.join("config.json")).map_err(BuildError::from)?;
     let tensors = TensorFiles::open(&args.dir).map_err(BuildError::from)?;
     let mut text = String::new();
-    if args.dir.join("trainer.json").exists() {
-        let manifest = verify(&args.dir).map_err(RunError::Damaged)?;
+    if let Some(manifest) = checked(&args.dir)? {
         let state = TrainerState::read(&args.dir).map_err(RunError::Damaged)?;
         let size: u64 = manifest.files.values().map(|file| file.size).sum();
         let loss = |loss: Option<f64>| loss.map_or("-".into(), |loss| format!("{loss:.4}"));

@@ -81,12 +81,23 @@ pub fn main() -> ExitCode {
         // Who reads our output has seen enough: that is no failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(&error));
             let input = error.downcast_ref::<BuildError>().is_some_and(BuildError::is_input)
                 || error.downcast_ref::<RunError>().is_some_and(RunError::is_input);
             ExitCode::from(if input { 2 } else { 1 })
         }
     }
+}
+
+/// An error and its causes, those that it tells already left out.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -47,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
     let mut config = layers.resolve(&Config::of(Job::Pretrain)).map_err(BuildError::from)?;
     let ids = vocabulary(&config)?;
-    let llama = |config: &Config| model_config(&config.model, ids, 0).map(|hub| hub.llama);
+    let llama = |config: &Config| model_config(&config.model, ids, None).map(|hub| hub.llama);
     let shape = llama(&config)?;
     usual_rank(&mut config, shape.hidden_size);
     check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;

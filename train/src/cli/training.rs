@@ -228,7 +228,7 @@ fn report(finished: &Finished, base: Option<&str>) -> String {
             Some(base) => format!("{base} --adapter {}", checkpoint.display()),
             None => checkpoint.display().to_string(),
         };
-        row("try it", format!("lowrank generate --model {model} --prompt \"fn main() {{\""));
+        row("try it", format!("lowrank generate --model {model} {}", finished.ask));
     }
     format!("{text}\n{}", table(&rows))
 }

@@ -123,6 +123,14 @@ impl Config {
         self.train.steps > 0 || self.train.tokens > 0 || self.train.epochs > 0.0
     }
 
+    /// Steps of the warm-up in a run of so many steps.
+    pub fn warmup_steps(&self, total_steps: Option<u64>) -> u64 {
+        match (self.schedule.warmup_steps, total_steps) {
+            (0, Some(total)) => (self.schedule.warmup_fraction * total as f64).ceil() as u64,
+            (steps, _) => steps,
+        }
+    }
+
     /// Steps of the whole run with so many rows in an epoch, where steps, tokens or epochs limit it.
     pub fn total_steps(&self, rows: u64) -> Option<u64> {
         // The ranges of the three keep their product far below 2^64.

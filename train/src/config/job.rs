@@ -26,7 +26,7 @@ impl Job {
     /// Whether the key is supported in such a run.
     pub fn knows(self, key: &str) -> bool {
         let others: &[&str] = match self {
-            Self::Pretrain => &["adapter.", "rule.", "data.learn_prompt", "data.packing"],
+            Self::Pretrain => &["adapter.", "rule.", "data.learn_prompt", "data.packing", "data.too_long"],
             Self::Finetune => &["model.", "tokenizer.", "data.cache", "data.verify", "train.tokens"],
         };
         key == "model.name" || !others.iter().any(|start| key.starts_with(start))

@@ -336,7 +336,8 @@ mod tests {
             ("schedule.final_fraction=1.5", "schedule.final_fraction"),
             ("schedule.kind=step", "schedule.kind"),
             ("data.format=csv", "data.format"),
-            ("data.validation_fraction=1", "data.validation_fraction"),
+            ("data.validation_fraction=1.5", "data.validation_fraction"),
+            ("data.validation_fraction=0", "data.validation_fraction"),
             ("model.tie_word_embeddings=1", "model.tie_word_embeddings"),
         ] {
             let message = message(&[setting]);

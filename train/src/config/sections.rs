@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Job;
-use crate::data::Format;
+use crate::data::{Format, TooLong};
 use crate::engine::{BackwardMode, ScheduleKind};
 
 macro_rules! section {
@@ -142,8 +142,10 @@ section! {
         format: Format = Format::Auto,
         /// Field of JSON lines, or column of Parquet, that holds the text.
         field: String = "text".into(),
-        /// Part of the documents held out for validation.
-        #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+        /// Files and folders to measure on; empty: a part of the data, see `validation_fraction`.
+        validation: Vec<PathBuf> = Vec::new(),
+        /// Part of the documents held out for validation; not used with `validation`.
+        #[schemars(extend("minimum" = 0.0, "maximum" = 1.0))]
         validation_fraction: f64 = 0.05,
         /// Keep attention inside a document.
         document_mask: bool = true,
@@ -151,6 +153,8 @@ section! {
         learn_prompt: bool = false,
         /// Pack several examples into a row of `seq_len` tokens, each seeing itself alone.
         packing: bool = false,
+        /// Treatment of examples with more than `train.seq_len` tokens.
+        too_long: TooLong = TooLong::Truncate,
         /// Check the hashes of all token files before the first step.
         verify: bool = true,
         /// Folder for tokenizers and token shards made from text.

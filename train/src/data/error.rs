@@ -47,6 +47,14 @@ pub enum DataError {
         /// Position of the first bad byte.
         offset: u64,
     },
+    /// A file is text in another form than is read.
+    #[error("{path} {problem}")]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// What it is and what to do.
+        problem: String,
+    },
     /// A line of a JSON lines file does not parse.
     #[error("{path} line {line}: not valid JSON ({message}); correct or remove the line")]
     Json {

@@ -13,8 +13,10 @@ use sha2::{Digest, Sha256};
 
 use super::shards::{partial_of, sync_parent, write_synced};
 use super::split::{Split, changed};
+use super::text::PIECE;
 use super::{
-    DataError, Document, Format, Progress, ShardWriter, Shards, Skipped, Source, Stage, TOKENS_PER_FILE, Tokenizer,
+    DataError, Document, Format, HeldOut, Progress, ShardWriter, Shards, Skipped, Source, Stage, TOKENS_PER_FILE,
+    Tokenizer,
 };
 
 /// Which tokenizer to use.
@@ -35,9 +37,8 @@ pub struct PrepareOptions {
     pub source: Source,
     /// The tokenizer.
     pub tokenizer: TokenizerChoice,
-    /// Part of the documents held out, between 0 and 1; at least one document is on each side, and a single document is cut
-    /// at a line end.
-    pub validation_fraction: f64,
+    /// What is held out; of a fraction at least one document is on each side, and a single document is cut at a line end.
+    pub held_out: HeldOut,
     /// Seed of the choice of held-out documents.
     pub seed: u64,
 }
@@ -57,6 +58,18 @@ pub struct Prepared {
     pub facts: Facts,
 }
 
+impl Prepared {
+    /// Bytes of all token files.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.train.mapped_bytes() + self.validation.mapped_bytes()
+    }
+
+    /// Refuses tokens for which a model with an embedding of so many rows has none.
+    pub fn check_ids(&self, rows: usize) -> Result<(), DataError> {
+        [&self.train, &self.validation].into_iter().try_for_each(|side| side.check_ids(rows))
+    }
+}
+
 /// What preparing found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
@@ -69,7 +82,7 @@ pub struct Facts {
 /// Name of the file of [`Facts`].
 const FACTS: &str = "facts.json";
 /// Changes when the same options would give other files.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Documents are encoded together until they have so many bytes.
 const ENCODE_TOGETHER: usize = 4 << 20;
 /// A tokenizer learns from a random part of about so many bytes when there are more, so that the words fit in memory.
@@ -86,9 +99,20 @@ pub fn prepare(
 ) -> Result<Prepared, DataError> {
     if let Some(folder) = shards_folder(&options.source)? {
         let prepared = open(folder)?;
+        if let HeldOut::Source(source) = &options.held_out {
+            let path = source.paths.first().map(|path| path.display().to_string());
+            return Err(DataError::Setting {
+                key: "data.validation",
+                value: path.unwrap_or_default(),
+                problem: format!(
+                    "the token files in {} have a part to measure on already; remove it",
+                    folder.display()
+                ),
+            });
+        }
         let expected = match &options.tokenizer {
             TokenizerChoice::Bytes => Some(Tokenizer::bytes()?),
-            TokenizerChoice::File(path) => Some(Tokenizer::from_file(path)?),
+            TokenizerChoice::File(path) => Some(Tokenizer::from_file(path)?.for_documents()?),
             TokenizerChoice::Train(_) => None,
         };
         if let Some(expected) = expected
@@ -197,10 +221,10 @@ fn fill(options: &PrepareOptions, beside: &Path, progress: &mut dyn FnMut(Progre
         std::fs::remove_dir_all(beside).map_err(DataError::write(beside))?;
     }
     std::fs::create_dir(beside).map_err(DataError::write(beside))?;
-    let split = Split::scan(&options.source, options.validation_fraction, options.seed, progress)?;
+    let split = Split::scan(&options.source, &options.held_out, options.seed, progress)?;
     let tokenizer = match &options.tokenizer {
         TokenizerChoice::Bytes => Tokenizer::bytes()?,
-        TokenizerChoice::File(path) => Tokenizer::from_file(path)?,
+        TokenizerChoice::File(path) => Tokenizer::from_file(path)?.for_documents()?,
         TokenizerChoice::Train(vocab_size) => {
             progress(Progress { stage: Stage::TrainTokenizer, done: 0, total: 0 });
             let learned = |document: Document| {
@@ -208,13 +232,14 @@ fn fill(options: &PrepareOptions, beside: &Path, progress: &mut dyn FnMut(Progre
                 Ok(text.map(str::to_owned).map(|text| Document { text, ..document }))
             };
             let documents = options.source.documents()?;
-            Tokenizer::train(documents.filter_map(|document| document.and_then(learned).transpose()), *vocab_size)?
+            let documents = documents.filter_map(|document| document.and_then(learned).transpose());
+            Tokenizer::train(documents.flat_map(in_pieces), *vocab_size)?
         }
     };
     tokenizer.save(beside)?;
     let fingerprint = tokenizer.fingerprint()?;
     let writer = |name: &str| {
-        let (vocab_size, separator) = (tokenizer.vocab_size() as u32, tokenizer.separator());
+        let (vocab_size, separator) = (tokenizer.vocab_size() as u32, tokenizer.separator().unwrap_or_default());
         ShardWriter::create(&beside.join(name), vocab_size, separator, fingerprint.clone(), TOKENS_PER_FILE)
     };
     let mut sides = [writer("train")?, writer("validation")?];
@@ -227,6 +252,23 @@ fn fill(options: &PrepareOptions, beside: &Path, progress: &mut dyn FnMut(Progre
     write_synced(&path, text.as_bytes())
 }
 
+/// A document in pieces no larger than those of text files: learning from a text takes many times its size.
+fn in_pieces(document: Result<Document, DataError>) -> Vec<Result<Document, DataError>> {
+    let document = match document {
+        Ok(document) if document.text.len() > PIECE => document,
+        other => return vec![other],
+    };
+    let (mut pieces, mut rest) = (Vec::new(), document.text.as_str());
+    while !rest.is_empty() {
+        let end = rest.floor_char_boundary(PIECE.min(rest.len()));
+        let end = if end == rest.len() { end } else { rest[..end].rfind(['\n', ' ']).map_or(end, |end| end + 1) };
+        let (piece, later) = rest.split_at(end);
+        pieces.push(Ok(Document { name: document.name.clone(), text: piece.to_string() }));
+        rest = later;
+    }
+    pieces
+}
+
 fn encode_all(
     options: &PrepareOptions,
     split: &Split,
@@ -235,29 +277,49 @@ fn encode_all(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Facts, DataError> {
     let mut documents = options.source.documents()?;
+    // Documents to measure on follow those to learn from, where they are other data.
+    let mut others = match &options.held_out {
+        HeldOut::Source(source) => Some(source.documents()?),
+        _ => None,
+    };
     let mut gzip = GzEncoder::new(Counter(0), Compression::best());
     let (mut held_out_bytes, mut done) = (0, 0);
     loop {
         // Each text with its side: 0 for training, 1 for validation.
         let mut group = Vec::new();
         let mut bytes = 0;
-        while bytes < ENCODE_TOGETHER
-            && let Some(document) = documents.next()
-        {
+        while bytes < ENCODE_TOGETHER {
+            let Some(document) = documents.next() else {
+                match others.as_mut().and_then(Iterator::next) {
+                    Some(document) => {
+                        let document = document?;
+                        bytes += document.text.len();
+                        group.push((1, document.text));
+                        continue;
+                    }
+                    None => break,
+                }
+            };
             let document = document?;
             bytes += document.text.len();
             let parts = split.parts(&document)?;
-            let texts = [parts.train, parts.validation].into_iter().enumerate();
-            group.extend(texts.filter_map(|(side, text)| Some((side, text?.to_owned()))));
+            match (parts.train, parts.validation) {
+                (Some(train), Some(validation)) => {
+                    group.extend([(0, train.to_owned()), (1, validation.to_owned())]);
+                }
+                (train, _) => {
+                    let side = usize::from(train.is_none());
+                    group.push((side, document.text));
+                }
+            }
         }
         if group.is_empty() {
             break;
         }
         let encoded: Vec<Result<Vec<u32>, DataError>> =
-            group.par_iter().map(|(_, text)| tokenizer.encode(text)).collect();
-        for ((side, text), ids) in group.iter().zip(encoded) {
-            let mut tokens = vec![tokenizer.separator()];
-            tokens.extend(ids?);
+            group.par_iter().map(|(_, text)| tokenizer.encode_whole(text)).collect();
+        for ((side, text), tokens) in group.iter().zip(encoded) {
+            let tokens = tokens?;
             if *side == 1 {
                 held_out_bytes += text.len() as u64;
                 gzip.write_all(text.as_bytes()).map_err(DataError::write(Path::new("gzip")))?;
@@ -268,7 +330,13 @@ fn encode_all(
         progress(Progress { stage: Stage::Encode, done, total: split.bytes });
     }
     let compressed = gzip.finish().map_err(DataError::write(Path::new("gzip")))?.0;
-    // The split leaves text on both sides.
+    if held_out_bytes == 0
+        && let HeldOut::Source(source) = &options.held_out
+    {
+        let paths: Vec<String> = source.paths.iter().map(|path| path.display().to_string()).collect();
+        let skipped = others.map(|others| others.skipped.to_string()).unwrap_or_default();
+        return Err(DataError::Empty { paths: paths.join(", "), skipped });
+    }
     Ok(Facts { gzip_bits_per_byte: 8.0 * compressed as f64 / held_out_bytes as f64, skipped: documents.skipped })
 }
 
@@ -279,18 +347,35 @@ fn key(options: &PrepareOptions) -> Result<String, DataError> {
         TokenizerChoice::File(path) => Tokenizer::from_file(path)?.fingerprint()?,
         other => format!("{other:?}"),
     };
-    let Source { format, field, .. } = &options.source;
-    let settings = (VERSION, tokenizer, options.validation_fraction.to_bits(), options.seed, format, field);
-    hasher.update(format!("{settings:?}"));
-    let (files, _) = options.source.files()?;
-    for (file, _) in files {
-        let metadata = std::fs::metadata(&file).map_err(DataError::read(&file))?;
-        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let path = std::path::absolute(&file).map_err(DataError::read(&file))?;
-        hasher.update(format!("{path:?} {} {modified:?}\n", metadata.len()));
+    let (held_out, others) = match &options.held_out {
+        HeldOut::Fraction(fraction) => (fraction.to_bits(), None),
+        HeldOut::Source(source) => (u64::MAX, Some(source)),
+        HeldOut::Everything => (u64::MAX - 1, None),
+    };
+    hasher.update(format!("{:?}", (VERSION, tokenizer, held_out, options.seed)));
+    for source in [Some(&options.source), others].into_iter().flatten() {
+        let Source { format, field, .. } = source;
+        hasher.update(format!("{format:?} {field:?}\n"));
+        for (file, _) in source.files()?.0 {
+            let metadata = std::fs::metadata(&file).map_err(DataError::read(&file))?;
+            let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let path = std::path::absolute(&file).map_err(DataError::read(&file))?;
+            hasher.update(format!("{path:?} {} {modified:?} {:?}\n", metadata.len(), changed_at(&metadata)));
+        }
     }
     Ok(format!("{:x}", hasher.finalize()))
 }
+
+/// Time of the last change of a file in any way, which no program sets: a file may be changed and keep its size and the time of its content.
+#[cfg(unix)]
+fn changed_at(metadata: &std::fs::Metadata) -> (u64, i64, i64) {
+    use std::os::unix::fs::MetadataExt;
+    (metadata.ino(), metadata.ctime(), metadata.ctime_nsec())
+}
+
+/// Other systems have no such time.
+#[cfg(not(unix))]
+fn changed_at(_: &std::fs::Metadata) {}
 
 /// Counts what is written.
 struct Counter(u64);
@@ -307,129 +392,4 @@ impl Write for Counter {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn corpus(dir: &Path, documents: usize) -> PrepareOptions {
-        let text = dir.join("text");
-        std::fs::create_dir_all(&text).unwrap();
-        for number in 0..documents {
-            std::fs::write(
-                text.join(format!("{number:03}.txt")),
-                format!("document {number} says hello to {}", number * 7),
-            )
-            .unwrap();
-        }
-        PrepareOptions {
-            source: Source { paths: vec![text], format: Format::Auto, field: "text".into() },
-            tokenizer: TokenizerChoice::Train(270),
-            validation_fraction: 0.2,
-            seed: 1,
-        }
-    }
-
-    fn all(shards: &Shards) -> Vec<u32> {
-        let mut tokens = vec![0; shards.len() as usize];
-        shards.read(0, &mut tokens).unwrap();
-        tokens
-    }
-
-    #[test]
-    fn the_second_time_is_the_cache_and_changed_text_is_prepared_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = corpus(dir.path(), 60);
-        let cache = dir.path().join("cache");
-        let mut calls = 0;
-        let first = prepare(&options, &cache, &mut |_| calls += 1).unwrap();
-        assert!(calls > 0);
-        calls = 0;
-        let second = prepare(&options, &cache, &mut |_| calls += 1).unwrap();
-        assert_eq!((calls, all(&first.train)), (0, all(&second.train)));
-        std::fs::write(dir.path().join("text/new.txt"), "one more").unwrap();
-        assert_ne!(prepare(&options, &cache, &mut |_| ()).unwrap().dir, first.dir);
-        assert!(
-            std::fs::read_dir(&cache)
-                .unwrap()
-                .all(|entry| { !entry.unwrap().file_name().to_string_lossy().starts_with('.') })
-        );
-        // A folder of token files is data by itself.
-        let source = Source { paths: vec![first.dir.clone()], ..options.source.clone() };
-        let direct = prepare(&PrepareOptions { source, ..options }, &cache, &mut |_| ()).unwrap();
-        assert_eq!(all(&direct.validation), all(&first.validation));
-    }
-
-    #[test]
-    fn every_document_is_on_one_side() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = corpus(dir.path(), 100);
-        let whole = prepare(&options, &dir.path().join("cache"), &mut |_| ()).unwrap();
-        assert_eq!(whole.train.documents() + whole.validation.documents(), 100);
-        assert!((5..40).contains(&whole.validation.documents()));
-        assert!(whole.facts.gzip_bits_per_byte > 0.5 && whole.facts.gzip_bits_per_byte < 8.0);
-    }
-
-    #[test]
-    fn a_single_document_serves_both_sides_and_no_text_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = PrepareOptions { tokenizer: TokenizerChoice::Bytes, ..corpus(dir.path(), 1) };
-        let file = dir.path().join("text/000.txt");
-        let text: String = (0..100).map(|line| format!("line {line}\n")).collect();
-        std::fs::write(&file, &text).unwrap();
-        let cache = dir.path().join("cache");
-        let prepared = prepare(&options, &cache, &mut |_| ()).unwrap();
-        let sides = [&prepared.train, &prepared.validation].map(|side| prepared.tokenizer.decode(&all(side)).unwrap());
-        assert_eq!(sides.concat(), text);
-        assert!(sides[1].starts_with("line 80\n"));
-        std::fs::write(&file, "").unwrap();
-        let message = prepare(&options, &cache, &mut |_| ()).unwrap_err().to_string();
-        assert!(message.contains("1 empty documents"), "{message}");
-    }
-
-    #[test]
-    fn what_a_killed_process_left_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = corpus(dir.path(), 20);
-        let cache = dir.path().join("cache");
-        let place = cache.join(&key(&options).unwrap()[..16]);
-        std::fs::create_dir_all(partial_of(&place).join("train")).unwrap();
-        std::fs::write(partial_of(&place).join("train/tokens-00000.bin"), "half").unwrap();
-        let prepared = prepare(&options, &cache, &mut |_| ()).unwrap();
-        prepared.train.verify(&mut |_| ()).unwrap();
-        assert_eq!((&prepared.dir, std::fs::read_dir(&cache).unwrap().count()), (&place, 1));
-    }
-
-    #[test]
-    fn several_may_prepare_the_same_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let options = corpus(dir.path(), 60);
-        let cache = dir.path().join("cache");
-        let tokens = || all(&prepare(&options, &cache, &mut |_| ()).unwrap().train);
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (0..3).map(|_| scope.spawn(tokens)).collect();
-            let here = tokens();
-            assert!(others.into_iter().all(|other| other.join().unwrap() == here));
-        });
-        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn token_files_go_with_their_own_tokenizer_and_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut options = corpus(dir.path(), 60);
-        let out = dir.path().join("tokens");
-        tokenize(&options, &out, &mut |_| ()).unwrap();
-        assert!(matches!(tokenize(&options, &out, &mut |_| ()), Err(DataError::Exists { .. })));
-        options.source.paths.push(out.clone());
-        let cache = dir.path().join("cache");
-        let message = prepare(&options, &cache, &mut |_| ()).unwrap_err().to_string();
-        assert!(message.contains("give it alone"), "{message}");
-        options.source.paths.remove(0);
-        options.tokenizer = TokenizerChoice::File(out.join("tokenizer.json"));
-        prepare(&options, &cache, &mut |_| ()).unwrap();
-        options.tokenizer = TokenizerChoice::Bytes;
-        let message = prepare(&options, &cache, &mut |_| ()).unwrap_err().to_string();
-        assert!(message.contains("another tokenizer"), "{message}");
-        assert!(tokenize(&options, &dir.path().join("other"), &mut |_| ()).is_err());
-        assert!(!cache.exists());
-    }
-}
+mod tests;

@@ -1,12 +1,17 @@
 //! Documents from files and folders.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::json::Json;
 use super::json_lines::JsonLines;
+use super::open::open;
 use super::text::{PIECE, TextReader};
 use super::{DataError, Document};
 
@@ -14,7 +19,8 @@ use super::{DataError, Document};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// By the end of the name: `.jsonl` and `.ndjson` are JSON lines, `.parquet` is Parquet, a folder of token files is that, all else text.
+    /// By the end of the name: `.jsonl` and `.ndjson` are JSON lines, `.parquet` is Parquet, a folder of token files is that; `.json` is JSON lines
+    /// where it begins with objects, all else text. `.gz` and `.zst` may follow.
     #[default]
     Auto,
     /// One document a file; several where a file is larger than 1 MiB.
@@ -34,6 +40,9 @@ pub struct Skipped {
     pub hidden: u64,
     /// Files of a folder that are not UTF-8 text, or no regular files.
     pub binary: u64,
+    /// Folders of runs and of prepared text in a folder.
+    #[serde(default)]
+    pub own: u64,
     /// Documents without a character.
     pub empty: u64,
 }
@@ -47,10 +56,10 @@ impl Skipped {
 
 impl std::fmt::Display for Skipped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { hidden, binary, empty } = self;
+        let Self { hidden, binary, own, empty } = self;
         write!(
             f,
-            "passed over {binary} files that are no text, {hidden} hidden files or folders, {empty} empty documents"
+            "passed over {binary} files that are no text, {hidden} hidden files or folders, {own} folders of runs, {empty} empty documents"
         )
     }
 }
@@ -66,7 +75,41 @@ pub struct Source {
     pub field: String,
 }
 
+/// What lines of data hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Texts.
+    Texts,
+    /// Prompts with completions.
+    Pairs,
+    /// Turns, for a chat template.
+    Conversations,
+}
+
 impl Source {
+    /// What the first line of JSON lines holds; texts where the files are not such.
+    pub fn holds(&self) -> Result<Held, DataError> {
+        let (files, _) = self.files()?;
+        let Some((path, _)) = files.into_iter().next() else { return Ok(Held::Texts) };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let lines = match self.format {
+            Format::Auto => [".jsonl", ".ndjson", ".json"].iter().any(|end| name.contains(end)),
+            format => format == Format::Jsonl,
+        };
+        if !lines {
+            return Ok(Held::Texts);
+        }
+        let first = JsonLines::open(path)?.next_value();
+        // What is no JSON is refused where it is read.
+        let Ok(Some((_, first))) = first else { return Ok(Held::Texts) };
+        let is = |key: &str, list: bool| first.get(key).is_some_and(|value| value.list().is_some() == list);
+        Ok(match () {
+            _ if is("messages", true) || is("prompt", true) => Held::Conversations,
+            _ if is("prompt", false) || is("completion", false) => Held::Pairs,
+            _ => Held::Texts,
+        })
+    }
+
     /// Every file, in the order of the documents, and whether it was named itself rather than found in a folder; and what was
     /// passed over in the folders.
     pub fn files(&self) -> Result<(Vec<(PathBuf, bool)>, Skipped), DataError> {
@@ -93,13 +136,24 @@ impl Source {
     }
 }
 
-/// Files of a folder and the folders in it, sorted by path, links followed; hidden ones are left out and counted.
+/// Files by which folders are known that this program wrote: those of a run, of prepared text, and of token files.
+const OWN: [[&str; 2]; 3] =
+    [["config.toml", "metrics.jsonl"], ["facts.json", "tokenizer.json"], ["config.toml", "checkpoints"]];
+
+/// Files of a folder and the folders in it, sorted by path, links followed; hidden ones, and what this program wrote, are left out and counted.
 pub(super) fn files_below(folder: &Path, skipped: &mut Skipped) -> Result<Vec<PathBuf>, DataError> {
-    let Skipped { hidden, binary, .. } = skipped;
+    let Skipped { hidden, binary, own, .. } = skipped;
     let visible = |entry: &walkdir::DirEntry| {
-        let visible = entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
-        *hidden += u64::from(!visible);
-        visible
+        if entry.depth() == 0 {
+            return true;
+        }
+        let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+        let is_own = !is_hidden
+            && entry.file_type().is_dir()
+            && OWN.iter().any(|names| names.iter().all(|name| entry.path().join(name).exists()));
+        *hidden += u64::from(is_hidden);
+        *own += u64::from(is_own);
+        !is_hidden && !is_own
     };
     let mut files = Vec::new();
     let walk = walkdir::WalkDir::new(folder).follow_links(true).sort_by_file_name();
@@ -150,18 +204,110 @@ impl Documents {
             let Some((path, named)) = self.files.pop_front() else {
                 return Ok(None);
             };
-            let end = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-            match (self.format, end.as_str()) {
-                (Format::Jsonl, _) | (Format::Auto, "jsonl" | "ndjson") => {
-                    self.open = Some(Rows::Lines(JsonLines::open(path)?));
-                }
-                (Format::Parquet, _) | (Format::Auto, "parquet") => self.open = Some(open_parquet(path, &self.field)?),
+            match self.format_of(&path, named)? {
+                Format::Jsonl => self.open = Some(Rows::Lines(JsonLines::open(path)?)),
+                Format::Parquet => self.open = Some(open_parquet(path, &self.field)?),
                 _ => match TextReader::open(path, named, PIECE)? {
                     Some(reader) => self.open = Some(Rows::Text(reader)),
                     None => self.skipped.binary += 1,
                 },
             }
         }
+    }
+
+    /// The format of a file, where none is asked for by its name and its beginning.
+    fn format_of(&self, path: &Path, named: bool) -> Result<Format, DataError> {
+        if self.format != Format::Auto {
+            return Ok(self.format);
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let plain = [".gz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+        let end = plain.rsplit_once('.').map_or("", |(_, end)| end);
+        Ok(match end {
+            "jsonl" | "ndjson" => Format::Jsonl,
+            "parquet" => Format::Parquet,
+            "json" if holds_objects(path, &self.field, named)? => Format::Jsonl,
+            _ => Format::Text,
+        })
+    }
+}
+
+/// Most bytes of a file's beginning that are read to see what it is.
+const BEGINNING: u64 = 1 << 20;
+
+/// Whether a `.json` file holds one object after another, on lines or in an array. Of a file that was found in a folder the first must have the
+/// field with the text: others are the settings of some program.
+fn holds_objects(path: &Path, field: &str, named: bool) -> Result<bool, DataError> {
+    let mut begin = Vec::new();
+    let file = match open(path) {
+        Err(DataError::Encoding { .. }) if !named => return Ok(false),
+        file => file?,
+    };
+    file.take(BEGINNING).read_to_end(&mut begin).map_err(DataError::read(path))?;
+    let begin = begin.trim_ascii_start();
+    let has_field = |json: &[u8]| match serde_json::Deserializer::from_slice(json).into_iter::<Json>().next() {
+        Some(Ok(first @ Json::Object(_))) => named || first.get(field).is_some(),
+        // An object longer than the beginning.
+        Some(Err(error)) => error.is_eof() && begin.len() as u64 > BEGINNING / 2,
+        _ => false,
+    };
+    Ok(match begin.first() {
+        Some(b'[') => begin[1..].trim_ascii_start().starts_with(b"{") && has_field(&begin[1..]),
+        Some(b'{') => {
+            let line = begin.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let whole = line.len() < begin.len() || begin.len() as u64 >= BEGINNING / 2;
+            // One object alone, such as the settings of a program, is text unless it has the field.
+            let several = begin[line.len()..].trim_ascii_start().starts_with(b"{");
+            match serde_json::from_slice::<Json>(line) {
+                Ok(first @ Json::Object(_)) => first.get(field).is_some() || named && several,
+                _ => whole && line.len() as u64 >= BEGINNING / 2,
+            }
+        }
+        _ => false,
+    })
+}
+
+/// The text in a field of an object in JSON.
+fn text_field(json: &[u8], field: &str) -> serde_json::Result<Found> {
+    let mut json = serde_json::Deserializer::from_slice(json);
+    let found = TextField(field).deserialize(&mut json)?;
+    json.end().map(|()| found)
+}
+
+/// Reads of an object the text in a field, and passes over the rest: it is never in memory.
+struct TextField<'a>(&'a str);
+
+/// The text, or what is wrong.
+type Found = Result<String, String>;
+
+impl<'de> DeserializeSeed<'de> for TextField<'_> {
+    type Value = Found;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextField<'_> {
+    type Value = Found;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
+        let mut found = Err(format!("there is no field \"{}\"", self.0));
+        while let Some(key) = map.next_key::<Cow<str>>()? {
+            if key != self.0 {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            found = match map.next_value::<Json>()? {
+                Json::Text(text) => Ok(text),
+                other => Err(format!("field \"{}\" is {other} instead of a text", self.0)),
+            };
+        }
+        Ok(found)
     }
 }
 
@@ -188,19 +334,12 @@ impl Rows {
         match self {
             Self::Text(reader) => reader.next(),
             Self::Lines(lines) => {
-                let Some((line, value)) = lines.next()? else { return Ok(None) };
+                let Some((line, found)) = lines.next(|bytes| text_field(bytes, field))? else { return Ok(None) };
                 let path = lines.path();
-                let problem = match value.get(field) {
-                    Some(serde_json::Value::String(text)) => {
-                        return Ok(Some(Document {
-                            name: format!("{} line {line}", path.display()),
-                            text: text.clone(),
-                        }));
-                    }
-                    Some(other) => format!("field \"{field}\" is {other} instead of a text"),
-                    None => format!("there is no field \"{field}\""),
-                };
-                Err(DataError::Field { path: path.to_path_buf(), line, problem })
+                match found {
+                    Ok(text) => Ok(Some(Document { name: format!("{} line {line}", path.display()), text })),
+                    Err(problem) => Err(DataError::Field { path: path.to_path_buf(), line, problem }),
+                }
             }
             #[cfg(feature = "parquet")]
             Self::Table { path, rows, row } => {
@@ -264,107 +403,4 @@ fn open_parquet(path: PathBuf, field: &str) -> Result<Rows, DataError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    #[cfg(feature = "parquet")]
-    use std::fs::File;
-
-    fn source(path: &Path) -> Source {
-        Source { paths: vec![path.to_path_buf()], format: Format::Auto, field: "text".into() }
-    }
-
-    #[test]
-    fn a_folder_gives_its_texts_in_order_and_counts_the_rest() {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, bytes) in [
-            ("b.txt", b"second".as_slice()),
-            ("a/z.rs", b"first"),
-            ("c.bin", b"x\0y"),
-            ("d.txt", b""),
-            ("e.txt", b"bad \xff"),
-            (".hidden", b"hidden"),
-            ("f.jsonl", b"{\"text\": \"third\"}\n\n{\"text\": \"fourth\", \"other\": 1}"),
-        ] {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        }
-        let mut documents = source(dir.path()).documents().unwrap();
-        let texts: Vec<String> = documents.by_ref().map(|document| document.unwrap().text).collect();
-        assert_eq!(texts, ["first", "second", "third", "fourth"]);
-        assert_eq!(documents.skipped, Skipped { hidden: 1, binary: 2, empty: 1 });
-    }
-
-    #[test]
-    fn errors_name_file_and_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, bytes: &[u8]| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, bytes).unwrap();
-            let error = source(&path).documents().unwrap().find_map(Result::err).unwrap().to_string();
-            assert!(error.contains(name), "{error}");
-            error
-        };
-        assert!(write("a.jsonl", b"{\"text\": \"x\"}\n{\"text\": ").contains("line 2"));
-        assert!(write("b.jsonl", b"\n\n{\"body\": \"x\"}").contains("line 3"));
-        assert!(write("c.jsonl", b"{\"text\": 7}").contains("instead of a text"));
-        assert!(write("d.txt", b"ab\xff").contains("at 2"));
-        #[cfg(not(feature = "parquet"))]
-        assert!(write("e.parquet", b"PAR1").contains("--features parquet"));
-        assert!(source(&dir.path().join("none")).documents().is_err());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn links_are_followed_and_what_is_no_file_is_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        let below = dir.path().join("below");
-        std::fs::create_dir(&below).unwrap();
-        std::fs::write(dir.path().join("text"), "linked").unwrap();
-        std::os::unix::fs::symlink(dir.path().join("text"), below.join("link")).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(below.join("socket")).unwrap();
-        let mut documents = source(&below).documents().unwrap();
-        assert_eq!(documents.next().unwrap().unwrap().text, "linked");
-        assert!(documents.next().is_none());
-        assert_eq!(documents.skipped.binary, 1);
-        assert!(source(&below.join("socket")).documents().is_err());
-    }
-
-    #[cfg(feature = "parquet")]
-    #[test]
-    fn parquet_gives_a_document_a_row() {
-        use parquet::data_type::{ByteArray, ByteArrayType, Int32Type};
-        use parquet::file::writer::SerializedFileWriter;
-        use parquet::schema::parser::parse_message_type;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("rows.parquet");
-        let schema = "message rows { required int32 id; required binary story (UTF8); }";
-        let schema = std::sync::Arc::new(parse_message_type(schema).unwrap());
-        let file = File::create(&path).unwrap();
-        let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
-        for group in 0..2 {
-            let mut rows = writer.next_row_group().unwrap();
-            let mut column = rows.next_column().unwrap().unwrap();
-            column.typed::<Int32Type>().write_batch(&[1, 2], None, None).unwrap();
-            column.close().unwrap();
-            let mut column = rows.next_column().unwrap().unwrap();
-            let texts = [format!("größe {group}"), String::new()].map(|text| ByteArray::from(text.as_str()));
-            column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
-            column.close().unwrap();
-            rows.close().unwrap();
-        }
-        writer.close().unwrap();
-        let rows = Source { field: "story".into(), ..source(&path) };
-        let mut documents = rows.documents().unwrap();
-        let texts: Vec<String> = documents.by_ref().map(|document| document.unwrap().text).collect();
-        assert_eq!(texts, ["größe 0", "größe 1"]);
-        assert_eq!(documents.skipped.empty, 2);
-        let message = source(&path).documents().unwrap().next().unwrap().unwrap_err().to_string();
-        assert!(message.contains("id, story"), "{message}");
-        let numbers = Source { field: "id".into(), ..source(&path) };
-        let message = numbers.documents().unwrap().next().unwrap().unwrap_err().to_string();
-        assert!(message.contains("row 1") && message.contains("not text"), "{message}");
-        std::fs::write(&path, b"PAR1 and no more").unwrap();
-        assert!(rows.documents().unwrap().next().unwrap().is_err());
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{DataError, Document, Progress, Source, Stage};
+use super::{DataError, Document, HeldOut, Progress, Source, Stage};
 
 /// Which text is for training and which for validation.
 ///
@@ -20,6 +20,8 @@ enum Rule {
     Below(u128),
     /// The only document is for training up to this byte, then for validation.
     Cut(usize),
+    /// All documents are on one side.
+    Whole { validation: bool },
 }
 
 /// The parts of a document.
@@ -30,15 +32,17 @@ pub(super) struct Parts<'a> {
 }
 
 impl Split {
-    /// Reads the data once and chooses about `fraction` of the documents for validation, but at least one, and at least one for
-    /// training. A single document is cut at a line end.
+    /// Reads the data once and chooses a fraction of the documents for validation, but at least one, and at least one for training. A single
+    /// document is cut at a line end.
     pub(super) fn scan(
         source: &Source,
-        fraction: f64,
+        held_out: &HeldOut,
         seed: u64,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, DataError> {
-        check(fraction)?;
+        if let HeldOut::Fraction(fraction) = held_out {
+            check(*fraction)?;
+        }
         let mut documents = source.documents()?;
         let (mut count, mut bytes) = (0u64, 0u64);
         let (mut lowest, mut highest) = (u64::MAX, 0);
@@ -63,13 +67,17 @@ impl Split {
                     skipped: documents.skipped.to_string(),
                 });
             }
-            Some(only) => Rule::Cut(cut(&only, fraction)?),
-            None if lowest == highest => {
-                return Err(DataError::Split {
-                    problem: format!("all {count} documents have the same text; give more data"),
-                });
-            }
-            None => Rule::Below(limit(fraction, lowest, highest)),
+            first => match (held_out, first) {
+                (HeldOut::Everything, _) => Rule::Whole { validation: true },
+                (HeldOut::Source(_), _) => Rule::Whole { validation: false },
+                (HeldOut::Fraction(fraction), Some(only)) => Rule::Cut(cut(&only, *fraction)?),
+                (HeldOut::Fraction(_), None) if lowest == highest => {
+                    return Err(DataError::Split {
+                        problem: format!("all {count} documents have the same text; give more data"),
+                    });
+                }
+                (HeldOut::Fraction(fraction), None) => Rule::Below(limit(*fraction, lowest, highest)),
+            },
         };
         Ok(Self { seed, rule, bytes })
     }
@@ -79,6 +87,7 @@ impl Split {
         let whole =
             |validation: bool| Parts { train: (!validation).then_some(text), validation: validation.then_some(text) };
         match self.rule {
+            Rule::Whole { validation } => Ok(whole(validation)),
             Rule::Below(limit) => Ok(whole(u128::from(hashes(self.seed, text).0) < limit)),
             Rule::Cut(at) => match text.split_at_checked(at) {
                 Some((train, validation)) => Ok(Parts { train: Some(train), validation: Some(validation) }),
@@ -94,17 +103,21 @@ impl Split {
     }
 }
 
-/// Which of several texts are held out, by the rule of documents.
-pub(super) fn held_out(texts: &[String], fraction: f64, seed: u64) -> Result<Vec<bool>, DataError> {
+/// The number of a text that decides whether it is held out.
+pub(super) fn text_hash(seed: u64, text: &str) -> u64 {
+    hashes(seed, text).0
+}
+
+/// Which of several texts are held out, by the rule of documents; `hashes` are those of [`text_hash`].
+pub(super) fn held_out(hashes: &[u64], fraction: f64) -> Result<Vec<bool>, DataError> {
     check(fraction)?;
-    let hashes: Vec<u64> = texts.iter().map(|text| hashes(seed, text).0).collect();
     let (lowest, highest) = hashes.iter().fold((u64::MAX, 0), |(low, high), hash| (low.min(*hash), high.max(*hash)));
     if hashes.is_empty() || lowest == highest {
-        let problem = format!("there are {} examples, all the same; give at least two that differ", texts.len());
+        let problem = format!("there are {} examples, all the same; give at least two that differ", hashes.len());
         return Err(DataError::Split { problem });
     }
     let limit = limit(fraction, lowest, highest);
-    Ok(hashes.into_iter().map(|hash| u128::from(hash) < limit).collect())
+    Ok(hashes.iter().map(|hash| u128::from(*hash) < limit).collect())
 }
 
 fn check(fraction: f64) -> Result<(), DataError> {
@@ -113,7 +126,8 @@ fn check(fraction: f64) -> Result<(), DataError> {
         false => Err(DataError::Setting {
             key: "data.validation_fraction",
             value: fraction.to_string(),
-            problem: "it must be between 0 and 1".into(),
+            problem: "it must be between 0 and 1; name a file to measure on with data.validation to set nothing aside"
+                .into(),
         }),
     }
 }
@@ -163,7 +177,7 @@ mod tests {
 
     fn validation(folder: &Path, fraction: f64, seed: u64) -> BTreeSet<String> {
         let source = source(folder);
-        let split = Split::scan(&source, fraction, seed, &mut |_| ()).unwrap();
+        let split = Split::scan(&source, &HeldOut::Fraction(fraction), seed, &mut |_| ()).unwrap();
         let mut chosen = BTreeSet::new();
         for document in source.documents().unwrap() {
             let document = document.unwrap();
@@ -203,16 +217,16 @@ mod tests {
             assert_eq!(validation(dir.path(), 1.0 - 1e-9, seed).len(), 2);
         }
         for bad in [0.0, -0.1, 1.0, f64::NAN] {
-            assert!(Split::scan(&source(dir.path()), bad, 0, &mut |_| ()).is_err());
+            assert!(Split::scan(&source(dir.path()), &HeldOut::Fraction(bad), 0, &mut |_| ()).is_err());
         }
         for i in 0..3 {
             fs::write(dir.path().join(format!("{i}.txt")), "same").unwrap();
         }
-        assert!(Split::scan(&source(dir.path()), 0.1, 0, &mut |_| ()).is_err());
+        assert!(Split::scan(&source(dir.path()), &HeldOut::Fraction(0.1), 0, &mut |_| ()).is_err());
         for i in 0..3 {
             fs::write(dir.path().join(format!("{i}.txt")), "").unwrap();
         }
-        let error = Split::scan(&source(dir.path()), 0.1, 0, &mut |_| ()).err().unwrap();
+        let error = Split::scan(&source(dir.path()), &HeldOut::Fraction(0.1), 0, &mut |_| ()).err().unwrap();
         assert!(error.to_string().contains("3 empty documents"), "{error}");
     }
 
@@ -229,13 +243,13 @@ mod tests {
         ];
         for (text, fraction, train) in cases {
             fs::write(&path, text).unwrap();
-            let split = Split::scan(&source(&path), fraction, 0, &mut |_| ()).unwrap();
+            let split = Split::scan(&source(&path), &HeldOut::Fraction(fraction), 0, &mut |_| ()).unwrap();
             let document = source(&path).documents().unwrap().next().unwrap().unwrap();
             let parts = split.parts(&document).unwrap();
             assert_eq!(parts.train, Some(train));
             assert_eq!(parts.validation, Some(&text[train.len()..]));
         }
         fs::write(&path, "é").unwrap();
-        assert!(Split::scan(&source(&path), 0.1, 0, &mut |_| ()).is_err());
+        assert!(Split::scan(&source(&path), &HeldOut::Fraction(0.1), 0, &mut |_| ()).is_err());
     }
 }

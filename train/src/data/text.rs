@@ -1,9 +1,9 @@
 //! Text files of any length.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
+use super::open::{Reader, open};
 use super::{DataError, Document};
 
 /// A text file above so many bytes is cut, at line ends, into documents that are not larger: it need not fit in memory, and encoding
@@ -13,7 +13,7 @@ pub(super) const PIECE: usize = 1 << 20;
 /// The text of a file in pieces that end with a line.
 pub(super) struct TextReader {
     path: PathBuf,
-    file: File,
+    file: Reader,
     /// Read but not yet given out.
     rest: Vec<u8>,
     offset: u64,
@@ -25,11 +25,22 @@ pub(super) struct TextReader {
 impl TextReader {
     /// `None` for a binary file that was found in a folder. Reads the file twice, so that a binary one is known before its first piece.
     pub(super) fn open(path: PathBuf, named: bool, limit: usize) -> Result<Option<Self>, DataError> {
-        let open = || File::open(&path).map_err(DataError::read(&path));
-        match first_bad_byte(open()?, !named).map_err(DataError::read(&path))? {
+        let file = match open(&path) {
+            Err(DataError::Encoding { .. }) if !named => return Ok(None),
+            file => file?,
+        };
+        let bad = match first_bad_byte(file, !named) {
+            // A damaged archive in a folder is no text.
+            Err(_) if !named => return Ok(None),
+            bad => bad.map_err(DataError::read(&path))?,
+        };
+        match bad {
             Some(offset) if named => Err(DataError::NotUtf8 { path, offset }),
             Some(_) => Ok(None),
-            None => Ok(Some(Self { file: open()?, path, rest: Vec::new(), offset: 0, pieces: 0, limit, done: false })),
+            None => {
+                let file = open(&path)?;
+                Ok(Some(Self { file, path, rest: Vec::new(), offset: 0, pieces: 0, limit, done: false }))
+            }
         }
     }
 
@@ -40,7 +51,7 @@ impl TextReader {
         }
         let mut bytes = std::mem::take(&mut self.rest);
         let room = (self.limit - bytes.len()) as u64 + 1;
-        (&self.file).take(room).read_to_end(&mut bytes).map_err(DataError::read(&self.path))?;
+        (&mut self.file).take(room).read_to_end(&mut bytes).map_err(DataError::read(&self.path))?;
         if bytes.len() <= self.limit {
             self.done = true;
         } else {

@@ -1,7 +1,6 @@
 //! Data of a run: rows to learn from and rows to measure on.
 
-use crate::build::BuildError;
-use crate::data::{Marks, Tokenizer};
+use crate::data::Tokenizer;
 use crate::objective::TokenStream;
 
 /// Rows to learn from, rows that are held out, and what belongs to them.
@@ -20,6 +19,8 @@ pub struct RunData {
     pub sample: SampleStart,
     /// One line on how much there is.
     pub told: String,
+    /// Options of `lowrank generate` that ask the model in the form that it learns from.
+    pub ask: String,
 }
 
 /// The held-out text.
@@ -36,12 +37,4 @@ pub struct SampleStart {
     pub prompt: Vec<i32>,
     /// Tokens that end it.
     pub ends: Vec<i32>,
-}
-
-impl SampleStart {
-    /// Tokens of a text at the beginning of a document.
-    pub(super) fn prompt(tokenizer: &Tokenizer, marks: Marks, text: &str) -> Result<Vec<i32>, BuildError> {
-        let ids = marks.begin.into_iter().chain(tokenizer.encode(text)?);
-        Ok(ids.map(|id| id as i32).collect())
-    }
 }

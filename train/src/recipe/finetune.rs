@@ -6,43 +6,58 @@ use lowrank_models::adapter::Rule;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_optim::rules::LoraProMode;
 
-use super::{RunData, SampleStart, TrainedModel};
-use crate::build::{self, BuildError, Listener, adapter_folder};
+use super::{ModelText, RunData, SampleStart, TrainedModel, check_vocabulary};
+use crate::build::{self, BuildError, Listener, adapter_folder, held_out, source};
 use crate::config::{Config, count};
-use crate::data::{ChatTemplate, Example, ExampleOptions, Examples, Marks, Rows, Samples, Source, Tokenizer};
+use crate::data::{Example, ExampleOptions, Examples, Held, Rows, Samples};
 use crate::objective::TokenStream;
 
-impl RunData {
-    /// Examples, with the tokenizer and the chat template of the model's folder.
-    pub fn examples(config: &Config, hub: &HubConfig, listener: &mut dyn Listener) -> Result<Self, BuildError> {
+/// Examples and what belongs to them, not yet in rows: how many share a batch may follow from the memory that is left.
+pub struct ReadExamples {
+    examples: Examples,
+    text: ModelText,
+    end: u32,
+    ask: String,
+}
+
+impl ReadExamples {
+    /// Reads the data with the tokenizer and the chat template of the model's folder.
+    pub fn read(config: &Config, hub: &HubConfig, listener: &mut dyn Listener) -> Result<Self, BuildError> {
         let folder = Path::new(&config.model.name);
-        let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json"))?;
-        if tokenizer.vocab_size() > hub.llama.vocab_size {
-            return Err(BuildError::Settings(format!(
-                "the tokenizer in {} has {} ids, the model an embedding for {}; they do not belong together",
-                folder.display(),
-                tokenizer.vocab_size(),
-                hub.llama.vocab_size
-            )));
+        let text = ModelText::read(folder, hub)?;
+        let (rows, end) = (hub.llama.vocab_size, text.end()?);
+        if let Some(warning) = check_vocabulary(text.tokenizer.vocab_size(), rows, folder)? {
+            listener.warn(&warning);
         }
-        let template = ChatTemplate::read(folder)?;
-        let ends = hub.tokens("eos_token_id");
-        let marks =
-            Marks { begin: tokenizer.begins(hub), end: ends.first().copied().unwrap_or_else(|| tokenizer.separator()) };
-        let (section, seq_len, seed) = (&config.data, config.train.seq_len, config.train.seed);
+        let section = &config.data;
         listener.begin("reading the examples", 0);
+        let source = source(config);
         let examples = Examples::read(&ExampleOptions {
-            source: &Source { paths: section.path.clone(), format: section.format, field: section.field.clone() },
-            tokenizer: &tokenizer,
-            template: template.as_ref(),
-            marks,
+            source: &source,
+            held_out: &held_out(config),
+            tokenizer: &text.tokenizer,
+            template: text.template.as_ref(),
+            end,
+            vocab_size: rows,
             learn_prompt: section.learn_prompt,
-            seq_len,
-            validation_fraction: section.validation_fraction,
-            seed,
+            seq_len: config.train.seq_len,
+            too_long: section.too_long,
+            seed: config.train.seed,
             fields: &[],
         })?;
         listener.end();
+        let ask = match source.holds()? {
+            Held::Conversations => "--chat \"MESSAGE\"",
+            Held::Pairs => "--prompt \"PROMPT\"",
+            Held::Texts => "--prompt \"TEXT\"",
+        };
+        Ok(Self { examples, text, end, ask: ask.into() })
+    }
+
+    /// In rows.
+    pub fn into_rows(self, config: &Config) -> Result<RunData, BuildError> {
+        let Self { examples, text, end, ask } = self;
+        let (section, seq_len, seed) = (&config.data, config.train.seq_len, config.train.seed);
         let fingerprint = examples.fingerprint();
         let sums = |of: fn(&Example) -> usize| count(examples.train.iter().map(of).sum::<usize>() as u64);
         let mut told = format!(
@@ -55,29 +70,34 @@ impl RunData {
         if examples.truncated > 0 {
             told.push_str(&format!("; {} were cut to {seq_len} tokens", count(examples.truncated as u64)));
         }
+        if examples.dropped > 0 {
+            told.push_str(&format!("; {} with more than {seq_len} were left out", count(examples.dropped as u64)));
+        }
+        let ids = |ids: Vec<u32>| ids.into_iter().map(|id| id as i32).collect();
         let sample = SampleStart {
             prompt: match (config.log.sample_prompt.as_str(), examples.validation.first()) {
                 ("", Some(example)) => example.prompt().to_vec(),
-                (text, _) => SampleStart::prompt(&tokenizer, marks, text)?,
+                (prompt, _) => ids(text.prompt(prompt, true)?),
             },
-            ends: if ends.is_empty() { vec![marks.end as i32] } else { ends.iter().map(|id| *id as i32).collect() },
+            ends: ids(text.all_ends()?),
         };
         let rows = |examples: Vec<Example>| {
-            let rows = Rows::new(examples, config.train.batch, marks.end);
+            let rows = Rows::new(examples, config.train.batch, end);
             if section.packing { rows.packed(seq_len, seed) } else { rows }
         };
         let (train, validation) = (rows(examples.train).shuffled(seed), rows(examples.validation));
         if section.packing {
             told.push_str(&format!("; {} rows an epoch", count(train.rows())));
         }
-        Ok(Self {
+        Ok(RunData {
             train: TokenStream::new(train, section.document_mask),
             validation: TokenStream::new(validation, section.document_mask),
-            tokenizer,
+            tokenizer: text.tokenizer,
             fingerprint,
             held_out: None,
             sample,
             told,
+            ask,
         })
     }
 }
@@ -92,6 +112,12 @@ impl TrainedModel {
         let hub = ModelFolder::open(&folder)?.config;
         let rule = build::rule(&config.rule)?;
         let begun = adapter_folder(&config.adapter)?;
+        if let Some(weight) = begun.as_ref().and_then(|begun| begun.brings().first().map(ToString::to_string)) {
+            return Err(BuildError::Settings(format!(
+                "adapter.name = {}: it brings {weight} along, which a checkpoint of the adapter alone would lose; merge it into the model first",
+                config.adapter.name
+            )));
+        }
         let given = match &begun {
             Some(begun) => Some(begun.config.clone()),
             None => build::adapter(config)?,

@@ -7,7 +7,7 @@ use lowrank_models::adapter::Rule;
 use super::{HeldOut, RunData, SampleStart, TrainedModel};
 use crate::build::{BuildError, model_config, model_folder};
 use crate::config::{Config, bytes, count};
-use crate::data::{Batches, Marks, Prepared, Tokenizer};
+use crate::data::{Batches, Prepared, Tokenizer};
 use crate::objective::TokenStream;
 
 impl RunData {
@@ -15,7 +15,7 @@ impl RunData {
     pub fn text(config: &Config, prepared: Prepared) -> Result<Self, BuildError> {
         let (batch, seq_len, mask) = (config.train.batch, config.train.seq_len, config.data.document_mask);
         let (train, validation, tokenizer) = (&prepared.train, &prepared.validation, prepared.tokenizer);
-        let marks = Marks { begin: Some(tokenizer.separator()), end: tokenizer.separator() };
+        let ids = |ids: Vec<u32>| ids.into_iter().map(|id| id as i32).collect();
         Ok(Self {
             told: format!(
                 "{} tokens to learn from ({} of text), {} held out",
@@ -30,9 +30,10 @@ impl RunData {
                 gzip_bits_per_byte: prepared.facts.gzip_bits_per_byte,
             }),
             sample: SampleStart {
-                prompt: SampleStart::prompt(&tokenizer, marks, &config.log.sample_prompt)?,
-                ends: vec![marks.end as i32],
+                prompt: ids(tokenizer.encode_whole(&config.log.sample_prompt)?),
+                ends: ids(tokenizer.separator().into_iter().collect()),
             },
+            ask: "--prompt \"fn main() {\"".into(),
             train: TokenStream::new(Batches::train(train.clone(), batch, seq_len, config.train.seed)?, mask),
             validation: TokenStream::new(Batches::validation(validation.clone(), batch, seq_len)?, mask),
             tokenizer,

@@ -17,7 +17,7 @@ use crate::engine::{Schedule, Trainer, TrainerOptions};
 use crate::objective::Stream;
 use crate::plan::{self, Forecast, Forecaster, Freedom};
 use crate::process::{MemoryUse, device, machine_memory, set_threads};
-use crate::recipe::{ModelFiles, RunData, TrainedModel};
+use crate::recipe::{ModelFiles, ReadExamples, RunData, TrainedModel, check_vocabulary};
 
 impl Training {
     /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
@@ -119,18 +119,26 @@ impl Prepared {
                 let llama = |config: &Config| Ok(model_config(&config.model, ids, separator)?.llama);
                 let shape = llama(&config)?;
                 complete(&mut config, &shape, screen)?;
-                let (config, forecast) = fitting(config, freedom, &llama, None, &Rule::Plain, screen)?;
+                // Token files that were checked are in memory already.
+                let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
+                let (config, forecast) = fitting(config, freedom, &llama, None, &Rule::Plain, mapped, screen)?;
                 let subject = TrainedModel::of_text(&config, &prepared.tokenizer)?;
                 subject.check_length(config.train.seq_len)?;
+                let rows = subject.hub.llama.vocab_size;
+                if let Some(warning) = check_vocabulary(ids, rows, Path::new(&config.model.name))? {
+                    screen.warn(&warning);
+                    prepared.check_ids(rows)?;
+                }
                 Ok(Self { data: RunData::text(&config, prepared)?, config, forecast, subject })
             }
             Job::Finetune => {
                 let subject = TrainedModel::of_folder(&config)?;
                 complete(&mut config, &subject.hub.llama, screen)?;
-                let llama = |_: &Config| Ok(subject.hub.llama.clone());
-                let (config, forecast) = fitting(config, freedom, &llama, subject.adapter(), &subject.rule, screen)?;
                 subject.check_length(config.train.seq_len)?;
-                Ok(Self { data: RunData::examples(&config, &subject.hub, screen)?, config, forecast, subject })
+                let examples = ReadExamples::read(&config, &subject.hub, screen)?;
+                let llama = |_: &Config| Ok(subject.hub.llama.clone());
+                let (config, forecast) = fitting(config, freedom, &llama, subject.adapter(), &subject.rule, 0, screen)?;
+                Ok(Self { data: examples.into_rows(&config)?, config, forecast, subject })
             }
         }
     }
@@ -179,6 +187,7 @@ fn fitting(
     llama: &dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
     adapter: Option<&AdapterConfig>,
     rule: &Rule,
+    mapped: u64,
     screen: &Screen,
 ) -> Result<(Config, Option<Forecast>), BuildError> {
     let Some(limit) = plan::limit(&config)? else { return Ok((config, None)) };
@@ -186,7 +195,12 @@ fn fitting(
         screen.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
     }
     let hidden_size = llama(&config)?.hidden_size;
-    let forecaster = Forecaster::new(llama, adapter, rule, MemoryUse::now().rss);
+    // Tokenizer, examples and token files are there already.
+    let begun = MemoryUse::now();
+    if begun.peak > limit {
+        screen.warn(&format!("reading the data took {} already, more than train.memory", bytes(begun.peak)));
+    }
+    let forecaster = Forecaster::new(llama, adapter, rule, begun.rss + mapped);
     let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
     screen.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
     Ok((chosen.config, Some(chosen.forecast)))

@@ -50,6 +50,8 @@ pub struct Finished {
     pub after: Option<String>,
     /// The signal that ended the run early.
     pub signal: Option<Signal>,
+    /// Options of `lowrank generate` that ask the model in the form that it learned from.
+    pub ask: String,
 }
 
 /// Steps between measurements of the optimizer's state, whose size seldom changes.
@@ -282,7 +284,8 @@ impl Training {
         summary.peak_rss_bytes = MemoryUse::now().peak;
         let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
         self.folder.write("summary.json", &text)?;
-        Ok(Finished { folder: self.folder.path().to_path_buf(), summary: self.summary, before, after, signal })
+        let folder = self.folder.path().to_path_buf();
+        Ok(Finished { folder, summary: self.summary, before, after, signal, ask: self.data.ask })
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Read {
     /// How `peft` stores the structure; none for folders of our own.
     pub layout: Option<&'static Layout>,
     pub base_model: Option<String>,
+    /// Modules whose weights are in the file.
+    pub saved: Vec<String>,
     pub warnings: Vec<String>,
 }
 
@@ -57,8 +59,9 @@ pub(super) fn parse(text: &str) -> Result<Read, String> {
         check_layers(&pattern)?;
     }
     let base_model = keys.text("base_model_name_or_path")?;
+    let saved = keys.modules_to_save()?;
     config.validate().map_err(|error| error.to_string())?;
-    Ok(Read { config, layout, base_model, warnings: keys.finish()? })
+    Ok(Read { config, layout, base_model, saved, warnings: keys.finish()? })
 }
 
 /// A configuration in the words of `peft`.
@@ -282,7 +285,6 @@ mod tests {
             r#""megatron_config": {"x": 1}"#,
             r#""alora_invocation_tokens": [1]"#,
             r#""target_parameters": ["w"]"#,
-            r#""modules_to_save": ["lm_head"]"#,
             r#""lora_bias": true"#,
             r#""init_lora_weights": "loftq""#,
             r#""lora_alpha": "big""#,

@@ -31,14 +31,13 @@ const NEUTRAL: [&str; 16] = [
 ];
 
 /// Keys of methods that are not to be had here: anything but nothing is refused.
-const REFUSED: [&str; 12] = [
+const REFUSED: [&str; 11] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
     "layer_replication",
     "lora_bias",
     "megatron_config",
-    "modules_to_save",
     "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
@@ -100,6 +99,15 @@ impl Keys {
         })
     }
 
+    /// Modules that are saved whole beside the adapter.
+    pub fn modules_to_save(&mut self) -> Result<Vec<String>, String> {
+        match self.targets("modules_to_save")? {
+            None => Ok(Vec::new()),
+            Some(Targets::Names(names)) => Ok(names),
+            Some(other) => Ok(vec![other.to_string()]),
+        }
+    }
+
     /// Numbers of blocks: one, or a list.
     pub fn layers(&mut self) -> Result<Option<Vec<usize>>, String> {
         let Some(value) = self.take("layers_to_transform") else { return Ok(None) };
@@ -119,7 +127,9 @@ impl Keys {
             if let Some(value) = self.map.remove(key)
                 && !is_nothing(&value)
             {
-                return Err(format!("{key} is {value}; adapters with it cannot be read"));
+                return Err(format!(
+                    "{key} is {value}; adapters with it cannot be read: let peft merge it (merge_and_unload) and use the merged model"
+                ));
             }
         }
         match self.text("bias")?.as_deref() {

@@ -5,6 +5,7 @@
 //! stands in the header of the tensors: a number for the base weights that the adapter was trained on, seeds and options. Files without it are
 //! read as well.
 
+mod brought;
 mod config;
 mod folder;
 mod keys;

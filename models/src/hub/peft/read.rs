@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::TensorData;
 
+use super::brought::{self, Brought};
 use super::config;
 use super::folder::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
 use crate::adapter::{
-    self, AdapterConfig, AdapterError, Attach, GivenTensors, NamePattern, Report, base_fingerprint, linear_layers,
-    shared_fingerprint,
+    self, AdapterConfig, AdapterError, Attach, GivenTensors, NamePattern, Report, Targets, base_fingerprint,
+    linear_layers, shared_fingerprint,
 };
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
@@ -29,6 +30,8 @@ pub struct PeftFolder {
     pub warnings: Vec<String>,
     layout: Option<&'static Layout>,
     mark: Mark,
+    /// Modules whose weights are in the file.
+    saved: Vec<String>,
     files: TensorFiles,
 }
 
@@ -53,9 +56,13 @@ impl PeftFolder {
     /// Reads `adapter_config.json` and the header of `adapter_model.safetensors`. The adapter's name is "default".
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG);
+        if !path.exists() {
+            let reason = format!("has no {CONFIG}; name the folder of an adapter");
+            return Err(ModelError::File { path: dir.to_path_buf(), reason });
+        }
         let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
         let bad = |reason| ModelError::File { path: path.clone(), reason };
-        let config::Read { mut config, layout, base_model, mut warnings } = config::parse(&text).map_err(bad)?;
+        let config::Read { config, layout, base_model, saved, warnings } = config::parse(&text).map_err(bad)?;
         let weights = dir.join(WEIGHTS);
         let pickled = dir.join("adapter_model.bin");
         if !weights.exists() && pickled.exists() {
@@ -70,13 +77,20 @@ impl PeftFolder {
                 reason: format!("{OURS} in the header: {error}"),
             })?,
         };
-        if let Some(ours) = mark.adapter.clone() {
-            (config.seed, config.options) = (ours.seed, ours.options);
+        let mut folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, saved, files };
+        if let Some(ours) = folder.mark.adapter.clone() {
+            (folder.config.seed, folder.config.options) = (ours.seed, ours.options);
         }
-        let paths: Vec<&str> = files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL)).collect();
-        drop_idle(&mut config.rank_pattern, &paths, &mut warnings).map_err(ModelError::Adapter)?;
-        drop_idle(&mut config.alpha_pattern, &paths, &mut warnings).map_err(ModelError::Adapter)?;
-        let folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, files };
+        let layers = folder.layers();
+        let file = |error: AdapterError| ModelError::File { path: path.clone(), reason: error.to_string() };
+        drop_idle(&mut folder.config.rank_pattern, &layers, &mut folder.warnings).map_err(file)?;
+        drop_idle(&mut folder.config.alpha_pattern, &layers, &mut folder.warnings).map_err(file)?;
+        let (targets, exclude) = (&folder.config.targets, &folder.config.exclude);
+        // The tensors say which layers are adapted; an expression that is not understood need not say it again.
+        if [Some(targets), exclude.as_ref()].into_iter().flatten().any(|targets| targets.validate().is_err()) {
+            folder.config.targets = Targets::Names(layers.into_iter().collect());
+            (folder.config.exclude, folder.config.layers) = (None, None);
+        }
         Ok(folder.told_of_start())
     }
 
@@ -96,6 +110,66 @@ impl PeftFolder {
         self.files.shapes()
     }
 
+    /// Names of weights that are put in the place of the model's own.
+    pub fn brings(&self) -> Vec<&str> {
+        let inner = self.files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL));
+        inner.filter(|name| self.is_brought(name)).collect()
+    }
+
+    fn is_brought(&self, inner: &str) -> bool {
+        self.layout.is_some() && brought::is_plain(inner) && self.layer_of(inner).is_none()
+    }
+
+    /// Paths of the layers that the tensors belong to.
+    fn layers(&self) -> BTreeSet<String> {
+        let inner = self.files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL));
+        inner.filter_map(|name| self.layer_of(name)).map(|(layer, _)| layer.to_string()).collect()
+    }
+
+    /// Path of the layer and name of the field of a tensor, whose own name is `inner` behind the prefix.
+    fn layer_of<'a>(&self, inner: &'a str) -> Option<(&'a str, &'a str)> {
+        let known = |rest: &str| {
+            matches!(rest, "origin.a" | "origin.b")
+                || match self.layout {
+                    Some(layout) => layout.field(rest).is_some() || layout.shared_field(rest).is_some(),
+                    None => self.config.entry().is_ok_and(|entry| entry.spec.tensor(rest).is_some()),
+                }
+        };
+        let parts = inner.match_indices('.').map(|(dot, _)| (&inner[..dot], &inner[dot + 1..]));
+        parts.into_iter().find(|(_, rest)| known(rest))
+    }
+
+    /// The module with the weights that the folder brings.
+    fn with_brought<M: Module>(&mut self, module: M) -> Result<M, ModelError> {
+        let names: Vec<(String, Vec<usize>)> =
+            self.files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+        let mut brought = Brought::new();
+        for (name, shape) in names {
+            let Some(inner) = name.strip_prefix(MODEL).filter(|inner| self.is_brought(inner)) else { continue };
+            let values = self.files.take(&name, &shape)?;
+            brought.insert(inner.to_string(), (shape, values));
+        }
+        let path = self.dir.join(CONFIG);
+        for saved in &self.saved {
+            if !brought.keys().any(|name| name.split('.').any(|part| part == saved) || name.starts_with(saved.as_str()))
+            {
+                let reason = format!("modules_to_save names {saved}, of which {WEIGHTS} has no tensor");
+                return Err(ModelError::File { path, reason });
+            }
+        }
+        if brought.is_empty() {
+            return Ok(module);
+        }
+        let (module, problems) = brought::put(module, brought);
+        match problems.is_empty() {
+            true => Ok(module),
+            false => {
+                let problems = problems.into_iter().map(|(name, problem)| (format!("{MODEL}{name}"), problem));
+                Err(self.refused(problems.collect()))
+            }
+        }
+    }
+
     /// Puts the adapter on a model, on top of those that are there. Everything but the adapter is frozen.
     ///
     /// Refused: tensors that are missing, left over or of another shape, by name; another base than the adapter was trained on.
@@ -113,6 +187,7 @@ impl PeftFolder {
         module: M,
         put: impl FnOnce(Attach, M) -> Result<(M, Report), AdapterError>,
     ) -> Result<(M, Report), ModelError> {
+        let module = self.with_brought(module)?;
         let layers = linear_layers(&module)?;
         let Distributed { mut tensors, shared, mut problems } = self.distribute(&layers)?;
         self.check_base(&module, tensors.keys().cloned().collect())?;
@@ -146,8 +221,13 @@ impl PeftFolder {
             self.files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
         for (name, shape) in names {
             let Some(place) = self.place(&name, layers) else {
-                problems
-                    .push((name, "has no place: the model has no such layer, or the adapter no such tensor".into()));
+                let reason = match name.contains("lora_embedding_") {
+                    true => {
+                        "is an adapter of the embedding, which cannot be read: let peft merge it (merge_and_unload)"
+                    }
+                    false => "has no place: the model has no such layer, or the adapter no such tensor",
+                };
+                problems.push((name, reason.into()));
                 continue;
             };
             let values = self.files.take(&name, &shape)?;
@@ -313,17 +393,16 @@ impl PeftFolder {
     }
 }
 
-/// Takes out patterns that match no layer of the file, as `peft` passes over them; `paths` are the tensors' names behind the prefix.
+/// Takes out patterns that match no layer of the file, as `peft` passes over them.
 fn drop_idle<T>(
     patterns: &mut Vec<(String, T)>,
-    paths: &[&str],
+    layers: &BTreeSet<String>,
     warnings: &mut Vec<String>,
 ) -> Result<(), AdapterError> {
     let mut kept = Vec::new();
     for (text, value) in patterns.drain(..) {
         let pattern = NamePattern::new(&text)?;
-        let within = |path: &&str| path.match_indices('.').any(|(dot, _)| pattern.matches(&path[..dot]));
-        match paths.iter().any(within) {
+        match layers.iter().any(|layer| pattern.matches(layer)) {
             true => kept.push((text, value)),
             false => warnings.push(format!("the pattern {text} matches no layer of the adapter and is ignored")),
         }

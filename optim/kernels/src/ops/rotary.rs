@@ -15,12 +15,21 @@ pub struct Rotary {
 impl Rotary {
     /// Angles of the first `positions` positions for heads of an even width: `position * theta^(-2 i / head_dim)`.
     pub fn new(head_dim: usize, positions: usize, theta: f64, device: &Device) -> Self {
-        let half = head_dim / 2;
-        let rates: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        Self::of_rates(&Self::rates(head_dim, theta), 1.0, positions, device)
+    }
+
+    /// Angles of one position: `theta^(-2 i / head_dim)`.
+    pub fn rates(head_dim: usize, theta: f64) -> Vec<f64> {
+        (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+    }
+
+    /// Angles `position * rate` of the first `positions` positions; sines and cosines are multiplied by `scale`.
+    pub fn of_rates(rates: &[f64], scale: f64, positions: usize, device: &Device) -> Self {
+        let half = rates.len();
         let device = device.clone().inner();
         let table = |f: fn(f64) -> f64| {
-            let values =
-                (0..positions).flat_map(|position| rates.iter().map(move |rate| f(position as f64 * rate) as f32));
+            let values = (0..positions)
+                .flat_map(|position| rates.iter().map(move |rate| (scale * f(position as f64 * rate)) as f32));
             Tensor::from_data(TensorData::new(values.collect::<Vec<_>>(), [positions, half]), &device)
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }

@@ -1,0 +1,146 @@
+//! Conversations as lines of data have them.
+
+use super::super::json::Json;
+
+/// Turns, what else a template is given, and which turns a model learns to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
+    /// The turns, as they are handed to the template.
+    pub(super) messages: Vec<Json>,
+    /// Further variables of the template, such as `tools`.
+    pub(super) variables: Vec<(String, Json)>,
+    /// For each turn whether it counts.
+    pub(super) counts: Vec<bool>,
+    /// Number of turns before the completion, where the line says what is prompt and what is completion.
+    pub(super) prompt: Option<usize>,
+}
+
+/// Keys by which data says whether a turn counts: as a number, or as a flag.
+const WEIGHT: &str = "weight";
+const TRAIN: [&str; 2] = ["train", "training"];
+/// Variables of a template that a line may have beside the turns.
+const VARIABLES: [&str; 2] = ["tools", "documents"];
+const MORE_VARIABLES: &str = "chat_template_kwargs";
+
+impl Conversation {
+    /// The turns `messages` of a line: the assistant's turns count.
+    pub fn of_messages(messages: &Json, line: &Json) -> Result<Self, String> {
+        let messages = turns(messages, "messages")?;
+        if messages.is_empty() {
+            return Err("messages must be a list of turns".into());
+        }
+        let counts = messages.iter().enumerate().map(|(turn, message)| counts(turn, message, is_assistant(message)));
+        Ok(Self { counts: counts.collect::<Result<_, _>>()?, messages, variables: variables(line)?, prompt: None })
+    }
+
+    /// Turns in `prompt` and `completion`: the completion's turns count.
+    pub fn of_pair(prompt: &Json, completion: &Json, line: &Json) -> Result<Self, String> {
+        let (mut messages, completion) = (turns(prompt, "prompt")?, turns(completion, "completion")?);
+        if messages.is_empty() || completion.is_empty() {
+            return Err("prompt and completion must be lists of turns, none of them empty".into());
+        }
+        let first = messages.len();
+        messages.extend(completion);
+        let counts = messages.iter().enumerate().map(|(turn, message)| counts(turn, message, turn >= first));
+        let counts: Vec<bool> = counts.collect::<Result<_, _>>()?;
+        if let Some(turn) = counts[..first].iter().position(|counts| *counts) {
+            return Err(format!(
+                "turn {} of the prompt is to be learned; turns that are learned stand in the completion",
+                turn + 1
+            ));
+        }
+        Ok(Self { messages, variables: variables(line)?, counts, prompt: Some(first) })
+    }
+
+    /// A question, behind what the system is told, if anything.
+    pub fn asking(system: Option<&str>, question: &str) -> Self {
+        let turn = |role: &str, content: &str| {
+            let text = |text: &str| Json::Text(text.to_string());
+            Json::Object(vec![("role".into(), text(role)), ("content".into(), text(content))])
+        };
+        let messages: Vec<Json> =
+            system.map(|text| turn("system", text)).into_iter().chain([turn("user", question)]).collect();
+        Self { counts: vec![false; messages.len()], messages, variables: Vec::new(), prompt: None }
+    }
+
+    /// From a file: a list of turns, or an object with `messages`.
+    pub fn of_file(json: &Json) -> Result<Self, String> {
+        Self::of_messages(json.get("messages").unwrap_or(json), json)
+    }
+}
+
+pub(super) fn is_assistant(message: &Json) -> bool {
+    message.get("role").and_then(Json::text) == Some("assistant")
+}
+
+/// Checks turns as far as every template needs them: content may be a text, a list of parts, or null, as in turns that call tools.
+fn turns(value: &Json, field: &str) -> Result<Vec<Json>, String> {
+    let Some(messages) = value.list() else {
+        return Err(format!("{field} must be a list of turns; it is {value}"));
+    };
+    for (turn, message) in messages.iter().enumerate() {
+        let turn = turn + 1;
+        if message.get("role").and_then(Json::text).is_none() {
+            return Err(format!("turn {turn} of {field} needs the text \"role\""));
+        }
+        match message.get("content") {
+            Some(Json::Text(_) | Json::List(_) | Json::Null) => {}
+            None if message.get("tool_calls").is_some() => {}
+            None => return Err(format!("turn {turn} of {field} has no \"content\"")),
+            Some(other) => {
+                return Err(format!(
+                    "the \"content\" of turn {turn} of {field} is {other}; it must be a text, a list of parts or null"
+                ));
+            }
+        }
+    }
+    Ok(messages.to_vec())
+}
+
+/// Whether a turn counts, where nothing else is said `usual`.
+fn counts(turn: usize, message: &Json, usual: bool) -> Result<bool, String> {
+    let mut said = None;
+    let flag = |key: &str, value: &Json| match value {
+        Json::Null => Ok(None),
+        Json::Bool(flag) => Ok(Some(*flag)),
+        Json::Number(number) if number.as_f64() == Some(0.0) => Ok(Some(false)),
+        Json::Number(number) if number.as_f64() == Some(1.0) => Ok(Some(true)),
+        other => Err(format!("\"{key}\" of turn {} is {other}; a turn counts wholly (1) or not (0)", turn + 1)),
+    };
+    for key in [WEIGHT].iter().chain(&TRAIN) {
+        if let Some(value) = message.get(key) {
+            said = flag(key, value)?.or(said);
+        }
+    }
+    match said {
+        Some(true) if !usual && !is_assistant(message) => Err(format!(
+            "turn {} is to be learned, but it is not the assistant's; put it into \"completion\", or set data.learn_prompt",
+            turn + 1
+        )),
+        Some(said) => Ok(said),
+        None => Ok(usual),
+    }
+}
+
+/// Variables of the template that a line gives.
+fn variables(line: &Json) -> Result<Vec<(String, Json)>, String> {
+    let mut variables = Vec::new();
+    for key in VARIABLES {
+        match line.get(key) {
+            // Data sets whose columns have one type keep them as JSON text.
+            Some(Json::Text(text)) => {
+                let value = serde_json::from_str(text).map_err(|error| format!("\"{key}\" is not JSON: {error}"))?;
+                variables.push((key.to_string(), value));
+            }
+            Some(Json::Null) | None => {}
+            Some(value @ Json::List(_)) => variables.push((key.to_string(), value.clone())),
+            Some(other) => return Err(format!("\"{key}\" is {other}; it must be a list")),
+        }
+    }
+    match line.get(MORE_VARIABLES) {
+        Some(Json::Object(more)) => variables.extend(more.iter().cloned()),
+        Some(Json::Null) | None => {}
+        Some(other) => return Err(format!("\"{MORE_VARIABLES}\" is {other}; it must be an object")),
+    }
+    Ok(variables)
+}

@@ -1,0 +1,312 @@
+//! Chat templates: how a model wants a conversation written.
+
+mod conversation;
+mod python;
+
+use std::ops::Range;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
+use minijinja::{Environment, Error, ErrorKind, State, Value as Jinja};
+use serde_json::Value;
+
+pub use conversation::Conversation;
+
+use self::conversation::is_assistant;
+use super::DataError;
+use super::json::Json;
+use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG, json_file};
+
+/// The template of a model folder: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    /// Texts of special tokens by their keys.
+    tokens: Vec<(&'static str, String)>,
+    /// Whether the template itself marks what the assistant writes, by `{% generation %}`.
+    marks: bool,
+}
+
+/// A conversation as the template writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub text: String,
+    /// Bytes of the turns that count, with what ends them.
+    pub answers: Vec<Range<usize>>,
+}
+
+const FILE: &str = "chat_template.jinja";
+/// Name of the template, and of the one for conversations with tools where there is one.
+const PLAIN: &str = "chat";
+const WITH_TOOLS: &str = "tool_use";
+/// Most bytes of a template.
+const MOST_BYTES: usize = 1 << 17;
+/// Stack of the thread that compiles a template: expressions may be nested as deeply as a template has bytes.
+const STACK: usize = 512 << 20;
+/// Instructions of one rendering; 64 bytes of text cost as much as one.
+const FUEL: u64 = 5_000_000;
+/// Macros and blocks inside one another.
+const RECURSION: usize = 200;
+/// Around what the assistant writes; no Unicode text has these.
+const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
+
+impl ChatTemplate {
+    /// Reads the template of a folder; none when the folder has none.
+    pub fn read(dir: &Path) -> Result<Option<Self>, DataError> {
+        let (path, config) = (dir.join(FILE), dir.join(TOKENIZER_CONFIG));
+        let bad = |path: &Path, problem: String| DataError::Template { path: path.to_path_buf(), problem };
+        let settings = json_file(&config)?;
+        let own = match path.exists() {
+            true => Some(std::fs::read_to_string(&path).map_err(DataError::read(&path))?),
+            false => None,
+        };
+        let (from, sources) = match (own, &settings["chat_template"]) {
+            (Some(source), _) => (&path, vec![(PLAIN, source)]),
+            (None, Value::String(source)) => (&config, vec![(PLAIN, source.clone())]),
+            // Several by name.
+            (None, Value::Array(named)) => {
+                let source = |name: &str| {
+                    let one = named.iter().find(|one| one["name"] == name)?;
+                    one["template"].as_str().map(str::to_string)
+                };
+                let Some(plain) = source("default") else {
+                    return Err(bad(&config, "has several chat templates, but none named \"default\"".into()));
+                };
+                let with_tools = source(WITH_TOOLS).map(|source| (WITH_TOOLS, source));
+                (&config, [(PLAIN, plain)].into_iter().chain(with_tools).collect())
+            }
+            _ => return Ok(None),
+        };
+        Self::new(sources, SpecialTokens::read(dir)?.texts)
+            .map(Some)
+            .map_err(|error| bad(from, format!("the chat template cannot be read: {error:#}")))
+    }
+
+    fn new(sources: Vec<(&'static str, String)>, tokens: Vec<(&'static str, String)>) -> Result<Self, Error> {
+        let mut environment = Environment::new();
+        // As `transformers` sets up Jinja.
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(python::write);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_function("raise_exception", |message: String| -> Result<Jinja, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", |format: String| python::strftime_now(&format));
+        environment.add_function("__generation", marked);
+        // A template comes with a model from anywhere: what it may take does not follow from what it says.
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION);
+        let (mut marks, mut compiled) = (false, Vec::new());
+        for (name, source) in sources {
+            if source.len() > MOST_BYTES {
+                let problem = format!("it has {} bytes, more than the {MOST_BYTES} that are allowed", source.len());
+                return Err(Error::new(ErrorKind::SyntaxError, problem));
+            }
+            let (source, found) = with_calls(&source);
+            marks |= found;
+            compiled.push((name, source));
+        }
+        let compile = move || -> Result<Environment<'static>, Error> {
+            for (name, source) in compiled {
+                environment.add_template_owned(name, source)?;
+            }
+            Ok(environment)
+        };
+        let failed = |what: String| Error::new(ErrorKind::InvalidOperation, what);
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn(compile);
+        let thread = thread.map_err(|error| failed(format!("no thread for it can be started: {error}")))?;
+        let environment = thread.join().unwrap_or_else(|_| Err(failed("compiling it failed".into())))?;
+        Ok(Self { environment, tokens, marks })
+    }
+
+    /// Writes the first `count` turns, with the beginning of an answer when `answer`.
+    fn render(&self, turns: &Turns, count: usize, answer: bool) -> Result<String, String> {
+        let name = if turns.tools && self.environment.get_template(WITH_TOOLS).is_ok() { WITH_TOOLS } else { PLAIN };
+        let variables = self.tokens.iter().map(|(key, text)| (key.to_string(), Jinja::from(text.as_str())));
+        let nothing = ["tools", "documents"].map(|key| (key.to_string(), Jinja::from(())));
+        let own = [
+            ("messages".to_string(), turns.messages[..count].iter().cloned().collect()),
+            ("add_generation_prompt".to_string(), Jinja::from(answer)),
+        ];
+        let all = nothing.into_iter().chain(own).chain(variables).chain(turns.variables.clone());
+        let context = Jinja::from_pairs(all);
+        let template = self.environment.get_template(name);
+        let text = template.and_then(|template| template.render(context));
+        text.map_err(|error| format!("the chat template refuses: {error:#}"))
+    }
+
+    /// The text of a prompt: the turns, and the beginning of an answer.
+    pub fn prompt(&self, conversation: &Conversation) -> Result<String, String> {
+        let turns = Turns::of(conversation);
+        Ok(parted(self.render(&turns, turns.messages.len(), true)?).0)
+    }
+
+    /// Writes a conversation and finds the turns in it that count.
+    ///
+    /// Where the template marks them, they are what it marks; else what is written up to each of them must be how the whole begins.
+    pub(super) fn write(&self, conversation: &Conversation) -> Result<Written, String> {
+        let turns = Turns::of(conversation);
+        let (text, marked) = parted(self.render(&turns, turns.messages.len(), false)?);
+        let render = |count: usize, answer: bool| Ok::<_, String>(parted(self.render(&turns, count, answer)?).0);
+        let other_way = |turn: usize| {
+            format!(
+                "the chat template writes turn {} in another way when more follow; give `prompt` and `completion`",
+                turn + 1
+            )
+        };
+        let counts = &conversation.counts;
+        if let Some(first) = conversation.prompt
+            && counts[first..].iter().all(|counts| *counts)
+        {
+            let before = render(first, true)?;
+            return match text.starts_with(&before) {
+                true => Ok(Written { answers: vec![before.len()..text.len()], text }),
+                false => Err("the chat template writes the prompt in another way when the completion follows; give them as texts".into()),
+            };
+        }
+        if self.marks && conversation.prompt.is_none() {
+            let own: Vec<bool> = conversation
+                .messages
+                .iter()
+                .zip(counts)
+                .filter(|(message, _)| is_assistant(message))
+                .map(|(_, counts)| *counts)
+                .collect();
+            let answers = match own.iter().all(|counts| *counts) {
+                true => marked,
+                false if own.len() == marked.len() => {
+                    marked.into_iter().zip(own).filter(|(_, counts)| *counts).map(|(range, _)| range).collect()
+                }
+                false => {
+                    return Err(format!(
+                        "turns of the assistant that do not count cannot be told: the chat template marks {} parts of {} such turns; give `prompt` and `completion`",
+                        marked.len(),
+                        own.len()
+                    ));
+                }
+            };
+            return Ok(Written { text, answers });
+        }
+        let mut answers = Vec::new();
+        for (turn, message) in conversation.messages.iter().enumerate().filter(|(turn, _)| counts[*turn]) {
+            let (before, after) = (render(turn, is_assistant(message))?, render(turn + 1, false)?);
+            if !after.starts_with(&before) || !text.starts_with(&after) {
+                return Err(other_way(turn));
+            }
+            answers.push(before.len()..after.len());
+        }
+        Ok(Written { text, answers })
+    }
+}
+
+/// A conversation as values of templates.
+struct Turns {
+    messages: Vec<Jinja>,
+    variables: Vec<(String, Jinja)>,
+    tools: bool,
+}
+
+impl Turns {
+    fn of(conversation: &Conversation) -> Self {
+        Self {
+            messages: conversation.messages.iter().map(with_reasoning).collect(),
+            variables: conversation.variables.iter().map(|(key, value)| (key.clone(), jinja(value))).collect(),
+            tools: conversation.variables.iter().any(|(key, _)| key == "tools"),
+        }
+    }
+}
+
+/// A turn, whose reasoning is found under the names that templates read, as in `transformers`.
+fn with_reasoning(message: &Json) -> Jinja {
+    let known = |key: &&str| message.get(key).is_some_and(|value| *value != Json::Null);
+    let Some(key) = ["reasoning_content", "thinking", "reasoning"].into_iter().find(known) else {
+        return jinja(message);
+    };
+    let (Json::Object(entries), Some(reasoning)) = (message, message.get(key)) else { return jinja(message) };
+    let mut entries = entries.clone();
+    let put = |entries: &mut Vec<(String, Json)>, key: &str, over: bool| match entries
+        .iter_mut()
+        .find(|(known, _)| known == key)
+    {
+        Some((_, value)) if over => *value = reasoning.clone(),
+        Some(_) => {}
+        None => entries.push((key.to_string(), reasoning.clone())),
+    };
+    put(&mut entries, "thinking", false);
+    put(&mut entries, "reasoning_content", true);
+    jinja(&Json::Object(entries))
+}
+
+fn jinja(json: &Json) -> Jinja {
+    match json {
+        Json::Null => Jinja::from(()),
+        Json::Bool(flag) => Jinja::from(*flag),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Jinja::from(number),
+            (None, Some(number)) => Jinja::from(number),
+            (None, None) => Jinja::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::Text(text) => Jinja::from(text.as_str()),
+        Json::List(items) => items.iter().map(jinja).collect(),
+        Json::Object(entries) => Jinja::from_pairs(entries.iter().map(|(key, value)| (key.as_str(), jinja(value)))),
+    }
+}
+
+/// The function behind `{% generation %}`: what the block writes, between marks.
+fn marked(state: &mut State, options: Kwargs) -> Result<String, Error> {
+    let caller: Jinja = options.get("caller")?;
+    let text = caller.call(state, &[])?;
+    Ok(format!("{}{text}{}", MARKS[0], MARKS[1]))
+}
+
+/// A text without its marks, and the places that they were around.
+fn parted(text: String) -> (String, Vec<Range<usize>>) {
+    if !text.contains(MARKS) {
+        return (text, Vec::new());
+    }
+    let (mut plain, mut ranges, mut begin) = (String::with_capacity(text.len()), Vec::new(), None);
+    for c in text.chars() {
+        match (c, begin) {
+            (c, None) if c == MARKS[0] => begin = Some(plain.len()),
+            (c, Some(from)) if c == MARKS[1] => {
+                ranges.push(from..plain.len());
+                begin = None;
+            }
+            _ if MARKS.contains(&c) => {}
+            _ => plain.push(c),
+        }
+    }
+    (plain, ranges)
+}
+
+/// A template whose `{% generation %}` blocks are calls of the function behind them, and whether it has some.
+fn with_calls(source: &str) -> (String, bool) {
+    let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
+    while let Some(begin) = rest.find("{%") {
+        let Some(length) = rest[begin..].find("%}") else { break };
+        let inner = &rest[begin + 2..begin + length];
+        let trimmed = inner.strip_prefix(['-', '+']).unwrap_or(inner);
+        let word = trimmed.strip_suffix(['-', '+']).unwrap_or(trimmed).trim();
+        let call = match word {
+            "generation" => Some("call __generation()"),
+            "endgeneration" => Some("endcall"),
+            _ => None,
+        };
+        out.push_str(&rest[..begin]);
+        match call {
+            Some(call) => {
+                found = true;
+                out.push_str(&format!("{{%{}%}}", inner.replacen(word, &format!(" {call} "), 1)));
+            }
+            None => out.push_str(&rest[begin..begin + length + 2]),
+        }
+        rest = &rest[begin + length + 2..];
+    }
+    out.push_str(rest);
+    (out, found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+use super::*;
+
+const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn of(line: &str) -> Result<Conversation, String> {
+    let line: Json = serde_json::from_str(line).unwrap();
+    match line.get("messages") {
+        Some(messages) => Conversation::of_messages(messages, &line),
+        None => Conversation::of_pair(line.get("prompt").unwrap(), line.get("completion").unwrap(), &line),
+    }
+}
+
+const LINE: &str = r#"{"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}]}"#;
+
+fn conversation() -> Conversation {
+    of(LINE).unwrap()
+}
+
+fn template(source: &str) -> ChatTemplate {
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(key, text)| (key, text.to_string()));
+    ChatTemplate::new(vec![(PLAIN, source.into())], tokens.to_vec()).unwrap()
+}
+
+fn answers<'a>(written: &'a Written) -> Vec<&'a str> {
+    written.answers.iter().map(|range| &written.text[range.clone()]).collect()
+}
+
+#[test]
+fn the_turns_of_the_assistant_are_found() {
+    let written = template(CHATML).write(&conversation()).unwrap();
+    assert_eq!(answers(&written), ["2<|im_end|>\n", "Yes.<|im_end|>\n"]);
+    assert!(written.text.starts_with("<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>"));
+}
+
+#[test]
+fn turns_that_do_not_count_are_left_out() {
+    for said in [r#""weight": 0"#, r#""weight": 0.0"#, r#""train": false"#, r#""training": false"#] {
+        let line = LINE.replacen(r#""content": "2""#, &format!(r#""content": "2", {said}"#), 1);
+        assert_eq!(answers(&template(CHATML).write(&of(&line).unwrap()).unwrap()), ["Yes.<|im_end|>\n"], "{said}");
+    }
+    for (said, part) in [(r#""weight": 0.5"#, "weight"), (r#""train": "no""#, "train")] {
+        let line = LINE.replacen(r#""content": "2""#, &format!(r#""content": "2", {said}"#), 1);
+        let refusal = of(&line).unwrap_err();
+        assert!(refusal.contains(part) && refusal.contains("turn 2"), "{refusal}");
+    }
+    let line = LINE.replacen(r#""content": "1 + 1?""#, r#""content": "1 + 1?", "train": true"#, 1);
+    assert!(of(&line).unwrap_err().contains("not the assistant's"));
+}
+
+#[test]
+fn blocks_of_generation_mark_what_counts() {
+    let source = "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'a:' }}\n  {%- generation -%}\n  {{ m.content + eos_token }}\n  {%- endgeneration -%}\n{% else %}{{ 'u:' + m.content }}{% endif %}{% endfor %}";
+    let written = template(source).write(&conversation()).unwrap();
+    assert_eq!(written.text, "u:1 + 1?a:2</s>u:Sure?a:Yes.</s>");
+    assert_eq!(answers(&written), ["2</s>", "Yes.</s>"]);
+    let line = LINE.replacen(r#""content": "2""#, r#""content": "2", "weight": 0"#, 1);
+    assert_eq!(answers(&template(source).write(&of(&line).unwrap()).unwrap()), ["Yes.</s>"]);
+    // A prompt needs no marks.
+    assert_eq!(template(source).prompt(&Conversation::asking(None, "x")).unwrap(), "u:x");
+}
+
+#[test]
+fn turns_in_prompt_and_completion_are_one_conversation() {
+    let line = r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+        "completion": [{"role": "assistant", "content": "d"}]}"#;
+    let written = template(CHATML).write(&of(line).unwrap()).unwrap();
+    assert_eq!(answers(&written), ["d<|im_end|>\n"]);
+    assert!(
+        of(r#"{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}"#).unwrap_err().contains("completion")
+    );
+}
+
+#[test]
+fn messages_are_handed_on_as_they_are() {
+    let source = "{{ tools | tojson if tools else 'none' }}{{ reasoning is defined }}{% for m in messages %}{% if m.content is string %}{{ m.content }}{% elif m.content %}{% for part in m.content %}{{ part.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}|{% endfor %}";
+    let line = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "parts"}]},
+        {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"z": 1, "a": "<&'>"}}}]},
+        {"role": "assistant", "tool_calls": []}], "tools": [{"name": "f", "b": 1, "a": 2.0}], "chat_template_kwargs": {"reasoning": true}}"#;
+    let written = template(source).write(&of(line).unwrap());
+    assert_eq!(
+        written.unwrap().text,
+        r#"[{"name": "f", "b": 1, "a": 2.0}]Trueparts|None{"name": "f", "arguments": {"z": 1, "a": "<&'>"}}||"#
+    );
+    for (message, part) in [
+        (r#"{"role": "user"}"#, "no \"content\""),
+        (r#"{"role": "user", "content": 3}"#, "is 3"),
+        (r#"{"content": "x"}"#, "role"),
+    ] {
+        assert!(of(&format!(r#"{{"messages": [{message}]}}"#)).unwrap_err().contains(part), "{message}");
+    }
+}
+
+/// Values as `json.dumps` and `str` of Python 3.11 write them.
+#[test]
+fn values_are_written_as_python_writes_them() {
+    let line = r#"{"messages": [], "chat_template_kwargs": {"v": {"text": "a<b & 'c' \"d\" ü\n", "n": [1, 2.5, 1e20, true, null], "e": {}, "l": []}}}"#;
+    let line: Json = serde_json::from_str(line).unwrap();
+    let turn = Json::List(vec![serde_json::from_str(r#"{"role": "user", "content": ""}"#).unwrap()]);
+    let conversation = Conversation::of_messages(&turn, &line).unwrap();
+    for (expression, expected) in [
+        ("v | tojson", r#"{"text": "a<b & 'c' \"d\" ü\n", "n": [1, 2.5, 1e+20, true, null], "e": {}, "l": []}"#),
+        ("v.text | tojson(ensure_ascii=true)", r#""a<b & 'c' \"d\" \u00fc\n""#),
+        ("v.n | tojson(indent=2)", "[\n  1,\n  2.5,\n  1e+20,\n  true,\n  null\n]"),
+        (
+            "v | tojson(separators=(',', ':'), sort_keys=true)",
+            r#"{"e":{},"l":[],"n":[1,2.5,1e+20,true,null],"text":"a<b & 'c' \"d\" ü\n"}"#,
+        ),
+        ("v.n", "[1, 2.5, 1e+20, True, None]"),
+        ("v.e", "{}"),
+        ("{'b': 1, 'a': 'x'}", "{'b': 1, 'a': 'x'}"),
+        ("v.missing", ""),
+        ("none", "None"),
+        ("1e20", "1e+20"),
+    ] {
+        let written = template(&format!("{{{{ {expression} }}}}")).write(&conversation).unwrap();
+        assert_eq!(written.text, expected, "{expression}");
+    }
+}
+
+#[test]
+fn methods_of_python_and_blocks_on_lines_of_their_own_work() {
+    let source = "{{ bos_token }}\n{% for m in messages %}\n  {% if m.role == 'user' %}\n[INST] {{ m.content.strip() }} [/INST]{% else %}\n{{ m.content }}{{ eos_token }}{% endif %}\n{% endfor %}\n";
+    let written = template(source).write(&conversation()).unwrap();
+    assert_eq!(written.text, "<s>\n[INST] 1 + 1? [/INST]2</s>[INST] Sure? [/INST]Yes.</s>");
+    assert_eq!(answers(&written)[1], "Yes.</s>");
+}
+
+/// A template may come from anywhere: whatever it says, it ends, in little memory.
+#[test]
+fn templates_that_would_never_end_are_stopped() {
+    let deep = |open: &str, close: &str| open.repeat(20_000) + "1" + &close.repeat(20_000);
+    for source in [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{{ b }}{% endfor %}{% endfor %}".to_string(),
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+            .into(),
+        "{{ 'x' * 100000000000 }}".into(),
+        "{{ 'x' * 4000000000 }}".into(),
+        "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}".into(),
+        format!("{{{{ {} }}}}", deep("(", ")")),
+        format!("{{{{ {} }}}}", deep("[", "]")),
+        format!("{{{{ {} }}}}", "not ".repeat(20_000) + "1"),
+        format!("{{{{ {} }}}}", "-".repeat(20_000) + "1"),
+        format!("{{{{ {}1 }}}}", "1 + ".repeat(20_000)),
+        deep("{% if true %}", "{% endif %}"),
+        deep("{% for x in [1] %}", "{% endfor %}"),
+        "x".repeat(MOST_BYTES + 1),
+    ] {
+        let tokens = Vec::new();
+        if let Ok(template) = ChatTemplate::new(vec![(PLAIN, source.clone())], tokens) {
+            let written = template.write(&conversation());
+            assert!(written.is_err() || written.unwrap().text.len() < 1 << 24, "{}", &source[..40.min(source.len())]);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_written_says_why() {
+    let raising = template("{{ raise_exception('roles must alternate') }}");
+    assert!(raising.write(&conversation()).unwrap_err().contains("roles must alternate"));
+    let last = template("{% for m in messages %}{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}");
+    assert!(last.write(&conversation()).unwrap_err().contains("turn 2"));
+    let dir = tempfile::tempdir().unwrap();
+    let read = || ChatTemplate::read(dir.path());
+    assert!(read().unwrap().is_none());
+    let write = |settings: Value| std::fs::write(dir.path().join(TOKENIZER_CONFIG), settings.to_string()).unwrap();
+    write(serde_json::json!({"chat_template": "{% if"}));
+    let message = read().unwrap_err().to_string();
+    assert!(message.contains(TOKENIZER_CONFIG) && message.contains("chat template"), "{message}");
+    let asked = Conversation::asking(None, "x");
+    write(serde_json::json!({
+        "chat_template": [{"name": "default", "template": "{{ eos_token }}"}, {"name": "tool_use", "template": "tools"}],
+        "eos_token": {"content": "</s>"},
+    }));
+    assert_eq!(read().unwrap().unwrap().prompt(&asked).unwrap(), "</s>");
+    let line = serde_json::from_str(r#"{"tools": [{}]}"#).unwrap();
+    let turn = serde_json::from_str(r#"[{"role": "user", "content": ""}]"#).unwrap();
+    let with_tools = Conversation::of_messages(&turn, &line).unwrap();
+    assert_eq!(read().unwrap().unwrap().prompt(&with_tools).unwrap(), "tools");
+    std::fs::write(dir.path().join(FILE), "from its own file").unwrap();
+    assert_eq!(read().unwrap().unwrap().prompt(&asked).unwrap(), "from its own file");
+}

@@ -1,0 +1,17 @@
+//! Examples to fine-tune on, from JSON lines.
+//!
+//! A line is an object with `messages` (turns with `role` and `content`, written by the model's chat template), with `prompt` and `completion`
+//! (texts, or turns), or with a text. What the model is to write counts: completions and the assistant's turns with what ends them, and whole
+//! texts.
+
+mod encode;
+mod example;
+mod options;
+mod read;
+
+pub use example::Example;
+pub use options::{ExampleOptions, TooLong};
+pub use read::Examples;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! What examples are made from, and how.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::data::{ChatTemplate, HeldOut, Source, Tokenizer};
+
+/// Treatment of examples with more tokens than a row takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TooLong {
+    /// The end is cut off.
+    #[default]
+    Truncate,
+    /// The example is left out.
+    Drop,
+    /// The data is refused.
+    Error,
+}
+
+/// What to make examples from.
+#[derive(Debug)]
+pub struct ExampleOptions<'a> {
+    /// JSON lines; `field` is that of texts.
+    pub source: &'a Source,
+    /// Where the examples to measure on are read from, and which of all are.
+    pub held_out: &'a HeldOut,
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The model's chat template, where it has one.
+    pub template: Option<&'a ChatTemplate>,
+    /// The token after each completion and text.
+    pub end: u32,
+    /// Rows of the model's embedding: no token may be beyond.
+    pub vocab_size: usize,
+    /// Whether prompts and the other turns count too.
+    pub learn_prompt: bool,
+    /// Most inputs of an example.
+    pub seq_len: usize,
+    /// Treatment of longer ones.
+    pub too_long: TooLong,
+    /// Seed of the choice of what is held out.
+    pub seed: u64,
+    /// Names of the fields that an objective asks for; others are not kept.
+    pub fields: &'a [String],
+}

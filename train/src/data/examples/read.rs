@@ -1,0 +1,137 @@
+//! All examples of the data.
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::encode::{Encoder, Made};
+use super::example::Example;
+use super::options::ExampleOptions;
+use crate::data::json_lines::JsonLines;
+use crate::data::split::{held_out, text_hash};
+use crate::data::{DataError, Format, HeldOut, Source};
+
+/// All examples.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Examples {
+    /// To learn from.
+    pub train: Vec<Example>,
+    /// Held out.
+    pub validation: Vec<Example>,
+    /// Number of those that were cut.
+    pub truncated: usize,
+    /// Number of those that were left out for their length.
+    pub dropped: usize,
+}
+
+/// Lines that are turned into tokens together, as long as they have not more bytes than this.
+const TOGETHER: usize = 4096;
+const BYTES_TOGETHER: usize = 8 << 20;
+
+impl Examples {
+    /// Reads all examples. A line that is none, and one with nothing to learn, is refused with file and line.
+    pub fn read(options: &ExampleOptions) -> Result<Self, DataError> {
+        let mut read = Read::of(options.source, options)?;
+        let mut examples = Self { truncated: read.truncated, dropped: read.dropped, ..Self::default() };
+        match options.held_out {
+            HeldOut::Everything => examples.validation = read.examples,
+            HeldOut::Source(source) => {
+                let other = Read::of(source, options)?;
+                examples.truncated += other.truncated;
+                examples.dropped += other.dropped;
+                (examples.train, examples.validation) = (read.examples, other.examples);
+            }
+            HeldOut::Fraction(fraction) => {
+                let sides = held_out(&std::mem::take(&mut read.hashes), *fraction)?;
+                for (example, held_out) in read.examples.into_iter().zip(sides) {
+                    match held_out {
+                        true => examples.validation.push(example),
+                        false => examples.train.push(example),
+                    }
+                }
+            }
+        }
+        Ok(examples)
+    }
+
+    /// SHA-256 of the training examples in hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = Sha256::new();
+        for example in &self.train {
+            hasher.update((example.inputs.len() as u64).to_le_bytes());
+            for value in example.inputs.iter().chain(&example.targets) {
+                hasher.update(value.to_le_bytes());
+            }
+        }
+        format!("{:x}", hasher.finalize())
+    }
+}
+
+/// Examples of one source, in order.
+#[derive(Default)]
+struct Read {
+    examples: Vec<Example>,
+    /// Hash of each line, which decides whether it is held out.
+    hashes: Vec<u64>,
+    truncated: usize,
+    dropped: usize,
+}
+
+impl Read {
+    fn of(source: &Source, options: &ExampleOptions) -> Result<Self, DataError> {
+        if !matches!(source.format, Format::Auto | Format::Jsonl) {
+            return Err(DataError::Setting {
+                key: "data.format",
+                value: format!("{:?}", source.format).to_lowercase(),
+                problem: "examples to fine-tune on are JSON lines; set it to jsonl".into(),
+            });
+        }
+        let encoder = Encoder::new(options);
+        let mut read = Self::default();
+        let mut lines_read = 0;
+        for (path, _) in source.files()?.0 {
+            let mut lines = JsonLines::open(path)?;
+            loop {
+                let (mut group, mut bytes) = (Vec::new(), 0);
+                while group.len() < TOGETHER
+                    && bytes < BYTES_TOGETHER
+                    && let Some((line, value)) = lines.next_value()?
+                {
+                    let text = value.sorted_text();
+                    bytes += text.len();
+                    group.push((line, value, text_hash(options.seed, &text)));
+                }
+                if group.is_empty() {
+                    break;
+                }
+                lines_read += group.len();
+                let path = lines.path();
+                let made: Vec<Result<Made, DataError>> =
+                    group.par_iter().map(|(line, value, _)| encoder.example(value, path, *line)).collect();
+                for ((_, _, hash), made) in group.iter().zip(made) {
+                    let example = match made? {
+                        Made::Whole(example) => example,
+                        Made::Cut(example) => {
+                            read.truncated += 1;
+                            example
+                        }
+                        Made::Dropped => {
+                            read.dropped += 1;
+                            continue;
+                        }
+                    };
+                    read.examples.push(example);
+                    read.hashes.push(*hash);
+                }
+            }
+        }
+        let empty = |skipped: String| {
+            let paths: Vec<String> = source.paths.iter().map(|path| path.display().to_string()).collect();
+            Err(DataError::Empty { paths: paths.join(", "), skipped })
+        };
+        match (lines_read, read.examples.len()) {
+            (0, _) => empty("there is no line".into()),
+            (all, 0) => empty(format!("all {all} examples are longer than train.seq_len = {}", options.seq_len)),
+            _ => Ok(read),
+        }
+    }
+}

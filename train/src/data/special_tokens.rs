@@ -1,0 +1,60 @@
+//! Special tokens as the files of a model folder name them.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::DataError;
+
+/// The special tokens that `tokenizer_config.json` and `config.json` of a folder name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct SpecialTokens {
+    /// Keys of `tokenizer_config.json`, such as `bos_token`, with their texts.
+    pub texts: Vec<(&'static str, String)>,
+    /// `bos_token_id` of `config.json`.
+    pub bos_id: Option<u32>,
+    /// The first `eos_token_id` of `config.json`.
+    pub eos_id: Option<u32>,
+}
+
+/// Name of the file with a tokenizer's settings.
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The keys that name one token each.
+const KEYS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+impl SpecialTokens {
+    /// Reads both files as far as the folder has them.
+    pub fn read(dir: &Path) -> Result<Self, DataError> {
+        let (settings, model) = (json_file(&dir.join(TOKENIZER_CONFIG))?, json_file(&dir.join("config.json"))?);
+        let text = |key: &'static str| {
+            let token = &settings[key];
+            let text = token.as_str().or(token["content"].as_str());
+            text.filter(|text| !text.is_empty()).map(|text| (key, text.to_string()))
+        };
+        let id = |key: &str| {
+            let value = &model[key];
+            let first = value.as_array().and_then(|ids| ids.first()).unwrap_or(value);
+            first.as_u64().and_then(|id| u32::try_from(id).ok())
+        };
+        Ok(Self {
+            texts: KEYS.into_iter().filter_map(text).collect(),
+            bos_id: id("bos_token_id"),
+            eos_id: id("eos_token_id"),
+        })
+    }
+
+    /// The text of a token by its key.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.texts.iter().find(|(known, _)| *known == key).map(|(_, text)| text.as_str())
+    }
+}
+
+/// The value in a JSON file; null when there is no such file.
+pub(super) fn json_file(path: &Path) -> Result<Value, DataError> {
+    if !path.exists() {
+        return Ok(Value::Null);
+    }
+    let text = std::fs::read_to_string(path).map_err(DataError::read(path))?;
+    serde_json::from_str(&text)
+        .map_err(|error| DataError::Template { path: path.to_path_buf(), problem: format!("not JSON: {error}") })
+}

@@ -1,0 +1,342 @@
+//! From text to token ids and back.
+
+mod claims;
+mod windows;
+
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder, Vocab};
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::processors::sequence::Sequence;
+use tokenizers::{AddedToken, TokenizerBuilder, TokenizerImpl};
+
+use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG};
+use super::{DataError, Document};
+
+/// A tokenizer: byte level, trained here, or any `tokenizer.json`.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    name: String,
+    /// Tokens that its post-processor puts before and after a text.
+    begin: Vec<u32>,
+    end: Vec<u32>,
+    separator: Option<u32>,
+    eos: Option<u32>,
+}
+
+/// Ids, each with the bytes of the text that it stands for; empty for those that were added.
+pub(super) type Spans = Vec<(u32, Range<usize>)>;
+
+/// The special token that begins every document.
+const SEPARATOR: &str = "<|endoftext|>";
+
+/// What begins a document where neither the tokenizer nor the files beside it say so: the first of these that it has.
+const SEPARATORS: [&str; 6] = [SEPARATOR, "<s>", "<|begin_of_text|>", "<|im_start|>", "</s>", "[CLS]"];
+
+/// Files of tokenizers in other forms.
+const OTHER_FILES: [&str; 3] = ["tokenizer.model", "spiece.model", "vocab.json"];
+
+type BytePair = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+impl Tokenizer {
+    /// One token a byte, with the byte as id, and the separator as id 256.
+    pub fn bytes() -> Result<Self, DataError> {
+        let vocabulary: Vocab = (0..=255u8).map(|byte| (byte_character(byte).to_string(), u32::from(byte))).collect();
+        let model = BPE::builder().vocab_and_merges(vocabulary, Vec::new()).build();
+        let model = model.map_err(|error| failure("bytes", error))?;
+        let mut tokenizer = byte_pair(model)?;
+        tokenizer.add_special_tokens([separator_token()]).map_err(|error| failure("bytes", error))?;
+        Self::new(tokenizer.into(), "bytes".into(), &SpecialTokens::default())?.for_documents()
+    }
+
+    /// Reads a `tokenizer.json`, with the special tokens that the files beside it name. Truncation and padding that it asks for are not applied:
+    /// documents keep their length.
+    pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let name = path.display().to_string();
+        let other = OTHER_FILES.iter().find(|file| path.with_file_name(file).exists());
+        if let (false, Some(other)) = (path.exists(), other) {
+            let problem = format!(
+                "is missing; the folder has {other}: let transformers convert it by AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+            );
+            return Err(DataError::Tokenizer { name, problem });
+        }
+        let bytes = std::fs::read(path).map_err(DataError::read(path))?;
+        claims::check(&bytes).map_err(|problem| DataError::Tokenizer { name: name.clone(), problem })?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
+        inner.with_padding(None).with_truncation(None).map_err(|error| failure(&name, error))?;
+        let named = SpecialTokens::read(path.parent().unwrap_or(Path::new("")))?;
+        let added = |text: &&str| !inner.get_added_vocabulary().is_special_token(text);
+        let missing: Vec<AddedToken> = named
+            .texts
+            .iter()
+            .map(|(_, text)| text.as_str())
+            .filter(added)
+            .map(|text| AddedToken::from(text, true))
+            .collect();
+        inner.add_special_tokens(missing).map_err(|error| failure(&name, error))?;
+        Self::new(inner, name, &named)
+    }
+
+    /// Learns byte-level byte-pair encoding with `vocab_size` ids, the 256 bytes and the separator among them.
+    ///
+    /// "Neural Machine Translation of Rare Words with Subword Units" (arXiv 1508.07909). Fewer ids come out when the text has no more pairs.
+    pub fn train(
+        documents: impl Iterator<Item = Result<Document, DataError>> + Send,
+        vocab_size: usize,
+    ) -> Result<Self, DataError> {
+        if vocab_size < 257 {
+            return Err(DataError::Setting {
+                key: "tokenizer.vocab_size",
+                value: vocab_size.to_string(),
+                problem: "must be at least 257: the 256 bytes and the separator".into(),
+            });
+        }
+        let mut tokenizer = byte_pair(BPE::default())?;
+        let mut trainer = BpeTrainerBuilder::new()
+            .show_progress(false)
+            .vocab_size(vocab_size)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(vec![separator_token()])
+            .build();
+        let mut refused = None;
+        // The trainer takes texts alone: an error ends them and is told afterwards.
+        let texts = documents.map_while(|document| match document {
+            Ok(document) => Some(document.text),
+            Err(error) => {
+                refused = Some(error);
+                None
+            }
+        });
+        tokenizer.train(&mut trainer, texts).map_err(|error| failure("training", error))?;
+        match refused {
+            Some(error) => Err(error),
+            None => {
+                Self::new(tokenizer.into(), "trained on the data".into(), &SpecialTokens::default())?.for_documents()
+            }
+        }
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer, name: String, named: &SpecialTokens) -> Result<Self, DataError> {
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some_and(|probability| probability > 0.0)
+        {
+            let problem = "drops merges at random, so that the same text gives other tokens; set `dropout` to null";
+            return Err(DataError::Tokenizer { name, problem: problem.into() });
+        }
+        // Text that spells a special token is text: it must not begin a document.
+        inner.set_encode_special_tokens(true);
+        let (begin, end) = affixes(&inner).map_err(|error| failure(&name, error))?;
+        let id = |key: &str| named.text(key).and_then(|text| inner.token_to_id(text));
+        let eos = id("eos_token").or(named.eos_id);
+        let usual = || SEPARATORS.iter().find_map(|token| inner.token_to_id(token));
+        let separator = begin.first().copied().or(id("bos_token")).or(named.bos_id).or(eos).or_else(usual);
+        Ok(Self { separator: separator.filter(|id| inner.id_to_token(*id).is_some()), eos, inner, name, begin, end })
+    }
+
+    /// The same tokenizer, whose post-processor begins every text with the separator, as the documents of a training do.
+    ///
+    /// # Errors
+    /// No special token can be the separator.
+    pub fn for_documents(mut self) -> Result<Self, DataError> {
+        let separator = self.separator.ok_or_else(|| DataError::Tokenizer {
+            name: self.name.clone(),
+            problem: format!(
+                "names no token that texts begin or end with, and has none of {}; one must mark where documents begin: set bos_token in tokenizer_config.json",
+                SEPARATORS.join(" ")
+            ),
+        })?;
+        if self.begin.first() == Some(&separator) {
+            return Ok(self);
+        }
+        let token = self.inner.id_to_token(separator).unwrap_or_default();
+        let special = json!({"SpecialToken": {"id": token, "type_id": 0}});
+        let sequence = |id: &str, kind: u32| json!({"Sequence": {"id": id, "type_id": kind}});
+        let template = json!({
+            "type": "TemplateProcessing",
+            "single": [special, sequence("A", 0)],
+            "pair": [special, sequence("A", 0), sequence("B", 1)],
+            "special_tokens": {token.clone(): {"id": token, "ids": [separator], "tokens": [token]}},
+        });
+        let template: PostProcessorWrapper =
+            serde_json::from_value(template).map_err(|error| failure(&self.name, error.into()))?;
+        let processor = match self.inner.get_post_processor().cloned() {
+            None => template,
+            Some(before) => PostProcessorWrapper::Sequence(Sequence::new(vec![before, template])),
+        };
+        self.inner.with_post_processor(Some(processor));
+        self.begin.insert(0, separator);
+        Ok(self)
+    }
+
+    /// The same tokenizer for texts in which special tokens mean what they say, as prompts and chat templates write them.
+    pub fn with_special_tokens(&self) -> Self {
+        let mut tokenizer = self.clone();
+        tokenizer.inner.set_encode_special_tokens(false);
+        tokenizer
+    }
+
+    /// Ids of a text alone. No token is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        if text.len() <= windows::AT_ONCE {
+            let encoding = self.inner.encode_fast(text, false).map_err(|error| failure(&self.name, error))?;
+            return Ok(encoding.get_ids().to_vec());
+        }
+        let mut ids = Vec::new();
+        windows::encode(
+            text,
+            |part| self.spans_at_once(part),
+            |tokens| {
+                ids.extend(tokens.into_iter().map(|(id, _)| id));
+                true
+            },
+        )?;
+        Ok(ids)
+    }
+
+    /// Ids of a text with the tokens that the post-processor adds, as the text is given to a model.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        Ok([self.begin.clone(), self.encode(text)?, self.end.clone()].concat())
+    }
+
+    /// As [`Tokenizer::encode`], each id with the bytes that it stands for, up to some tokens behind `most`.
+    pub(super) fn spans(&self, text: &str, most: usize) -> Result<Spans, DataError> {
+        let mut spans = Spans::new();
+        windows::encode(
+            text,
+            |part| self.spans_at_once(part),
+            |tokens| {
+                spans.extend(tokens);
+                spans.len() <= most
+            },
+        )?;
+        Ok(spans)
+    }
+
+    fn spans_at_once(&self, text: &str) -> Result<Spans, DataError> {
+        let encoding = self.inner.encode(text, false).map_err(|error| failure(&self.name, error))?;
+        let offsets = encoding.get_offsets().iter().map(|(begin, end)| *begin..*end);
+        Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
+    }
+
+    /// Tokens that the post-processor puts before a text.
+    pub fn begin(&self) -> &[u32] {
+        &self.begin
+    }
+
+    /// Tokens that the post-processor puts after a text.
+    pub fn end(&self) -> &[u32] {
+        &self.end
+    }
+
+    /// The token that the files beside the tokenizer name as the end of a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The text of one token; empty where there is none.
+    pub(super) fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
+    /// Text of ids; special tokens are left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
+        self.inner.decode(ids, true).map_err(|error| failure(&self.name, error))
+    }
+
+    /// Number of ids.
+    pub fn vocab_size(&self) -> usize {
+        // Ids of added tokens may leave gaps: an embedding needs a row for the highest.
+        let highest = self.inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        self.inner.get_vocab_size(true).max(highest)
+    }
+
+    /// The id that marks where documents begin; none where neither the tokenizer nor the files beside it name one.
+    pub fn separator(&self) -> Option<u32> {
+        self.separator
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, each whole or not at all.
+    pub fn save(&self, dir: &Path) -> Result<(), DataError> {
+        let token = self.separator.and_then(|separator| self.inner.id_to_token(separator));
+        let config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": token,
+            "eos_token": token,
+            "clean_up_tokenization_spaces": false,
+        });
+        for (name, text) in [("tokenizer.json", self.json()?), (TOKENIZER_CONFIG, format!("{config:#}\n"))] {
+            let path = dir.join(name);
+            let written = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                file.persist(&path).map_err(|error| error.error)
+            });
+            written.map_err(DataError::write(&path))?;
+        }
+        Ok(())
+    }
+
+    /// SHA-256 of the tokenizer in hexadecimal digits.
+    pub fn fingerprint(&self) -> Result<String, DataError> {
+        // Through a value: the order of its keys does not change from one process to the next.
+        let value: serde_json::Value =
+            serde_json::from_str(&self.json()?).map_err(|error| failure(&self.name, error.into()))?;
+        Ok(format!("{:x}", Sha256::digest(value.to_string())))
+    }
+
+    fn json(&self) -> Result<String, DataError> {
+        self.inner.to_string(false).map_err(|error| failure(&self.name, error))
+    }
+}
+
+/// Tokens that the post-processor puts before and after a text.
+fn affixes(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), tokenizers::Error> {
+    let (alone, whole) = (inner.encode_fast("a", false)?, inner.encode_fast("a", true)?);
+    let (alone, whole) = (alone.get_ids(), whole.get_ids());
+    let at = (0..=whole.len().saturating_sub(alone.len())).find(|at| whole[*at..].starts_with(alone)).unwrap_or(0);
+    Ok((whole[..at].to_vec(), whole[(at + alone.len()).min(whole.len())..].to_vec()))
+}
+
+fn failure(name: &str, error: tokenizers::Error) -> DataError {
+    DataError::Tokenizer { name: name.to_string(), problem: error.to_string() }
+}
+
+fn separator_token() -> AddedToken {
+    AddedToken::from(SEPARATOR, true)
+}
+
+fn byte_pair(model: BPE) -> Result<BytePair, DataError> {
+    let byte_level = ByteLevel::new(false, true, true);
+    TokenizerBuilder::new()
+        .with_model(model)
+        .with_normalizer(None)
+        .with_pre_tokenizer(Some(PreTokenizerWrapper::from(byte_level)))
+        .with_post_processor(Some(PostProcessorWrapper::from(byte_level)))
+        .with_decoder(Some(DecoderWrapper::from(byte_level)))
+        .build()
+        .map_err(|error| failure("byte level", error))
+}
+
+/// The printable character that stands for a byte in byte-level vocabularies: itself, or one from 256 on for the others in order.
+fn byte_character(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match printable(byte) {
+        true => char::from(byte),
+        false => {
+            let place = (0..byte).filter(|other| !printable(*other)).count() as u32;
+            char::from_u32(256 + place).unwrap_or(char::REPLACEMENT_CHARACTER)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

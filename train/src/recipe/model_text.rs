@@ -1,0 +1,94 @@
+//! Tokenizer, chat template and ends of texts of a model folder.
+
+use std::path::Path;
+
+use lowrank_models::hub::HubConfig;
+
+use crate::build::BuildError;
+use crate::data::{ChatTemplate, Conversation, DataError, Tokenizer};
+
+/// How texts are given to a model and taken from it.
+pub struct ModelText {
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The model's chat template, where it has one.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end a generated text, as `generation_config.json` or `config.json` names them.
+    pub ends: Vec<u32>,
+    name: String,
+}
+
+/// Ids that a tokenizer may have beyond the rows of the embedding: tokens for padding that were added and never trained.
+fn most_beyond(rows: usize) -> usize {
+    16.max(rows / 50)
+}
+
+/// Refuses a tokenizer with far more ids than the embedding has rows, and warns of one with a few more.
+pub fn check_vocabulary(ids: usize, rows: usize, folder: &Path) -> Result<Option<String>, BuildError> {
+    match ids.saturating_sub(rows) {
+        0 => Ok(None),
+        beyond if beyond <= most_beyond(rows) => Ok(Some(format!(
+            "the tokenizer has {ids} ids, the model in {} an embedding for {rows}; texts with the last {beyond} are refused",
+            folder.display()
+        ))),
+        _ => Err(BuildError::Settings(format!(
+            "the tokenizer has {ids} ids, the model in {} has an embedding for {rows}; use the model's own tokenizer",
+            folder.display()
+        ))),
+    }
+}
+
+impl ModelText {
+    /// Reads the files of a folder whose configuration is `hub`.
+    pub fn read(folder: &Path, hub: &HubConfig) -> Result<Self, BuildError> {
+        Ok(Self {
+            tokenizer: Tokenizer::from_file(&folder.join("tokenizer.json"))?,
+            template: ChatTemplate::read(folder)?,
+            ends: hub.end_tokens(folder)?,
+            name: folder.display().to_string(),
+        })
+    }
+
+    /// The token that is put after each text to learn from: the tokenizer's own end, where it ends a generated text too.
+    pub fn end(&self) -> Result<u32, BuildError> {
+        let own = self.tokenizer.eos().filter(|eos| self.ends.is_empty() || self.ends.contains(eos));
+        let end = own.or(self.ends.first().copied()).or(self.tokenizer.eos()).or(self.tokenizer.separator());
+        end.ok_or_else(|| {
+            BuildError::Settings(format!(
+                "{} names no token that ends a text; set eos_token_id in its config.json",
+                self.name
+            ))
+        })
+    }
+
+    /// Tokens that end a generated text; at least the one that ends texts to learn from.
+    pub fn all_ends(&self) -> Result<Vec<u32>, BuildError> {
+        if self.ends.is_empty() { Ok(vec![self.end()?]) } else { Ok(self.ends.clone()) }
+    }
+
+    /// Ids of a text to continue, with what the tokenizer puts before it. Special tokens in it mean themselves where `special`.
+    pub fn prompt(&self, text: &str, special: bool) -> Result<Vec<u32>, BuildError> {
+        let ids = match special {
+            true => self.tokenizer.with_special_tokens().encode_whole(text)?,
+            false => self.tokenizer.encode_whole(text)?,
+        };
+        match (ids.is_empty(), self.tokenizer.separator()) {
+            (true, Some(separator)) => Ok(vec![separator]),
+            _ => Ok(ids),
+        }
+    }
+
+    /// Ids of a conversation with the beginning of an answer, as the template writes them.
+    pub fn chat_prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, BuildError> {
+        let Some(template) = &self.template else {
+            return Err(BuildError::Settings(format!(
+                "the model in {} has no chat template; write the conversation with --prompt",
+                self.name
+            )));
+        };
+        let text = template
+            .prompt(conversation)
+            .map_err(|problem| DataError::Template { path: Path::new(&self.name).to_path_buf(), problem })?;
+        Ok(self.tokenizer.with_special_tokens().encode(&text)?)
+    }
+}
