@@ -36,7 +36,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ("tokenizer.path=missing.json", ["missing.json", "No such file"]),
         ("data.path=nowhere", ["nowhere", "No such file"]),
         ("data.format=csv", ["data.format", "csv"]),
-        ("data.validation_fraction=0", ["data.validation_fraction", "above 0 and below 1"]),
+        ("data.validation_fraction=0", ["data.validation_fraction", "data.validation"]),
         ("schedule.kind=sudden", ["schedule.kind", "sudden"]),
     ] {
         let output = shop.run(&shop.tiny("run", &["--steps", "3", "--set", setting]));

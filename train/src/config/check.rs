@@ -45,6 +45,12 @@ pub fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), 
             "it needs train.backward = per-layer; optimizer.clip is the global norm",
         );
     }
+    if c.data.validation_fraction == 0.0 && c.data.validation.is_empty() {
+        return refuse(
+            "data.validation_fraction",
+            "it must be above 0 unless data.validation names data to measure on",
+        );
+    }
     if !c.has_steps() && c.train.minutes == 0.0 {
         return refuse("train.steps", "the run has no end: set train.steps, train.epochs or train.minutes");
     }

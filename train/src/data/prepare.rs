@@ -316,15 +316,24 @@ fn encode_all(
         if group.is_empty() {
             break;
         }
-        let encoded: Vec<Result<Vec<u32>, DataError>> =
-            group.par_iter().map(|(_, text)| tokenizer.encode_whole(text)).collect();
+        // A text that is longer than the pieces of text files is encoded part by part.
+        let at_once = |text: &String| (text.len() <= PIECE).then(|| tokenizer.encode_whole(text));
+        let encoded: Vec<Option<Result<Vec<u32>, DataError>>> =
+            group.par_iter().map(|(_, text)| at_once(text)).collect();
         for ((side, text), tokens) in group.iter().zip(encoded) {
-            let tokens = tokens?;
             if *side == 1 {
                 held_out_bytes += text.len() as u64;
                 gzip.write_all(text.as_bytes()).map_err(DataError::write(Path::new("gzip")))?;
             }
-            sides[*side].push(&tokens, text.len() as u64)?;
+            let (out, size) = (&mut sides[*side], text.len() as u64);
+            match tokens {
+                Some(tokens) => out.push(&tokens?, size)?,
+                None => {
+                    out.push(tokenizer.begin(), size)?;
+                    tokenizer.encode_in_parts(text, |ids| out.extend(ids))?;
+                    out.extend(tokenizer.end())?;
+                }
+            }
         }
         done += bytes as u64;
         progress(Progress { stage: Stage::Encode, done, total: split.bytes });

@@ -114,8 +114,16 @@ impl ShardWriter {
 
     /// Appends one document: its tokens, the separator first, and the bytes its text has.
     pub fn push(&mut self, tokens: &[u32], text_bytes: u64) -> Result<(), DataError> {
+        self.write(tokens, Some(text_bytes))
+    }
+
+    /// Appends further tokens of the document that was pushed last.
+    pub fn extend(&mut self, tokens: &[u32]) -> Result<(), DataError> {
+        self.write(tokens, None)
+    }
+
+    fn write(&mut self, tokens: &[u32], mut text_bytes: Option<u64>) -> Result<(), DataError> {
         let mut rest = tokens;
-        let mut first = true;
         while !rest.is_empty() {
             if self.open.is_none() {
                 self.begin_file()?;
@@ -123,10 +131,9 @@ impl ShardWriter {
             let Some(entry) = self.manifest.files.last_mut() else {
                 break;
             };
-            if first {
+            if let Some(text_bytes) = text_bytes.take() {
                 entry.documents += 1;
                 entry.text_bytes += text_bytes;
-                first = false;
             }
             let room = self.tokens_per_file - entry.tokens;
             let room = usize::try_from(room).unwrap_or(usize::MAX).min(TOGETHER);

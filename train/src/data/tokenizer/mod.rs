@@ -203,6 +203,25 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// As [`Tokenizer::encode`], in parts: the ids of a long text are never all in memory.
+    pub(super) fn encode_in_parts(
+        &self,
+        text: &str,
+        mut each: impl FnMut(&[u32]) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let mut done = Ok(());
+        windows::encode(
+            text,
+            |part| self.spans_at_once(part),
+            |tokens| {
+                let ids: Vec<u32> = tokens.into_iter().map(|(id, _)| id).collect();
+                done = each(&ids);
+                done.is_ok()
+            },
+        )?;
+        done
+    }
+
     /// Ids of a text with the tokens that the post-processor adds, as the text is given to a model.
     pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, DataError> {
         Ok([self.begin.clone(), self.encode(text)?, self.end.clone()].concat())
