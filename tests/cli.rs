@@ -280,7 +280,7 @@ fn damaged_token_files_are_refused() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over_or_refused() {
+fn a_damaged_checkpoint_stops_the_run_and_stays() {
     let shop = Workshop::new(20);
     let more = ["--set", "checkpoint.every=5", "--set", "checkpoint.keep_last=3", "--steps", "15"];
     succeeded(shop.run(&shop.tiny("run", &more)));
@@ -293,13 +293,15 @@ fn a_damaged_checkpoint_is_passed_over_or_refused() {
     };
     flip(&saved[2].join("model.safetensors"));
     refused(&shop.run(&["inspect", saved[2].to_str().unwrap()]), &["model.safetensors", "SHA-256"]);
-    let resumed = succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "run"]));
-    assert!(stderr(&resumed).contains("step-000015"), "{}", stderr(&resumed));
+    let resume = ["pretrain", "--quiet", "--resume", "--out", "run"];
+    refused(&shop.run(&resume), &["step-000015", "SHA-256", "--resume-from step-000010"]);
+    assert_eq!(checkpoints(&shop.path("run")).len(), 3);
+    succeeded(shop.run(&[&resume[..], &["--resume-from", "step-000010"]].concat()));
     assert_eq!(summary(&shop.path("run"))["steps"], 15);
     for path in checkpoints(&shop.path("run")) {
         std::fs::write(path.join("optimizer.bpk"), b"short").unwrap();
     }
-    refused(&shop.run(&["pretrain", "--quiet", "--resume", "--out", "run"]), &["optimizer.bpk", "no checkpoint"]);
+    refused(&shop.run(&resume), &["optimizer.bpk", "no earlier one"]);
 }
 
 #[test]
@@ -421,6 +423,7 @@ fn the_summary_has_every_figure() {
         "train_loss",
         "validation_loss",
         "best_validation_loss",
+        "final_validation_loss",
         "validation_bits_per_byte",
         "gzip_bits_per_byte",
         "tokens_per_second",
@@ -449,7 +452,7 @@ fn the_summary_has_every_figure() {
         "--set",
         "data.validation_fraction=0.05",
     ]));
-    let loss = format!("{:.4} nats", summary["validation_loss"].as_f64().unwrap());
+    let loss = format!("{:.4} nats", summary["final_validation_loss"].as_f64().unwrap());
     let told = String::from_utf8(output.stdout).unwrap();
     assert!(told.contains(&loss), "{loss} is not in {told}");
 }
@@ -642,7 +645,7 @@ fn methods_are_compared_at_their_best_learning_rates() {
     let told = table(&two);
     assert_eq!(std::fs::read_to_string(shop.path("optimizers/compare.md")).unwrap(), told);
     for name in ["adamw", "muon"] {
-        let loss = |lr: &str| summary(&shop.path(&format!("optimizers/{name}-{lr}")))["validation_loss"].as_f64();
+        let loss = |lr: &str| summary(&shop.path(&format!("optimizers/{name}-{lr}")))["final_validation_loss"].as_f64();
         let (a, b) = (loss("0.01").unwrap(), loss("0.001").unwrap());
         let best = if a < b { "0.01 (2)" } else { "0.001 (2)" };
         assert_eq!(cells(&told, name)[1..3], [format!("{:.4}", a.min(b)), best.to_string()], "{told}");
@@ -660,7 +663,8 @@ fn methods_are_compared_at_their_best_learning_rates() {
     // Killed before the first checkpoint, a run begins anew; killed at the end, it goes on.
     for killed in [true, false] {
         let run = shop.path("optimizers/muon-0.01");
-        std::fs::remove_file(run.join("trial.json")).unwrap();
+        let note = std::fs::read_to_string(run.join("trial.json")).unwrap();
+        std::fs::write(run.join("trial.json"), note.replace("\"ended\": true", "\"ended\": false")).unwrap();
         if killed {
             std::fs::remove_file(run.join("summary.json")).unwrap();
             std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
@@ -671,7 +675,7 @@ fn methods_are_compared_at_their_best_learning_rates() {
 
     let told = table(&["parameterizations", "--rank", "4", "--lr", "0.01"]);
     let out = shop.path("runs/compare-parameterizations");
-    let loss = |name: &str| summary(&out.join(format!("{name}-0.01")))["validation_loss"].as_f64().unwrap();
+    let loss = |name: &str| summary(&out.join(format!("{name}-0.01")))["final_validation_loss"].as_f64().unwrap();
     for name in ["dense", "low_rank", "sltrain", "cola", "lost", "relora", "loro"] {
         let ratio = format!("{:.3} x", loss(name) / loss("dense"));
         assert_eq!(cells(&told, name)[1..4], [format!("{:.4}", loss(name)), "0.01 (1)".into(), ratio], "{told}");

@@ -43,7 +43,7 @@ fn an_adapter_learns_and_is_saved_alone() {
     assert_eq!((value("gradient_bytes"), value("optimizer_state_bytes")), (4 * trained, 8 * trained));
     // About 57 examples in six epochs of batches of two.
     assert!((160..=180).contains(&value("steps")), "{summary}");
-    assert!(summary["validation_loss"].is_number() && summary["validation_bits_per_byte"].is_null());
+    assert!(summary["final_validation_loss"].is_number() && summary["validation_bits_per_byte"].is_null());
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn an_adapter_of_a_folder_is_trained_on() {
     };
     succeeded(on("second", &["--rule", "lora-plus"]));
     succeeded(on("still", &["--steps", "1", "--lr", "1e-9"]));
-    let validation = |run: &str| summary(&shop.path(run))["validation_loss"].as_f64().unwrap();
+    let validation = |run: &str| summary(&shop.path(run))["final_validation_loss"].as_f64().unwrap();
     assert!((validation("still") - validation("first")).abs() < 1e-5, "it begins where the other one ended");
     assert!((validation("second") - validation("first")).abs() > 1e-3);
     let again = checkpoints(&shop.path("second"));
@@ -295,7 +295,7 @@ fn a_run_goes_on_with_what_it_was_begun_with() {
     let mut other = bytes.clone();
     *other.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, &other).unwrap();
-    refused(&resume(&[]), &["the model in model changed"]);
+    refused(&resume(&[]), &["model.name = model", "changed"]);
     std::fs::write(&weights, &bytes).unwrap();
     std::fs::write(shop.path("examples.jsonl"), "{\"text\": \"a\"}\n{\"text\": \"b\"}\n").unwrap();
     refused(&resume(&[]), &["what the model learns from changed"]);

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
 
 # tag of the event files, key of metrics.jsonl
 PAIRS = {
@@ -38,6 +39,13 @@ assert any("config" in tag for tag in texts), f"no configuration among {texts}"
 assert any("sample" in tag for tag in texts), f"no sample text among {texts}"
 for tag in texts:
     assert events.Tensors(tag)[0].tensor_proto.string_val[0], f"{tag} is empty"
+
+# TensorBoard's own loader, as `tensorboard --load_fast=false` uses it.
+own = PluginEventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
+own.Reload()
+for tag in own.Tags()["tensors"]:
+    steps = [event.step for event in own.Tensors(tag)]
+    assert len(steps) == len(set(steps)), f"{tag} has points twice: {steps}"
 histograms = events.Tags()["histograms"]
 assert any(tag.startswith("weights/") for tag in histograms), "no histogram of weights"
 assert any(tag.startswith("gradients/") for tag in histograms), "no histogram of gradients"

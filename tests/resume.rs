@@ -314,7 +314,7 @@ fn twenty_kills_always_leave_a_checkpoint_that_loads() {
 #[test]
 fn a_signal_saves_and_tells_by_the_exit_code() {
     let shop = Workshop::new(20);
-    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+    for (name, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         let out = format!("stopped{code}");
         let more = ["--steps", "100000", "--set", "checkpoint.every=0"];
         let mut child = start(shop.command(&shop.tiny(&out, &more)));

@@ -152,6 +152,16 @@ impl<M: Module> Hooks<M> {
         self
     }
 
+    /// Adds the hooks of another list at the end.
+    pub fn append(&mut self, mut more: Self) {
+        self.0.append(&mut more.0);
+    }
+
+    /// Removes all hooks but the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
+
     /// The hooks, first to last.
     pub fn iter(&self) -> impl Iterator<Item = &dyn Hook<M>> {
         self.0.iter().map(|hook| &**hook)

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::open::read_text;
 use super::rope;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
@@ -34,7 +35,7 @@ fn fixed_values() -> [(&'static str, Value); 4] {
 impl HubConfig {
     /// Reads `config.json`, refusing other architectures and settings.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let text = std::fs::read_to_string(path).map_err(ModelError::io(path))?;
+        let text = read_text(path)?;
         Self::parse(&text).map_err(|reason| ModelError::File { path: path.to_path_buf(), reason })
     }
 

@@ -2,6 +2,7 @@
 //! are in [`peft`].
 
 mod config;
+mod open;
 pub mod peft;
 mod read;
 mod rope;

@@ -1,7 +1,6 @@
 //! Reading model folders.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,7 @@ use burn::tensor::{DType, Device, Shape, TensorData};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use super::open::{open, read_text};
 use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
 use crate::error::ModelError;
 use crate::linear::Parameterization;
@@ -275,7 +275,7 @@ pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32>
 fn read_bytes(path: &Path, begin: u64, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {
     let (from, to) = info.data_offsets;
     let mut bytes = vec![0; to - from];
-    let mut file = File::open(path).map_err(ModelError::io(path))?;
+    let mut file = open(path)?;
     file.seek(SeekFrom::Start(begin + from as u64)).map_err(ModelError::io(path))?;
     file.read_exact(&mut bytes).map_err(ModelError::io(path))?;
     Ok(bytes)
@@ -286,7 +286,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     if !index.exists() {
         return if single.exists() { Ok(vec![single]) } else { Err(without_weights(dir)) };
     }
-    let text = std::fs::read_to_string(&index).map_err(ModelError::io(&index))?;
+    let text = read_text(&index)?;
     let bad = |reason: String| ModelError::File { path: index.clone(), reason };
     let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| bad(format!("not JSON: {error}")))?;
     let map = value["weight_map"].as_object().ok_or_else(|| bad("has no object weight_map".into()))?;
@@ -331,7 +331,7 @@ const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
 /// The header of a safetensors file, and where the data begins. Checks the size of the file against it.
 pub fn read_header(path: &Path) -> Result<(u64, Metadata), ModelError> {
     let bad = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
-    let mut file = File::open(path).map_err(ModelError::io(path))?;
+    let mut file = open(path)?;
     let size = file.metadata().map_err(ModelError::io(path))?.len();
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|_| bad("is too short for a safetensors file".into()))?;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -76,10 +77,13 @@ fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
 
 fn write_shard(shard: Vec<(String, Stored)>, path: &Path) -> Result<(), ModelError> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    // The library makes files for their owner alone; one that is made plainly has the permissions that the umask leaves.
+    let permissions = File::create(path).and_then(|file| file.metadata()).map_err(ModelError::io(path))?.permissions();
     safetensors::serialize_to_file(shard, Some(metadata), path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::Io { path: path.to_path_buf(), source },
         other => ModelError::File { path: path.to_path_buf(), reason: other.to_string() },
-    })
+    })?;
+    std::fs::set_permissions(path, permissions).map_err(ModelError::io(path))
 }
 
 /// Fills shards in order; a tensor larger than the limit gets a shard of its own.

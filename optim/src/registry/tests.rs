@@ -282,16 +282,22 @@ fn lines_without_a_gradient_do_not_move() {
     assert!(moved.is_empty(), "{}", moved.join("\n"));
 }
 
-/// What is not finite is refused before ([`GlobalNormClip`](crate::GlobalNormClip)); whoever leaves that out sees it in the weights.
+/// Gradients that are not finite are refused before ([`GlobalNormClip`](crate::GlobalNormClip)); whoever leaves that out sees them in the
+/// weights of that parameter, and in no other.
 #[test]
-fn gradients_that_are_not_finite_neither_hang_nor_panic() {
+fn gradients_that_are_not_finite_neither_hang_nor_hide_nor_spread() {
     for shape in [[8, 5], [5, 8], [1, 1]] {
         for (method, options) in variants(shape[0].min(shape[1])) {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut run = Run::new(method, &options, shape);
                 run.step(wave(shape, 1.0));
+                assert!(run.weight().iter().all(|value| value.is_finite()), "{} {options:?}", method.name);
                 run.step(wave(shape, 2.0) * bad);
+                let hidden = run.weight().iter().all(|value| value.is_finite());
+                assert!(!hidden, "{} hides a gradient of {bad} {options:?}", method.name);
                 run.step(wave(shape, 3.0));
+                let others = run.module.other.val().into_data().try_to_vec::<f32>().unwrap();
+                assert!(others.iter().all(|value| value.is_finite()), "{} {options:?}", method.name);
             }
         }
     }

@@ -7,6 +7,7 @@ use lowrank_models::Llama;
 use lowrank_models::hub::{self, MAX_SHARD_BYTES, ModelFolder};
 
 use crate::build::BuildError;
+use crate::process::files;
 
 /// Refuses a folder that is there.
 pub fn refuse_existing(out: &Path) -> Result<(), BuildError> {
@@ -20,9 +21,25 @@ pub fn refuse_existing(out: &Path) -> Result<(), BuildError> {
 pub fn write(model: &Llama, from: &ModelFolder, from_dir: &Path, out: &Path) -> anyhow::Result<()> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(".".as_ref());
     std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let beside = tempfile::tempdir_in(parent).with_context(|| format!("cannot write in {}", parent.display()))?;
-    hub::save(model, &from.config.extra, beside.path(), MAX_SHARD_BYTES).map_err(BuildError::from)?;
-    hub::copy_companions(from_dir, beside.path()).map_err(BuildError::from)?;
-    // After this the temporary folder has nothing left to remove.
-    std::fs::rename(beside.path(), out).with_context(|| format!("cannot create {}", out.display()))
+    let beside = files::unfinished(out);
+    // What a killed process left.
+    files::remove_if_there(&beside)
+        .and_then(|()| std::fs::create_dir(&beside))
+        .with_context(|| format!("cannot write in {}", parent.display()))?;
+    let written = fill(model, from, from_dir, &beside).and_then(|()| {
+        files::sync_folder(&beside)
+            .and_then(|()| std::fs::rename(&beside, out))
+            .and_then(|()| files::sync_parent(out))
+            .with_context(|| format!("cannot create {}", out.display()))
+    });
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = files::remove_if_there(&beside);
+    }
+    written
+}
+
+fn fill(model: &Llama, from: &ModelFolder, from_dir: &Path, dir: &Path) -> anyhow::Result<()> {
+    hub::save(model, &from.config.extra, dir, MAX_SHARD_BYTES).map_err(BuildError::from)?;
+    Ok(hub::copy_companions(from_dir, dir).map_err(BuildError::from)?)
 }

@@ -8,8 +8,8 @@ use crate::build::BuildError;
 use crate::config::{Config, ConfigError, Job, Layers, bytes, count, duration};
 
 use crate::plan::Freedom;
-use crate::run::report::Screen;
-use crate::run::{Finished, RunError, RunFolder, RunFolderError, Training};
+use crate::run::report::{EndedBy, Screen};
+use crate::run::{Finished, Place, RunError, RunFolder, RunFolderError, Start, Training};
 
 /// Flags that decide how much memory a run takes.
 #[derive(Debug, clap::Args)]
@@ -51,7 +51,7 @@ pub struct TrainingArgs {
     /// Times that all of the data is seen
     #[arg(long, allow_negative_numbers = true)]
     epochs: Option<f64>,
-    /// Minutes after which the run ends in any case; 0 for no limit
+    /// Minutes after which the run ends; the learning rate follows them. 0 for no limit, which is what --steps and --epochs mean
     #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
     /// Highest learning rate
@@ -63,9 +63,15 @@ pub struct TrainingArgs {
     /// Folder of the run; without it the next free one below runs/
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the newest good checkpoint in --out, or of the newest run below runs/
+    /// Go on from the newest checkpoint in --out, or of the newest run below runs/; --data and --model may name new places of the same contents
     #[arg(long)]
     resume: bool,
+    /// Go on from this checkpoint of the run, such as step-000100, and set the later ones aside
+    #[arg(long, value_name = "CHECKPOINT")]
+    resume_from: Option<String>,
+    /// Replace the results of the run that --out holds
+    #[arg(long, conflicts_with_all = ["resume", "resume_from"])]
+    overwrite: bool,
     /// Show warnings and errors only
     #[arg(long)]
     quiet: bool,
@@ -119,6 +125,15 @@ impl TrainingArgs {
         Ok(layers)
     }
 
+    fn start(&self) -> Start {
+        match (self.resume, self.resume_from.clone()) {
+            (_, Some(from)) => Start::Resume(Some(from)),
+            (true, None) => Start::Resume(None),
+            (false, None) if self.overwrite => Start::Overwrite,
+            (false, None) => Start::New,
+        }
+    }
+
     /// Trains, and prints what came out. `name` is what a new folder is called; `adjust` changes the configuration of a new run.
     pub fn run(
         &self,
@@ -127,8 +142,10 @@ impl TrainingArgs {
         name: impl Fn(&Config) -> String,
         adjust: impl FnOnce(&mut Config),
     ) -> anyhow::Result<ExitCode> {
-        let dir = self.out.clone().or_else(|| self.resume.then(|| RunFolder::newest(Path::new(RUNS))).flatten());
-        let base = match (&dir, self.resume) {
+        let start = self.start();
+        let resumed = matches!(start, Start::Resume(_));
+        let dir = self.out.clone().or_else(|| resumed.then(|| RunFolder::newest(Path::new(RUNS))).flatten());
+        let base = match (&dir, resumed) {
             (Some(dir), true) => saved_config(dir, job)?,
             (None, true) => {
                 return Err(BuildError::Settings(format!(
@@ -139,19 +156,24 @@ impl TrainingArgs {
             _ => Config::of(job),
         };
         let mut config = layers.resolve(&base).map_err(BuildError::from)?;
-        if !self.resume {
+        if ["train.steps", "train.tokens", "train.epochs"].iter().any(|key| layers.has(key))
+            && !layers.has("train.minutes")
+        {
+            // Who says how long a run is means that, and not the minutes of the default job.
+            config.train.minutes = 0.0;
+        }
+        if !resumed {
             adjust(&mut config);
         }
-        let dir = match dir {
-            Some(dir) => dir,
-            None if !config.run.out.as_os_str().is_empty() => config.run.out.clone(),
-            None => RunFolder::next_free(Path::new(RUNS), &name(&config)),
+        let place = match dir {
+            Some(dir) => Place::Folder(dir),
+            None if !config.run.out.as_os_str().is_empty() => Place::Folder(config.run.out.clone()),
+            None => Place::Next { parent: RUNS.into(), name: name(&config) },
         };
-        config.run.out = dir.clone();
         let adapted = job == Job::Finetune && config.adapter.name != "none";
         let base = adapted.then(|| config.model.name.clone());
-        let freedom = if self.resume { Freedom::default() } else { Freedom::of(&layers, job) };
-        let finished = Training::new(config, freedom, &dir, self.resume, Screen::new(self.quiet))?.run()?;
+        let freedom = if resumed { Freedom::default() } else { Freedom::of(&layers, job) };
+        let finished = Training::new(config, freedom, &place, &start, Screen::new(self.quiet))?.run()?;
         if !self.quiet {
             print(&report(&finished, base.as_deref()))?;
         }
@@ -198,16 +220,21 @@ fn report(finished: &Finished, base: Option<&str>) -> String {
     }
     let mut rows = Vec::new();
     let mut row = |name: &str, value: String| rows.push(vec![name.to_string(), value]);
-    if let Some(loss) = summary.validation_loss {
+    if let Some(loss) = summary.final_validation_loss {
         row("validation loss", format!("{loss:.4} nats a token (perplexity {:.1})", loss.exp()));
     }
     if let (Some(model), Some(gzip)) = (summary.validation_bits_per_byte, summary.gzip_bits_per_byte) {
         row("bits per byte", format!("{model:.3}, where gzip -9 needs {gzip:.3} for the same text"));
     }
+    let planned = finished.planned.filter(|planned| *planned > summary.steps);
+    let of = planned.map(|planned| format!(" of {}", count(planned))).unwrap_or_default();
     row(
         "steps",
-        format!("{} with {} tokens in {}", count(summary.steps), count(summary.tokens), duration(summary.seconds)),
+        format!("{}{of} with {} tokens in {}", count(summary.steps), count(summary.tokens), duration(summary.seconds)),
     );
+    if summary.ended_by == Some(EndedBy::Clock) {
+        row("ended by", "the clock (train.minutes); the learning rate followed it".into());
+    }
     row("speed", format!("{} tokens a second", count(summary.tokens_per_second as u64)));
     let (weights, gradients, state) = (summary.weight_bytes, summary.gradient_bytes, summary.optimizer_state_bytes);
     row(

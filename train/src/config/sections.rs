@@ -234,7 +234,8 @@ section! {
         /// Passes over the data; 0: no limit.
         #[schemars(range(min = 0.0, max = 1e6))]
         epochs: f64 = 0.0,
-        /// Minutes of the run, resumes included; 0: no limit.
+        /// Limit of time in minutes, resumes included, which the learning rate follows; 0: no limit, as where steps, tokens or epochs are given and this
+        /// is not.
         #[schemars(range(min = 0.0, max = 1e7))]
         minutes: f64 = 10.0,
         /// Sequences in a micro-batch.
@@ -267,7 +268,7 @@ section! {
     EvalSection {
         /// Steps between evaluations; 0: only at the end.
         every: u64 = 300,
-        /// Batches of an evaluation during training; 0: all; the last evaluation always uses all.
+        /// Batches of a validation loss, drawn once over all that is held out; 0: all; the end of a run is measured on all as well.
         batches: usize = 20,
     }
 }

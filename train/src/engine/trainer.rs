@@ -16,6 +16,7 @@ use super::micro::MicroBatch;
 use super::moved::Fingerprints;
 use super::options::{BackwardMode, TrainerOptions};
 use super::report::StepReport;
+use super::schedule::Schedule;
 use super::segments::{Gather, Measured, Update};
 use super::updates::Updates;
 use crate::objective::{Objective, Streams};
@@ -25,6 +26,10 @@ pub struct Trainer<M: SegmentedModel> {
     updates: Updates<M>,
     objective: Objective<M>,
     options: TrainerOptions,
+    /// Hooks that belong to all stages; those of the stage follow them.
+    lasting_hooks: usize,
+    /// Steps and samples before the stage.
+    before_stage: [u64; 2],
     device: Device,
     /// Where the backward pass ends; none when nothing is trained.
     lowest: Option<Segment>,
@@ -53,6 +58,8 @@ impl<M: SegmentedModel> Trainer<M> {
             device: plain_device(&model),
             lowest: Segment::lowest_trained(&model),
             controls: adapter::adapters_of(&model),
+            lasting_hooks: hooks.iter().count() + 1,
+            before_stage: [0, 0],
             updates: Updates::new(model, optimizer, hooks.with(AdapterSteps::default())),
             objective: Objective::default(),
             options,
@@ -67,6 +74,26 @@ impl<M: SegmentedModel> Trainer<M> {
     /// With another objective.
     pub fn with_objective(self, objective: Objective<M>) -> Self {
         Self { objective, ..self }
+    }
+
+    /// Enters a stage: from here on its objective, its hooks in addition to those of the whole run, and its schedule count, whose first step is
+    /// the one after `before` steps, and whose first sample the one after `before` samples.
+    pub fn enter_stage(&mut self, objective: Objective<M>, hooks: Hooks<M>, schedule: Schedule, before: [u64; 2]) {
+        self.objective = objective;
+        self.updates.hooks.truncate(self.lasting_hooks);
+        self.updates.hooks.append(hooks);
+        self.options.schedule = schedule;
+        self.before_stage = before;
+    }
+
+    /// The learning rate of each step of the stage.
+    pub fn schedule(&self) -> &Schedule {
+        &self.options.schedule
+    }
+
+    /// As [`Trainer::schedule`], to be changed.
+    pub fn schedule_mut(&mut self) -> &mut Schedule {
+        &mut self.options.schedule
     }
 
     /// The hooks with their states.
@@ -113,8 +140,9 @@ impl<M: SegmentedModel> Trainer<M> {
         let begin = Instant::now();
         let step = self.step_info();
         let first = streams.get(&self.objective.terms()[0].stream)?.batch() as u64;
+        let samples = self.samples - self.before_stage[1];
         let micro = (0..self.options.accumulation as u64)
-            .map(|number| MicroBatch::read(&self.objective, streams, [self.samples, first, number], &self.device))
+            .map(|number| MicroBatch::read(&self.objective, streams, [samples, first, number], &self.device))
             .collect::<Result<Vec<_>, TrainError>>()?;
         let data_seconds = begin.elapsed().as_secs_f64();
         let counted = self.counted(&micro)?;
@@ -141,7 +169,13 @@ impl<M: SegmentedModel> Trainer<M> {
     fn step_info(&self) -> StepInfo {
         let schedule = &self.options.schedule;
         let step = self.step + 1;
-        StepInfo { step, total: schedule.total_steps, lr: schedule.rate(step), peak_lr: schedule.peak }
+        let total = schedule.total_steps.map(|steps| steps + self.before_stage[0]);
+        StepInfo { step, total, lr: self.rate(step), peak_lr: schedule.peak }
+    }
+
+    /// Learning rate of a step of the run.
+    fn rate(&self, step: u64) -> f64 {
+        self.options.schedule.rate(step.saturating_sub(self.before_stage[0]))
     }
 
     /// Losses that count of each term, over all micro-batches.
@@ -304,7 +338,7 @@ impl<M: SegmentedModel> Trainer<M> {
 
     /// Whether this update is the first that must move every tensor: the first of all, or the first after a rate of 0.
     fn checks_moved(&self, lr: f64) -> bool {
-        let first = self.step == self.skipped_steps || self.options.schedule.rate(self.step) < SMALLEST_VISIBLE_RATE;
+        let first = self.step == self.skipped_steps || self.rate(self.step) < SMALLEST_VISIBLE_RATE;
         first && lr >= SMALLEST_VISIBLE_RATE
     }
 

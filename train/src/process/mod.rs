@@ -1,11 +1,12 @@
-//! The process: its memory, its signals, its threads and the devices it computes on.
+//! The process: its memory, its signals, its threads, its files and the devices it computes on.
 
 mod allocator;
 mod device;
+pub mod files;
 mod memory;
 mod signals;
 
 pub use allocator::BlockAllocator;
 pub use device::{DeviceError, device, set_threads};
 pub use memory::{MemoryUse, machine_memory};
-pub use signals::{Signal, Signals};
+pub use signals::{Signal, Signals, send};

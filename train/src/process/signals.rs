@@ -1,8 +1,10 @@
-//! SIGINT and SIGTERM: the first asks for a good end, the second ends at once.
+//! Signals that ask a program to end: the first asks for a good end, the second ends at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+#[cfg(unix)]
+use signal_hook::consts::SIGHUP;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -11,17 +13,35 @@ use signal_hook::flag;
 pub enum Signal {
     /// Ctrl-C.
     Interrupt,
-    /// `kill`, or the end of a session.
+    /// `kill`, or the end of a batch job.
     Terminate,
+    /// The end of the terminal or of the connection.
+    HangUp,
 }
 
 impl Signal {
+    /// All signals that are watched on this system.
+    const ALL: &[Self] = if cfg!(unix) {
+        &[Self::Interrupt, Self::Terminate, Self::HangUp]
+    } else {
+        &[Self::Interrupt, Self::Terminate]
+    };
+
+    /// The system's number.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Interrupt => SIGINT,
+            Self::Terminate => SIGTERM,
+            #[cfg(unix)]
+            Self::HangUp => SIGHUP,
+            #[cfg(not(unix))]
+            Self::HangUp => 1,
+        }
+    }
+
     /// Exit code of a program that ended because of it.
     pub fn exit_code(self) -> i32 {
-        match self {
-            Self::Interrupt => 128 + SIGINT,
-            Self::Terminate => 128 + SIGTERM,
-        }
+        128 + self.number()
     }
 }
 
@@ -32,25 +52,51 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over both signals for the rest of the process.
+    /// Takes over the signals for the rest of the process. One that is ignored, as SIGHUP below `nohup`, stays ignored.
     pub fn install() -> std::io::Result<Self> {
         let seen = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
-        for (signal, kind) in [(SIGINT, Signal::Interrupt), (SIGTERM, Signal::Terminate)] {
+        for signal in Signal::ALL.iter().filter(|signal| !is_ignored(**signal)) {
+            let number = signal.number();
             // Registered before what sets the flag, so that it sees only the flag of an earlier signal.
-            flag::register_conditional_shutdown(signal, kind.exit_code(), again.clone())?;
-            flag::register(signal, again.clone())?;
-            flag::register_usize(signal, seen.clone(), signal as usize)?;
+            flag::register_conditional_shutdown(number, signal.exit_code(), again.clone())?;
+            flag::register(number, again.clone())?;
+            flag::register_usize(number, seen.clone(), number as usize)?;
         }
         Ok(Self { seen })
     }
 
     /// The signal that came, if one did.
     pub fn requested(&self) -> Option<Signal> {
-        match self.seen.load(Ordering::Relaxed) as i32 {
-            0 => None,
-            SIGINT => Some(Signal::Interrupt),
-            _ => Some(Signal::Terminate),
-        }
+        let seen = self.seen.load(Ordering::Relaxed) as i32;
+        Signal::ALL.iter().copied().find(|signal| signal.number() == seen)
+    }
+}
+
+/// Whether the process was started with a signal ignored.
+#[cfg(unix)]
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: a null new action only asks, and the kernel fills the structure, for which all bits zero are valid.
+    unsafe {
+        libc::sigaction(signal.number(), std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(not(unix))]
+fn is_ignored(_signal: Signal) -> bool {
+    false
+}
+
+/// Sends a signal to a process; false when there is none of this number, or the system has no such signals.
+pub fn send(process: u32, signal: Signal) -> bool {
+    #[cfg(unix)]
+    // SAFETY: `kill` takes any numbers and touches no memory.
+    return unsafe { libc::kill(process as i32, signal.number()) == 0 };
+    #[cfg(not(unix))]
+    {
+        let _ = (process, signal);
+        false
     }
 }

@@ -13,6 +13,8 @@ pub struct RunData {
     pub tokenizer: Tokenizer,
     /// Hash of all that is learned from.
     pub fingerprint: String,
+    /// Hash of what is held out.
+    pub held_out_fingerprint: String,
     /// The held-out text itself, where it is plain text.
     pub held_out: Option<HeldOut>,
     /// Beginning and end of a sample.

@@ -6,11 +6,32 @@ use lowrank_models::adapter::Rule;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_optim::rules::LoraProMode;
 
-use super::{ModelText, RunData, SampleStart, TrainedModel, check_vocabulary};
+use super::memory::{complete, fitting};
+use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
 use crate::build::{self, BuildError, Listener, adapter_folder, held_out, source};
 use crate::config::{Config, count};
 use crate::data::{Example, ExampleOptions, Examples, Held, Rows, Samples};
-use crate::objective::TokenStream;
+use crate::objective::{Stream, TokenStream};
+use crate::plan::Freedom;
+
+impl Recipe {
+    /// Fine-tuning: one stage on examples.
+    pub(super) fn finetune(
+        mut config: Config,
+        freedom: Freedom,
+        listener: &mut dyn Listener,
+    ) -> Result<Self, BuildError> {
+        let model = TrainedModel::of_folder(&config)?;
+        complete(&mut config, &model.hub.llama, listener)?;
+        model.check_length(config.train.seq_len)?;
+        let examples = ReadExamples::read(&config, &model.hub, listener)?;
+        let llama = |_: &Config| Ok(model.hub.llama.clone());
+        let (config, forecast) = fitting(config, freedom, &llama, model.adapter(), &model.rule, 0, listener)?;
+        let data = examples.into_rows(&config)?;
+        let steps = config.total_steps(data.train.rows());
+        Ok(Self { config, model, stages: vec![Stage::new("finetune", data, steps)], forecast })
+    }
+}
 
 /// Examples and what belongs to them, not yet in rows: how many share a batch may follow from the memory that is left.
 pub struct ReadExamples {
@@ -58,7 +79,7 @@ impl ReadExamples {
     pub fn into_rows(self, config: &Config) -> Result<RunData, BuildError> {
         let Self { examples, text, end, ask } = self;
         let (section, seq_len, seed) = (&config.data, config.train.seq_len, config.train.seed);
-        let fingerprint = examples.fingerprint();
+        let (fingerprint, held_out_fingerprint) = (examples.fingerprint(), examples.held_out_fingerprint());
         let sums = |of: fn(&Example) -> usize| count(examples.train.iter().map(of).sum::<usize>() as u64);
         let mut told = format!(
             "{} examples to learn from with {} tokens, of which {} count; {} held out",
@@ -94,6 +115,7 @@ impl ReadExamples {
             validation: TokenStream::new(validation, section.document_mask),
             tokenizer: text.tokenizer,
             fingerprint,
+            held_out_fingerprint,
             held_out: None,
             sample,
             told,

@@ -1,14 +1,17 @@
-//! Recipes: what a run learns from, what it trains and how it starts.
+//! Recipes: the stages of a run in order, each with its data, objective, hooks and end, and the model that they train.
 
 mod data;
 mod files;
 mod finetune;
+mod memory;
 mod model;
 mod model_text;
 mod pretrain;
+mod stage;
 
 pub use data::{HeldOut, RunData, SampleStart};
 pub use files::{ModelFiles, RecordError, RecordFiles};
 pub use finetune::ReadExamples;
 pub use model::{TrainedFiles, TrainedModel};
 pub use model_text::{ModelText, check_vocabulary};
+pub use stage::{Recipe, Stage};

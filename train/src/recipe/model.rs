@@ -46,9 +46,9 @@ impl TrainedModel {
         }
     }
 
-    /// Folder of the model that an adapter is attached to.
-    pub fn base(&self) -> Option<&Path> {
-        self.folder.as_deref().filter(|_| self.adapter.is_some())
+    /// Folders of the model and of the adapter to begin with.
+    pub fn folders(&self) -> [Option<&Path>; 2] {
+        [self.folder.as_deref(), self.begun.as_deref()]
     }
 
     /// The model before the first step.

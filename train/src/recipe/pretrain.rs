@@ -4,11 +4,41 @@ use std::path::Path;
 
 use lowrank_models::adapter::Rule;
 
-use super::{HeldOut, RunData, SampleStart, TrainedModel};
-use crate::build::{BuildError, model_config, model_folder};
+use super::memory::{complete, fitting};
+use super::{HeldOut, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
+use crate::build::{BuildError, Listener, model_config, model_folder, prepare_data};
 use crate::config::{Config, bytes, count};
 use crate::data::{Batches, Prepared, Tokenizer};
-use crate::objective::TokenStream;
+use crate::objective::{Stream, TokenStream};
+use crate::plan::Freedom;
+
+impl Recipe {
+    /// Pretraining: one stage on text.
+    pub(super) fn pretrain(
+        mut config: Config,
+        freedom: Freedom,
+        listener: &mut dyn Listener,
+    ) -> Result<Self, BuildError> {
+        let prepared = prepare_data(&config, listener)?;
+        let (ids, separator) = (prepared.tokenizer.vocab_size(), prepared.tokenizer.separator());
+        let llama = |config: &Config| Ok(model_config(&config.model, ids, separator)?.llama);
+        let shape = llama(&config)?;
+        complete(&mut config, &shape, listener)?;
+        // Token files that were checked are in memory already.
+        let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
+        let (config, forecast) = fitting(config, freedom, &llama, None, &Rule::Plain, mapped, listener)?;
+        let model = TrainedModel::of_text(&config, &prepared.tokenizer)?;
+        model.check_length(config.train.seq_len)?;
+        let rows = model.hub.llama.vocab_size;
+        if let Some(warning) = check_vocabulary(ids, rows, Path::new(&config.model.name))? {
+            listener.warn(&warning);
+            prepared.check_ids(rows)?;
+        }
+        let data = RunData::text(&config, prepared)?;
+        let steps = config.total_steps(data.train.rows());
+        Ok(Self { config, model, stages: vec![Stage::new("pretrain", data, steps)], forecast })
+    }
+}
 
 impl RunData {
     /// Text as one stream of tokens.
@@ -25,6 +55,7 @@ impl RunData {
             ),
             // Names every token file with its hash, and the tokenizer.
             fingerprint: train.manifest().sha256.clone(),
+            held_out_fingerprint: validation.manifest().sha256.clone(),
             held_out: Some(HeldOut {
                 bytes: validation.text_bytes(),
                 gzip_bits_per_byte: prepared.facts.gzip_bits_per_byte,

@@ -32,13 +32,13 @@ pub enum RunError {
         /// One line a setting.
         differences: String,
     },
-    /// No checkpoint can be used.
-    #[error("{path} has no checkpoint to resume from{reasons}")]
+    /// There is no checkpoint.
+    #[error(
+        "{path} has no checkpoint to resume from; start the run again with --overwrite in place of --resume, or choose another --out"
+    )]
     NoCheckpoint {
         /// The run.
         path: PathBuf,
-        /// Why those that exist cannot be used.
-        reasons: String,
     },
     /// The system refuses.
     #[error("{what}: {source}")]

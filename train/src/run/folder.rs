@@ -1,8 +1,10 @@
 //! The folder of a run.
 
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+
+use crate::process::files;
 
 /// A run's folder, held by this process alone until dropped.
 #[derive(Debug)]
@@ -30,11 +32,15 @@ pub enum RunFolderError {
         /// Process id as written by that process.
         process: String,
     },
-    /// It holds a run already.
-    #[error("{path} already holds a run; continue it with --resume, or choose another --out")]
+    /// It holds results of a run already.
+    #[error(
+        "{path} already holds a run ({found}); continue it with --resume, choose another --out, or replace it with --overwrite"
+    )]
     Occupied {
         /// The folder.
         path: PathBuf,
+        /// What was found in it.
+        found: String,
     },
     /// It holds no run to continue.
     #[error("{path} holds no run to resume; check --out, or start one without --resume")]
@@ -42,20 +48,41 @@ pub enum RunFolderError {
         /// The folder.
         path: PathBuf,
     },
+    /// Its lock is no file of its own.
+    #[error("{path} is a symbolic link, not the lock of a run; remove it, or choose another --out")]
+    Link {
+        /// The lock.
+        path: PathBuf,
+    },
 }
 
+/// Purpose for which a folder is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A new run; a folder with results of another one is refused.
+    New,
+    /// A new run in place of the one that the folder holds, if it holds one.
+    Overwrite,
+    /// The run that the folder holds.
+    Resume,
+}
+
+/// Files of a run's results.
+const RESULTS: [&str; 3] = ["config.toml", "summary.json", "metrics.jsonl"];
+/// Folders of a run's results, with the start of the names in them.
+const RESULT_FOLDERS: [(&str, &str); 2] = [("checkpoints", "step-"), ("tensorboard", "events.out.tfevents")];
+
 impl RunFolder {
-    /// Opens a folder for a new run, or for the one it holds, and locks it.
-    pub fn open(dir: &Path, resume: bool) -> Result<Self, RunFolderError> {
-        let io = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| RunFolderError::Io { path, source }
-        };
-        if resume && !dir.join("config.toml").exists() {
+    /// Opens a folder and locks it. Results that are to be overwritten stay until [`RunFolder::clear`].
+    pub fn open(dir: &Path, opening: Opening) -> Result<Self, RunFolderError> {
+        if opening == Opening::Resume && !dir.join("config.toml").exists() {
             return Err(RunFolderError::NoRun { path: dir.to_path_buf() });
         }
         std::fs::create_dir_all(dir).map_err(io(dir))?;
         let path = dir.join("lock");
+        if std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
+            return Err(RunFolderError::Link { path });
+        }
         let mut lock =
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io(&path))?;
         match lock.try_lock() {
@@ -67,24 +94,40 @@ impl RunFolder {
             }
             Err(TryLockError::Error(source)) => return Err(RunFolderError::Io { path, source }),
         }
-        if !resume && dir.join("config.toml").exists() {
-            return Err(RunFolderError::Occupied { path: dir.to_path_buf() });
+        if opening == Opening::New
+            && let Some(found) = results(dir).first()
+        {
+            let found = found.strip_prefix(dir).unwrap_or(found).display().to_string();
+            return Err(RunFolderError::Occupied { path: dir.to_path_buf(), found });
         }
         lock.set_len(0)
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(io(&path))?;
+        files::remove_unfinished(dir).map_err(io(dir))?;
         Ok(Self { dir: dir.to_path_buf(), _lock: lock })
     }
 
-    /// The next free `PARENT/NAME-001`.
-    pub fn next_free(parent: &Path, name: &str) -> PathBuf {
-        let numbered = |number: u32| parent.join(format!("{name}-{number:03}"));
-        let mut number = 1;
-        while numbered(number).exists() {
-            number += 1;
+    /// Makes and opens the next free `PARENT/NAME-001`. Of several processes that do so at the same time each gets a folder of its own.
+    pub fn create_next(parent: &Path, name: &str) -> Result<Self, RunFolderError> {
+        std::fs::create_dir_all(parent).map_err(io(parent))?;
+        let mut number = 1u32;
+        loop {
+            let dir = parent.join(format!("{name}-{number:03}"));
+            match std::fs::create_dir(&dir) {
+                Ok(()) => return Self::open(&dir, Opening::New),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
+                Err(source) => return Err(RunFolderError::Io { path: dir, source }),
+            }
         }
-        numbered(number)
+    }
+
+    /// Removes the results of the run that the folder holds, and nothing else.
+    pub fn clear(&self) -> Result<(), RunFolderError> {
+        for path in results(&self.dir) {
+            files::remove_if_there(&path).map_err(io(&path))?;
+        }
+        Ok(())
     }
 
     /// The run in `parent` that was changed last.
@@ -105,16 +148,30 @@ impl RunFolder {
         self.dir.join(name)
     }
 
-    /// Writes a file whole or not at all.
+    /// Writes a file whole or not at all, and brings it to the disk.
     pub fn write(&self, name: &str, text: &str) -> Result<(), RunFolderError> {
         let path = self.dir.join(name);
-        let written = tempfile::NamedTempFile::new_in(&self.dir).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.persist(&path).map_err(|error| error.error)?;
-            Ok(())
-        });
-        written.map_err(|source| RunFolderError::Io { path, source })
+        files::write_whole(&path, text.as_bytes()).map_err(io(&path))
     }
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> RunFolderError {
+    let path = path.to_path_buf();
+    move |source| RunFolderError::Io { path, source }
+}
+
+/// Files and folders that a run left in its folder. An empty file of metrics is none.
+fn results(dir: &Path) -> Vec<PathBuf> {
+    let is_result = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0);
+    let mut found: Vec<PathBuf> = RESULTS.iter().map(|name| dir.join(name)).filter(is_result).collect();
+    for (folder, start) in RESULT_FOLDERS {
+        let Ok(entries) = std::fs::read_dir(dir.join(folder)) else { continue };
+        let mut inside: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        inside.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(start)));
+        inside.sort();
+        found.extend(inside);
+    }
+    found
 }
 
 #[cfg(test)]
@@ -125,15 +182,63 @@ mod tests {
     fn a_folder_serves_one_run_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        assert!(matches!(RunFolder::open(&path, true), Err(RunFolderError::NoRun { .. })));
-        let folder = RunFolder::open(&path, false).unwrap();
+        assert!(matches!(RunFolder::open(&path, Opening::Resume), Err(RunFolderError::NoRun { .. })));
+        let folder = RunFolder::open(&path, Opening::New).unwrap();
         folder.write("config.toml", "x = 1").unwrap();
-        let message = RunFolder::open(&path, true).unwrap_err().to_string();
+        let message = RunFolder::open(&path, Opening::Resume).unwrap_err().to_string();
         assert!(message.contains(&std::process::id().to_string()), "{message}");
         drop(folder);
-        assert!(matches!(RunFolder::open(&path, false), Err(RunFolderError::Occupied { .. })));
-        RunFolder::open(&path, true).unwrap();
-        assert_eq!(RunFolder::next_free(dir.path(), "run"), dir.path().join("run-001"));
+        RunFolder::open(&path, Opening::Resume).unwrap();
         assert_eq!(RunFolder::newest(dir.path()), Some(path));
+    }
+
+    #[test]
+    fn results_of_another_run_are_refused_or_overwritten_on_demand() {
+        for name in [
+            "config.toml",
+            "summary.json",
+            "metrics.jsonl",
+            "checkpoints/step-000004",
+            "tensorboard/events.out.tfevents.1",
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "a result").unwrap();
+            std::fs::write(dir.path().join("notes.txt"), "of the user").unwrap();
+            let message = RunFolder::open(dir.path(), Opening::New).unwrap_err().to_string();
+            assert!([name, "--resume", "--out", "--overwrite"].iter().all(|part| message.contains(part)), "{message}");
+            let folder = RunFolder::open(dir.path(), Opening::Overwrite).unwrap();
+            assert!(path.exists(), "nothing is removed before the new run is ready");
+            folder.clear().unwrap();
+            assert!(!path.exists() && dir.path().join("notes.txt").exists());
+        }
+    }
+
+    #[test]
+    fn simultaneous_starts_get_folders_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = || RunFolder::create_next(dir.path(), "run").unwrap();
+        let folders: Vec<RunFolder> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+            starts.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let mut names: Vec<_> = folders.iter().map(|folder| folder.path().to_path_buf()).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 8);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_that_is_a_link_is_not_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("precious");
+        std::fs::write(&other, "untouched").unwrap();
+        let run = dir.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        std::os::unix::fs::symlink(&other, run.join("lock")).unwrap();
+        assert!(matches!(RunFolder::open(&run, Opening::New), Err(RunFolderError::Link { .. })));
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "untouched");
     }
 }

@@ -6,13 +6,17 @@
 //! - [`RunFolder`]: the folder that holds all of it.
 
 pub mod checkpoint;
+mod clock;
 mod error;
 mod folder;
 pub mod report;
+mod reporting;
 mod resume;
 mod start;
 mod training;
+mod validation;
 
 pub use error::RunError;
-pub use folder::{RunFolder, RunFolderError};
+pub use folder::{Opening, RunFolder, RunFolderError};
+pub use start::{Place, Start};
 pub use training::{Finished, Training};

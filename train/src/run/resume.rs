@@ -4,38 +4,39 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lowrank_kernels::instructions::{VARIABLE, instruction_set};
+use lowrank_models::Llama;
+use lowrank_models::adapter::{self, StepOf};
 
 use super::RunError;
-use super::checkpoint::{Checkpoints, TrainerState};
+use super::checkpoint::{Checkpoints, StageRecord, TrainerState};
+use super::clock::Clock;
 use crate::build::{BuildError, Listener};
-use crate::config::Config;
-use crate::recipe::RunData;
+use crate::config::{Config, Job};
+use crate::engine::Schedule;
 
-/// The newest good checkpoint with its state. Warns of newer ones that are not good, and refuses one begun with other settings.
-pub(super) fn newest(
+/// The newest checkpoint of a run, or the one that is named, with its state. Refused where the run was started with other settings.
+pub(super) fn load(
+    checkpoints: &Checkpoints,
+    from: Option<&str>,
     config: &Config,
     dir: &Path,
     listener: &dyn Listener,
-) -> Result<Option<(PathBuf, TrainerState)>, RunError> {
-    let (good, bad) = Checkpoints::new(dir.join("checkpoints"), 1, false).newest_good()?;
-    let Some(path) = good else {
-        // A run that was stopped before its first checkpoint begins anew; damaged checkpoints are another matter.
-        if bad.is_empty() {
-            return Ok(None);
-        }
-        let reasons: String = bad.iter().map(|error| format!("\n  {error}")).collect();
-        return Err(RunError::NoCheckpoint { path: dir.to_path_buf(), reasons });
+) -> Result<(PathBuf, TrainerState), RunError> {
+    checkpoints.clean()?;
+    let path = match from {
+        Some(name) => checkpoints.named(name).map_err(RunError::Damaged)?,
+        None => match checkpoints.newest().map_err(RunError::Damaged)? {
+            Some(path) => path,
+            None => return Err(RunError::NoCheckpoint { path: dir.to_path_buf() }),
+        },
     };
-    for reason in &bad {
-        listener.warn(&format!("passing over a checkpoint: {reason}"));
-    }
-    let state = TrainerState::read(&path)?;
-    let differences = differences(&state.settings, &config.deciding_entries());
+    let state = TrainerState::read(&path).map_err(RunError::Damaged)?;
+    let differences = differences(&state.settings, &settings(config));
     if !differences.is_empty() {
         return Err(RunError::OtherSettings { path: dir.to_path_buf(), differences: differences.join("\n") });
     }
     warn_of_other_instructions(&state, listener);
-    Ok(Some((path, state)))
+    Ok((path, state))
 }
 
 /// Warns where the bits may not be those of the processor that the run was started on.
@@ -49,23 +50,25 @@ fn warn_of_other_instructions(state: &TrainerState, listener: &dyn Listener) {
     }
 }
 
-/// Refuses data or a base model that are not those the run was started with.
-pub(super) fn refuse_changed(
-    state: &TrainerState,
-    config: &Config,
-    data: &RunData,
-    base: Option<&str>,
-) -> Result<(), BuildError> {
-    let changed = |what: String| {
-        Err(BuildError::Settings(format!("{what} changed since the run began; bring it back or start a new run")))
-    };
-    if state.data != data.fingerprint {
-        return changed("what the model learns from".into());
+/// The settings that decide the result. Places of data and models are not among them, since their contents are hashed, and neither is the length,
+/// which [`steps`] compares.
+pub(super) fn settings(config: &Config) -> BTreeMap<String, String> {
+    let mut entries = config.deciding_entries();
+    let is_folder = |name: &str| Path::new(name).is_dir();
+    let hashed = [
+        ("data.path", true),
+        ("data.validation", true),
+        ("tokenizer.path", true),
+        ("model.name", config.run.job == Job::Finetune || is_folder(&config.model.name)),
+        ("adapter.name", is_folder(&config.adapter.name)),
+        ("train.steps", true),
+        ("train.tokens", true),
+        ("train.epochs", true),
+    ];
+    for (key, _) in hashed.into_iter().filter(|(_, free)| *free) {
+        entries.remove(key);
     }
-    if state.base.as_deref() != base {
-        return changed(format!("the model in {}", config.model.name));
-    }
-    Ok(())
+    entries
 }
 
 /// One line for each setting that differs.
@@ -76,4 +79,119 @@ fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>
         .filter(|key| before.get(*key) != now.get(*key))
         .map(|key| format!("  {key} = {} (now {})", before.get(key).unwrap_or(&none), now.get(key).unwrap_or(&none)))
         .collect()
+}
+
+/// Hashes of the folders that a run starts from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Bases {
+    /// Of the model.
+    pub model: Option<String>,
+    /// Of the adapter.
+    pub adapter: Option<String>,
+}
+
+/// Refuses data or folders whose contents are not those that the run was started with.
+pub(super) fn refuse_changed(
+    state: &TrainerState,
+    stages: &[StageRecord],
+    bases: &Bases,
+    config: &Config,
+) -> Result<(), BuildError> {
+    let refuse = |reason: String| Err(BuildError::Settings(reason));
+    let names = |stages: &[StageRecord]| stages.iter().map(|stage| stage.name.clone()).collect::<Vec<_>>().join(", ");
+    if names(&state.stages) != names(stages) {
+        return refuse(format!(
+            "the run has the stages {}, not {}; resume it with its own recipe",
+            names(&state.stages),
+            names(stages)
+        ));
+    }
+    let changed = |key: &str, place: String, what: &str, flag: &str| {
+        refuse(format!(
+            "{key} = {place}: {what} changed since the run began; bring it back, name its new place with {flag}, or start a new run"
+        ))
+    };
+    let paths = || config.data.path.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    for (before, now) in state.stages.iter().zip(stages) {
+        if before.data != now.data {
+            return changed("data.path", paths(), "what the model learns from", "--data");
+        }
+        if before.held_out != now.held_out {
+            return changed("data.path", paths(), "what is held out to measure on", "--data");
+        }
+    }
+    if state.base != bases.model {
+        return changed("model.name", config.model.name.clone(), "the model in this folder", "--model");
+    }
+    if state.adapter != bases.adapter {
+        return changed("adapter.name", config.adapter.name.clone(), "the adapter in this folder", "--adapter");
+    }
+    Ok(())
+}
+
+/// Steps that the schedule of the current stage is laid out for: as before, or other ones where each step so far would have been the same.
+/// What a clock has shortened depends on the time that is left.
+pub(super) fn steps(
+    state: &TrainerState,
+    planned: Option<u64>,
+    clock: Option<Clock>,
+    schedule: &dyn Fn(Option<u64>) -> Result<Schedule, BuildError>,
+) -> Result<Option<u64>, BuildError> {
+    let before = state.stages.get(state.stage).and_then(|stage| stage.steps);
+    let done = state.step - state.stage_step;
+    if planned == before {
+        return Ok(match (clock, planned, state.total_steps) {
+            (None, ..) => planned,
+            // The time was up, and there is more now.
+            (Some(clock), Some(planned), Some(total)) if total <= done && !clock.is_over(state.seconds) => {
+                Some(planned.min(clock.fitting(state.step, state.seconds).saturating_sub(state.stage_step)))
+            }
+            (Some(_), ..) => state.total_steps,
+        });
+    }
+    let (old, new) = (schedule(state.total_steps)?, schedule(planned)?);
+    match (1..=done).find(|step| old.rate(*step) != new.rate(*step)) {
+        None => Ok(planned),
+        Some(step) => Err(other_length(
+            before,
+            planned,
+            &format!(
+                "the learning rate of step {step} would have been {:.3e} instead of {:.3e}",
+                new.rate(step),
+                old.rate(step)
+            ),
+        )),
+    }
+}
+
+/// Refuses another length where adapters do something at a share of the run, and would have done it at another step.
+pub(super) fn refuse_other_rests(
+    state: &TrainerState,
+    model: &Llama,
+    planned: Option<u64>,
+    total: Option<u64>,
+) -> Result<(), BuildError> {
+    let before = state.stages.get(state.stage).and_then(|stage| stage.steps);
+    let frozen = |step: u64, steps: Option<u64>| {
+        let total = steps.map(|steps| steps + state.stage_step);
+        adapter::resting(model, StepOf { step, total })
+    };
+    if total == state.total_steps {
+        return Ok(());
+    }
+    match (state.stage_step..state.step).find(|step| frozen(*step, state.total_steps) != frozen(*step, total)) {
+        None => Ok(()),
+        Some(step) => {
+            Err(other_length(before, planned, &format!("step {} would have trained other tensors", step + 1)))
+        }
+    }
+}
+
+fn other_length(before: Option<u64>, now: Option<u64>, reason: &str) -> BuildError {
+    let steps = |steps: Option<u64>| steps.map_or("no fixed number of steps".into(), |steps| format!("{steps} steps"));
+    BuildError::Settings(format!(
+        "train.steps: the run was started for {}, and {} would have given it another past: {reason}; resume it with its own length, from an earlier checkpoint with --resume-from, or start a new run from its weights with --model CHECKPOINT",
+        steps(before),
+        steps(now)
+    ))
 }

@@ -1,158 +1,247 @@
-//! From the configuration, or a checkpoint, to a run that can begin.
+//! From a recipe, or a checkpoint, to a run that can begin.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lowrank_kernels::instructions::instruction_set;
-use lowrank_models::adapter::{AdapterConfig, Rule};
-use lowrank_models::{Llama, LlamaConfig};
+use lowrank_models::Llama;
 use lowrank_optim::{StateMeter, Stepped, Who};
 
-use super::checkpoint::{Checkpoints, TrainerState, folder_hash, restore_training};
+use super::checkpoint::{
+    CheckpointError, Checkpoints, ExpectedState, StageRecord, TrainerState, folder_hash, restore_training,
+};
+use super::clock::Clock;
+use super::folder::Opening;
 use super::report::{Logs, Screen, Summary};
-use super::resume::{newest, refuse_changed};
+use super::resume::{self, Bases};
+use super::validation::Validation;
 use super::{RunError, RunFolder, Training};
-use crate::build::{self, BuildError, Listener, Size, model_config, prepare_data};
-use crate::config::{Config, Job, bytes};
+use crate::build::{self, BuildError, Listener, Size};
+use crate::config::Config;
 use crate::engine::{Schedule, Trainer, TrainerOptions};
-use crate::objective::Stream;
-use crate::plan::{self, Forecast, Forecaster, Freedom};
-use crate::process::{MemoryUse, device, machine_memory, set_threads};
-use crate::recipe::{ModelFiles, ReadExamples, RunData, TrainedModel, check_vocabulary};
+use crate::plan::{Forecast, Freedom};
+use crate::process::{device, set_threads};
+use crate::recipe::{ModelFiles, Recipe, RunData, Stage, TrainedModel};
+
+/// Start of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A new run; a folder with results of another one is refused.
+    New,
+    /// A new run in place of the one that the folder holds.
+    Overwrite,
+    /// The run of the folder goes on from its newest checkpoint, or from the one that is named.
+    Resume(Option<String>),
+}
+
+/// Folder of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// This folder.
+    Folder(PathBuf),
+    /// The next free `PARENT/NAME-001`.
+    Next {
+        /// Folder above it.
+        parent: PathBuf,
+        /// Start of its name.
+        name: String,
+    },
+}
+
+impl Start {
+    fn opening(&self) -> Opening {
+        match self {
+            Self::New => Opening::New,
+            Self::Overwrite => Opening::Overwrite,
+            Self::Resume(_) => Opening::Resume,
+        }
+    }
+}
+
+impl Place {
+    /// Opens the folder where it is there already. It cannot be taken by another run while the data is prepared.
+    fn open_existing(&self, start: &Start) -> Result<Option<RunFolder>, RunError> {
+        match self {
+            Self::Folder(dir) if matches!(start, Start::Resume(_)) || dir.exists() => {
+                Ok(Some(RunFolder::open(dir, start.opening())?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes and opens the folder.
+    fn open(&self, start: &Start) -> Result<RunFolder, RunError> {
+        Ok(match self {
+            Self::Folder(dir) => RunFolder::open(dir, start.opening())?,
+            Self::Next { parent, name } => RunFolder::create_next(parent, name)?,
+        })
+    }
+}
 
 impl Training {
-    /// Makes everything ready: data, model, folder. With `resume` the folder's newest good checkpoint is loaded.
+    /// Makes the run of a configuration ready: data, model, folder. A new folder is made last, so that bad input leaves nothing behind.
     /// Where the configuration limits memory, what is free is changed so that the run fits.
     pub fn new(
         config: Config,
         freedom: Freedom,
-        dir: &Path,
-        resume: bool,
+        place: &Place,
+        start: &Start,
         mut screen: Screen,
     ) -> Result<Self, RunError> {
         set_threads(config.train.threads);
+        device(&config.train.device).map_err(BuildError::from)?;
+        let opened = place.open_existing(start)?;
+        let recipe = Recipe::of(config, freedom, &mut screen)?;
+        Self::ready(recipe, opened, place, start, screen)
+    }
+
+    /// Makes the run of a recipe ready, as [`Training::new`].
+    pub fn of_recipe(recipe: Recipe, place: &Place, start: &Start, screen: Screen) -> Result<Self, RunError> {
+        set_threads(recipe.config.train.threads);
+        let opened = place.open_existing(start)?;
+        Self::ready(recipe, opened, place, start, screen)
+    }
+
+    fn ready(
+        recipe: Recipe,
+        opened: Option<RunFolder>,
+        place: &Place,
+        start: &Start,
+        mut screen: Screen,
+    ) -> Result<Self, RunError> {
+        let Recipe { mut config, model: subject, mut stages, forecast } = recipe;
         let device = device(&config.train.device).map_err(BuildError::from)?;
-        // A folder that is opened first cannot be taken by another run while the data is prepared; a new one is made last, so that bad
-        // input leaves nothing behind.
-        let opened = if resume || dir.exists() { Some(RunFolder::open(dir, resume)?) } else { None };
-        let Prepared { config, forecast, data, subject } = Prepared::of(config, freedom, &mut screen)?;
-        let total = config.total_steps(data.train.rows());
+        let (records, bases) = (records(&stages), bases(&subject)?);
+        let loaded = match (start, &opened) {
+            (Start::Resume(from), Some(folder)) => {
+                let dir = folder.path();
+                let loaded = resume::load(&checkpoints(dir, &config), from.as_deref(), &config, dir, &screen)?;
+                resume::refuse_changed(&loaded.1, &records, &bases, &config)?;
+                Some(loaded)
+            }
+            _ => None,
+        };
+        let state = loaded.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
+        let Some(stage) = stages.get_mut(state.stage) else {
+            return Err(BuildError::Settings(format!("the recipe has no stage {}", state.stage)).into());
+        };
         let llama = &subject.hub.llama;
-        let schedule = build::schedule(&config, &llama.parameterization, total)?;
-        let cycle = build::cycle(&config, &llama.parameterization);
+        let (schedule, total) = schedule(&config, &subject, stage, loaded.as_ref().map(|(_, state)| state))?;
         for warning in build::warnings(&config, llama, total) {
             screen.warn(&warning);
         }
-
-        let loaded = match resume {
-            true => newest(&config, dir, &screen)?,
-            false => None,
-        };
-        let base = subject.base().map(folder_hash).transpose()?;
-        let state = match &loaded {
-            Some((_, state)) => {
-                refuse_changed(state, &config, &data, base.as_deref())?;
-                state.clone()
-            }
-            None => TrainerState::default(),
-        };
         let model = match &loaded {
-            Some((path, _)) => subject.files(config.run.job, &data.tokenizer).load(path, &device)?,
-            None => subject.begin(&config, &data, &schedule, &device, &mut screen)?,
+            Some((path, _)) => subject.files(config.run.job, &stage.data.tokenizer).load(path, &device)?,
+            None => subject.begin(&config, &stage.data, &schedule, &device, &mut screen)?,
         };
+        if loaded.is_some() {
+            resume::refuse_other_rests(&state, &model, stage.steps, total)?;
+        }
         let meter = StateMeter::new();
+        let cycle = build::cycle(&config, &llama.parameterization);
         let build::Optimizer { optimizer, hooks, parameters } =
             build::optimizer(&config, &subject.rule, &model, &cycle, &meter)?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
-        let summary = sizes(&model, &data, forecast);
-        let mut trainer = Trainer::new(model, optimizer, hooks, trainer_options(&config, schedule));
+        if let Some((path, _)) = &loaded {
+            expected_state(&config, &subject, &model)?.check(path).map_err(RunError::Damaged)?;
+        }
+        let summary = sizes(&model, &stage.data, forecast);
+        let mut trainer = Trainer::new(model, optimizer, hooks, trainer_options(&config, schedule.clone()));
+        let before = [state.stage_step, state.stage_samples];
+        trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
         if let Some((path, state)) = &loaded {
             restore_training(&mut trainer, &meter, path, state)?;
         }
+        let validation = Validation::draw(&stage.data.validation, config.eval.batches, config.train.seed);
 
         let folder = match opened {
             Some(folder) => folder,
-            None => RunFolder::open(dir, false)?,
+            None => place.open(start)?,
         };
+        if *start == Start::Overwrite {
+            folder.clear()?;
+        }
+        config.run.out = folder.path().to_path_buf();
         folder.write("config.toml", &config.to_toml())?;
-        let checkpoints =
-            Checkpoints::new(folder.join("checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_best);
-        checkpoints.clean()?;
-        let mut logs = Logs::open(&folder, &config, state.step, &screen);
-        logs.parameters(state.step, &parameters, &screen);
-        let settings = config.deciding_entries();
-        let instruction_set = instruction_set().name().to_owned();
-        let state = TrainerState { data: data.fingerprint.clone(), base, instruction_set, settings, ..state };
+        let checkpoints = checkpoints(folder.path(), &config);
+        if loaded.is_some() {
+            for path in checkpoints.set_aside(state.step)? {
+                screen.warn(&format!("going back: a later checkpoint is now {}", path.display()));
+            }
+        }
+        let settings = resume::settings(&config);
+        let Bases { model: base, adapter } = bases;
+        let state = TrainerState {
+            stages: records,
+            base,
+            adapter,
+            instruction_set: instruction_set().name().to_owned(),
+            settings,
+            total_steps: total,
+            ..state
+        };
         Ok(Self {
+            clock: Clock::new(config.train.minutes, state.seconds),
             config,
             folder,
-            data,
             subject,
+            stages,
             trainer,
-            total,
+            validation,
             checkpoints,
             meter,
-            logs,
+            parameters,
+            logs: Logs::default(),
             state,
             summary,
-            steps: 0,
-            step_seconds: 0.0,
-            step_tokens: 0,
+            pace: Default::default(),
+            sampled: None,
             screen,
         })
     }
 }
 
-/// Data and model of a run, with the configuration that fits its limit of memory.
-struct Prepared {
-    config: Config,
-    forecast: Option<Forecast>,
-    data: RunData,
-    subject: TrainedModel,
+/// The schedule of a stage, and the steps that it is laid out for.
+fn schedule(
+    config: &Config,
+    subject: &TrainedModel,
+    stage: &Stage,
+    resumed: Option<&TrainerState>,
+) -> Result<(Schedule, Option<u64>), BuildError> {
+    let schedule = |steps| build::schedule(config, &subject.hub.llama.parameterization, steps);
+    let total = match resumed {
+        Some(state) => resume::steps(state, stage.steps, Clock::new(config.train.minutes, state.seconds), &schedule)?,
+        None => stage.steps,
+    };
+    // The clock shortens a schedule and leaves its warm-up.
+    Ok((Schedule { total_steps: total, ..schedule(stage.steps)? }, total))
 }
 
-impl Prepared {
-    fn of(mut config: Config, freedom: Freedom, screen: &mut Screen) -> Result<Self, BuildError> {
-        match config.run.job {
-            Job::Pretrain => {
-                let prepared = prepare_data(&config, screen)?;
-                let (ids, separator) = (prepared.tokenizer.vocab_size(), prepared.tokenizer.separator());
-                let llama = |config: &Config| Ok(model_config(&config.model, ids, separator)?.llama);
-                let shape = llama(&config)?;
-                complete(&mut config, &shape, screen)?;
-                // Token files that were checked are in memory already.
-                let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
-                let (config, forecast) = fitting(config, freedom, &llama, None, &Rule::Plain, mapped, screen)?;
-                let subject = TrainedModel::of_text(&config, &prepared.tokenizer)?;
-                subject.check_length(config.train.seq_len)?;
-                let rows = subject.hub.llama.vocab_size;
-                if let Some(warning) = check_vocabulary(ids, rows, Path::new(&config.model.name))? {
-                    screen.warn(&warning);
-                    prepared.check_ids(rows)?;
-                }
-                Ok(Self { data: RunData::text(&config, prepared)?, config, forecast, subject })
-            }
-            Job::Finetune => {
-                let subject = TrainedModel::of_folder(&config)?;
-                complete(&mut config, &subject.hub.llama, screen)?;
-                subject.check_length(config.train.seq_len)?;
-                let examples = ReadExamples::read(&config, &subject.hub, screen)?;
-                let llama = |_: &Config| Ok(subject.hub.llama.clone());
-                let (config, forecast) = fitting(config, freedom, &llama, subject.adapter(), &subject.rule, 0, screen)?;
-                Ok(Self { data: examples.into_rows(&config)?, config, forecast, subject })
-            }
-        }
-    }
+fn checkpoints(dir: &Path, config: &Config) -> Checkpoints {
+    Checkpoints::new(dir.join("checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_best)
 }
 
-/// Fills in what follows from the model's shape, and rejects sizes beyond the memory of the machine.
-fn complete(config: &mut Config, llama: &LlamaConfig, screen: &Screen) -> Result<(), BuildError> {
-    if let Some(rank) = build::usual_rank(config, llama.hidden_size) {
-        screen.line(&format!(
-            "optimizer.options.rank = {rank}: a quarter of the model's width, since {} needs a rank and none is given",
-            config.optimizer.name
-        ));
-    }
-    build::check_sizes(config, llama, machine_memory())
+fn records(stages: &[Stage]) -> Vec<StageRecord> {
+    let record = |stage: &Stage| StageRecord {
+        name: stage.name.clone(),
+        data: stage.data.fingerprint.clone(),
+        held_out: stage.data.held_out_fingerprint.clone(),
+        steps: stage.steps,
+    };
+    stages.iter().map(record).collect()
+}
+
+fn bases(subject: &TrainedModel) -> Result<Bases, CheckpointError> {
+    let [model, adapter] = subject.folders().map(|folder| folder.map(folder_hash).transpose());
+    Ok(Bases { model: model?, adapter: adapter? })
+}
+
+/// The state that the optimizer of a configuration keeps, found with one of its own.
+fn expected_state(config: &Config, subject: &TrainedModel, model: &Llama) -> Result<ExpectedState, RunError> {
+    let meter = StateMeter::new();
+    let cycle = build::cycle(config, &subject.hub.llama.parameterization);
+    let build::Optimizer { optimizer, parameters, .. } =
+        build::optimizer(config, &subject.rule, model, &cycle, &meter)?;
+    Ok(ExpectedState::of(&optimizer, &meter, model, &parameters)?)
 }
 
 /// Sizes of the model and its data, for the summary.
@@ -178,32 +267,6 @@ fn trainer_options(config: &Config, schedule: Schedule) -> TrainerOptions {
         backward: config.train.backward,
         block_clip: (config.optimizer.block_clip > 0.0).then_some(config.optimizer.block_clip),
     }
-}
-
-/// The configuration, changed as little as needed to stay within its limit of memory.
-fn fitting(
-    config: Config,
-    freedom: Freedom,
-    llama: &dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
-    adapter: Option<&AdapterConfig>,
-    rule: &Rule,
-    mapped: u64,
-    screen: &Screen,
-) -> Result<(Config, Option<Forecast>), BuildError> {
-    let Some(limit) = plan::limit(&config)? else { return Ok((config, None)) };
-    if config.train.device != "cpu" {
-        screen.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
-    }
-    let hidden_size = llama(&config)?.hidden_size;
-    // Tokenizer, examples and token files are there already.
-    let begun = MemoryUse::now();
-    if begun.peak > limit {
-        screen.warn(&format!("reading the data took {} already, more than train.memory", bytes(begun.peak)));
-    }
-    let forecaster = Forecaster::new(llama, adapter, rule, begun.rss + mapped);
-    let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
-    screen.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
-    Ok((chosen.config, Some(chosen.forecast)))
 }
 
 /// How many parameters each optimizer steps; the list stands in TensorBoard.

@@ -4,49 +4,61 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use lowrank_models::{Llama, Sampling};
-use lowrank_optim::StateMeter;
+use lowrank_optim::{StateMeter, Stepped};
 
-use super::checkpoint::{Checkpoints, TrainerState, save_training};
-use super::report::{Logs, Metrics, Screen, StepView, Summary};
+use super::checkpoint::{Checkpoints, TrainerState, save_training, state_bytes};
+use super::clock::Clock;
+use super::report::{EndedBy, Logs, Metrics, Screen, Summary};
+use super::validation::Validation;
 use super::{RunError, RunFolder};
-use crate::build::Listener;
-use crate::config::{Config, count};
-use crate::engine::{Evaluation, StepReport, Trainer, evaluate, sample_text};
-use crate::objective::{ModelLoss, Streams, epoch};
-use crate::process::{MemoryUse, Signal, Signals};
-use crate::recipe::{RunData, TrainedModel};
+use crate::build::{self, Listener};
+use crate::config::Config;
+use crate::engine::{StepReport, Trainer, sample_text};
+use crate::objective::Streams;
+use crate::process::{Signal, Signals};
+use crate::recipe::{RunData, Stage, TrainedModel};
 
 /// A run between its first and its last step.
 pub struct Training {
     pub(super) config: Config,
     pub(super) folder: RunFolder,
-    pub(super) data: RunData,
     pub(super) subject: TrainedModel,
+    pub(super) stages: Vec<Stage>,
     pub(super) trainer: Trainer<Llama>,
-    /// Steps of the whole run, where they limit it.
-    pub(super) total: Option<u64>,
+    pub(super) validation: Validation,
+    pub(super) clock: Option<Clock>,
     pub(super) checkpoints: Checkpoints,
     pub(super) meter: StateMeter,
+    pub(super) parameters: Vec<Stepped>,
     pub(super) logs: Logs,
     pub(super) state: TrainerState,
     pub(super) summary: Summary,
-    /// Steps of this process, their seconds and tokens.
-    pub(super) steps: u64,
-    pub(super) step_seconds: f64,
-    pub(super) step_tokens: u64,
+    pub(super) pace: Pace,
+    /// The last sample of the model's writing, and its step.
+    pub(super) sampled: Option<(u64, String)>,
     pub(super) screen: Screen,
 }
 
-/// How a run ended.
+/// Steps of this process, their seconds and tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    pub steps: u64,
+    pub seconds: f64,
+    pub tokens: u64,
+}
+
+/// A run that came to an end.
 #[derive(Clone, Debug)]
 pub struct Finished {
     /// Folder of the run.
     pub folder: PathBuf,
     /// Figures; those of the last evaluation are missing when a signal ended the run.
     pub summary: Summary,
-    /// What the model wrote before the first step; none when the run was resumed.
+    /// Steps that were planned.
+    pub planned: Option<u64>,
+    /// Text that the model wrote before the first step; none when the run was resumed.
     pub before: Option<String>,
-    /// What it wrote after the last.
+    /// Text that it wrote after the last.
     pub after: Option<String>,
     /// The signal that ended the run early.
     pub signal: Option<Signal>,
@@ -54,46 +66,79 @@ pub struct Finished {
     pub ask: String,
 }
 
+/// End of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Steps,
+    Clock,
+    Signal(Signal),
+}
+
+impl Ending {
+    fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Signal(signal) => Some(signal),
+            Self::Steps | Self::Clock => None,
+        }
+    }
+
+    fn reason(self) -> EndedBy {
+        match self {
+            Self::Steps => EndedBy::Steps,
+            Self::Clock => EndedBy::Clock,
+            Self::Signal(_) => EndedBy::Signal,
+        }
+    }
+}
+
 /// Steps between measurements of the optimizer's state, whose size seldom changes.
 const STATE_EVERY: u64 = 100;
 
 impl Training {
-    /// Trains to the end, or to the step during which a signal comes.
+    /// Trains to the end, or to the step during which a signal comes. A run that is at its end already keeps all it has written.
     pub fn run(mut self) -> Result<Finished, RunError> {
         let signals = Signals::install()
             .map_err(|source| RunError::System { what: "signals cannot be watched".into(), source })?;
+        if let Some(summary) = self.finished_before() {
+            return Ok(self.finished(summary, [None, None], None));
+        }
+        self.open_logs();
         self.introduce();
         let before = if self.trainer.step == 0 { self.sample()? } else { None };
-        if let Some(text) = &before {
-            self.logs.sample(0, text, &self.screen);
-        }
         let (begin, earlier) = (Instant::now(), self.state.seconds);
-        let total = self.total;
-        let limit = self.limit();
-        let over = |step: u64, seconds: f64| {
-            total.is_some_and(|total| step >= total) || limit.is_some_and(|limit| seconds >= limit)
+        let mut ending = self.stage(&signals, begin, earlier)?;
+        while ending == Ending::Steps && self.next_stage()? {
+            ending = self.stage(&signals, begin, earlier)?;
+        }
+        let after = match ending {
+            Ending::Signal(_) => None,
+            Ending::Steps | Ending::Clock => self.sample()?,
         };
-        self.screen.begin("training", total.unwrap_or(0));
+        self.summarise(ending.reason())?;
+        let (summary, signal) = (self.summary.clone(), ending.signal());
+        Ok(self.finished(summary, [before, after], signal))
+    }
+
+    /// Trains to the end of the stage.
+    fn stage(&mut self, signals: &Signals, begin: Instant, earlier: f64) -> Result<Ending, RunError> {
         let mut saved = self.trainer.step > 0;
-        let mut signal = None;
         let mut evaluated = false;
-        while !over(self.trainer.step, self.state.seconds) {
+        self.screen.begin(&self.title(), self.total().unwrap_or(0));
+        let ending = loop {
+            if let Some(ending) = self.ending() {
+                break ending;
+            }
             let report = self.step()?;
             self.state.seconds = earlier + begin.elapsed().as_secs_f64();
-            signal = signals.requested();
-            let last = over(report.step, self.state.seconds);
+            self.follow_clock();
+            let (signal, last) = (signals.requested(), self.ending().is_some());
             let mut metrics = self.metrics(&report);
-            let mut improved = false;
-            if last && signal.is_none() || due(self.config.eval.every, report.step) {
-                improved = self.evaluate(last)?;
-                metrics.validation_loss = self.state.validation_loss;
-                evaluated = last;
-            }
+            evaluated = last && signal.is_none();
+            let improved =
+                (evaluated || due(self.config.eval.every, report.step)) && self.evaluate(evaluated, &mut metrics)?;
             self.show(&report, &metrics);
-            if due(self.config.log.sample_every, report.step)
-                && let Some(text) = self.sample()?
-            {
-                self.logs.sample(report.step, &text, &self.screen);
+            if due(self.config.log.sample_every, report.step) {
+                self.sample()?;
             }
             saved = last
                 || signal.is_some()
@@ -102,194 +147,150 @@ impl Training {
             if saved {
                 self.save()?;
             }
-            if signal.is_some() {
-                break;
+            if let Some(signal) = signal {
+                break Ending::Signal(signal);
             }
-        }
+        };
         self.screen.end();
         if !saved {
             self.save()?;
         }
-        let mut after = None;
-        if signal.is_none() {
-            if !evaluated {
-                self.evaluate(true)?;
-            }
-            after = self.sample()?;
-            if let Some(text) = &after {
-                self.logs.sample(self.trainer.step, text, &self.screen);
-            }
+        if ending.signal().is_none() && !evaluated {
+            self.evaluate(true, &mut Metrics::default())?;
         }
-        self.finish(before, after, signal)
+        Ok(ending)
     }
 
-    /// Time to the end by steps or by the clock, whichever comes first.
-    fn seconds_left(&self) -> Option<f64> {
-        let a_step = self.step_seconds / self.steps as f64;
-        let by_steps = self.total.map(|total| total.saturating_sub(self.trainer.step) as f64 * a_step);
-        let by_clock = self.limit().map(|limit| (limit - self.state.seconds).max(0.0));
-        by_steps.into_iter().chain(by_clock).reduce(f64::min)
+    /// Steps taken in the current stage.
+    pub(super) fn done(&self) -> u64 {
+        self.trainer.step - self.state.stage_step
     }
 
-    /// Seconds that the run may take.
-    fn limit(&self) -> Option<f64> {
-        (self.config.train.minutes > 0.0).then_some(self.config.train.minutes * 60.0)
+    /// The last step of the current stage, where its number is known.
+    pub(super) fn total(&self) -> Option<u64> {
+        self.state.total_steps.map(|steps| self.state.stage_step + steps)
     }
 
-    fn introduce(&self) {
-        self.screen.line(&format!(
-            "{} parameters; {}; run in {}",
-            count(self.summary.parameters),
-            self.data.told,
-            self.folder.path().display()
-        ));
-        if self.trainer.step > 0 {
-            self.screen.line(&format!("going on after step {}", self.trainer.step));
+    pub(super) fn current(&self) -> &Stage {
+        &self.stages[self.state.stage]
+    }
+
+    /// The end that the current stage has reached.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        let reached = |steps: Option<u64>| steps.is_some_and(|steps| self.done() >= steps);
+        let time_is_up = self.clock.is_some_and(|clock| clock.is_over(self.state.seconds));
+        match reached(self.current().steps) {
+            true => Some(Ending::Steps),
+            false => (time_is_up || reached(self.state.total_steps)).then_some(Ending::Clock),
         }
+    }
+
+    /// Lays the schedule out for the steps that fit the time that is left.
+    fn follow_clock(&mut self) {
+        let (Some(planned), Some(clock)) = (self.current().steps, &mut self.clock) else { return };
+        if let Some(fitting) = clock.estimate(self.trainer.step, self.state.seconds) {
+            let steps = fitting.saturating_sub(self.state.stage_step).max(self.done()).min(planned);
+            self.state.total_steps = Some(steps);
+            self.trainer.schedule_mut().total_steps = Some(steps);
+        }
+    }
+
+    /// Enters the next stage, if there is one.
+    fn next_stage(&mut self) -> Result<bool, RunError> {
+        let number = self.state.stage + 1;
+        let Some(stage) = self.stages.get_mut(number) else { return Ok(false) };
+        let parameterization = &self.subject.hub.llama.parameterization;
+        let schedule = build::schedule(&self.config, parameterization, stage.steps)?;
+        let before = [self.trainer.step, self.trainer.samples];
+        self.trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
+        self.validation = Validation::draw(&stage.data.validation, self.config.eval.batches, self.config.train.seed);
+        let state = &mut self.state;
+        (state.stage, state.stage_step, state.stage_samples) = (number, before[0], before[1]);
+        state.total_steps = stage.steps;
+        // The next stage is measured on other text.
+        (state.best_validation_loss, state.best_step) = (None, None);
+        Ok(true)
     }
 
     fn step(&mut self) -> Result<StepReport, RunError> {
         let step = self.trainer.step + 1;
-        let measure = self.summary.optimizer_state_bytes == 0 || due(STATE_EVERY, step);
-        if measure {
-            self.meter.start();
-        }
+        let stage = &self.stages[self.state.stage];
         let (logs, screen) = (&mut self.logs, &self.screen);
         let histograms = due(self.config.log.histograms_every, step);
-        let report = self.trainer.step(&Streams::one(&self.data.train), &mut |model, grads| {
+        let streams = stage
+            .streams
+            .iter()
+            .fold(Streams::one(&stage.data.train), |streams, (name, stream)| streams.with(name, stream));
+        let report = self.trainer.step(&streams, &mut |model, grads| {
             if histograms {
                 logs.histograms(step, model, grads, screen);
             }
         })?;
-        if measure {
-            self.summary.optimizer_state_bytes = self.meter.stop();
+        let summary = &mut self.summary;
+        if summary.optimizer_state_bytes == 0 || due(STATE_EVERY, step) {
+            let (optimizer, hooks) = (self.trainer.optimizer(), self.trainer.hooks());
+            summary.optimizer_state_bytes = state_bytes(optimizer, hooks, &self.meter);
         }
-        self.summary.gradient_bytes = self.summary.gradient_bytes.max(report.gradient_bytes);
-        self.summary.activation_bytes = self.summary.activation_bytes.max(report.activation_bytes);
-        self.steps += 1;
-        self.step_seconds += report.seconds;
-        self.step_tokens += report.tokens;
+        summary.gradient_bytes = summary.gradient_bytes.max(report.gradient_bytes);
+        summary.activation_bytes = summary.activation_bytes.max(report.activation_bytes);
+        self.pace.steps += 1;
+        self.pace.seconds += report.seconds;
+        self.pace.tokens += report.tokens;
         self.state.train_loss = Some(report.loss).filter(|loss| loss.is_finite());
         Ok(report)
     }
 
-    fn metrics(&mut self, report: &StepReport) -> Metrics {
-        let memory = MemoryUse::now();
-        let pool = self.trainer.device().memory_pool_usage();
-        let reserved = pool.as_ref().map(|pool| pool.bytes_reserved);
-        self.summary.device_reserved_bytes = self.summary.device_reserved_bytes.max(reserved);
-        Metrics {
-            step: report.step,
-            tokens: self.trainer.tokens,
-            seconds: self.state.seconds,
-            loss: Some(report.loss).filter(|loss| loss.is_finite()),
-            lr: Some(report.lr),
-            grad_norm: Some(report.grad_norm).filter(|norm| norm.is_finite()),
-            tokens_per_second: Some(report.tokens as f64 / report.seconds),
-            data_seconds: Some(report.data_seconds),
-            rss_bytes: Some(memory.rss),
-            peak_rss_bytes: Some(memory.peak),
-            weight_bytes: Some(self.summary.weight_bytes),
-            gradient_bytes: Some(report.gradient_bytes),
-            activation_bytes: report.activation_bytes,
-            device_bytes: pool.map(|pool| pool.bytes_in_use),
-            device_reserved_bytes: reserved,
-            state_bytes: Some(self.summary.optimizer_state_bytes),
-            validation_loss: None,
-            skipped: report.skipped,
-        }
-    }
-
-    fn show(&mut self, report: &StepReport, metrics: &Metrics) {
-        let logged = due(self.config.log.every, report.step) || metrics.validation_loss.is_some();
-        let view = StepView {
-            step: report.step,
-            total: self.total,
-            loss: report.loss,
-            tokens_per_second: metrics.tokens_per_second.unwrap_or(0.0),
-            rss_bytes: metrics.rss_bytes.unwrap_or(0),
-            seconds_left: self.seconds_left(),
-        };
-        // Plain lines at every step would drown everything else.
-        let told = report.step == 1 || due(20.max(self.config.log.every), report.step);
-        self.screen.step(&view, told);
-        if report.skipped {
-            self.screen.warn(&format!("step {}: a value that is not finite; the update was left out", report.step));
-        }
-        if logged {
-            self.logs.write(metrics, &self.screen);
-        }
-    }
-
-    /// Evaluates on all held-out text, or on the first batches. Returns whether it was the best so far.
-    fn evaluate(&mut self, whole: bool) -> Result<bool, RunError> {
-        let limit = match (whole, self.config.eval.batches) {
-            (true, _) | (_, 0) => usize::MAX,
-            (false, batches) => batches,
-        };
-        let batches = epoch(&self.data.validation, self.trainer.device()).take(limit);
-        let found: Evaluation = evaluate(self.trainer.model(), &ModelLoss, batches, |_| true)?;
-        let loss = found.loss();
+    /// Measures the validation loss, at the end on all held-out text as well. Returns whether it was the best so far.
+    fn evaluate(&mut self, whole: bool, metrics: &mut Metrics) -> Result<bool, RunError> {
+        let (model, device) = (self.trainer.model(), self.trainer.device());
+        let data = &self.stages[self.state.stage].data;
+        let drawn = self.validation.drawn(model, &data.validation, device)?;
+        let loss = drawn.loss();
+        metrics.validation_loss = Some(loss).filter(|loss| loss.is_finite());
+        let mut line = format!("step {}: validation loss {loss:.4}", self.trainer.step);
         if whole {
-            self.summary.validation_loss = Some(loss);
-            let held_out = self.data.held_out.as_ref();
-            self.summary.validation_bits_per_byte = held_out.map(|text| found.bits_per_byte(text.bytes));
+            let all = match self.validation.is_all() {
+                true => drawn,
+                false => Validation::all(model, &data.validation, device)?,
+            };
+            let held_out = data.held_out.as_ref();
+            self.summary.final_validation_loss = Some(all.loss());
+            self.summary.validation_bits_per_byte = held_out.map(|text| all.bits_per_byte(text.bytes));
+            metrics.final_validation_loss = Some(all.loss()).filter(|loss| loss.is_finite());
+            line.push_str(&format!(", {:.4} on all held-out text", all.loss()));
         }
-        self.state.validation_loss = Some(loss);
-        let best = self.state.best_validation_loss.is_none_or(|best| loss < best);
-        if best {
-            self.state.best_validation_loss = Some(loss);
-            self.state.best_step = Some(self.trainer.step);
-        }
-        self.screen.line(&format!("step {}: validation loss {loss:.4}", self.trainer.step));
-        Ok(best)
+        self.screen.line(&line);
+        Ok(self.state.note_validation(self.trainer.step, loss))
     }
 
-    fn sample(&self) -> Result<Option<String>, RunError> {
+    /// Lets the model write, and logs the text. Once a step.
+    fn sample(&mut self) -> Result<Option<String>, RunError> {
         let tokens = self.config.log.sample_tokens;
+        let step = self.trainer.step;
         if tokens == 0 {
             return Ok(None);
         }
+        if let Some((_, text)) = self.sampled.as_ref().filter(|(sampled, _)| *sampled == step) {
+            return Ok(Some(text.clone()));
+        }
         let sampling = Sampling { seed: self.config.train.seed, ..Sampling::default() };
-        let RunData { tokenizer, sample, .. } = &self.data;
+        let RunData { tokenizer, sample, .. } = &self.current().data;
         let (prompt, ends) = (&sample.prompt, &sample.ends);
-        Ok(Some(sample_text(self.trainer.model(), tokenizer, prompt, ends, tokens, &sampling)?))
+        let text = sample_text(self.trainer.model(), tokenizer, prompt, ends, tokens, &sampling)?;
+        self.logs.sample(step, &text, &self.screen);
+        self.sampled = Some((step, text.clone()));
+        Ok(Some(text))
     }
 
     fn save(&mut self) -> Result<(), RunError> {
-        let files = self.subject.files(self.config.run.job, &self.data.tokenizer);
+        let files = self.subject.files(self.config.run.job, &self.current().data.tokenizer);
         let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;
         self.summary.checkpoint = Some(path);
         Ok(())
     }
-
-    fn finish(
-        mut self,
-        before: Option<String>,
-        after: Option<String>,
-        signal: Option<Signal>,
-    ) -> Result<Finished, RunError> {
-        let summary = &mut self.summary;
-        summary.steps = self.trainer.step;
-        summary.tokens = self.trainer.tokens;
-        summary.skipped_steps = self.trainer.skipped_steps;
-        let failures = lowrank_optim::renewal_failures();
-        summary.kept_subspaces = failures.zero + failures.not_finite + failures.not_converged;
-        summary.seconds = self.state.seconds;
-        if self.steps > 0 {
-            summary.tokens_per_second = self.step_tokens as f64 / self.step_seconds;
-        }
-        summary.train_loss = self.state.train_loss;
-        summary.best_validation_loss = self.state.best_validation_loss;
-        summary.peak_rss_bytes = MemoryUse::now().peak;
-        let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
-        self.folder.write("summary.json", &text)?;
-        let folder = self.folder.path().to_path_buf();
-        Ok(Finished { folder, summary: self.summary, before, after, signal, ask: self.data.ask })
-    }
 }
 
 /// Whether something that happens every so many steps happens at this one; 0 is never.
-fn due(every: u64, step: u64) -> bool {
+pub(super) fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }

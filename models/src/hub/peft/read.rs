@@ -16,6 +16,7 @@ use crate::adapter::{
 };
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
+use crate::hub::open::read_text;
 use crate::llama::Llama;
 
 /// An adapter folder whose configuration and header have been read; the tensors wait for [`PeftFolder::attach`].
@@ -60,7 +61,7 @@ impl PeftFolder {
             let reason = format!("has no {CONFIG}; name the folder of an adapter");
             return Err(ModelError::File { path: dir.to_path_buf(), reason });
         }
-        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+        let text = read_text(&path)?;
         let bad = |reason| ModelError::File { path: path.clone(), reason };
         let config::Read { config, layout, base_model, saved, warnings } = config::parse(&text).map_err(bad)?;
         let weights = dir.join(WEIGHTS);

@@ -11,6 +11,7 @@ use super::search::{Contender, search};
 use super::table::{self, Column, markdown};
 use crate::build::Listener;
 use crate::cli::output::print;
+use crate::process::Signals;
 use crate::run::report::Screen;
 
 /// A comparison: who takes part, and what the table tells of each.
@@ -30,9 +31,10 @@ impl Comparison<'_> {
     pub fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let out = common.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(self.folder));
         let mut screen = Screen::new(common.quiet);
+        let signals = Signals::install().context("signals cannot be watched")?;
         let mut rows = Vec::new();
         for contender in self.contenders {
-            match search(contender, common, self.most, &out, &screen)? {
+            match search(contender, common, self.most, &out, &screen, &signals)? {
                 ControlFlow::Continue(row) => rows.push(row),
                 ControlFlow::Break(code) => return Ok(code),
             }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::common::Common;
 use super::trial::{Failure, Trial, trial};
 use crate::build::Listener;
+use crate::process::Signals;
 use crate::run::report::Screen;
 
 /// A method that takes part.
@@ -35,6 +36,7 @@ pub fn search(
     most: usize,
     out: &Path,
     screen: &Screen,
+    signals: &Signals,
 ) -> anyhow::Result<ControlFlow<ExitCode, Row>> {
     let Contender { name, lrs, mut command } = contender;
     command.extend(common.set.iter().flat_map(|setting| ["--set".to_string(), setting.clone()]));
@@ -43,7 +45,7 @@ pub fn search(
     let (mut trials, mut failures) = (Vec::new(), Vec::new());
     while let Some(lr) = lrs.pop() {
         screen.line(&format!("{name} at learning rate {lr}"));
-        match trial(&command, lr, &out.join(format!("{name}-{lr}")))? {
+        match trial(&command, lr, &out.join(format!("{name}-{lr}")), signals)? {
             ControlFlow::Break(code) => return Ok(ControlFlow::Break(code)),
             ControlFlow::Continue(Ok(trial)) => trials.push(trial),
             ControlFlow::Continue(Err(failure)) => {

@@ -55,15 +55,24 @@ impl Examples {
 
     /// SHA-256 of the training examples in hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        let mut hasher = Sha256::new();
-        for example in &self.train {
-            hasher.update((example.inputs.len() as u64).to_le_bytes());
-            for value in example.inputs.iter().chain(&example.targets) {
-                hasher.update(value.to_le_bytes());
-            }
-        }
-        format!("{:x}", hasher.finalize())
+        fingerprint(&self.train)
     }
+
+    /// SHA-256 of the examples that are held out in hexadecimal digits.
+    pub fn held_out_fingerprint(&self) -> String {
+        fingerprint(&self.validation)
+    }
+}
+
+fn fingerprint(examples: &[Example]) -> String {
+    let mut hasher = Sha256::new();
+    for example in examples {
+        hasher.update((example.inputs.len() as u64).to_le_bytes());
+        for value in example.inputs.iter().chain(&example.targets) {
+            hasher.update(value.to_le_bytes());
+        }
+    }
+    format!("{:x}", hasher.finalize())
 }
 
 /// Examples of one source, in order.

@@ -3,7 +3,6 @@
 mod claims;
 mod windows;
 
-use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
@@ -21,6 +20,7 @@ use tokenizers::{AddedToken, TokenizerBuilder, TokenizerImpl};
 
 use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG};
 use super::{DataError, Document};
+use crate::process::files::write_whole;
 
 /// A tokenizer: byte level, trained here, or any `tokenizer.json`.
 #[derive(Clone, Debug)]
@@ -69,6 +69,10 @@ impl Tokenizer {
                 "is missing; the folder has {other}: let transformers convert it by AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
             );
             return Err(DataError::Tokenizer { name, problem });
+        }
+        // Reading a pipe may wait for ever.
+        if !std::fs::metadata(path).map_err(DataError::read(path))?.is_file() {
+            return Err(failure(&name, "it is not a regular file".into()));
         }
         let bytes = std::fs::read(path).map_err(DataError::read(path))?;
         claims::check(&bytes).map_err(|problem| DataError::Tokenizer { name: name.clone(), problem })?;
@@ -295,11 +299,7 @@ impl Tokenizer {
         });
         for (name, text) in [("tokenizer.json", self.json()?), (TOKENIZER_CONFIG, format!("{config:#}\n"))] {
             let path = dir.join(name);
-            let written = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
-                file.write_all(text.as_bytes())?;
-                file.persist(&path).map_err(|error| error.error)
-            });
-            written.map_err(DataError::write(&path))?;
+            write_whole(&path, text.as_bytes()).map_err(DataError::write(&path))?;
         }
         Ok(())
     }

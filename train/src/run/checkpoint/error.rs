@@ -14,12 +14,46 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// A file that is not what was saved.
-    #[error("{path}: {reason}; the checkpoint cannot be used, take an earlier one")]
+    #[error("{path}: {reason}; the checkpoint is damaged")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// A checkpoint of another version of the program.
+    #[error(
+        "{path}: the checkpoint has format version {found} and was written by lowrank {program}; this program reads version {known}. Resume with the program that wrote it"
+    )]
+    Version {
+        /// The manifest.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The version that this program reads.
+        known: u32,
+        /// Version of the program that wrote it.
+        program: String,
+    },
+    /// The newest checkpoint cannot be used. It stays as it is.
+    #[error("{reason}\nit is the newest checkpoint and stays as it is; {cure}")]
+    Newest {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The reason.
+        reason: Box<CheckpointError>,
+        /// The way out.
+        cure: String,
+    },
+    /// No checkpoint has this name.
+    #[error("--resume-from {name}: there is no such checkpoint in {dir}; {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Folder of the checkpoints.
+        dir: PathBuf,
+        /// Those that exist.
+        known: String,
     },
     /// An optimizer state that does not fit the optimizer.
     #[error("{path}: {reason}")]

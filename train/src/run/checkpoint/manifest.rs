@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::CheckpointError;
+use super::disk::Disk;
 use super::optimizer::is_state;
 
 /// Name of the manifest's file.
@@ -27,6 +28,14 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
 }
 
+/// The part of a manifest that all versions share.
+#[derive(Deserialize)]
+struct Format {
+    version: u32,
+    #[serde(default)]
+    program: String,
+}
+
 /// Size and hash of one file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -37,13 +46,13 @@ pub struct FileEntry {
 }
 
 /// Writes the manifest of a folder and brings all its files to the disk.
-pub(super) fn seal(dir: &Path) -> Result<(), CheckpointError> {
+pub(super) fn seal(dir: &Path, disk: &dyn Disk) -> Result<(), CheckpointError> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
         let path = entry.map_err(CheckpointError::io(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.insert(name, hash(&path)?);
-        sync(&path)?;
+        disk.sync(&path).map_err(CheckpointError::io(&path))?;
     }
     let manifest = Manifest { version: VERSION, program: env!("CARGO_PKG_VERSION").into(), files };
     let path = dir.join(NAME);
@@ -51,26 +60,22 @@ pub(super) fn seal(dir: &Path) -> Result<(), CheckpointError> {
         Ok(text) => text,
         Err(error) => unreachable!("a map of texts and numbers is JSON: {error}"),
     };
-    std::fs::write(&path, text).map_err(CheckpointError::io(&path))?;
-    sync(&path)?;
-    sync(dir)
-}
-
-/// Brings a file or folder to the disk.
-pub(super) fn sync(path: &Path) -> Result<(), CheckpointError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(CheckpointError::io(path))
+    disk.write(&path, text.as_bytes()).map_err(CheckpointError::io(&path))?;
+    disk.sync(&path).map_err(CheckpointError::io(&path))?;
+    disk.sync(dir).map_err(CheckpointError::io(dir))
 }
 
 /// Checks size and hash of every file of a checkpoint. Further files do not matter.
 pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
     let path = dir.join(NAME);
     let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-    let manifest: Manifest =
-        serde_json::from_str(&text).map_err(|error| CheckpointError::damaged(&path, error.to_string()))?;
-    if manifest.version != VERSION {
-        let reason = format!("has format version {}; this program reads {VERSION}", manifest.version);
-        return Err(CheckpointError::damaged(&path, reason));
+    let damaged = |error: serde_json::Error| CheckpointError::damaged(&path, error.to_string());
+    // The version first: what else a newer manifest holds may be of another form.
+    let Format { version, program } = serde_json::from_str(&text).map_err(damaged)?;
+    if version != VERSION {
+        return Err(CheckpointError::Version { path, found: version, known: VERSION, program });
     }
+    let manifest: Manifest = serde_json::from_str(&text).map_err(damaged)?;
     for (name, entry) in &manifest.files {
         let path = dir.join(name);
         let size = std::fs::metadata(&path).map_err(CheckpointError::io(&path))?.len();
@@ -85,13 +90,15 @@ pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
-/// SHA-256, in hexadecimal digits, of names and contents of the configuration and weights in a model folder.
+/// SHA-256, in hexadecimal digits, of names and contents of configuration and weights in the folder of a model or an adapter.
 pub fn folder_hash(dir: &Path) -> Result<String, CheckpointError> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
         let path = entry.map_err(CheckpointError::io(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name == "config.json" || name.ends_with(".safetensors") && !is_state(&name) {
+        if ["config.json", "adapter_config.json"].contains(&name.as_str())
+            || name.ends_with(".safetensors") && !is_state(&name)
+        {
             files.insert(name, hash(&path)?.sha256);
         }
     }

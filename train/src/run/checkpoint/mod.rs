@@ -5,7 +5,9 @@
 //! `hook-NAME.bpk`), the trainer's state (`trainer.json`) and a manifest with the size and SHA-256 of every file. It is written beside and
 //! renamed into place.
 
+mod disk;
 mod error;
+mod expected;
 mod manifest;
 mod optimizer;
 mod rotation;
@@ -14,8 +16,9 @@ mod state_file;
 mod training;
 
 pub use error::CheckpointError;
+pub use expected::ExpectedState;
 pub use manifest::{Manifest, folder_hash, verify};
-pub use optimizer::{load_hooks, load_optimizer, save_hooks, save_optimizer};
+pub use optimizer::{load_hooks, load_optimizer, save_hooks, save_optimizer, state_bytes};
 pub use rotation::Checkpoints;
-pub use state::TrainerState;
+pub use state::{StageRecord, TrainerState};
 pub use training::{restore_training, save_training};

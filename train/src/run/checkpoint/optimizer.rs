@@ -27,6 +27,11 @@ fn files(dir: &Path, name: &str) -> [PathBuf; 2] {
     [dir.join(format!("{name}.safetensors")), dir.join(format!("{name}.bpk"))]
 }
 
+/// The files of an optimizer's state in a checkpoint: its tensors, and its counters.
+pub(super) fn optimizer_files(checkpoint: &Path) -> [PathBuf; 2] {
+    files(checkpoint, OPTIMIZER)
+}
+
 /// Writes the state of an optimizer that reports to this meter into a folder, one parameter after another, and tells how many tensors it has.
 pub fn save_optimizer(optimizer: &ModuleOptimizer, meter: &StateMeter, dir: &Path) -> Result<usize, CheckpointError> {
     save(&|| optimizer.to_record(), meter, files(dir, OPTIMIZER))
@@ -53,6 +58,15 @@ pub fn save_hooks<M: Module>(
         saved.insert(hook.name().to_string(), save(&record, meter, files)?);
     }
     Ok(saved)
+}
+
+/// Bytes of the tensors in the states of an optimizer and of hooks that report to this meter.
+pub fn state_bytes<M: Module>(optimizer: &ModuleOptimizer, hooks: &Hooks<M>, meter: &StateMeter) -> u64 {
+    let (mut listing, _) = through(meter, Listing::default(), || optimizer.to_record());
+    for hook in hooks.iter() {
+        (listing, _) = through(meter, listing, || hook.to_record());
+    }
+    listing.bytes() as u64
 }
 
 fn save(
@@ -132,7 +146,7 @@ fn restore<T>(
 }
 
 /// Lets what `work` does with states go through a store, and gives the store back.
-fn through<S: StateStore + 'static, R>(meter: &StateMeter, store: S, work: impl FnOnce() -> R) -> (S, R) {
+pub(super) fn through<S: StateStore + 'static, R>(meter: &StateMeter, store: S, work: impl FnOnce() -> R) -> (S, R) {
     let store = Arc::new(Mutex::new(store));
     let result = meter.through(store.clone(), work);
     match Arc::into_inner(store) {

@@ -33,6 +33,16 @@ impl Listing {
     pub fn len(&self) -> usize {
         self.tensors.len()
     }
+
+    /// Name, type and shape of each tensor.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, DType, &[usize])> {
+        self.tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.as_slice()))
+    }
+
+    /// Bytes of all tensors together.
+    pub fn bytes(&self) -> usize {
+        self.tensors.iter().map(|(.., bytes)| bytes).sum()
+    }
 }
 
 /// Writes states in the order of a listing.
@@ -104,7 +114,12 @@ impl Reader {
         Ok(Self { file, begin, tensors, done: Ok(()) })
     }
 
-    /// Tensors that nobody has read.
+    /// Names of the tensors that have not been read, with type and shape.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// Number of tensors that have not been read.
     pub fn len(&self) -> usize {
         self.tensors.len()
     }
@@ -160,7 +175,7 @@ const TYPES: [(DType, Dtype); 10] = [
     (DType::U8, Dtype::U8),
 ];
 
-fn stored(dtype: DType) -> Result<Dtype> {
+pub(super) fn stored(dtype: DType) -> Result<Dtype> {
     let found = TYPES.iter().find(|(memory, _)| *memory == dtype);
     found.map(|(_, file)| *file).ok_or_else(|| Error::other(format!("no file holds values of type {dtype:?}")))
 }

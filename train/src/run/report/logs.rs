@@ -6,12 +6,14 @@ use burn::tensor::Tensor;
 use lowrank_models::Llama;
 use lowrank_optim::{ModulePath, Stepped};
 
-use super::{Metrics, MetricsFile, Screen, TensorBoard};
+use super::tensorboard::{TensorBoard, first_step};
+use super::{Metrics, MetricsFile, Screen};
 use crate::build::Listener;
 use crate::config::Config;
 use crate::run::RunFolder;
 
-/// Where a run is logged.
+/// Where a run is logged; nowhere by default.
+#[derive(Default)]
 pub struct Logs {
     metrics: Option<MetricsFile>,
     board: Option<TensorBoard>,
@@ -25,9 +27,11 @@ impl Logs {
         let mut logs = Self { metrics, board: board.and_then(|board| told(board, "TensorBoard events", screen)) };
         let entries = config.entries();
         logs.board(screen, |board| {
+            // At the first step that is new, so that a second resume from the same checkpoint hides the texts of the first.
+            let step = first_step(step);
             board.text("config", step, &format!("```toml\n{}```\n", config.to_toml()))?;
             let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            board.hyper_parameters(&name, entries.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+            board.hyper_parameters(step, &name, entries.iter().map(|(key, value)| (key.as_str(), value.as_str())))
         });
         logs
     }
@@ -51,7 +55,7 @@ impl Logs {
     pub fn parameters(&mut self, step: u64, parameters: &[Stepped], screen: &Screen) {
         let lines: String = parameters.iter().map(|stepped| format!("{stepped}\n")).collect();
         let text = format!("```\n{lines}```\n");
-        self.board(screen, |board| board.text("optimizer", step, &text));
+        self.board(screen, |board| board.text("optimizer", first_step(step), &text));
     }
 
     /// A text that the model wrote.

@@ -1,10 +1,12 @@
 //! `metrics.jsonl`: one object a logged step.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
+
+use crate::process::files::write_whole;
 
 /// What is logged about a step. Values that were not measured at that step are left out of the line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -54,9 +56,12 @@ pub struct Metrics {
     /// Bytes of the optimizer's state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_bytes: Option<u64>,
-    /// Validation loss in nats a token.
+    /// Validation loss in nats a token, on the batches of `eval.batches`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+    /// Validation loss on all held-out text, at the end of a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_validation_loss: Option<f64>,
     /// Whether the step was passed over because of a non-finite value.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
@@ -73,6 +78,7 @@ impl Metrics {
             ("train/grad_norm", self.grad_norm),
             ("validation/loss", self.validation_loss),
             ("validation/perplexity", self.validation_loss.map(f64::exp)),
+            ("validation/final_loss", self.final_validation_loss),
             ("speed/tokens_per_second", self.tokens_per_second),
             ("speed/data_seconds", self.data_seconds),
             ("memory/rss_bytes", bytes(self.rss_bytes)),
@@ -97,19 +103,20 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens the file of a run that goes on after `step`: lines of later steps, and one cut short, are taken out, so that no step stands
-    /// there twice.
+    /// Opens the file of a run that goes on after `step`: lines of later steps, and lines that are no metrics, are taken out, so that no step
+    /// is logged twice. A damaged line costs itself only.
     pub fn open(path: &Path, step: u64) -> std::io::Result<Self> {
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        let text = std::io::read_to_string(&file)?;
-        let kept = text
-            .split_inclusive('\n')
-            .take_while(|line| line.ends_with('\n') && step_of(line).is_some_and(|logged| logged <= step))
-            .map(|line| line.len() as u64)
-            .sum();
-        file.set_len(kept)?;
-        file.seek(SeekFrom::End(0))?;
-        Ok(Self { file })
+        if let Some(bytes) = read_if_there(path)? {
+            let kept: Vec<&[u8]> = bytes
+                .split_inclusive(|byte| *byte == b'\n')
+                .filter(|line| line.ends_with(b"\n") && step_of(line).is_some_and(|logged| logged <= step))
+                .collect();
+            let kept = kept.concat();
+            if kept != bytes {
+                write_whole(path, &kept)?;
+            }
+        }
+        Ok(Self { file: File::options().append(true).create(true).open(path)? })
     }
 
     /// Appends a line.
@@ -120,8 +127,16 @@ impl MetricsFile {
     }
 }
 
-fn step_of(line: &str) -> Option<u64> {
-    serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64()
+fn read_if_there(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn step_of(line: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<serde_json::Value>(line).ok()?.get("step")?.as_u64()
 }
 
 #[cfg(test)]
@@ -142,8 +157,18 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 5);
         MetricsFile::open(&path, 3).unwrap().write(&Metrics { step: 4, ..Metrics::default() }).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        let steps: Vec<u64> = text.lines().filter_map(step_of).collect();
+        let steps: Vec<u64> = text.lines().filter_map(|line| step_of(line.as_bytes())).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
         assert!(!text.lines().last().unwrap().contains("loss"));
+    }
+
+    #[test]
+    fn a_damaged_line_costs_only_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let lines: [&[u8]; 4] = [b"{\"step\":1}\n", b"{\"step\":2, \xff\n", b"{\"step\":3}\n", b"{\"step\":4}\n"];
+        std::fs::write(&path, lines.concat()).unwrap();
+        MetricsFile::open(&path, 3).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":3}\n");
     }
 }

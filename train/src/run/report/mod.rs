@@ -11,5 +11,5 @@ pub use burn_logger::TensorBoardLogger;
 pub(super) use logs::Logs;
 pub use metrics::{Metrics, MetricsFile};
 pub use progress::{Screen, StepView};
-pub use summary::Summary;
+pub use summary::{EndedBy, Summary};
 pub use tensorboard::TensorBoard;

@@ -4,7 +4,19 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What a run came to.
+/// Reason for the end of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndedBy {
+    /// All steps are taken.
+    Steps,
+    /// The time of `train.minutes` is up.
+    Clock,
+    /// A signal.
+    Signal,
+}
+
+/// Figures of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Steps taken.
@@ -15,10 +27,14 @@ pub struct Summary {
     pub seconds: f64,
     /// Loss of the last step, nats a token.
     pub train_loss: Option<f64>,
-    /// Loss on all held-out text, nats a token.
+    /// Reason for the end.
+    pub ended_by: Option<EndedBy>,
+    /// Last loss on the held-out batches that all validation losses during a run are measured on, nats a token.
     pub validation_loss: Option<f64>,
-    /// Lowest validation loss of the run.
+    /// Lowest of these losses.
     pub best_validation_loss: Option<f64>,
+    /// Loss on all held-out text at the end, nats a token.
+    pub final_validation_loss: Option<f64>,
     /// Bits the model needs for each byte of the held-out text.
     pub validation_bits_per_byte: Option<f64>,
     /// Bits that `gzip -9` needs for each byte of the same text.

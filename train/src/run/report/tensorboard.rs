@@ -29,6 +29,9 @@ pub struct TensorBoard {
 
 impl TensorBoard {
     /// Opens a new file in `dir` for steps after `step`; TensorBoard hides what earlier files say of later steps.
+    ///
+    /// Every file has a start of session, the first one too: TensorBoard's loader in Python takes the first start that it meets for the
+    /// beginning of the run, and hides earlier points only from the second on.
     pub fn create(dir: &Path, step: u64) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let number = FILES.fetch_add(1, Ordering::Relaxed);
@@ -38,13 +41,11 @@ impl TensorBoard {
         let mut event = Event::new();
         event.set_file_version("brain.Event:2".into());
         board.write(0, event)?;
-        if step > 0 {
-            let mut session = SessionLog::new();
-            session.set_status(SessionLog_SessionStatus::START);
-            let mut event = Event::new();
-            event.set_session_log(session);
-            board.write(step + 1, event)?;
-        }
+        let mut session = SessionLog::new();
+        session.set_status(SessionLog_SessionStatus::START);
+        let mut event = Event::new();
+        event.set_session_log(session);
+        board.write(first_step(step), event)?;
         board.flush()?;
         Ok(board)
     }
@@ -93,6 +94,7 @@ impl TensorBoard {
     /// Settings of the run for the table of hyper-parameters.
     pub fn hyper_parameters<'a>(
         &mut self,
+        step: u64,
         name: &str,
         settings: impl Iterator<Item = (&'a str, &'a str)>,
     ) -> Result<()> {
@@ -114,7 +116,7 @@ impl TensorBoard {
         let mut value = Summary_Value::new();
         value.set_tag("_hparams_/session_start_info".into());
         value.set_metadata(plugin("hparams", content));
-        self.value(0, value)
+        self.value(step, value)
     }
 
     /// Brings everything into the file.
@@ -139,6 +141,11 @@ impl TensorBoard {
         event.set_wall_time(now());
         self.records.write(&event.write_to_bytes().map_err(Error::other)?)
     }
+}
+
+/// The first step that a file for steps after `step` may hold: 0, where a run begins, has texts of its own.
+pub fn first_step(step: u64) -> u64 {
+    if step == 0 { 0 } else { step + 1 }
 }
 
 fn now() -> f64 {
@@ -214,7 +221,7 @@ mod tests {
         board.scalar("train/loss", 8, 2.5).unwrap();
         board.text("sample", 8, "once upon").unwrap();
         board.histogram("weights/w", 8, &[0.0, -1.0, 2.0, 2.0]).unwrap();
-        board.hyper_parameters("run", [("lr", "0.5"), ("flag", "true"), ("name", "\"adamw\"")].into_iter()).unwrap();
+        board.hyper_parameters(8, "run", [("lr", "0.5"), ("flag", "true"), ("name", "\"adamw\"")].into_iter()).unwrap();
         board.flush().unwrap();
         let events = events(dir.path());
         assert_eq!(events[0].get_file_version(), "brain.Event:2");
@@ -230,6 +237,15 @@ mod tests {
         assert_eq!(histogram.get_bucket().iter().sum::<f64>(), 4.0);
         assert_eq!(histogram.get_bucket().len(), histogram.get_bucket_limit().len());
         assert!(events.len() == 6);
+    }
+
+    #[test]
+    fn the_first_file_starts_a_session_too() {
+        let dir = tempfile::tempdir().unwrap();
+        TensorBoard::create(dir.path(), 0).unwrap();
+        let events = events(dir.path());
+        let start = &events[1];
+        assert_eq!((start.get_step(), start.get_session_log().get_status()), (0, SessionLog_SessionStatus::START));
     }
 
     #[test]

@@ -1,0 +1,46 @@
+//! A run within a limit of memory.
+
+use lowrank_models::LlamaConfig;
+use lowrank_models::adapter::{AdapterConfig, Rule};
+
+use crate::build::{self, BuildError, Listener};
+use crate::config::{Config, bytes};
+use crate::plan::{self, Forecast, Forecaster, Freedom};
+use crate::process::{MemoryUse, machine_memory};
+
+/// The configuration, changed as little as needed to stay within its limit of memory.
+pub(super) fn fitting(
+    config: Config,
+    freedom: Freedom,
+    llama: &dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
+    adapter: Option<&AdapterConfig>,
+    rule: &Rule,
+    mapped: u64,
+    listener: &dyn Listener,
+) -> Result<(Config, Option<Forecast>), BuildError> {
+    let Some(limit) = plan::limit(&config)? else { return Ok((config, None)) };
+    if config.train.device != "cpu" {
+        listener.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
+    }
+    let hidden_size = llama(&config)?.hidden_size;
+    // Tokenizer, examples and token files are there already.
+    let begun = MemoryUse::now();
+    if begun.peak > limit {
+        listener.warn(&format!("reading the data took {} already, more than train.memory", bytes(begun.peak)));
+    }
+    let forecaster = Forecaster::new(llama, adapter, rule, begun.rss + mapped);
+    let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
+    listener.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
+    Ok((chosen.config, Some(chosen.forecast)))
+}
+
+/// Fills in what follows from the model's shape, and rejects sizes beyond the memory of the machine.
+pub(super) fn complete(config: &mut Config, llama: &LlamaConfig, listener: &dyn Listener) -> Result<(), BuildError> {
+    if let Some(rank) = build::usual_rank(config, llama.hidden_size) {
+        listener.line(&format!(
+            "optimizer.options.rank = {rank}: a quarter of the model's width, since {} needs a rank and none is given",
+            config.optimizer.name
+        ));
+    }
+    build::check_sizes(config, llama, machine_memory())
+}

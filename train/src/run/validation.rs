@@ -1,0 +1,98 @@
+//! The held-out rows that validation losses are measured on.
+
+use std::num::NonZeroU64;
+
+use burn::tensor::Device;
+use lowrank_models::{LanguageBatch, Llama};
+
+use crate::data::Order;
+use crate::engine::{Evaluation, TrainError, evaluate};
+use crate::objective::{ModelLoss, Stream, epoch};
+
+/// Batches of the held-out rows, drawn once over all of them: every validation loss of a stage is measured on the same ones, so that they can be
+/// compared.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Validation {
+    /// Row that each batch begins with, ascending; none for all batches.
+    rows: Option<Vec<u64>>,
+}
+
+/// Keeps the draw apart from the order of the training rows.
+const STREAM: u64 = 0x76616c6964617465;
+
+impl Validation {
+    /// Draws `count` batches; 0 for all.
+    pub fn draw(held_out: &dyn Stream<LanguageBatch>, count: usize, seed: u64) -> Self {
+        let batch = held_out.batch() as u64;
+        let batches = held_out.rows().div_ceil(batch);
+        let rows = NonZeroU64::new(batches).filter(|_| count > 0 && (count as u64) < batches).map(|batches| {
+            let order = Order::new(batches, seed ^ STREAM);
+            let mut rows: Vec<u64> = (0..count as u64).map(|position| order.window(position).1 * batch).collect();
+            rows.sort_unstable();
+            rows
+        });
+        Self { rows }
+    }
+
+    /// Loss on the drawn batches.
+    pub fn drawn(
+        &self,
+        model: &Llama,
+        held_out: &dyn Stream<LanguageBatch>,
+        device: &Device,
+    ) -> Result<Evaluation, TrainError> {
+        match &self.rows {
+            None => Self::all(model, held_out, device),
+            Some(rows) => {
+                let batches = rows.iter().map(|row| held_out.at(*row, device));
+                evaluate(model, &ModelLoss, batches, |_| true)
+            }
+        }
+    }
+
+    /// Loss on all batches.
+    pub fn all(model: &Llama, held_out: &dyn Stream<LanguageBatch>, device: &Device) -> Result<Evaluation, TrainError> {
+        evaluate(model, &ModelLoss, epoch(held_out, device), |_| true)
+    }
+
+    /// Whether the drawn batches are all that there are.
+    pub fn is_all(&self) -> bool {
+        self.rows.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::DataError;
+    use crate::objective::StreamBatch;
+
+    struct Rows(u64);
+
+    impl Stream<LanguageBatch> for Rows {
+        fn batch(&self) -> usize {
+            4
+        }
+
+        fn rows(&self) -> u64 {
+            self.0
+        }
+
+        fn at(&self, _: u64, _: &Device) -> Result<StreamBatch<LanguageBatch>, DataError> {
+            unreachable!("nothing is read by drawing")
+        }
+    }
+
+    #[test]
+    fn batches_are_drawn_once_over_all_rows() {
+        let draw = |count, seed| Validation::draw(&Rows(1001), count, seed).rows;
+        let rows = draw(20, 1).unwrap();
+        assert_eq!(rows.len(), 20);
+        assert!(rows.windows(2).all(|pair| pair[0] < pair[1]) && rows.iter().all(|row| row % 4 == 0 && *row < 1001));
+        assert!(rows[19] > 500, "not the first ones: {rows:?}");
+        assert_eq!(draw(20, 1), Some(rows.clone()));
+        assert_ne!(draw(20, 2), Some(rows));
+        assert_eq!(draw(0, 1), None);
+        assert_eq!(draw(251, 1), None);
+    }
+}
