@@ -12,8 +12,10 @@ use super::work::{DEPTH, Work, finish};
 const COLUMNS: usize = 256;
 /// Rows that are packed at a time at most.
 const ROWS: usize = 1536;
-/// Columns for which it does not pay to pack rows.
+/// Columns for which it does not pay to pack rows whose elements stand one after another.
 const NARROW: usize = 128;
+/// The same for other rows.
+const NARROWEST: usize = 16;
 
 /// # Safety
 ///
@@ -42,7 +44,7 @@ unsafe fn multiply<V: Vectors>(work: Work) {
     }
     let width = 2 * V::WIDTH;
     // A narrow output uses each element of a row too seldom.
-    let packs_rows = columns > if a_strides[1] == 1 { NARROW } else { V::WIDTH };
+    let packs_rows = columns > if a_strides[1] == 1 { NARROW } else { NARROWEST };
     let panels = rows.div_ceil(V::ROWS).div_ceil(rows.div_ceil(ROWS));
     let (block_rows, block_columns) = (panels * V::ROWS, COLUMNS.min(columns.next_multiple_of(width)));
     let most = DEPTH.min(depth);
