@@ -5,96 +5,28 @@ use std::path::Path;
 
 use burn::module::{Lora, Module};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, TensorData};
+use burn::tensor::Device;
 use lowrank_models::adapter::{
-    AdapterConfig, Attach, BaseGradients, GivenTensors, Rank, STRUCTURES, Scaling, Targets, TensorRole, adapters_of,
-    base_fingerprint, detach, each_adapter, leaves_the_base, linear_layers, merged, merged_with_way_back, unmerged,
+    AdapterConfig, Attach, Scaling, Targets, adapters_of, base_fingerprint, detach, leaves_the_base, linear_layers,
+    merged, merged_with_way_back, unmerged,
 };
 use lowrank_models::hub;
 use lowrank_models::hub::peft::{Form, PeftFolder, adapter_dir, save};
-use lowrank_models::{Llama, LlamaConfig, ModelError, ids_tensor};
+use lowrank_models::{Llama, ModelError, ids_tensor};
 use lowrank_optim::AdamWConfig;
 
-/// A small model whose layers are tall, wide and square.
-fn base() -> Llama {
-    let config = LlamaConfig {
-        hidden_size: 32,
-        intermediate_size: 48,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
-        initializer_range: 0.2,
-        ..LlamaConfig::named("llama-9m", 61).expect("a known shape")
-    };
-    Llama::random(&config, 5, &Device::default()).expect("a model")
-}
+mod small_adapters;
+use small_adapters::{all, apart, base, config, moved, open};
 
+/// Logits of a fixed batch.
 fn logits(model: &Llama) -> Vec<f32> {
     let ids: Vec<i32> = (0..22).map(|i| (i * i * 7 + 3) % 61).collect();
     let device = Device::default();
     model.valid().logits(ids_tensor(&ids, 2, &device), None).into_data().try_into_vec().expect("f32")
 }
 
-/// Largest difference over the largest value.
-fn apart(a: &[f32], b: &[f32]) -> f32 {
-    let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
-    largest(&mut a.iter().zip(b).map(|(a, b)| a - b)) / largest(&mut b.iter().copied())
-}
-
-/// A structure as it stands on the small model.
-fn config(structure: &str) -> AdapterConfig {
-    let config = AdapterConfig { seed: 11, ..AdapterConfig::new(structure) };
-    let config = match config.entry().expect("a structure of the list").spec.rank {
-        Rank::None => config,
-        _ => config.with_rank(8),
-    };
-    match structure {
-        "loca" => config.with_option("n_components", 40),
-        _ => config,
-    }
-}
-
 /// Tensors of a file: shape and bytes by name.
 type Written = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
-
-/// Values without structure, between -1 and 1.
-fn noise(place: usize) -> f32 {
-    ((place * place + 3 * place + 1) as f32 * 0.37).sin()
-}
-
-/// The base with an adapter whose trained tensors have moved.
-fn moved(model: Llama, config: &AdapterConfig) -> Llama {
-    let gradients = |model: &Llama| -> BaseGradients {
-        let fresh = Attach::new(AdapterConfig { name: "shapes".into(), ..AdapterConfig::new("lora") });
-        let (shapes, report) = model.clone().attach(fresh).expect("LoRA");
-        drop(shapes);
-        let gradient = |[d_in, d_out]: [usize; 2]| (0..d_in * d_out).map(noise).collect();
-        report.layers.into_iter().map(|layer| (layer.place.path, gradient(layer.place.shape))).collect()
-    };
-    let gradients = gradients(&model);
-    let attach = || Attach::new(config.clone()).with_gradients(gradients.clone());
-    let (fresh, _) = model.clone().attach(attach()).unwrap_or_else(|error| panic!("{}: {error}", config.structure));
-    let mut tensors: BTreeMap<String, GivenTensors> = BTreeMap::new();
-    each_adapter(&fresh, |path, adapter| {
-        let own = |attached: &&lowrank_models::adapter::Attached| attached.control().name() == config.name;
-        let Some(attached) = adapter.stack.iter().find(own) else { return };
-        let fields = attached.tensors().into_iter().map(|(tensor, data)| {
-            let shape = data.shape().as_slice().to_vec();
-            let mut values: Vec<f32> = data.try_into_vec().expect("f32");
-            if !matches!(tensor.role, TensorRole::Frozen | TensorRole::Position) {
-                values.iter_mut().enumerate().for_each(|(place, value)| *value += 0.05 * noise(place + path.len()));
-            }
-            (tensor.field, TensorData::new(values, shape))
-        });
-        tensors.insert(path.to_string(), fields.collect());
-    });
-    model.attach(attach().with_tensors(tensors)).expect("an adapter of its own tensors").0
-}
-
-fn open(dir: &Path) -> PeftFolder {
-    PeftFolder::open(dir).unwrap_or_else(|error| panic!("{error}"))
-}
 
 fn put(dir: &Path, model: Llama) -> Llama {
     open(dir).attach(model).unwrap_or_else(|error| panic!("{error}")).0
@@ -102,13 +34,6 @@ fn put(dir: &Path, model: Llama) -> Llama {
 
 fn refused(dir: &Path, model: Llama) -> String {
     PeftFolder::open(dir).and_then(|folder| folder.attach(model)).map(|_| ()).expect_err("a refusal").to_string()
-}
-
-/// All structures, and the starts that change the base.
-fn all() -> Vec<AdapterConfig> {
-    let starts = ["pissa", "olora"].map(|init| AdapterConfig { init: init.into(), ..config("lora") });
-    let update = AdapterConfig { init: "lora-sb".into(), ..config("lora-xs").with_option("init_step_size", 1e-2) };
-    STRUCTURES.iter().map(|entry| config(entry.spec.name)).chain(starts).chain([update]).collect()
 }
 
 #[test]

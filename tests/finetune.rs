@@ -321,8 +321,8 @@ fn adapters_and_rules_are_listed_with_their_options() {
     for entry in lowrank_models::adapter::STRUCTURES {
         assert!(all.contains(entry.spec.title), "{}", entry.spec.name);
         let one = told(&["methods", entry.spec.name]);
-        for option in entry.defaults().keys() {
-            assert!(one.contains(option), "{option} is not in {one}");
+        for option in entry.entry.options().iter() {
+            assert!(one.contains(&option.name), "{} is not in {one}", option.name);
         }
     }
     for rule in lowrank_models::adapter::RULES {

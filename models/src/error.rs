@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::adapter::AdapterError;
+use lowrank_adapters::AdapterError;
 
 /// An error of a model, its configuration or its files.
 #[derive(Debug, thiserror::Error)]

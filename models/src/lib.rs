@@ -3,13 +3,14 @@
 //! - [`Llama`] is a Burn module with the configuration fields and parameter names of Hugging Face's implementation.
 //! - [`SegmentedModel`] is what training asks of a model: `Llama` is one, a model of your own can be another.
 //! - [`adapter`] puts trained changes on frozen layers, of this model or of any Burn module.
+//! - [`analysis`] computes what is asked about a model.
 //! - [`hub`] reads and writes Hugging Face model folders.
 //! - [`generate()`] continues text with a key-value cache.
 //! - [`ops`] are the operations with a fast form on the CPU backend, usable in any Burn model.
 //!
 //! Linear weights are stored `[d_in, d_out]`, as Burn does; files hold the transposed `[d_out, d_in]`.
 
-pub mod adapter;
+pub mod analysis;
 mod error;
 pub mod hub;
 pub mod linear;
@@ -17,6 +18,7 @@ mod llama;
 mod segments;
 mod weights;
 
+pub use lowrank_adapters as adapter;
 pub use lowrank_kernels::ops;
 
 pub use error::ModelError;

@@ -1,11 +1,13 @@
 //! Where the first values of a model's parameters come from: random numbers or a file.
 
-use burn::module::{Param, ParamId};
+use burn::module::Param;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 pub(crate) use lowrank_kernels::host::values as host;
 use lowrank_kernels::random::key_of;
+pub(crate) use lowrank_kernels::random::{normal_values, uniform_values};
+pub use lowrank_optim::parameter_id;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 
 use crate::error::ModelError;
 
@@ -79,24 +81,6 @@ impl RandomWeights {
     }
 }
 
-/// Uniform draws between plus and minus `bound`.
-pub(crate) fn uniform_values(random: &mut StdRng, count: usize, bound: f64) -> Vec<f32> {
-    std::iter::repeat_with(|| ((2.0 * random.random::<f64>() - 1.0) * bound) as f32).take(count).collect()
-}
-
-/// Normal draws with mean 0 and deviation `std`.
-pub(crate) fn normal_values(random: &mut StdRng, count: usize, std: f64) -> Vec<f32> {
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * std;
-        let (sin, cos) = (std::f64::consts::TAU * random.random::<f64>()).sin_cos();
-        values.push((radius * cos) as f32);
-        values.push((radius * sin) as f32);
-    }
-    values.truncate(count);
-    values
-}
-
 impl WeightSource for RandomWeights {
     fn matrix(&mut self, path: &str, shape: [usize; 2], _layout: Layout, init: Init) -> Result<Vec<f32>, ModelError> {
         self.draw(path, shape[0] * shape[1], init)
@@ -167,13 +151,6 @@ impl Builder<'_> {
         let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
         Param::initialized(parameter_id(path), tensor)
     }
-}
-
-/// The id of the parameter at a path.
-///
-/// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
-pub fn parameter_id(path: &str) -> ParamId {
-    ParamId::from(key_of(path))
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ pub use methods::orthogonal::Scaling;
 pub use methods::trion::{Trion, TrionConfig};
 pub use parameters::{HiddenMatrices, Parameter, Role, Stepped, Who};
 pub use part::{ByPointer, Part, PartVisitor};
-pub use path::{ModulePath, ParameterVisitor, visit_parameters};
+pub use path::{ModulePath, ParameterVisitor, parameter_id, visit_parameters};
 pub use place::Place;
 pub use projected::config::{
     BlockOrder, Granularity, Inner, Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States, Target,

@@ -1,4 +1,7 @@
-//! The path of a parameter while a module is visited.
+//! The path of a parameter while a module is visited, and the id that follows from it.
+
+use burn::module::ParamId;
+use lowrank_kernels::random::key_of;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
@@ -134,4 +137,11 @@ mod tests {
         assert_eq!(seen.floats.len(), 2);
         assert_eq!(seen.adapters[..2], ["layers.0.weight.lora.a", "layers.0.weight.lora.b"]);
     }
+}
+
+/// The id of the parameter at a path.
+///
+/// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
+pub fn parameter_id(path: &str) -> ParamId {
+    ParamId::from(key_of(path))
 }

@@ -1,7 +1,7 @@
 //! ALLoRA against reference values.
 
 use burn::optim::GradientsParams;
-use lowrank_models::adapter::{AdapterConfig, AnyStructure, Rule};
+use lowrank_models::adapter::{AdapterConfig, Allora, Rule};
 
 use super::support::bench::{adapter, near};
 use super::support::case::{Case, Outcome, host};
@@ -29,7 +29,8 @@ pub fn run(case: &Case) -> Outcome {
         for (factor, slope) in slopes(&bench, &mut GradientsParams::from_grads(grads, &bench))? {
             near(case, &format!("{word}grad_{factor}"), &slope, 1e-5)?;
         }
-        if let AnyStructure::Allora(allora) = &adapter(&bench).structure {
+        let adapter = adapter(&bench);
+        if let Some(allora) = adapter.structure.downcast_ref::<Allora>() {
             near(case, "row_scale", &host(allora.paces().inner()), 1e-5)?;
             // Layers that compose their weight give the same gradients.
             let x = case.array("x")?.tensor::<2>().autodiff();

@@ -2,7 +2,7 @@
 
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
-use lowrank_models::adapter::{AdapterConfig, AnyStructure, GivenTensors};
+use lowrank_models::adapter::{AdapterConfig, GivenTensors, Loca};
 
 use super::support::bases::{bench, wrong};
 use super::support::bench::{adapter, attached, common, near, slope};
@@ -20,9 +20,8 @@ pub fn run(case: &Case) -> Outcome {
     if case.number("loc_clip")? != 0.999 {
         return Err(format!("configuration: loc_clip is {}", case.config["loc_clip"]));
     }
-    let AnyStructure::Loca(loca) = adapter(&bench(case, &config, &GivenTensors::new())?).structure else {
-        return Err(wrong("loca"));
-    };
+    let adapter = adapter(&bench(case, &config, &GivenTensors::new())?);
+    let loca = adapter.structure.downcast_ref::<Loca>().ok_or_else(|| wrong("loca"))?;
     let pixels = loca.pixels();
     let sides = [case.count("d_out")?, case.count("d_in")?];
     let of_side = |side: usize| pixels.iter().map(move |pixel| pixel[side] as f32);

@@ -51,7 +51,7 @@ fn projector(bench: &Bench, field: &str) -> Result<Vec<f32>, String> {
 }
 
 fn update_of(bench: &Bench) -> Vec<f32> {
-    host(adapter(bench).structure().update(&bench.weight()).inner().transpose())
+    host(adapter(bench).structure().delta_weight(&bench.weight()).unwrap().inner().transpose())
 }
 
 fn update_approximation(case: &Case) -> Outcome {

@@ -1,6 +1,6 @@
 //! NOLA against reference values.
 
-use lowrank_models::adapter::{AdapterConfig, AnyStructure};
+use lowrank_models::adapter::{AdapterConfig, Nola};
 
 use super::support::bases::{bench, wrong};
 use super::support::bench::{adapter, common, given, near};
@@ -18,10 +18,9 @@ pub fn run(case: &Case) -> Outcome {
     if variant == "vision" && kept.remove("a0").is_some() && case.array("frozen.a0")?.largest() != 0.0 {
         return Err("the vision form has no fixed part, and frozen.a0 is not zero".into());
     }
-    let AnyStructure::Nola(nola) = adapter(&bench(case, &config, &kept)?).structure else {
-        return Err(wrong("nola"));
-    };
-    let [a, b] = nola.factors();
+    let adapter = adapter(&bench(case, &config, &kept)?);
+    let nola = adapter.structure.downcast_ref::<Nola>().ok_or_else(|| wrong("nola"))?;
+    let [a, b] = nola.mixtures();
     near(case, "exp.factor_a", &host(a.inner().transpose()), 1e-5)?;
     near(case, "exp.factor_b", &host(b.inner().transpose()), 1e-5)?;
     common(case, &config, &kept)

@@ -1,7 +1,7 @@
 //! T-LoRA against reference values.
 
 use burn::optim::GradientsParams;
-use lowrank_models::adapter::{AdapterConfig, AnyStructure, GivenTensors, PenaltyAt, Regulariser, penalty};
+use lowrank_models::adapter::{AdapterConfig, GivenTensors, PenaltyAt, Regulariser, TLora, penalty};
 
 use super::support::bases::{bench, counts, wrong};
 use super::support::bench::{adapter, common, gradients, near};
@@ -24,7 +24,8 @@ pub fn run(case: &Case) -> Outcome {
     };
     // The penalty itself, also where training is without.
     let weighted = bench(case, &config.clone().with_option("reg_weight", 1.0), &GivenTensors::new())?;
-    let AnyStructure::TLora(tlora) = adapter(&weighted).structure else { return Err(wrong("tlora")) };
+    let adapter = adapter(&weighted);
+    let tlora = adapter.structure.downcast_ref::<TLora>().ok_or_else(|| wrong("tlora"))?;
     near(case, "exp.transform", &host(tlora.transform().inner()), 1e-5)?;
     let [a, b] = tlora.residual();
     near(case, "exp.residual", &host(a.matmul(b).inner().transpose()), 1e-5)?;

@@ -3,10 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::adapter::Adapter;
 use crate::error::ModelError;
-use crate::ops;
 use crate::weights::{Builder, Init, Layout};
+use lowrank_adapters::Adapter;
 
 /// `y = x W`, or `y = x W + b`.
 #[derive(Module, Debug)]
@@ -30,17 +29,6 @@ impl Dense {
 
     /// `x [rows, d_in]` to `[rows, d_out]`. Adapters run factored.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let (weight, bias) = (self.weight.base(), self.bias.as_ref().map(Param::val));
-        match self.weight.reparameterization::<Adapter>() {
-            Some(adapter) => adapter.over(&weight, bias.as_ref()).forward(x),
-            None => {
-                // Adapters of other kinds compose the weight.
-                let y = ops::linear(x, self.weight.val());
-                match bias {
-                    Some(bias) => y + bias.unsqueeze(),
-                    None => y,
-                }
-            }
-        }
+        Adapter::linear(&self.weight, self.bias.as_ref().map(Param::val), x)
     }
 }

@@ -14,12 +14,12 @@ use super::block::{BlockContext, DecoderBlock};
 use super::cache::KvCache;
 use super::config::LlamaConfig;
 use super::norm::RmsNorm;
-use crate::adapter::{AdapterError, Attach, Report};
 use crate::error::ModelError;
 use crate::linear::{Dense, Parameterization};
 use crate::ops::{self, Rotary};
 use crate::segments::{Segment, SegmentedModel};
 use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
+use lowrank_adapters::{AdapterError, Attach, Report};
 
 /// Token embedding.
 #[derive(Module, Debug)]

@@ -38,6 +38,24 @@ pub fn sample(rng: &mut StdRng, length: usize, count: usize) -> Vec<i32> {
     chosen
 }
 
+/// Uniform draws between plus and minus `bound`.
+pub fn uniform_values(random: &mut StdRng, count: usize, bound: f64) -> Vec<f32> {
+    std::iter::repeat_with(|| ((2.0 * random.random::<f64>() - 1.0) * bound) as f32).take(count).collect()
+}
+
+/// Normal draws with mean 0 and deviation `std`.
+pub fn normal_values(random: &mut StdRng, count: usize, std: f64) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * std;
+        let (sin, cos) = (std::f64::consts::TAU * random.random::<f64>()).sin_cos();
+        values.push((radius * cos) as f32);
+        values.push((radius * sin) as f32);
+    }
+    values.truncate(count);
+    values
+}
+
 /// A number for a name (FNV-1a, 64 bits): small, stable across versions and platforms.
 pub fn key_of(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

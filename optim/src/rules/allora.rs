@@ -6,6 +6,7 @@
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::pairs::{LoraPair, meet};
@@ -15,7 +16,7 @@ use crate::part::Part;
 use lowrank_kernels::ops::MatrixProduct;
 
 /// Which norm the factor of an output falls with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormOf {
     /// That of its column of `A B` (a row, as the paper writes it).

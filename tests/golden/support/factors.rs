@@ -45,7 +45,7 @@ pub fn gradients(case: &Case, config: &AdapterConfig, names: Names) -> Outcome {
     near(case, "y", &host(y.clone().inner()), 1e-5)?;
     near(case, "merged_weight", &host(bench.weight().transpose()), 1e-5)?;
     if case.has("delta_weight") {
-        let update: Tensor<2> = adapter(&bench).structure().update(&bench.weight()).inner();
+        let update: Tensor<2> = adapter(&bench).structure().delta_weight(&bench.weight()).unwrap().inner();
         near(case, "delta_weight", &host(update.transpose()), 1e-5)?;
     }
     let mut grads = (y * case.array("grad_output")?.tensor::<2>().autodiff()).sum().backward();

@@ -5,23 +5,13 @@ use std::str::FromStr;
 
 use lowrank_models::adapter::{AdapterConfig, Rule, StructureEntry, Targets};
 use lowrank_models::hub::peft::PeftFolder;
-use serde_json::json;
 
 use super::BuildError;
 use crate::config::{AdapterSection, Config, RuleSection};
 
 /// The training rule of the configuration.
 pub fn rule(section: &RuleSection) -> Result<Rule, BuildError> {
-    let mut rule = Rule::named(&section.name)?;
-    let mut values = json!({ "name": section.name });
-    for (option, value) in &section.options {
-        let given = value.to_string();
-        values[option.as_str()] = value.clone();
-        // One at a time, so that a refusal names its option.
-        rule = serde_json::from_value(values.clone())
-            .map_err(|error| BuildError::Settings(format!("rule.options.{option} = {given}: {error}")))?;
-    }
-    Ok(rule)
+    Ok(Rule::of(&section.name, &section.options)?)
 }
 
 /// The folder of an adapter that is trained on, where the configuration names one in place of a structure.

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use lowrank_models::adapter::{Alpha, RULES, Rank, RuleEntry, STRUCTURES, StructureEntry};
+use lowrank_models::adapter::{Alpha, RULES, Rank, STRUCTURES, StructureEntry};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
-use lowrank_optim::registry::{METHODS, optimizer as find_optimizer};
+use lowrank_optim::registry::{Entry, METHODS, OptionSpec, optimizer as find_optimizer};
 
 use super::output::{print, table};
 use crate::build::BuildError;
@@ -46,7 +46,7 @@ fn all() -> String {
         let merges = if spec.merges.is_ok() { "yes" } else { "no" };
         [spec.name, spec.trains, stores, merges, &paper(spec.arxiv), spec.title].map(String::from)
     });
-    let rules = RULES.iter().map(|rule| [rule.name.into(), paper(rule.arxiv), rule.summary.into()]);
+    let rules = RULES.iter().map(|rule| [rule.name.into(), paper(rule.papers[0].place), rule.summary.into()]);
     [
         listed("Optimizers (--optimizer NAME)", ["NAME", "STATE", "PAPER", "WHAT IT DOES"], optimizers),
         listed(
@@ -130,24 +130,26 @@ fn adapter(entry: &StructureEntry) -> String {
         ),
         row("merges into the weight", spec.merges.map_or_else(|reason| format!("no: {reason}"), |()| "yes".into())),
     ]));
-    let defaults = entry.defaults();
-    if !defaults.is_empty() {
-        text.push_str("\nOptions, as adapter.options.NAME:\n");
-        text.push_str(&options(defaults.iter().map(|(name, default)| {
-            let help = spec.options.iter().find(|(option, _)| option == name).map_or("", |(_, help)| help);
-            (name.as_str(), default.as_str().map_or_else(|| default.to_string(), str::to_string), help)
-        })));
-    }
+    text.push_str(&stated("adapter.options", &entry.entry));
     text
 }
 
-fn rule(entry: &RuleEntry) -> String {
-    let mut text = format!("{}: {}\nPaper: {} ({})\n", entry.name, entry.summary, entry.title, found(entry.arxiv));
-    if !entry.options.is_empty() {
-        text.push_str("\nOptions, as rule.options.NAME:\n");
-        text.push_str(&options(entry.options.iter().map(|(name, default, help)| (*name, default.to_string(), *help))));
+fn rule(entry: &Entry) -> String {
+    let paper = entry.papers[0];
+    format!("{}: {}\nPaper: {} ({})\n", entry.name, entry.summary, paper.title, paper.cited())
+        + &stated("rule.options", entry)
+}
+
+/// Options of a method under a section, with defaults, allowed values and help.
+fn stated(section: &str, entry: &Entry) -> String {
+    let list = entry.options();
+    let row = |option: &OptionSpec| {
+        vec![format!("  {}", option.name), option.default_text(), option.allowed.to_string(), option.help.clone()]
+    };
+    match list.is_empty() {
+        true => String::new(),
+        false => format!("\nOptions, as {section}.NAME:\n{}", table(&list.iter().map(row).collect::<Vec<_>>())),
     }
-    text
 }
 
 fn optimizer(name: &str) -> Result<String, BuildError> {

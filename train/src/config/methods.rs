@@ -1,6 +1,6 @@
 //! Methods that sections name, and their options.
 
-use lowrank_models::adapter::{RULES, STRUCTURES};
+use lowrank_models::adapter::{RULES, STRUCTURES, StructureEntry};
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_optim::registry::{Kind, METHODS, OptionList, nearest};
 
@@ -46,16 +46,8 @@ impl Slot {
                 let method = PARAMETERIZATIONS.iter().find(|method| method.name == name)?;
                 Some(stated(method.options))
             }
-            Kind::Structure => {
-                let entry = STRUCTURES.iter().find(|entry| entry.spec.name == name)?;
-                let defaults = entry.defaults();
-                let help = |name: &str| entry.spec.options.iter().find(|(option, _)| *option == name);
-                let options = defaults
-                    .iter()
-                    .map(|(name, default)| (name.as_str(), default.clone(), help(name).map_or("", |(_, help)| help)));
-                Some(OptionList::stated(options))
-            }
-            Kind::Rule => RULES.iter().find(|entry| entry.name == name).map(|entry| stated(entry.options)),
+            Kind::Structure => StructureEntry::find(name).ok().map(|structure| structure.entry.options()),
+            Kind::Rule => RULES.iter().find(|entry| entry.name == name).map(|entry| entry.options()),
             _ => None,
         }
     }

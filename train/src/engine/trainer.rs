@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
-use lowrank_models::adapter::{self, AdapterSteps, Control};
+use lowrank_models::adapter::{self, AdapterSteps, Control, PassInfo};
 use lowrank_models::{Segment, SegmentedModel};
 use lowrank_optim::{GlobalNormClip, Hooks, OptimError, StepInfo};
 
@@ -156,7 +156,7 @@ impl<M: SegmentedModel> Trainer<M> {
             _ => self.step_at_once(&step, &micro, &means, observe),
         };
         // Whatever reads the model between steps sees no dropout.
-        self.set_pass(0);
+        self.set_pass(PassInfo::default());
         let mut report = result?;
         self.finish(&step, micro.len() as u64 * first, report.tokens);
         report.activation_bytes = self.activations.most();
@@ -245,7 +245,8 @@ impl<M: SegmentedModel> Trainer<M> {
         let mut sums = vec![0.0; means.counted.len()];
         for (number, batches) in micro.iter().enumerate() {
             let first = number == 0;
-            self.set_pass(self.step * micro.len() as u64 + number as u64 + 1);
+            let (micro_batch, micro_batches) = (number as u64, micro.len() as u64);
+            self.set_pass(PassInfo { micro_batch, micro_batches, ..self.pass() });
             if self.options.backward == BackwardMode::Checkpointed {
                 let mut gather = Gather {
                     model: self.model(),
@@ -302,7 +303,7 @@ impl<M: SegmentedModel> Trainer<M> {
             return Err(TrainError::AllGradients { hook, reason });
         }
         observe(self.model(), &GradientsParams::new());
-        self.set_pass(step.step);
+        self.set_pass(self.pass());
         let lowest = self.lowest()?;
         let mut update = Update {
             step,
@@ -342,8 +343,13 @@ impl<M: SegmentedModel> Trainer<M> {
         first && lr >= SMALLEST_VISIBLE_RATE
     }
 
-    fn set_pass(&self, pass: u64) {
-        self.controls.iter().for_each(|control| control.set_pass(pass));
+    /// The forward pass of the step that is being taken.
+    fn pass(&self) -> PassInfo {
+        PassInfo::training(self.step, self.options.schedule.total_steps)
+    }
+
+    fn set_pass(&self, pass: PassInfo) {
+        self.controls.iter().for_each(|control| control.set_pass(pass.clone()));
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use lowrank_models::Llama;
-use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule, collect_gradients};
+use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule};
+use lowrank_models::analysis::collect_gradients;
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
 use lowrank_models::hub::{self, HubConfig, ModelFolder};
 

@@ -9,7 +9,7 @@ use super::folder::{OURS, Ours};
 use super::keys::Keys;
 use super::layout::{Layout, Stored};
 use super::ordered::Ordered;
-use crate::adapter::{AdapterConfig, NamePattern, Scaling, Targets};
+use lowrank_adapters::{AdapterConfig, NamePattern, Scaling, Targets};
 
 /// A configuration that has been read.
 pub(super) struct Read {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{AdapterOptions, Attached, Scaling, each_adapter};
 use crate::error::ModelError;
+use lowrank_adapters::{AdapterOptions, Attached, Scaling, Size, each_adapter};
 
 /// Name of the configuration.
 pub(super) const CONFIG: &str = "adapter_config.json";
@@ -38,6 +38,12 @@ pub(super) struct Mark {
     /// Number of the tensors that all layers share, where they are not in the file but made again from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
+    /// Rank and scale of layers where the configuration gives others: the adapter changed its size in a run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sizes: BTreeMap<String, Size>,
+    /// `[d_in, d_out]` of the layers, where the tensors may not tell.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shapes: BTreeMap<String, [usize; 2]>,
     /// Settings that the configuration does not hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<Ours>,

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::adapter::Targets;
+use lowrank_adapters::Targets;
 
 /// What has not been taken yet, and what there is to tell.
 pub(super) struct Keys {

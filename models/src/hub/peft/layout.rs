@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::keys::Keys;
-use crate::adapter::{AdapterConfig, AdapterOptions};
+use lowrank_adapters::{AdapterConfig, AdapterOptions};
 
 /// How `peft` stores a structure.
 #[derive(Debug)]
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn layouts_name_structures_and_fields_that_exist() {
         for layout in LAYOUTS {
-            let spec = crate::adapter::StructureEntry::find(layout.structure).unwrap().spec;
+            let spec = lowrank_adapters::StructureEntry::find(layout.structure).unwrap().spec;
             let fields =
                 layout.tensors.iter().map(|(field, _)| field).chain(layout.shared.iter().map(|(field, ..)| field));
             for field in fields {

@@ -7,6 +7,7 @@
 
 mod brought;
 mod config;
+mod factors;
 mod folder;
 mod keys;
 mod layout;
@@ -14,6 +15,7 @@ mod ordered;
 mod read;
 mod write;
 
+pub use factors::FolderFactors;
 pub use folder::adapter_dir;
 pub use read::PeftFolder;
 pub use write::{Form, save};

@@ -10,30 +10,30 @@ use super::brought::{self, Brought};
 use super::config;
 use super::folder::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
-use crate::adapter::{
-    self, AdapterConfig, AdapterError, Attach, GivenTensors, NamePattern, Report, Targets, base_fingerprint,
-    linear_layers, shared_fingerprint,
-};
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
 use crate::hub::open::read_text;
 use crate::llama::Llama;
+use lowrank_adapters::{
+    AdapterConfig, AdapterError, Attach, GivenTensors, NamePattern, Report, Targets, base_fingerprint, linear_layers,
+    shared_fingerprint,
+};
 
 /// An adapter folder whose configuration and header have been read; the tensors wait for [`PeftFolder::attach`].
 #[derive(Debug)]
 pub struct PeftFolder {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// What the adapter is.
     pub config: AdapterConfig,
     /// The model that it was trained on, as the folder names it.
     pub base_model: Option<String>,
     /// What was passed over, one line each.
     pub warnings: Vec<String>,
-    layout: Option<&'static Layout>,
-    mark: Mark,
+    pub(super) layout: Option<&'static Layout>,
+    pub(super) mark: Mark,
     /// Modules whose weights are in the file.
-    saved: Vec<String>,
-    files: TensorFiles,
+    pub(super) saved: Vec<String>,
+    pub(super) files: TensorFiles,
 }
 
 /// The tensors of a file, each at its place.
@@ -128,7 +128,7 @@ impl PeftFolder {
     }
 
     /// Path of the layer and name of the field of a tensor, whose own name is `inner` behind the prefix.
-    fn layer_of<'a>(&self, inner: &'a str) -> Option<(&'a str, &'a str)> {
+    pub(super) fn layer_of<'a>(&self, inner: &'a str) -> Option<(&'a str, &'a str)> {
         let known = |rest: &str| {
             matches!(rest, "origin.a" | "origin.b")
                 || match self.layout {
@@ -196,9 +196,9 @@ impl PeftFolder {
             self.recompute_start(&module, &mut tensors)?;
         }
         if !shared.is_empty() {
-            tensors.insert(adapter::SHARED.to_string(), shared);
+            tensors.insert(lowrank_adapters::SHARED.to_string(), shared);
         }
-        let attach = Attach::new(self.config.clone()).with_tensors(tensors);
+        let attach = Attach::new(self.config.clone()).with_tensors(tensors).with_sizes(self.mark.sizes.clone());
         match put(attach, module) {
             Ok((module, report)) if problems.is_empty() => {
                 self.check_shared(&module)?;
@@ -326,7 +326,7 @@ impl PeftFolder {
     }
 
     /// Whether the part of the base that the factors began as is not in the file.
-    fn recomputes_start(&self) -> bool {
+    pub(super) fn recomputes_start(&self) -> bool {
         self.begins_as_part() && !self.files.shapes().any(|(name, _)| name.ends_with(".origin.a"))
     }
 

@@ -12,11 +12,12 @@ use serde_json::{Map, json};
 use super::config::Written;
 use super::folder::{CONFIG, MODEL, Mark, OURS, Ours, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::{Layout, Stored};
-use crate::adapter::{
-    AdapterConfig, AdapterError, Alpha, Attached, Rank, Scaling, base_fingerprint, shared_fingerprint,
-};
 use crate::error::ModelError;
 use crate::weights::host;
+use lowrank_adapters::{
+    AdapterConfig, AdapterError, Alpha, Attached, Rank, Scaling, Size, Targets, base_fingerprint, shared_fingerprint,
+    sizes,
+};
 
 /// How an adapter is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +39,23 @@ pub fn save<M: Module>(
     dir: &Path,
 ) -> Result<(), ModelError> {
     let dir = adapter_dir(dir, name)?;
-    let layers = attached(module, name);
+    let mut layers = attached(module, name);
     let Some(config) = layers.values().next().map(|layer| resolved(layer.control().config())) else {
         return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"")).into());
     };
+    let sizes = sizes(module, name)?;
+    let mut config = of_sizes(config, &sizes);
+    if form == Form::Peft && sizes.values().any(|size| size.rank == 0) {
+        // peft has no rank 0: what adds nothing is left out.
+        let empty = |path: &String| sizes.get(path).is_some_and(|size| size.rank == 0);
+        config.exclude = Some(Targets::Names(layers.keys().filter(|path| empty(path)).cloned().collect()));
+        layers.retain(|path, _| !empty(path));
+        if layers.is_empty() {
+            let reason =
+                format!("every layer of the adapter \"{name}\" has rank 0: there is nothing to write for peft");
+            return Err(AdapterError::Refused(reason).into());
+        }
+    }
     let begun = layers.values().any(|layer| layer.origin.is_some());
     let folder = match (layout(&config), form) {
         (Ok(Some((layout, keys))), Form::Peft) if begun => {
@@ -64,7 +78,12 @@ pub fn save<M: Module>(
         None => shared_fingerprint(layers.values()).map(digits),
     };
     let adapter = (folder.layout.is_some() && form == Form::Own).then(|| Ours::of(&folder.config));
-    let mark = Mark { base, shared, adapter };
+    let shapes = match folder.layout {
+        Some(_) => BTreeMap::new(),
+        None => layers.iter().map(|(path, layer)| (path.clone(), layer.place().shape)).collect(),
+    };
+    let sizes = if form == Form::Own { sizes } else { BTreeMap::new() };
+    let mark = Mark { base, shared, sizes, shapes, adapter };
     std::fs::create_dir_all(&dir).map_err(ModelError::io(&dir))?;
     write_tensors(&dir.join(WEIGHTS), folder.tensors, &mark)?;
     let paths = layers.keys().map(String::as_str).collect();
@@ -105,6 +124,25 @@ fn resolved(config: &AdapterConfig) -> AdapterConfig {
         config.scaling = config.scaling.or(Some(spec.scaling));
     }
     config
+}
+
+/// The configuration with patterns for the layers whose rank or scale changed in a run.
+fn of_sizes(config: AdapterConfig, sizes: &BTreeMap<String, Size>) -> AdapterConfig {
+    let changed: Vec<(String, Size)> =
+        sizes.iter().filter(|(_, size)| size.rank > 0).map(|(path, size)| (regex::escape(path), *size)).collect();
+    let alpha = |Size { rank, scale }: Size| match config.scaling {
+        Some(Scaling::RootRank) => scale * (rank as f64).sqrt(),
+        _ => scale * rank as f64,
+    };
+    let others = |name: &String| changed.iter().all(|(path, _)| path != name);
+    let ranks = changed.iter().map(|(path, size)| (path.clone(), size.rank));
+    let scaled = changed.iter().filter(|_| config.alpha.is_some());
+    let alphas = scaled.map(|(path, size)| (path.clone(), alpha(*size)));
+    AdapterConfig {
+        rank_pattern: ranks.chain(config.rank_pattern.iter().filter(|(name, _)| others(name)).cloned()).collect(),
+        alpha_pattern: alphas.chain(config.alpha_pattern.iter().filter(|(name, _)| others(name)).cloned()).collect(),
+        ..config
+    }
 }
 
 /// How `peft` stores an adapter, with the keys of its options: none for structures that it does not have, a reason where it lacks an option.

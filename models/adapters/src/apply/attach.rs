@@ -1,0 +1,439 @@
+//! Attaching adapters to any Burn module.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use burn::module::{Module, Param, ParamId, Reparameterizer};
+use burn::tensor::{DType, Tensor, TensorData};
+use lowrank_optim::key_of;
+
+use crate::ground::config::AdapterConfig;
+use crate::ground::control::Control;
+use crate::ground::error::AdapterError;
+use crate::ground::layers::{LinearLayer, linear_weights};
+use crate::ground::site::{GivenTensors, Place, SharedTensors, Site, Size};
+use crate::ground::spec::{Spec, TensorRole};
+use crate::ground::stack::{Adapter, Attached, each_adapter};
+use crate::ground::structure::Totals;
+use crate::init::origin::origin;
+
+/// Stands in the place of a layer's path for tensors that all layers share.
+pub const SHARED: &str = "";
+
+/// Gradients of base weights `[d_in, d_out]`, summed over some samples, row by row on the host, by the path of their layer.
+pub type BaseGradients = BTreeMap<String, Vec<f32>>;
+
+/// Attaches an adapter to a module.
+///
+/// ```no_run
+/// # use lowrank_adapters::{AdapterConfig, AdapterError, Attach};
+/// # fn example(model: burn::nn::Linear) -> Result<(), AdapterError> {
+/// let config = AdapterConfig::new("lora").with_rank(16);
+/// let (model, report) = Attach::new(config).to(model)?;
+/// println!("{report}");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Attach {
+    config: AdapterConfig,
+    gradients: BaseGradients,
+    tensors: Option<BTreeMap<String, GivenTensors>>,
+    sizes: BTreeMap<String, Size>,
+    factored: bool,
+}
+
+impl Attach {
+    /// A new adapter.
+    pub fn new(config: AdapterConfig) -> Self {
+        Self { config, gradients: BaseGradients::new(), tensors: None, sizes: BTreeMap::new(), factored: false }
+    }
+
+    /// What it is asked to be.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// With gradients of the base weights, for starts that ask for them.
+    pub fn with_gradients(self, gradients: BaseGradients) -> Self {
+        Self { gradients, ..self }
+    }
+
+    /// With tensors that were read from a file, by the path of the layer and the name of the field, laid out as in files; those that layers
+    /// share are under [`SHARED`] by their names, or with the first layer.
+    pub fn with_tensors(self, tensors: BTreeMap<String, GivenTensors>) -> Self {
+        Self { tensors: Some(tensors), ..self }
+    }
+
+    /// With rank and scale of layers where they are others than the configuration gives: those of an adapter that changed its size in a run.
+    pub fn with_sizes(self, sizes: BTreeMap<String, Size>) -> Self {
+        Self { sizes, ..self }
+    }
+
+    /// For modules whose linear layers all ask [`Adapter::linear`] for their output; other layers see the composed weight alone.
+    pub fn factored(self) -> Self {
+        Self { factored: true, ..self }
+    }
+
+    /// Freezes all parameters of the module, puts the adapter on the layers that match, on top of those that are there, and tells what was done.
+    ///
+    /// Fails before anything is changed; the module is lost only where building fails (a file without a tensor, no memory).
+    pub fn to<M: Module>(self, module: M) -> Result<(M, Report), AdapterError> {
+        let found = linear_weights(&module)?;
+        let names: Vec<LinearLayer> = found.values().cloned().collect();
+        let below = stacks(&module);
+        let before = controls(&below);
+        if before.iter().any(|(control, _)| control.name() == self.config.name) {
+            return Err(AdapterError::Setting {
+                key: "adapter.name".into(),
+                value: self.config.name.clone(),
+                reason: "the model has an adapter of this name; give another, or take that one off first".into(),
+            });
+        }
+        let entry = self.config.entry()?;
+        if self.config.dropout > 0.0 && !self.factored {
+            return Err(AdapterError::Setting {
+                key: "adapter.dropout".into(),
+                value: self.config.dropout.to_string(),
+                reason:
+                    "on layers that are not of this crate an adapter sees the weight alone, not the input; take it away"
+                        .into(),
+            });
+        }
+        let mut places = self.config.places(&names)?;
+        for place in &mut places {
+            self.sizes.get(&place.path).into_iter().for_each(|size| place.resize(*size));
+        }
+        if entry.spec.changes_bias && !self.factored && places.iter().any(|place| place.bias) {
+            return Err(AdapterError::Refused(format!(
+                "{} acts on the layer's output with its bias; on layers that are not of this crate it sees the weight alone",
+                entry.spec.name
+            )));
+        }
+        if let (Err(reason), false) = (entry.spec.merges, self.factored) {
+            return Err(AdapterError::Refused(format!(
+                "{} has no update of the weight ({reason}); it works on layers that ask Adapter::linear for their output, and on no others",
+                entry.spec.name
+            )));
+        }
+        if let Some(other) = below.values().flatten().find(|attached| attached.structure.spec().merges.is_err()) {
+            return Err(AdapterError::Refused(format!(
+                "the model has the adapter \"{}\", which has no update of the weight for another one to stand on; take it off first",
+                other.control().name()
+            )));
+        }
+        let mut tensors = self.tensors;
+        let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
+        let shared = SharedTensors { given, ..SharedTensors::default() };
+        let shared = joined(shared, &self.config, below.values().flatten())?;
+        // Switched off, adapters fold into nothing; those that stay are put back below the new one.
+        before.iter().for_each(|(control, _)| control.switch(false));
+        let module = if below.is_empty() { module } else { module.materialize() };
+        before.iter().for_each(|(control, on)| control.switch(*on));
+
+        let control = Control::new(self.config.clone());
+        let warnings = [self.config.idle(&names)?, entry.warnings(&places)].concat();
+        let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new(), warnings };
+        let mut builder = Builder {
+            config: &self.config,
+            factored: self.factored,
+            gradients: self.gradients,
+            tensors: &mut tensors,
+            ids: found.iter().map(|(id, layer)| (*id, layer.path.clone())).collect(),
+            places: places.iter().map(|place| (place.path.as_str(), place)).collect(),
+            below,
+            shared,
+            control,
+            report: &mut report,
+            failed: Vec::new(),
+        };
+        let module = module.apply_reparameterization(&mut builder);
+        let (mut failed, unused) = (builder.failed, builder.shared.given);
+        let all_read = failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
+        if all_read {
+            failed.extend(tensors.into_iter().flatten().map(|(path, _)| AdapterError::Tensor {
+                path,
+                tensor: "all".into(),
+                reason: "belong to a layer that the configuration does not adapt".into(),
+            }));
+        }
+        if failed.is_empty()
+            && let Some((tensor, _)) = unused.into_iter().next()
+        {
+            let reason = format!("is not shared by the layers of {}", entry.spec.name);
+            failed.push(AdapterError::Tensor { path: "all layers".into(), tensor, reason });
+        }
+        report.control.set_totals(Totals {
+            layers: report.layers.len(),
+            trained: report.trained(),
+            ranks: report.layers.iter().map(|layer| layer.place.rank).sum(),
+        });
+        match failed.len() {
+            0 => Ok((module, report)),
+            1 => Err(failed.remove(0)),
+            _ => Err(AdapterError::Several(failed)),
+        }
+    }
+}
+
+/// With what the adapters that stand on the module have in common already, for another of the same structure; refuses one that would bring
+/// its own.
+pub(super) fn joined<'a>(
+    mut shared: SharedTensors,
+    config: &AdapterConfig,
+    others: impl Iterator<Item = &'a Attached>,
+) -> Result<SharedTensors, AdapterError> {
+    for other in others.filter(|other| other.control().config().structure == config.structure) {
+        let (theirs, tensors) = (other.control().config(), other.structure().shared());
+        if !tensors.is_empty() && theirs.seed != config.seed {
+            return Err(AdapterError::Setting {
+                key: "adapter.seed".into(),
+                value: config.seed.to_string(),
+                reason: format!(
+                    "all {} of a model share their random tensors, and those of \"{}\" have the seed {}; give this one the same",
+                    config.structure, theirs.name, theirs.seed
+                ),
+            });
+        }
+        for tensor in tensors {
+            if let Some(read) = shared.given.remove(&tensor.key)
+                && read != tensor.tensor()
+            {
+                return Err(AdapterError::Refused(format!(
+                    "{} of the file differs from that of \"{}\", and all {} of a model share one: put them on the model one at a time",
+                    tensor.key, theirs.name, config.structure
+                )));
+            }
+            shared.made.insert(tensor.key, (tensor.layout.0, tensor.values));
+        }
+    }
+    Ok(shared)
+}
+
+/// Takes an adapter off; the base keeps its bits.
+pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
+    let mut stacks = stacks(&module);
+    let all = controls(&stacks);
+    if !all.iter().any(|(control, _)| control.name() == name) {
+        let known: Vec<&str> = all.iter().map(|(control, _)| control.name()).collect();
+        return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"; it has {known:?}")));
+    }
+    for stack in stacks.values_mut() {
+        stack.retain(|attached| attached.control().name() != name);
+    }
+    put_back(module, stacks)
+}
+
+/// The module with these adapters in place of those that it has.
+pub(super) fn put_back<M: Module>(module: M, mut stacks: BTreeMap<String, Vec<Attached>>) -> Result<M, AdapterError> {
+    let all = controls(&self::stacks(&module));
+    // Switched off, adapters fold into nothing.
+    all.iter().for_each(|(control, _)| control.switch(false));
+    let found = linear_weights(&module);
+    let module = module.materialize();
+    all.iter().for_each(|(control, on)| control.switch(*on));
+    stacks.retain(|_, stack| !stack.is_empty());
+    let ids = found?.into_iter().map(|(id, layer)| (id, layer.path)).collect();
+    Ok(module.apply_reparameterization(PutBack { ids, stacks }))
+}
+
+/// Names and handles of a module's adapters, in the order they were attached.
+pub fn adapters_of<M: Module>(module: &M) -> Vec<Control> {
+    controls(&stacks(module)).into_iter().map(|(control, _)| control).collect()
+}
+
+/// The adapters of every layer that has some.
+pub(super) fn stacks<M: Module>(module: &M) -> BTreeMap<String, Vec<Attached>> {
+    let mut stacks = BTreeMap::new();
+    each_adapter(module, |layer, adapter| {
+        stacks.insert(layer.to_string(), adapter.stack.clone());
+    });
+    stacks
+}
+
+fn controls(stacks: &BTreeMap<String, Vec<Attached>>) -> Vec<(Control, bool)> {
+    let mut found: Vec<(Control, bool)> = Vec::new();
+    for attached in stacks.values().flatten() {
+        if found.iter().all(|(control, _)| control.name() != attached.control().name()) {
+            found.push((attached.control().clone(), attached.control().is_on()));
+        }
+    }
+    found
+}
+
+/// What was attached.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The structure.
+    pub structure: &'static Spec,
+    /// The handle of the adapter.
+    pub control: Control,
+    /// The layers.
+    pub layers: Vec<Adapted>,
+    /// What is allowed, but rarely meant.
+    pub warnings: Vec<String>,
+}
+
+/// A layer that was adapted.
+#[derive(Clone, Debug)]
+pub struct Adapted {
+    /// Its numbers.
+    pub place: Place,
+    /// Values that are trained.
+    pub trained: usize,
+    /// Values that are stored for this layer and stay as they are.
+    pub frozen: usize,
+    /// Bytes of tensors that other layers use too, by key.
+    pub shared: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// Values that are trained in all layers.
+    pub fn trained(&self) -> usize {
+        self.layers.iter().map(|layer| layer.trained).sum()
+    }
+
+    /// Bytes stored beside the trained values; what layers share counts once.
+    pub fn frozen_bytes(&self) -> u64 {
+        let own: usize = self.layers.iter().map(|layer| layer.frozen * 4).sum();
+        let shared: BTreeMap<&String, &u64> = self.layers.iter().flat_map(|layer| &layer.shared).collect();
+        own as u64 + shared.into_values().sum::<u64>()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} on {} layers: {} values trained, {} bytes stored beside them",
+            self.structure.name,
+            self.layers.len(),
+            self.trained(),
+            self.frozen_bytes()
+        )
+    }
+}
+
+struct Builder<'a> {
+    config: &'a AdapterConfig,
+    factored: bool,
+    gradients: BaseGradients,
+    tensors: &'a mut Option<BTreeMap<String, GivenTensors>>,
+    ids: BTreeMap<ParamId, String>,
+    places: BTreeMap<&'a str, &'a Place>,
+    below: BTreeMap<String, Vec<Attached>>,
+    shared: SharedTensors,
+    control: Control,
+    report: &'a mut Report,
+    failed: Vec<AdapterError>,
+}
+
+impl Builder<'_> {
+    fn attached(&mut self, place: &Place, weight: Tensor<2>, below: &Adapter) -> Result<Attached, AdapterError> {
+        let entry = self.config.entry()?;
+        let device = weight.device();
+        let stored = weight.without_autodiff();
+        let weight = below.over(&stored, None).weight().without_autodiff();
+        let given = match self.tensors {
+            None => None,
+            Some(tensors) => Some(tensors.remove(&place.path).ok_or_else(|| AdapterError::Tensor {
+                path: place.path.clone(),
+                tensor: "all".into(),
+                reason: "are missing".into(),
+            })?),
+        };
+        let gradient = match self.gradients.remove(&place.path) {
+            Some(values) if values.len() != place.shape[0] * place.shape[1] => {
+                return Err(AdapterError::Refused(format!(
+                    "{}: the gradient has {} values, the weight is {:?}",
+                    place.path,
+                    values.len(),
+                    place.shape
+                )));
+            }
+            Some(values) => Some(Tensor::from_data(TensorData::new(values, place.shape), &stored.device())),
+            None => None,
+        };
+        let mut site = Site {
+            place,
+            name: &self.config.name,
+            spec: entry.spec,
+            seed: self.config.seed,
+            device,
+            stored: stored.cast(DType::F32),
+            weight: weight.cast(DType::F32),
+            gradient,
+            given,
+            shared: &mut self.shared,
+        };
+        let structure = entry.build(&self.config.options, &mut site)?;
+        if !self.factored && structure.get().merged_bias(&site.weight(), None).is_some() {
+            return Err(AdapterError::Refused(format!(
+                "{}: {} adds a bias; on layers that are not of this crate it sees the weight alone",
+                place.path, entry.spec.name
+            )));
+        }
+        let origin = origin(&mut site, structure.get())?;
+        site.finish()?;
+        let shared = structure.get().shared().into_iter().map(|shared| (shared.key, shared.bytes)).collect();
+        let attached = Attached {
+            structure,
+            origin,
+            control: self.control.clone(),
+            layer: key_of(&place.path),
+            place: place.clone().into(),
+        };
+        let count = |frozen: bool| {
+            let counted = attached.shapes().into_iter().filter(|tensor| (tensor.role == TensorRole::Frozen) == frozen);
+            counted.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+        };
+        let (trained, frozen) = (count(false), count(true) + attached.structure().kept());
+        self.report.layers.push(Adapted { place: place.clone(), trained, frozen, shared });
+        Ok(attached)
+    }
+}
+
+impl Reparameterizer for &mut Builder<'_> {
+    type Reparam = Adapter;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+        let param = param.set_require_grad(false);
+        // A file may lack more than one tensor; another failure ends the building.
+        let going_on = self.failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
+        let Some(path) = self.ids.get(&param.id).cloned().filter(|_| going_on && D == 2) else {
+            return (param, None);
+        };
+        let stack = self.below.remove(&path).unwrap_or_default();
+        // Only the newest adapter is trained.
+        let mut below = Adapter { stack: stack.into_iter().map(Module::no_grad).collect() };
+        if let Some(place) = self.places.get(path.as_str()).copied() {
+            let shape = place.shape;
+            match self.attached(place, param.base().reshape(shape), &below) {
+                Ok(attached) => below.stack.push(attached),
+                Err(error) => self.failed.push(error),
+            }
+        }
+        (param, (!below.stack.is_empty()).then_some(below))
+    }
+}
+
+struct PutBack {
+    ids: BTreeMap<ParamId, String>,
+    stacks: BTreeMap<String, Vec<Attached>>,
+}
+
+impl Reparameterizer for PutBack {
+    type Reparam = Adapter;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+        let stack = self.ids.get(&param.id).filter(|_| D == 2).and_then(|path| self.stacks.remove(path));
+        (param, stack.map(|stack| Adapter { stack }))
+    }
+}

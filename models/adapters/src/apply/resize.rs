@@ -1,0 +1,157 @@
+//! Components of an adapter appended and dropped in the middle of a run.
+//!
+//! The tensors of the layer change their shape and keep their ids: call [`resize`] between two steps, then let the optimizer forget the state of
+//! those that it names. All others keep theirs.
+//!
+//! ```no_run
+//! # use burn::module::{Module, ParamGroup};
+//! # use burn::optim::ModuleOptimizer;
+//! # use lowrank_adapters::{AdapterError, Resize, resize};
+//! # use lowrank_optim::AdamW;
+//! # fn example<M: Module>(model: M, optimizer: ModuleOptimizer, adamw: AdamW) -> Result<(M, ModuleOptimizer), AdapterError> {
+//! // Every layer of rank 8 loses its last component.
+//! let (model, changed) = resize(model, "default", |_, adapter| {
+//!     (adapter.place().rank == 8).then(|| Resize { keep: (0..7).collect(), append: 0 })
+//! })?;
+//! let optimizer = optimizer.with_group(ParamGroup::from_ids(changed), adamw, None);
+//! # Ok((model, optimizer)) }
+//! ```
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ParamId};
+use burn::tensor::{DType, Tensor};
+
+use super::attach::{joined, put_back, stacks};
+use crate::ground::entry::StructureEntry;
+use crate::ground::error::AdapterError;
+use crate::ground::layers::linear_weights;
+use crate::ground::site::{SharedTensors, Site, Size};
+use crate::ground::spec::TensorRole;
+use crate::ground::stack::{Adapter, Attached, each_adapted};
+use crate::ground::structure::Totals;
+
+/// What becomes of the components of one layer's adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// Numbers of those that stay, in their new order.
+    pub keep: Vec<usize>,
+    /// How many new ones come behind them.
+    pub append: usize,
+}
+
+/// Changes the components of an adapter on the layers that `ask` gives an answer for. Returns the module, and the ids of the trained tensors whose
+/// shape or order changed.
+///
+/// The scale of a layer stays what it was, whatever its rank becomes. Refused: structures of a fixed size, components that do not exist.
+pub fn resize<M: Module>(
+    module: M,
+    name: &str,
+    mut ask: impl FnMut(&str, &Attached) -> Option<Resize>,
+) -> Result<(M, Vec<ParamId>), AdapterError> {
+    let mut weights: BTreeMap<String, Tensor<2>> = BTreeMap::new();
+    each_adapted(&module, |path, weight, _| {
+        weights.insert(path.to_string(), weight.clone());
+    });
+    let mut stacks = stacks(&module);
+    let mut shared = None;
+    let mut changed = Vec::new();
+    let mut found = false;
+    let others: Vec<Attached> = stacks.values().flatten().cloned().collect();
+    for (path, stack) in &mut stacks {
+        let Some(number) = stack.iter().position(|attached| attached.control().name() == name) else { continue };
+        found = true;
+        let (attached, weight) = (&stack[number], &weights[path]);
+        let Some(Resize { keep, append }) = ask(path, attached) else { continue };
+        let rank = attached.place().rank;
+        let distinct = (0..keep.len()).all(|i| keep[i] < rank && !keep[..i].contains(&keep[i]));
+        if !distinct {
+            return Err(AdapterError::Refused(format!(
+                "{path}: the components {keep:?} cannot stay; there are {rank}, each stays once at most"
+            )));
+        }
+        if append == 0 && keep.iter().copied().eq(0..rank) {
+            continue;
+        }
+        if shared.is_none() {
+            shared = Some(joined(SharedTensors::default(), attached.control().config(), others.iter())?);
+        }
+        let Some(shared) = &mut shared else { continue };
+        let below = Adapter { stack: stack[..number].to_vec() };
+        let (resized, moved) = on_one_layer(attached, weight, &below, &keep, append, shared)?;
+        changed.extend(moved);
+        stack[number] = resized;
+    }
+    if !found {
+        return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"")));
+    }
+    if let Some(control) = others.iter().map(Attached::control).find(|control| control.name() == name) {
+        let own = || stacks.values().flatten().filter(|attached| attached.control().name() == name);
+        let trained = own().flat_map(Attached::shapes).filter(|tensor| tensor.role != TensorRole::Frozen);
+        control.set_totals(Totals {
+            layers: own().count(),
+            trained: trained.map(|tensor| tensor.shape.iter().product::<usize>()).sum(),
+            ranks: own().map(|attached| attached.place().rank).sum(),
+        });
+    }
+    Ok((put_back(module, stacks)?, changed))
+}
+
+/// The adapter of one layer with other components, and the ids of the tensors that changed.
+fn on_one_layer(
+    attached: &Attached,
+    stored: &Tensor<2>,
+    below: &Adapter,
+    keep: &[usize],
+    append: usize,
+    shared: &mut SharedTensors,
+) -> Result<(Attached, Vec<ParamId>), AdapterError> {
+    let config = attached.control().config();
+    let entry = StructureEntry::find(attached.structure.spec().name)?;
+    let mut place = attached.place().clone();
+    place.rank = keep.len() + append;
+    let weight = below.over(stored, None).weight().without_autodiff();
+    let mut site = Site {
+        place: &place,
+        name: &config.name,
+        spec: entry.spec,
+        seed: config.seed,
+        device: stored.device(),
+        stored: stored.clone().without_autodiff().cast(DType::F32),
+        weight: weight.cast(DType::F32),
+        gradient: None,
+        given: None,
+        shared,
+    };
+    let structure = entry.resize(&attached.structure, keep, &mut site)?;
+    let before = attached.shapes();
+    let resized = Attached { structure, place: place.into(), ..attached.clone() };
+    let trained = resized.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
+    // With as many components as before the order may be another.
+    let moved = trained.filter(|tensor| {
+        let old = before.iter().find(|old| old.field == tensor.field);
+        old.is_none_or(|old| old.shape != tensor.shape) || keep.len() + append == attached.place().rank
+    });
+    Ok((resized.clone(), moved.map(|tensor| tensor.id).collect()))
+}
+
+/// Rank and scale of the layers of an adapter where they are others than its configuration gives.
+pub fn sizes<M: Module>(module: &M, name: &str) -> Result<BTreeMap<String, Size>, AdapterError> {
+    let layers: Vec<_> = linear_weights(module)?.into_values().collect();
+    let mut sizes = BTreeMap::new();
+    for (path, stack) in stacks(module) {
+        if let Some(attached) = stack.iter().find(|attached| attached.control().name() == name) {
+            sizes.insert(path, (attached.control().clone(), attached.place().size()));
+        }
+    }
+    let Some((control, _)) = sizes.values().next() else {
+        return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"")));
+    };
+    // An adapter that was made of another one has no places of its own to compare with.
+    let asked: BTreeMap<String, Size> = match control.config().places(&layers) {
+        Ok(places) => places.into_iter().map(|place| (place.path.clone(), place.size())).collect(),
+        Err(_) => return Ok(BTreeMap::new()),
+    };
+    let sizes = sizes.into_iter().map(|(path, (_, size))| (path, size));
+    Ok(sizes.filter(|(path, size)| asked.get(path).is_some_and(|asked| asked != size)).collect())
+}

@@ -1,0 +1,65 @@
+//! What all layers of one adapter have in common at run time: switch, pass, sums.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::config::AdapterConfig;
+use super::pass::PassInfo;
+use super::structure::Totals;
+
+/// Handle of an adapter, the same in all its layers and in clones of the model.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: AdapterConfig,
+    on: AtomicBool,
+    pass: RwLock<Arc<PassInfo>>,
+    totals: RwLock<Totals>,
+}
+
+impl Control {
+    pub(crate) fn new(config: AdapterConfig) -> Self {
+        Self(Arc::new(Inner { config, on: AtomicBool::new(true), pass: RwLock::default(), totals: RwLock::default() }))
+    }
+
+    /// What the adapter was asked to be.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.0.config
+    }
+
+    /// Name of the adapter.
+    pub fn name(&self) -> &str {
+        &self.0.config.name
+    }
+
+    /// Switches the adapter on or off in all its layers; off, the model gives the bits of the base.
+    pub fn switch(&self, on: bool) {
+        self.0.on.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether it is on.
+    pub fn is_on(&self) -> bool {
+        self.0.on.load(Ordering::Relaxed)
+    }
+
+    /// Says which forward pass comes next; see [`PassInfo`].
+    pub fn set_pass(&self, pass: PassInfo) {
+        *self.0.pass.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pass);
+    }
+
+    /// The forward pass that comes next, or runs.
+    pub fn pass(&self) -> Arc<PassInfo> {
+        self.0.pass.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sums over all layers of the adapter.
+    pub fn totals(&self) -> Totals {
+        *self.0.totals.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_totals(&self, totals: Totals) {
+        *self.0.totals.write().unwrap_or_else(PoisonError::into_inner) = totals;
+    }
+}

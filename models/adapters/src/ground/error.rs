@@ -1,0 +1,69 @@
+//! What can go wrong with adapters.
+
+use lowrank_optim::registry::{OptionError, UnknownName};
+
+/// An error of an adapter.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// A name that no structure or rule has.
+    #[error(transparent)]
+    Unknown(#[from] UnknownName),
+    /// An option of a structure or rule that cannot be used.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// A setting outside what it allows, or that does not go together with another.
+    #[error("{key} = {value}: {reason}")]
+    Setting {
+        /// The setting, with its section.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A layer that the method has no meaning for.
+    #[error("{path} [{d_in}, {d_out}]: {reason}")]
+    Place {
+        /// The layer.
+        path: String,
+        /// Its inputs.
+        d_in: usize,
+        /// Its outputs.
+        d_out: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No layer matches.
+    #[error("no linear layer matches {what}; there are {known}")]
+    NoMatch {
+        /// What was asked for.
+        what: String,
+        /// Some layers that exist.
+        known: String,
+    },
+    /// A tensor of an adapter that is missing, left over or of another shape.
+    #[error("adapter tensor {tensor} of {path}: {reason}")]
+    Tensor {
+        /// The layer.
+        path: String,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// What cannot be done with this adapter.
+    #[error("{0}")]
+    Refused(String),
+    /// More than one of these.
+    #[error("{}", listed(.0))]
+    Several(Vec<AdapterError>),
+}
+
+fn listed(errors: &[AdapterError]) -> String {
+    const SHOWN: usize = 6;
+    let mut text = errors.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if errors.len() > SHOWN {
+        text.push_str(&format!("; and {} more", errors.len() - SHOWN));
+    }
+    text
+}

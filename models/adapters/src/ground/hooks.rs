@@ -1,0 +1,139 @@
+//! The adapters' own part of each step: penalties, and tensors that stay as they are for a time.
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+use lowrank_optim::{Hook, HookError, Part, StepInfo};
+
+use super::base::Base;
+use super::error::AdapterError;
+use super::spec::TensorRole;
+use super::stack::{Attached, each_adapted, each_adapter};
+use super::structure::{PenaltyAt, StepOf};
+
+/// Sum of the penalties of trained adapters that enter at this place, shape `[1]`; none when there are none.
+pub fn penalty(part: &dyn Part, at: PenaltyAt) -> Option<Tensor<1>> {
+    let mut sum: Option<Tensor<1>> = None;
+    each_adapted(part, |_, weight, adapter| {
+        let on = adapter.stack.iter().enumerate();
+        let on = on.filter(|(_, attached)| attached.control().is_on() && attached.is_trained());
+        let of = |(below, attached): (usize, &Attached)| {
+            let base = Base::new(weight, None).under(&adapter.stack, below).less(attached.origin.as_ref());
+            attached.structure().penalty(&base, &attached.control().totals())
+        };
+        for penalty in on.filter_map(of).filter(|penalty| penalty.at == at) {
+            sum = Some(match sum.take() {
+                Some(sum) => sum + penalty.value,
+                None => penalty.value,
+            });
+        }
+    });
+    sum
+}
+
+/// Adds the gradients of penalties that enter after clipping, divided by the peak learning rate.
+pub fn add_after_clipping(
+    part: &dyn Part,
+    mut grads: GradientsParams,
+    peak_lr: f64,
+) -> Result<GradientsParams, AdapterError> {
+    struct Add<'a> {
+        grads: &'a mut GradientsParams,
+        more: GradientsParams,
+    }
+    impl ModuleVisitor for Add<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(more) = self.more.remove::<D>(param.id) else { return };
+            let sum = match self.grads.remove::<D>(param.id) {
+                Some(grad) => grad + more,
+                None => more,
+            };
+            self.grads.register(param.id, sum);
+        }
+    }
+    if let Some(penalty) = penalty(part, PenaltyAt::AfterClipping) {
+        if !(peak_lr > 0.0 && peak_lr.is_finite()) {
+            return Err(AdapterError::Refused(format!(
+                "the adapter's penalty is divided by the peak learning rate, which is {peak_lr}: give one above 0, or take the penalty away"
+            )));
+        }
+        let more = part.gradients(penalty.div_scalar(peak_lr).backward());
+        part.walk(&mut Add { grads: &mut grads, more });
+    }
+    Ok(grads)
+}
+
+/// Trained tensors that rest in this step.
+pub fn resting(part: &dyn Part, step: StepOf) -> Vec<ParamId> {
+    let mut resting = Vec::new();
+    each_adapter(part, |_, adapter| {
+        for attached in &adapter.stack {
+            let tensors = attached.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
+            let rests = tensors.filter(|tensor| attached.structure().rests(&tensor.field, step));
+            resting.extend(rests.map(|tensor| tensor.id));
+        }
+    });
+    resting
+}
+
+/// Drops the gradients of tensors that rest, as [`resting`] names them.
+pub fn drop_resting(part: &dyn Part, mut grads: GradientsParams, resting: &[ParamId]) -> GradientsParams {
+    struct Drop<'a> {
+        grads: &'a mut GradientsParams,
+        resting: &'a [ParamId],
+    }
+    impl ModuleVisitor for Drop<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.resting.contains(&param.id) {
+                self.grads.remove::<D>(param.id);
+            }
+        }
+    }
+    if !resting.is_empty() {
+        part.walk(&mut Drop { grads: &mut grads, resting });
+    }
+    grads
+}
+
+/// Penalties of a module's adapters, and the time in which their tensors stay as they are, as a hook of any training loop.
+#[derive(Clone, Debug, Default)]
+pub struct AdapterSteps {
+    resting: Vec<ParamId>,
+}
+
+impl<M: Module> Hook<M> for AdapterSteps {
+    fn name(&self) -> &'static str {
+        "adapters"
+    }
+
+    fn begin_step(&mut self, step: &StepInfo, model: &M) -> Result<(), HookError> {
+        self.resting = resting(model, StepOf { step: step.step - 1, total: step.total });
+        Ok(())
+    }
+
+    fn loss_term(&self, _: &StepInfo, part: &dyn Part) -> Result<Option<Tensor<1>>, HookError> {
+        Ok(penalty(part, PenaltyAt::Loss))
+    }
+
+    fn before_clipping(
+        &mut self,
+        _: &StepInfo,
+        part: &dyn Part,
+        grads: GradientsParams,
+    ) -> Result<GradientsParams, HookError> {
+        Ok(drop_resting(part, grads, &self.resting))
+    }
+
+    fn after_clipping(
+        &mut self,
+        step: &StepInfo,
+        part: &dyn Part,
+        grads: GradientsParams,
+    ) -> Result<GradientsParams, HookError> {
+        Ok(drop_resting(part, add_after_clipping(part, grads, step.peak_lr)?, &self.resting))
+    }
+
+    fn frozen(&self) -> &[ParamId] {
+        &self.resting
+    }
+}

@@ -1,0 +1,37 @@
+//! What an adapter is, the layer below it, and what is done with one that is there.
+
+pub(crate) mod any;
+pub(crate) mod base;
+pub(crate) mod config;
+pub(crate) mod control;
+pub(crate) mod entry;
+pub(crate) mod error;
+pub(crate) mod fingerprint;
+pub(crate) mod hooks;
+pub(crate) mod layers;
+pub(crate) mod merge;
+pub(crate) mod pass;
+pub(crate) mod site;
+pub(crate) mod spec;
+pub(crate) mod stack;
+pub(crate) mod structure;
+pub(crate) mod targets;
+pub(crate) mod tensors;
+
+pub use any::AnyStructure;
+pub use base::{Base, Below};
+pub use config::{AdapterConfig, AdapterOptions, Scaling};
+pub use control::Control;
+pub use entry::StructureEntry;
+pub use error::AdapterError;
+pub use fingerprint::{base_fingerprint, shared_fingerprint};
+pub use hooks::{AdapterSteps, add_after_clipping, drop_resting, penalty, resting};
+pub use layers::{LinearLayer, linear_layers, linear_weights};
+pub use merge::{WayBack, merged, merged_with_way_back, unmerged};
+pub use pass::{Input, PassInfo};
+pub use site::{GivenTensors, Place, Shared, SharedBytes, SharedTensors, Site, Size};
+pub use spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
+pub use stack::{Adapter, Attached, each_adapted, each_adapter, is_trained};
+pub use structure::{Factors, Method, Penalty, PenaltyAt, StepOf, Structure, Totals};
+pub use targets::{NamePattern, Targets};
+pub use tensors::NamedTensor;

@@ -1,0 +1,355 @@
+//! Where an adapter is built: one layer, with what its tensors begin with.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use lowrank_optim::key_of;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::error::AdapterError;
+use super::spec::Spec;
+use lowrank_kernels::host::values as host;
+use lowrank_kernels::random::{normal_values, uniform_values};
+use lowrank_optim::parameter_id;
+
+/// A layer to adapt, by its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Path of the layer, as in model files: `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// `[d_in, d_out]`.
+    pub shape: [usize; 2],
+    /// Rank; 0 for methods without.
+    pub rank: usize,
+    /// Alpha; 0 for methods without.
+    pub alpha: f64,
+    /// What the update is multiplied by: `alpha / rank`, or `alpha / sqrt(rank)`.
+    pub scale: f64,
+    /// Share of values that is dropped in training.
+    pub dropout: f64,
+    /// Initialisation: `default`, or one of [`Spec::inits`].
+    pub init: String,
+    /// Layers that the same adapter stands on.
+    pub layers: usize,
+    /// Largest `d_in` and largest `d_out` among them.
+    pub largest: [usize; 2],
+    /// Whether the layer has a bias.
+    pub bias: bool,
+}
+
+/// Rank and scale of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Size {
+    /// Rank; 0 is an adapter without components.
+    pub rank: usize,
+    /// What the update is multiplied by.
+    pub scale: f64,
+}
+
+impl Place {
+    /// Rank and scale.
+    pub fn size(&self) -> Size {
+        Size { rank: self.rank, scale: self.scale }
+    }
+
+    /// Takes another rank and scale than the configuration gives.
+    pub fn resize(&mut self, Size { rank, scale }: Size) {
+        (self.rank, self.scale) = (rank, scale);
+    }
+
+    /// Refuses a rank outside 1 to the smaller side.
+    pub fn check_rank(&self) -> Result<(), String> {
+        let most = self.shape[0].min(self.shape[1]);
+        match self.rank {
+            0 => Err("rank must be at least 1".into()),
+            rank if rank > most => Err(format!("rank {rank} is larger than the smaller side, {most}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Tensors of one layer's adapter read from a file, in the layout of the file, by field name.
+pub type GivenTensors = BTreeMap<String, TensorData>;
+
+/// What all layers of an adapter share while they are built.
+#[derive(Debug, Default)]
+pub struct SharedTensors {
+    pub(crate) made: BTreeMap<String, (Vec<usize>, Tensor<1>)>,
+    /// Those read from a file and not yet asked for, by key.
+    pub(crate) given: GivenTensors,
+}
+
+/// The layer that an adapter is being built for.
+pub struct Site<'a> {
+    /// Numbers of the layer.
+    pub place: &'a Place,
+    pub(crate) name: &'a str,
+    pub(crate) spec: &'static Spec,
+    pub(crate) seed: u64,
+    /// Device of the new tensors; trained ones are tracked where it is an autodiff device.
+    pub(crate) device: Device,
+    pub(crate) stored: Tensor<2>,
+    pub(crate) weight: Tensor<2>,
+    pub(crate) gradient: Option<Tensor<2>>,
+    pub(crate) given: Option<GivenTensors>,
+    pub(crate) shared: &'a mut SharedTensors,
+}
+
+impl Site<'_> {
+    /// The weight `[d_in, d_out]` that the adapter stands on, with what adapters below make of it; in f32, without gradient.
+    pub fn weight(&self) -> Tensor<2> {
+        self.weight.clone()
+    }
+
+    /// The weight `[d_in, d_out]` that is stored, without the adapters below; in f32, without gradient.
+    pub fn stored(&self) -> Tensor<2> {
+        self.stored.clone()
+    }
+
+    /// The summed gradient `[d_in, d_out]` of the base weight over the first samples, for initialisations that ask for it.
+    pub fn gradient(&self) -> Result<Tensor<2>, AdapterError> {
+        self.gradient.clone().ok_or_else(|| {
+            AdapterError::Refused(format!(
+                "{} begins from gradients of the base weight: collect them over some samples first",
+                self.spec.name
+            ))
+        })
+    }
+
+    /// The plain device (without autodiff).
+    pub fn plain_device(&self) -> Device {
+        self.device.clone().inner()
+    }
+
+    /// A stream of random numbers of this layer's own, told apart by `what`.
+    pub fn random(&self, what: &str) -> StdRng {
+        StdRng::seed_from_u64(self.seed ^ key_of(&format!("{}.{what}", self.place.path)))
+    }
+
+    /// A stream of random numbers that all layers of the adapter have in common.
+    pub fn common_random(&self, what: &str) -> StdRng {
+        StdRng::seed_from_u64(self.seed ^ key_of(what))
+    }
+
+    /// Uniform draws between plus and minus `bound`, from this layer's own stream.
+    pub fn uniform(&self, what: &str, count: usize, bound: f64) -> Vec<f32> {
+        uniform_values(&mut self.random(what), count, bound)
+    }
+
+    /// Normal draws of deviation `std`, from this layer's own stream.
+    pub fn normal(&self, what: &str, count: usize, std: f64) -> Vec<f32> {
+        normal_values(&mut self.random(what), count, std)
+    }
+
+    /// A seed for generators that are run again, told apart by `what`.
+    pub fn seed_of(&self, what: &str) -> u64 {
+        self.random(what).random()
+    }
+
+    /// Whether tensors come from a file.
+    pub fn is_given(&self) -> bool {
+        self.given.is_some()
+    }
+
+    /// Shape of a tensor that comes from a file, as the file has it.
+    pub fn given_shape(&self, field: &str) -> Option<Vec<usize>> {
+        let data = self.given.as_ref()?.get(field)?;
+        Some(data.shape().as_slice().to_vec())
+    }
+
+    /// Shape of a shared tensor that is there already.
+    pub fn shared_made(&self, key: &str) -> Option<Vec<usize>> {
+        self.shared.made.get(key).map(|(shape, _)| shape.clone())
+    }
+
+    /// Shape of a shared tensor that is there already, or that comes from a file, as the file has it.
+    pub fn shared_shape(&self, key: &str) -> Option<Vec<usize>> {
+        let read = || self.shared.given.get(key).map(|data| data.shape().as_slice().to_vec());
+        self.shared_made(key).or_else(read).or_else(|| self.given_shape(key))
+    }
+
+    /// A trained tensor: row-major values that `start` gives, unless a file has them.
+    pub fn trained<const D: usize>(
+        &mut self,
+        field: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Param<Tensor<D>>, AdapterError> {
+        let tensor = self.tensor(field, shape, start)?;
+        let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
+        Ok(Param::initialized(self.id(field), tensor))
+    }
+
+    /// A trained tensor of a structure that changes its size: along `axis` the parts of `keep`, in this order, and behind them new ones up to
+    /// `shape`, whose row-major values `start` gives.
+    pub fn resized<const D: usize>(
+        &mut self,
+        before: &Param<Tensor<D>>,
+        shape: [usize; D],
+        axis: usize,
+        keep: &[usize],
+        start: impl FnOnce(&mut Self) -> Vec<f32>,
+    ) -> Param<Tensor<D>> {
+        let (rows, inner): (usize, usize) = (shape[..axis].iter().product(), shape[axis + 1..].iter().product());
+        let (old, appended) = (before.dims()[axis], shape[axis] - keep.len());
+        let values = host(before.val().without_autodiff());
+        let new = if appended > 0 { start(self) } else { Vec::new() };
+        let mut all = Vec::with_capacity(shape.iter().product());
+        for row in 0..rows {
+            keep.iter().for_each(|part| all.extend_from_slice(&values[(row * old + part) * inner..][..inner]));
+            all.extend_from_slice(&new[row * appended * inner..][..appended * inner]);
+        }
+        let tensor = Tensor::from_data(TensorData::new(all, shape), (&self.device, DType::F32));
+        let trained = before.is_require_grad();
+        Param::initialized(before.id, if trained { tensor.require_grad() } else { tensor })
+    }
+
+    /// A tensor of this layer that stays as it is.
+    pub fn frozen<const D: usize>(
+        &mut self,
+        field: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Param<Tensor<D>>, AdapterError> {
+        let tensor = self.tensor(field, shape, start)?;
+        Ok(Param::initialized(self.id(field), tensor).set_require_grad(false))
+    }
+
+    /// A tensor that all layers with the same key have in common, on the plain device, and so have all adapters of the structure on one module; made
+    /// once, also where a file is read that leaves it out.
+    /// Not a parameter: it is neither trained nor counted with the layer.
+    pub fn shared<const D: usize>(
+        &mut self,
+        field: &str,
+        key: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Shared<D>, AdapterError> {
+        let turned = self.is_turned(field, D);
+        let shared = |tensor: Tensor<1>| Shared { key: key.to_string(), tensor: tensor.reshape(shape), turned };
+        if let Some((made, tensor)) = self.shared.made.get(key).cloned() {
+            if made != shape {
+                return Err(AdapterError::Refused(format!(
+                    "{}: its {field} has shape {shape:?}, that of the layers before {made:?}, and all share one: give all the same rank, and the adapter on the largest layers first",
+                    self.place.path
+                )));
+            }
+            if let Some(given) = &mut self.given {
+                given.remove(field);
+            }
+            return Ok(shared(tensor));
+        }
+        if let (Some(given), Some(data)) = (&mut self.given, self.shared.given.remove(key)) {
+            given.entry(field.to_string()).or_insert(data);
+        }
+        // What is not in a file follows from the seed.
+        let in_file = self.given.as_ref().is_none_or(|given| given.contains_key(field));
+        let values = if in_file { self.values(field, &shape, start)? } else { start(self)? };
+        let count = values.len();
+        let flat = Tensor::<1>::from_data(TensorData::new(values, [count]), (&self.plain_device(), DType::F32));
+        self.shared.made.insert(key.to_string(), (shape.to_vec(), flat.clone()));
+        Ok(shared(flat))
+    }
+
+    /// Whether files hold a tensor of so many dimensions the other way round.
+    fn is_turned(&self, field: &str, dimensions: usize) -> bool {
+        let own = || self.spec.tensor(field).is_some_and(|tensor| tensor.turned);
+        dimensions == 2 && (field.starts_with("origin.") || own())
+    }
+
+    fn id(&self, field: &str) -> burn::module::ParamId {
+        parameter_id(&format!("{}.{}.{field}", self.place.path, self.name))
+    }
+
+    fn tensor<const D: usize>(
+        &mut self,
+        field: &str,
+        shape: [usize; D],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Tensor<D>, AdapterError> {
+        let values = self.values(field, &shape, start)?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), (&self.device, DType::F32)))
+    }
+
+    fn values(
+        &mut self,
+        field: &str,
+        shape: &[usize],
+        start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
+    ) -> Result<Vec<f32>, AdapterError> {
+        let wrong =
+            |reason: String| AdapterError::Tensor { path: self.place.path.clone(), tensor: field.to_string(), reason };
+        let count: usize = shape.iter().product();
+        let Some(given) = &mut self.given else {
+            let values = start(self)?;
+            assert_eq!(values.len(), count, "a structure gives as many values as its tensor has");
+            return Ok(values);
+        };
+        let Some(data) = given.remove(field) else {
+            return Err(wrong("is missing".into()));
+        };
+        let turned = self.is_turned(field, shape.len());
+        let expected: Vec<usize> = if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() };
+        if data.shape().as_slice() != expected.as_slice() {
+            return Err(wrong(format!("has shape {:?}; rank and layer ask for {expected:?}", data.shape().as_slice())));
+        }
+        let data = data.convert::<f32>();
+        let plain = Device::default();
+        match turned {
+            true => Ok(host(Tensor::<2>::from_data(data, &plain).transpose())),
+            false => data.try_into_vec::<f32>().map_err(|error| wrong(format!("{error:?}"))),
+        }
+    }
+
+    /// Refuses tensors of the file that the structure did not ask for.
+    pub(crate) fn finish(self) -> Result<(), AdapterError> {
+        match self.given.and_then(|given| given.into_keys().next()) {
+            None => Ok(()),
+            Some(tensor) => Err(AdapterError::Tensor {
+                path: self.place.path.clone(),
+                tensor,
+                reason: format!("has no place in {}", self.spec.name),
+            }),
+        }
+    }
+}
+
+/// A frozen tensor that several layers share.
+#[derive(Clone, Debug)]
+pub struct Shared<const D: usize> {
+    key: String,
+    tensor: Tensor<D>,
+    turned: bool,
+}
+
+impl<const D: usize> Shared<D> {
+    /// The tensor, on the plain device.
+    pub fn val(&self) -> Tensor<D> {
+        self.tensor.clone()
+    }
+
+    /// Its bytes, for [`Structure::shared`](super::Structure::shared).
+    pub fn bytes(&self) -> SharedBytes {
+        let (shape, count) = (self.tensor.shape(), self.tensor.shape().num_elements());
+        SharedBytes {
+            key: self.key.clone(),
+            bytes: count as u64 * 4,
+            values: self.tensor.clone().reshape([count]),
+            layout: (shape.as_slice().to_vec(), self.turned),
+        }
+    }
+}
+
+/// A frozen tensor that several layers share: its place, and what it takes.
+#[derive(Clone, Debug)]
+pub struct SharedBytes {
+    /// The same for all layers that share it; its name in files.
+    pub key: String,
+    /// Bytes it takes, once.
+    pub bytes: u64,
+    pub(crate) values: Tensor<1>,
+    /// Shape in files, and whether they hold it the other way round.
+    pub(crate) layout: (Vec<usize>, bool),
+}

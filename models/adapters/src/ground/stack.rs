@@ -1,0 +1,284 @@
+//! The adapters of one layer, as Burn attaches them to a weight.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use burn::module::{Content, Param, Reparameterization};
+use burn::module::{Devices, LoraAdapter, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
+use burn::tensor::{Device, Tensor};
+use lowrank_kernels::ops;
+use lowrank_optim::{ModulePath, Part};
+
+use super::any::AnyStructure;
+use super::base::{Base, Below};
+use super::control::Control;
+use super::pass::Input;
+use super::site::Place;
+use super::structure::Structure;
+
+/// One adapter on one layer.
+#[derive(Module, Debug)]
+pub struct Attached {
+    /// What it is.
+    pub structure: AnyStructure,
+    /// The product that the factors began with, where they began as part of the weight: it is taken from the base, so that the layer starts as
+    /// it was. The weight itself is never changed.
+    pub origin: Option<LoraAdapter>,
+    #[module(skip)]
+    pub(crate) control: Control,
+    #[module(skip)]
+    pub(crate) layer: u64,
+    #[module(skip)]
+    pub(crate) place: Arc<Place>,
+}
+
+impl Attached {
+    /// The handle that all layers of the adapter share.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The layer's numbers: rank and scale as they are now.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The structure.
+    pub fn structure(&self) -> &dyn Structure {
+        self.structure.get()
+    }
+
+    /// The change of the weight below as two factors `[d_in, r]` and `[r, d_out]`, where it is their product: those of the structure beside those
+    /// that it began with, which count against it.
+    pub fn change(&self) -> Option<[Tensor<2>; 2]> {
+        let [a, b] = self.structure().as_factors()?;
+        Some(match &self.origin {
+            None => [a, b],
+            Some(origin) => [
+                Tensor::cat(vec![a, origin.a.val()], 1),
+                Tensor::cat(vec![b, origin.b.val().mul_scalar(-origin.scale)], 0),
+            ],
+        })
+    }
+
+    /// The output `[rows, d_out]` of the layer with the adapter, where it is on.
+    pub fn forward(&self, base: Base<'_>, x: Tensor<2>) -> Tensor<2> {
+        if !self.control.is_on() {
+            return base.forward(x);
+        }
+        let config = self.control.config();
+        let input =
+            Input { x, pass: self.control.pass(), dropout: config.dropout, seed: config.seed, layer: self.layer };
+        self.structure().forward(&base.less(self.origin.as_ref()), input)
+    }
+
+    /// The weight `[d_in, d_out]` with the adapter; without it where the adapter has no update.
+    pub fn weight(&self, base: Base<'_>) -> Tensor<2> {
+        if !self.control.is_on() {
+            return base.weight();
+        }
+        let weight = base.less(self.origin.as_ref()).weight();
+        match self.structure().delta_weight(&weight) {
+            Some(update) => weight + update,
+            None => weight,
+        }
+    }
+
+    /// The weight `[d_in, d_out]` below, from the one that the adapter was merged into; none where it cannot be had back.
+    pub fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
+        let weight = self.structure().unmerged(merged)?;
+        Some(match &self.origin {
+            Some(product) => weight + product.delta(),
+            None => weight,
+        })
+    }
+
+    /// Whether any of its tensors is trained; adapters below the newest are frozen.
+    pub fn is_trained(&self) -> bool {
+        is_trained(&self.structure)
+    }
+
+    /// The bias `[d_out]` with the adapter.
+    pub fn bias(&self, base: Base<'_>) -> Option<Tensor<1>> {
+        if !self.control.is_on() {
+            return base.bias();
+        }
+        let weight = base.less(self.origin.as_ref()).weight();
+        self.structure().merged_bias(&weight, base.bias())
+    }
+}
+
+/// The adapters of one layer, first to last; each stands on those before it.
+#[derive(Clone, Debug, Default)]
+pub struct Adapter {
+    /// The adapters.
+    pub stack: Vec<Attached>,
+}
+
+impl Adapter {
+    /// The layer that stands on this base with all its adapters.
+    pub fn over<'a>(&'a self, weight: &'a Tensor<2>, bias: Option<&'a Tensor<1>>) -> Base<'a> {
+        Base::new(weight, bias).under(&self.stack, self.stack.len())
+    }
+
+    /// The output `[rows, d_out]` of a linear layer for `x [rows, d_in]`, with its adapters factored where it has some: weight `[d_in, d_out]`,
+    /// bias `[d_out]`. A layer that calls this may be adapted by [`Attach::factored`](crate::Attach::factored).
+    pub fn linear(weight: &Param<Tensor<2>>, bias: Option<Tensor<1>>, x: Tensor<2>) -> Tensor<2> {
+        match weight.reparameterization::<Self>() {
+            Some(adapter) => adapter.over(&weight.base(), bias.as_ref()).forward(x),
+            None => {
+                // Adapters of other kinds compose the weight.
+                let y = ops::linear(x, weight.val());
+                match bias {
+                    Some(bias) => y + bias.unsqueeze(),
+                    None => y,
+                }
+            }
+        }
+    }
+}
+
+impl Below for Vec<Attached> {
+    fn forward(&self, count: usize, base: Base<'_>, x: Tensor<2>) -> Tensor<2> {
+        self[count - 1].forward(base.under(self, count - 1), x)
+    }
+
+    fn weight(&self, count: usize, base: Base<'_>) -> Tensor<2> {
+        self[count - 1].weight(base.under(self, count - 1))
+    }
+
+    fn bias(&self, count: usize, base: Base<'_>) -> Option<Tensor<1>> {
+        self[count - 1].bias(base.under(self, count - 1))
+    }
+}
+
+impl Reparameterization for Adapter {
+    const NAME: &'static str = "adapter";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let shape = base.dims();
+        if self.stack.iter().all(|attached| !attached.control.is_on()) || D != 2 {
+            return base;
+        }
+        let weight = base.reshape([shape[0], shape[1]]);
+        self.over(&weight, None).weight().reshape(shape)
+    }
+}
+
+thread_local! {
+    /// Where adapters put themselves while [`each_adapter`] visits: Burn shows a visitor the tensors of a reparameterization but not itself.
+    static SEEN: RefCell<Option<Vec<Adapter>>> = const { RefCell::new(None) };
+}
+
+const FIELD: (&str, &str) = ("stack", "Struct:Adapter");
+
+impl Module for Adapter {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.stack.collect_devices(devices)
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        Self { stack: self.stack.fork(device) }
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        Self { stack: self.stack.to_device(device) }
+    }
+
+    fn train(self) -> Self {
+        Self { stack: Module::train(self.stack) }
+    }
+
+    fn valid(&self) -> Self {
+        Self { stack: self.stack.valid() }
+    }
+
+    fn materialize(self) -> Self {
+        Self { stack: self.stack.materialize() }
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        SEEN.with_borrow_mut(|seen| {
+            if let Some(seen) = seen {
+                seen.push(self.clone());
+            }
+        });
+        visitor.enter_module(FIELD.0, FIELD.1);
+        self.stack.visit(visitor);
+        visitor.exit_module(FIELD.0, FIELD.1);
+    }
+
+    fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+        mapper.enter_module(FIELD.0, FIELD.1);
+        let stack = self.stack.map(mapper);
+        mapper.exit_module(FIELD.0, FIELD.1);
+        Self { stack }
+    }
+}
+
+impl ModuleDisplayDefault for Adapter {
+    fn content(&self, content: Content) -> Option<Content> {
+        content.set_top_level_type("Adapter").add_formatted(&self.stack.len()).optional()
+    }
+}
+
+impl ModuleDisplay for Adapter {}
+
+/// Whether any tensor of a module is trained.
+pub fn is_trained<M: Module>(module: &M) -> bool {
+    struct Any(bool);
+    impl ModuleVisitor for Any {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0 |= param.is_require_grad();
+        }
+    }
+    let mut any = Any(false);
+    module.visit(&mut any);
+    any.0
+}
+
+/// Shows every adapted layer of a module, or of a part of one: its path and its adapters.
+pub fn each_adapter(part: &dyn Part, mut see: impl FnMut(&str, &Adapter)) {
+    each_adapted(part, |path, _, adapter| see(path, adapter));
+}
+
+/// Shows every adapted layer of a module, or of a part of one: its path, the weight `[d_in, d_out]` that it stands on, and its adapters.
+pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &Adapter)) {
+    struct Walk<F> {
+        path: ModulePath,
+        base: Option<Tensor<2>>,
+        see: F,
+    }
+    impl<F: FnMut(&str, &Tensor<2>, &Adapter)> ModuleVisitor for Walk<F> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit();
+            if (name, container) == (Adapter::NAME, "Reparameterization") {
+                let base = self.base.take();
+                for (adapter, base) in SEEN.replace(Some(Vec::new())).into_iter().flatten().zip(&base) {
+                    (self.see)(layer_of(&self.path.joined()), base, &adapter);
+                }
+            }
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            // The base comes just before its adapters, whose own tensors are inside of them.
+            let inside = self.path.containers().any(|container| container == FIELD.1);
+            let shape = param.lazy_shape();
+            if let ([d_in, d_out], false, true) = (shape.as_slice(), inside, param.is_initialized()) {
+                self.base = Some(param.base().reshape([*d_in, *d_out]));
+            }
+        }
+    }
+    SEEN.set(Some(Vec::new()));
+    part.walk(&mut Walk { path: ModulePath::default(), base: None, see });
+    SEEN.set(None);
+}
+
+/// The path of the layer that a parameter belongs to.
+pub(crate) fn layer_of(parameter: &str) -> &str {
+    parameter.strip_suffix(".weight").unwrap_or(parameter)
+}

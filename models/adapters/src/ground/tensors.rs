@@ -1,0 +1,109 @@
+//! The tensors of an adapter by name, laid out as files and papers write them.
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Device, Tensor, TensorData};
+use lowrank_optim::ModulePath;
+
+use super::site::SharedBytes;
+use super::spec::TensorRole;
+use super::stack::Attached;
+use lowrank_kernels::host::values as host;
+
+/// A tensor of an adapter.
+#[derive(Clone, Debug)]
+pub struct NamedTensor {
+    /// Field of the structure; `origin.a` and `origin.b` for the product that the factors began with.
+    pub field: String,
+    /// What it is for.
+    pub role: TensorRole,
+    /// Whether files hold it the other way round.
+    pub turned: bool,
+    /// Id of the parameter.
+    pub id: ParamId,
+    /// Shape in memory.
+    pub shape: Vec<usize>,
+}
+
+impl Attached {
+    /// Names and shapes of its tensors.
+    pub fn shapes(&self) -> Vec<NamedTensor> {
+        let mut names = Names { attached: self, path: ModulePath::default(), origin: false, found: Vec::new() };
+        self.structure.visit(&mut names);
+        names.origin = true;
+        self.origin.visit(&mut names);
+        names.found
+    }
+
+    /// Its tensors with their values, laid out as in files.
+    pub fn tensors(&self) -> Vec<(NamedTensor, TensorData)> {
+        self.shapes()
+            .into_iter()
+            .map(|tensor| {
+                let mut value = Value { id: tensor.id, turned: tensor.turned, data: None };
+                self.visit(&mut value);
+                match value.data {
+                    Some(data) => (tensor, data),
+                    None => unreachable!("every tensor that was named has a value"),
+                }
+            })
+            .collect()
+    }
+}
+
+impl SharedBytes {
+    /// Its values, laid out as in files.
+    pub fn tensor(&self) -> TensorData {
+        let (shape, turned) = &self.layout;
+        let data = TensorData::new(host(self.values.clone()), shape.clone());
+        match turned {
+            true => Tensor::<2>::from_data(data, &Device::default()).transpose().into_data(),
+            false => data,
+        }
+    }
+}
+
+struct Names<'a> {
+    attached: &'a Attached,
+    path: ModulePath,
+    origin: bool,
+    found: Vec<NamedTensor>,
+}
+
+impl ModuleVisitor for Names<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let field = self.path.joined();
+        let shape = param.lazy_shape().as_slice().to_vec();
+        let (field, role, turned) = match self.origin {
+            true => (format!("origin.{field}"), TensorRole::Frozen, true),
+            false => match self.attached.structure.spec().tensor(&field) {
+                Some(tensor) => (field, tensor.role, tensor.turned && D == 2),
+                None => unreachable!("a structure names its tensors: {field}"),
+            },
+        };
+        self.found.push(NamedTensor { field, role, turned, id: param.id, shape });
+    }
+}
+
+struct Value {
+    id: ParamId,
+    turned: bool,
+    data: Option<TensorData>,
+}
+
+impl ModuleVisitor for Value {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.id == self.id {
+            let tensor = param.val().without_autodiff();
+            let tensor = if self.turned { tensor.transpose() } else { tensor };
+            self.data = Some(tensor.into_data());
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! How the two factors of LoRA and its relatives begin.
+//!
+//! - `default`: A uniform between plus and minus `1 / sqrt(d_in)`, B zero.
+//! - `gaussian`: A normal of deviation `1 / rank`, B zero, as `peft` names it.
+//! - `random`: A as in `default`, B uniform between plus and minus `1 / sqrt(rank)`: does not start at the base, for experiments alone.
+//! - `orthogonal`: factors from the halves of an orthogonal matrix, whose product is zero.
+//! - `olora`: the QR factors of the weight ("OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775).
+//! - `pissa`: its leading singular part ("PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models", arXiv
+//!   2404.02948).
+//!
+//! Where the factors begin as part of the weight, that product is taken from the base while the adapter runs ([`Attached::origin`]): the weight is
+//! never changed, and the layer starts as it was.
+//!
+//! [`Attached::origin`]: crate::Attached::origin
+
+use super::olora::olora;
+use super::orthogonal::orthogonal;
+use super::pissa::pissa;
+use super::start::Start;
+use crate::ground::error::AdapterError;
+use crate::ground::site::{Place, Site};
+
+/// Starts that a structure of two factors knows besides the default.
+pub(crate) const OF_FACTORS: &[&str] = &["gaussian", "random", "orthogonal", "olora", "pissa"];
+
+/// Whether the factors begin as part of the weight.
+pub(crate) fn is_part_of_the_weight(init: &str) -> bool {
+    matches!(init, "pissa" | "olora")
+}
+
+/// Whether the start asks for gradients of the base weights, see [`Attach::with_gradients`](crate::Attach::with_gradients).
+pub fn asks_for_gradients(init: &str) -> bool {
+    init == "lora-sb"
+}
+
+/// Whether the layer begins as something else than the base.
+pub fn leaves_the_base(init: &str) -> bool {
+    matches!(init, "random" | "lora-sb" | "small_random")
+}
+
+pub(crate) fn check(place: &Place) -> Result<(), String> {
+    match place.init.as_str() {
+        "pissa" | "olora" => place.check_rank(),
+        "orthogonal" if !place.rank.is_multiple_of(2) => {
+            Err(format!("the orthogonal start needs an even rank, not {}", place.rank))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the factors of this layer begin with; nothing where a file has them.
+pub(crate) fn start(site: &Site<'_>) -> Result<Start, AdapterError> {
+    if site.is_given() {
+        return Ok(Start::default());
+    }
+    let ([d_in, d_out], rank) = (site.place.shape, site.place.rank);
+    let bound = (d_in as f64).sqrt().recip();
+    let zero = vec![0.0; rank * d_out];
+    Ok(match site.place.init.as_str() {
+        "gaussian" => Start { a: site.normal("a", d_in * rank, (rank as f64).recip()), b: zero },
+        "random" => Start {
+            a: site.uniform("a", d_in * rank, bound),
+            b: site.uniform("b", rank * d_out, (rank as f64).sqrt().recip()),
+        },
+        "orthogonal" => orthogonal(site),
+        "olora" => olora(site),
+        "pissa" => pissa(site),
+        _ => Start { a: site.uniform("a", d_in * rank, bound), b: zero },
+    })
+}

@@ -1,0 +1,10 @@
+//! How the tensors of adapters begin, one file a start.
+
+pub(crate) mod factors;
+pub(crate) mod olora;
+pub(crate) mod origin;
+pub(crate) mod orthogonal;
+pub(crate) mod pissa;
+mod start;
+
+pub use factors::{asks_for_gradients, leaves_the_base};

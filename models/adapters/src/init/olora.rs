@@ -1,0 +1,17 @@
+//! The start `olora` ("OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775).
+
+use lowrank_kernels::host::values as host;
+use lowrank_optim::orthonormal_factor;
+
+use super::start::Start;
+use crate::ground::site::Site;
+
+/// In `peft`'s orientation `B = Q[:, :r]`, `A = R[:r]` of `W = Q R` with `W [d_out, d_in]`.
+pub(super) fn olora(site: &Site<'_>) -> Start {
+    let rank = site.place.rank;
+    let [d_in, d_out] = site.place.shape;
+    let turned = site.weight().transpose();
+    let q = orthonormal_factor(&turned.clone().slice([0..d_out, 0..d_in.min(d_out)])).slice([0..d_out, 0..rank]);
+    let r = q.clone().transpose().matmul(turned);
+    Start { a: host(r.transpose()), b: host(q.transpose()) }
+}

@@ -1,0 +1,28 @@
+//! The part of the weight that factors begin as.
+
+use burn::module::LoraAdapter;
+use lowrank_kernels::host::values as host;
+
+use super::factors::is_part_of_the_weight;
+use crate::ground::error::AdapterError;
+use crate::ground::site::Site;
+use crate::ground::structure::Structure;
+
+/// The product that the factors begin with, where they begin as part of the weight.
+pub(crate) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<Option<LoraAdapter>, AdapterError> {
+    if !is_part_of_the_weight(&site.place.init) && !structure.begins_in_weight() {
+        return Ok(None);
+    }
+    let Some([a, b]) = structure.product() else {
+        return Err(AdapterError::Refused(format!(
+            "{} has no factors that begin as part of the weight",
+            site.spec.name
+        )));
+    };
+    let ([d_in, d_out], rank, scale) = (site.place.shape, site.place.rank, site.place.scale);
+    Ok(Some(LoraAdapter {
+        a: site.frozen("origin.a", [d_in, rank], |_| Ok(host(a)))?,
+        b: site.frozen("origin.b", [rank, d_out], |_| Ok(host(b.div_scalar(scale))))?,
+        scale,
+    }))
+}

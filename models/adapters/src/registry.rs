@@ -1,0 +1,48 @@
+//! Search for a structure by its name: those of this crate, and those that others registered.
+
+use std::sync::{PoisonError, RwLock};
+
+use lowrank_optim::registry::{Kind, find};
+
+use crate::ground::entry::StructureEntry;
+use crate::ground::error::AdapterError;
+use crate::structures::STRUCTURES;
+
+/// Structures of other crates.
+static REGISTERED: RwLock<Vec<&'static StructureEntry>> = RwLock::new(Vec::new());
+
+/// Makes a structure of another crate known by its name, to configurations and to files that are read.
+///
+/// ```
+/// # use lowrank_adapters::{AdapterError, StructureEntry, register};
+/// # use burn::module::LoraAdapter as Mine;
+/// static MINE: StructureEntry = StructureEntry::of::<Mine>();
+/// # fn example() -> Result<(), AdapterError> {
+/// register(&MINE)
+/// # }
+/// ```
+pub fn register(entry: &'static StructureEntry) -> Result<(), AdapterError> {
+    let mut registered = REGISTERED.write().unwrap_or_else(PoisonError::into_inner);
+    let name = entry.spec.name;
+    match STRUCTURES.iter().chain(registered.iter().copied()).find(|known| known.spec.name == name) {
+        None => registered.push(entry),
+        // The same structure once more.
+        Some(known) if std::ptr::eq(known, entry) => {}
+        Some(known) => {
+            return Err(AdapterError::Refused(format!(
+                "the name {name} is taken by the structure of \"{}\"; give the new one another",
+                known.spec.title
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl StructureEntry {
+    /// The structure of a name, of this crate or registered.
+    pub fn find(name: &str) -> Result<&'static Self, AdapterError> {
+        let registered = REGISTERED.read().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<&'static Self> = STRUCTURES.iter().chain(registered.iter().copied()).collect();
+        Ok(find(Kind::Structure, all.iter().copied(), name)?)
+    }
+}

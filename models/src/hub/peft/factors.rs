@@ -1,0 +1,132 @@
+//! Adapter folders as data: the factors of every layer, without a model.
+
+use std::collections::BTreeMap;
+use std::vec;
+
+use burn::tensor::TensorData;
+
+use super::folder::{MODEL, WEIGHTS};
+use super::layout::Layout;
+use super::read::PeftFolder;
+use crate::error::ModelError;
+use crate::hub::TensorFiles;
+use lowrank_adapters::{
+    AdapterConfig, GivenTensors, LayerFactors, LinearLayer, Place, SharedTensors, TensorRole, factors_of,
+};
+
+/// Tensors of the layers: their fields, and the names they have in the file.
+type Names = BTreeMap<String, BTreeMap<String, String>>;
+
+/// The layers of an adapter folder, one after the other: only one layer's tensors are in memory. See [`PeftFolder::factors`].
+#[derive(Debug)]
+pub struct FolderFactors {
+    config: AdapterConfig,
+    files: TensorFiles,
+    names: Names,
+    places: vec::IntoIter<Place>,
+    shared: SharedTensors,
+}
+
+impl PeftFolder {
+    /// The update of every layer as two factors and a scale. No model is needed.
+    ///
+    /// Refused, with what to do instead: adapters whose update is no product, or depends on the base weights.
+    pub fn factors(self) -> Result<FolderFactors, ModelError> {
+        let path = self.dir.join(WEIGHTS);
+        let refused = |reason: String| Err(ModelError::File { path: path.clone(), reason });
+        let structure = &self.config.structure;
+        if self.recomputes_start() {
+            return refused(format!(
+                "the adapter began as part of the base weights ({}), and that part is not in the file; attach it to its model and save it again",
+                self.config.init
+            ));
+        }
+        if self.layout.is_some_and(|layout| layout.structure != Layout::lora().structure) {
+            return refused(format!(
+                "holds {structure} in the layout of peft, whose update does not follow from the file alone; attach it to its model and save it as \
+                 plain LoRA, or merge it"
+            ));
+        }
+        if let Some(name) = self.brings().first() {
+            return refused(format!(
+                "brings whole weights besides the adapter ({name}); attach it to its model and merge it, or read that model"
+            ));
+        }
+        let mut names = Names::new();
+        for (name, _) in self.files.shapes() {
+            let Some((layer, field)) = self.split(name) else {
+                let reason = format!("is no tensor of {structure}");
+                return Err(ModelError::Tensor { path: path.clone(), tensor: name.to_string(), reason });
+            };
+            names.entry(layer.to_string()).or_default().insert(field.to_string(), name.to_string());
+        }
+        let mut layers = Vec::new();
+        for (layer, fields) in &names {
+            match self.shape(layer, fields) {
+                Some(shape) => layers.push(LinearLayer { path: layer.clone(), shape, bias: false }),
+                None => {
+                    return refused(format!(
+                        "the sides of {layer} do not follow from its tensors; attach the adapter to its model and save it again"
+                    ));
+                }
+            }
+        }
+        let mut places = self.config.places(&layers)?;
+        for place in &mut places {
+            self.mark.sizes.get(&place.path).into_iter().for_each(|size| place.resize(*size));
+        }
+        if let Some(layer) = names.keys().find(|layer| places.iter().all(|place| place.path != **layer)) {
+            return refused(format!("has tensors of {layer}, which the configuration does not adapt"));
+        }
+        Ok(FolderFactors {
+            config: self.config,
+            files: self.files,
+            names,
+            places: places.into_iter(),
+            shared: SharedTensors::default(),
+        })
+    }
+
+    /// The path of the layer and the field that a tensor of the file belongs to.
+    fn split<'a>(&self, name: &'a str) -> Option<(&'a str, &'a str)> {
+        let (path, rest) = self.layer_of(name.strip_prefix(MODEL)?)?;
+        let field = self.layout.map_or(Some(rest), |layout| layout.field(rest));
+        Some((path, field.or_else(|| rest.starts_with("origin.").then_some(rest))?))
+    }
+
+    /// `[d_in, d_out]` of a layer: noted in the header, or the sides of the first and the last factor.
+    fn shape(&self, layer: &str, fields: &BTreeMap<String, String>) -> Option<[usize; 2]> {
+        if let Some(shape) = self.mark.shapes.get(layer) {
+            return Some(*shape);
+        }
+        let spec = self.config.entry().ok()?.spec;
+        let side = |role: TensorRole, axis: usize| {
+            let tensor = spec.tensors.iter().find(|tensor| tensor.role == role && tensor.turned)?;
+            let name = fields.get(tensor.name)?;
+            let (_, shape) = self.files.shapes().find(|(known, _)| known == name)?;
+            shape.get(axis).copied()
+        };
+        Some([side(TensorRole::A, 1)?, side(TensorRole::B, 0)?])
+    }
+}
+
+impl FolderFactors {
+    fn read(&mut self, place: &Place) -> Result<LayerFactors, ModelError> {
+        let mut tensors = GivenTensors::new();
+        for (field, name) in self.names.remove(&place.path).unwrap_or_default() {
+            let shape = self.files.shapes().find(|(known, _)| *known == name).map(|(_, shape)| shape.to_vec());
+            let shape = shape.unwrap_or_default();
+            tensors.insert(field, TensorData::new(self.files.take(&name, &shape)?, shape));
+        }
+        Ok(factors_of(&self.config, place, tensors, &mut self.shared)?)
+    }
+}
+
+impl Iterator for FolderFactors {
+    type Item = Result<LayerFactors, ModelError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let place = self.places.next()?;
+        Some(self.read(&place))
+    }
+}
