@@ -1,10 +1,10 @@
 //! What stays alive between the forward and the backward pass, counted by the program's own allocator.
 
 use burn::tensor::{Device, Tensor};
-use lowrank_models::linear::LowRankInit;
+use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_models::{Llama, LlamaConfig, Parameterization, ids_tensor};
-use lowrank_optim::Keep;
 use lowrank_train::process::BlockAllocator;
+use serde_json::json;
 
 #[global_allocator]
 static ALLOCATOR: BlockAllocator = BlockAllocator;
@@ -45,24 +45,12 @@ fn alive(layers: usize, parameterization: &Parameterization) -> u64 {
 #[test]
 fn a_block_keeps_what_the_configuration_says_and_never_a_dense_weight() {
     let rank = 64;
-    let all = [
-        Parameterization::Dense,
-        Parameterization::LowRank { rank, init: LowRankInit::Gaussian },
-        Parameterization::SlTrain { rank, alpha: 32.0, density: 0.03, trained_scale: false },
-        Parameterization::Cola { rank, keep_gate: true },
-        Parameterization::Lost { rank, density: 0.25, gamma: 0.7 },
-        Parameterization::ReLora {
-            rank,
-            alpha: 32.0,
-            reset_every: 10,
-            restart_warmup: 1,
-            reset: Keep::Nothing,
-            trained_scale: false,
-        },
-        Parameterization::Loro { rank, exact_every: 10, lr_scaler: -1.0, restart_warmup: 1 },
-    ];
-    for parameterization in all {
-        let name = parameterization.name();
+    for entry in PARAMETERIZATIONS {
+        // Factors that the test can count, and a start that takes no time.
+        let given = [("rank", json!(rank)), ("init", json!("gaussian"))].into_iter();
+        let given = given.filter(|(option, _)| entry.spec().options().get(option).is_some());
+        let options = given.map(|(option, value)| (option.to_string(), value)).collect();
+        let (name, parameterization) = (entry.spec().name, entry.parse(&options).expect("a parameterization"));
         // The threads' own work memory comes with the first pass and stays.
         alive(1, &parameterization);
         let block = alive(2, &parameterization) - alive(1, &parameterization);

@@ -11,6 +11,7 @@ use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterConfig, Attach};
 use lowrank_models::hub::ModelFolder;
 use lowrank_models::hub::peft::{Form, save};
+use lowrank_models::linear::PARAMETERIZATIONS;
 use program::{Workshop, checkpoints, refused, stderr, succeeded, summary};
 
 #[test]
@@ -83,7 +84,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ),
         (
             vec![
-                "model.parameterization.name=low_rank",
+                "model.parameterization.name=low-rank",
                 "model.parameterization.options.rank=4",
                 "model.parameterization.options.init=svd",
             ],
@@ -98,7 +99,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
             ["gamma", "from 0 to 1"],
         ),
         (
-            vec!["model.parameterization.name=low_rank", "model.parameterization.options.rank=33"],
+            vec!["model.parameterization.name=low-rank", "model.parameterization.options.rank=33"],
             ["33", "smaller side, 32"],
         ),
         (
@@ -676,16 +677,16 @@ fn methods_are_compared_at_their_best_learning_rates() {
     let told = table(&["parameterizations", "--rank", "4", "--lr", "0.01"]);
     let out = shop.path("runs/compare-parameterizations");
     let loss = |name: &str| summary(&out.join(format!("{name}-0.01")))["final_validation_loss"].as_f64().unwrap();
-    for name in ["dense", "low_rank", "sltrain", "cola", "lost", "relora", "loro"] {
+    for name in PARAMETERIZATIONS.iter().map(|entry| entry.spec().name) {
         let ratio = format!("{:.3} x", loss(name) / loss("dense"));
         assert_eq!(cells(&told, name)[1..4], [format!("{:.4}", loss(name)), "0.01 (1)".into(), ratio], "{told}");
     }
     // What the settings do not allow stands in the table, with its reason.
-    let told = table(&["parameterizations", "dense", "low_rank", "--rank", "33", "--lr", "0.01", "--out", "wide"]);
-    assert!(cells(&told, "low_rank")[1].contains("33") && cells(&told, "low_rank")[2].is_empty(), "{told}");
+    let told = table(&["parameterizations", "dense", "low-rank", "--rank", "33", "--lr", "0.01", "--out", "wide"]);
+    assert!(cells(&told, "low-rank")[1].contains("33") && cells(&told, "low-rank")[2].is_empty(), "{told}");
     assert_eq!(cells(&told, "dense")[1], format!("{:.4}", loss("dense")), "{told}");
-    let wide = ["parameterizations", "low_rank", "cola", "--rank", "0", "--lr", "0.01", "--out", "none"];
-    refused(&run(&wide), &["every run failed", "low_rank: ", "cola: ", "at least 1"]);
+    let wide = ["parameterizations", "low-rank", "cola", "--rank", "0", "--lr", "0.01", "--out", "none"];
+    refused(&run(&wide), &["every run failed", "low-rank: ", "cola: ", "at least 1"]);
     refused(&run(&["optimizers", "adamv"]), &["adamv", "adamw"]);
     refused(&run(&["parameterizations", "sparse"]), &["sparse", "sltrain"]);
     refused(&shop.run(&["compare", "adamw"]), &["adamw", "lowrank compare <COMMAND>"]);

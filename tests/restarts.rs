@@ -158,7 +158,7 @@ fn relora_stands_on_a_dense_model_and_resumes() {
     refused(&shaped, &["model.name", "shape of its own"]);
     refused(&with("other", name, "sltrain", &[]), &["model.name", "shape of its own"]);
     let relora = saved[0].to_str().unwrap();
-    refused(&with("twice", relora, "relora", &[]), &["relora stands on a dense model", "lowrank export"]);
+    refused(&with("twice", relora, "relora", &[]), &["relora starts from a dense model", "lowrank export"]);
     assert!(!shop.path("twice").exists());
 }
 
@@ -171,9 +171,9 @@ fn refused(output: &std::process::Output, parts: &[&str]) {
 #[test]
 fn a_checkpoint_of_another_parameterization_is_refused() {
     let shop = Workshop::new(20);
-    run(&shop, "run", "3", &["model.parameterization.name=low_rank", "model.parameterization.options.rank=4"]);
+    run(&shop, "run", "3", &["model.parameterization.name=low-rank", "model.parameterization.options.rank=4"]);
     let resume = ["pretrain", "--quiet", "--resume", "--out", "run", "--parameterization", "cola"];
-    refused(&shop.run(&resume), &["model.parameterization", "low_rank", "cola"]);
+    refused(&shop.run(&resume), &["model.parameterization", "low-rank", "cola"]);
     let checkpoint = checkpoints(&shop.path("run")).pop().unwrap();
     let config = std::fs::read_to_string(checkpoint.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();

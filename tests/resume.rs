@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterConfig, Attach, RULES, Rank, Rule, STRUCTURES, Spec};
-use lowrank_models::linear::PARAMETERIZATIONS;
+use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationSpec};
 use lowrank_models::{Llama, LlamaConfig};
 use lowrank_optim::registry::METHODS;
 use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary, tensors};
@@ -56,34 +56,27 @@ fn a_killed_run_resumes_with_the_same_bits() {
     }
 }
 
+/// All but dense layers with their settings; those with restarts restart after so many updates.
+fn parameterizations(period: u64) -> impl Iterator<Item = (&'static ParameterizationSpec, Vec<String>)> {
+    let specs = PARAMETERIZATIONS.iter().map(|entry| entry.spec()).filter(|spec| spec.name != "dense");
+    specs.map(move |spec| {
+        let option = |setting: &str| format!("model.parameterization.options.{setting}");
+        let mut settings = vec![format!("model.parameterization.name={}", spec.name), option("rank=6")];
+        if let Some(every) = spec.period {
+            settings.extend([option(&format!("{every}={period}")), option("restart_warmup=1")]);
+            settings.push("schedule.warmup_steps=2".to_string());
+        }
+        (spec, settings)
+    })
+}
+
 #[test]
 fn every_parameterization_resumes_exports_and_generates() {
-    for method in PARAMETERIZATIONS.iter().filter(|method| method.name != "dense") {
+    for (spec, settings) in parameterizations(20) {
         let shop = Workshop::new(40);
         let mut more = vec!["--steps", "200", "--set", "checkpoint.every=50", "--set", "checkpoint.keep_last=10"];
-        more.extend([
-            "--parameterization",
-            method.name,
-            "--set",
-            "model.parameterization.options.rank=6",
-            "--set",
-            "optimizer.weight_decay=0",
-        ]);
-        for (option, setting) in [
-            ("reset_every", "model.parameterization.options.reset_every=20"),
-            ("exact_every", "model.parameterization.options.exact_every=30"),
-        ] {
-            if method.options.iter().any(|(name, ..)| *name == option) {
-                more.extend([
-                    "--set",
-                    setting,
-                    "--set",
-                    "model.parameterization.options.restart_warmup=3",
-                    "--set",
-                    "schedule.warmup_steps=10",
-                ]);
-            }
-        }
+        more.extend(["--set", "optimizer.weight_decay=0"]);
+        more.extend(settings.iter().flat_map(|setting| ["--set", setting.as_str()]));
         resumes_with_the_same_bits(&shop, &more);
         let last = checkpoints(&shop.path("whole")).pop().expect("a checkpoint");
         let last = last.to_str().expect("a path");
@@ -91,12 +84,12 @@ fn every_parameterization_resumes_exports_and_generates() {
         let text =
             |model: &str| succeeded(shop.run(&["generate", "--model", model, "--greedy", "--tokens", "20"])).stdout;
         let export = shop.run(&["export", "--model", last, "--out", "dense"]);
-        if method.options.iter().any(|(option, ..)| ["keep_gate", "gamma"].contains(option)) {
+        if spec.exports.is_err() {
             assert_eq!(export.status.code(), Some(2));
             assert!(stderr(&export).contains("non-linearity") && !shop.path("dense").exists(), "{}", stderr(&export));
         } else {
             succeeded(export);
-            assert_eq!(text("dense"), text(last), "{}", method.name);
+            assert_eq!(text("dense"), text(last), "{}", spec.name);
             assert_eq!(shop.run(&["export", "--model", last, "--out", "dense"]).status.code(), Some(2), "it exists");
         }
     }
@@ -105,36 +98,25 @@ fn every_parameterization_resumes_exports_and_generates() {
 /// Losses after the first update tell of every weight; sizes of gradients tell what exists at a time.
 #[test]
 fn block_by_block_gives_the_numbers_of_the_whole_backward_pass() {
-    let variants: &[&[&str]] = &[
-        &["optimizer.name=adamw", "model.tie_word_embeddings=false"],
+    let mut variants: Vec<Vec<String>> = [
+        &["optimizer.name=adamw", "model.tie_word_embeddings=false"][..],
         &["optimizer.name=adamw", "model.tie_word_embeddings=true"],
         &["optimizer.name=dct-adamw", "optimizer.options.rank=6"],
         &["optimizer.name=frugal", "optimizer.options.update_proj_gap=3"],
         &["optimizer.name=apollo", "optimizer.options.rank=6"],
         &["optimizer.name=muon"],
-        &["model.parameterization.name=sltrain", "model.parameterization.options.rank=6"],
-        &["model.parameterization.name=cola", "model.parameterization.options.rank=6"],
-        &[
-            "model.parameterization.name=relora",
-            "model.parameterization.options.rank=6",
-            "model.parameterization.options.reset_every=4",
-            "model.parameterization.options.restart_warmup=1",
-            "schedule.warmup_steps=2",
-        ],
-        &[
-            "model.parameterization.name=loro",
-            "model.parameterization.options.rank=6",
-            "model.parameterization.options.exact_every=4",
-            "model.parameterization.options.restart_warmup=1",
-        ],
-    ];
-    for settings in variants {
+    ]
+    .iter()
+    .map(|settings| settings.iter().map(|setting| setting.to_string()).collect())
+    .collect();
+    variants.extend(parameterizations(4).map(|(_, settings)| settings));
+    for settings in &variants {
         let shop = Workshop::new(40);
         let run = |mode: &str| {
             let backward = format!("train.backward={mode}");
             let mut more =
                 vec!["--steps", "12", "--set", &backward, "--set", "optimizer.clip=0", "--set", "log.every=1"];
-            more.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+            more.extend(settings.iter().flat_map(|setting| ["--set", setting.as_str()]));
             succeeded(shop.run(&shop.tiny(mode, &more)));
             let lines = metrics(&shop.path(mode));
             let of = |key: &str| lines.iter().filter_map(|line| line[key].as_f64()).collect::<Vec<f64>>();

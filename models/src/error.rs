@@ -1,8 +1,9 @@
-//! What can go wrong with models and their files.
+//! Errors of models and their files.
 
 use std::path::PathBuf;
 
 use lowrank_adapters::AdapterError;
+use lowrank_optim::registry::{OptionError, UnknownName};
 
 /// An error of a model, its configuration or its files.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,12 @@ pub enum ModelError {
         /// All known names.
         known: String,
     },
+    /// A name that is not in the list.
+    #[error(transparent)]
+    Name(#[from] UnknownName),
+    /// An option that cannot be used.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// A configuration that no model can have.
     #[error("model configuration: {0}")]
     Config(String),
@@ -31,7 +38,7 @@ pub enum ModelError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and what to do.
+        /// The problem and its cure.
         reason: String,
     },
     /// A tensor that is missing, left over, of another shape or of a type that cannot be read.
@@ -41,18 +48,18 @@ pub enum ModelError {
         path: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
-    /// A model that carries an adapter where weights alone are wanted.
+    /// A model with an adapter where weights alone are expected.
     #[error(
-        "{path} carries an adapter, which has no place in a model folder: merge it first, or save the adapter by itself"
+        "{path} has an adapter, which cannot be stored in a model folder: merge it first, or save the adapter by itself"
     )]
     Adapted {
         /// The first such weight.
         path: String,
     },
-    /// An adapter that cannot be had.
+    /// An error of an adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// A sampling setting outside its range.
@@ -73,7 +80,7 @@ pub enum ModelError {
     TokenId {
         /// The id.
         id: i64,
-        /// Where in the sequence.
+        /// Position in the sequence.
         position: usize,
         /// The number of ids the model knows.
         vocab_size: usize,
@@ -86,7 +93,7 @@ impl ModelError {
         move |source| Self::Io { path, source }
     }
 
-    /// Whether the cause is what was given (a file, a setting) rather than the machine while working.
+    /// Returns true if the cause is an input (a file, a setting) rather than the machine.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Io { source, .. } => matches!(

@@ -25,9 +25,9 @@ pub use error::ModelError;
 pub use linear::{Dense, Linear, Parameterization};
 pub use llama::{
     Attention, BlockContext, DecoderBlock, Embedding, KvCache, LanguageBatch, LanguageOutput, Llama, LlamaBody,
-    LlamaConfig, Mlp, RmsNorm, RopeScaling, Sampling, generate, ids_tensor,
+    LlamaConfig, LlamaSteps, Mlp, RmsNorm, RopeScaling, Sampling, generate, ids_tensor,
 };
 pub use segments::{
     ForwardPass, Hidden, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk,
 };
-pub use weights::{Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};
+pub use weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};

@@ -81,7 +81,7 @@ pub trait Hidden: Clone {
     /// Takes the gradient of a leaf out of those of a backward pass.
     fn gradient(&self, grads: &mut Gradients) -> Option<Self>;
 
-    /// Sum of the products with a gradient, shape `[1]`: its backward pass begins with that gradient.
+    /// Sum of the products with a gradient, shape `[1]`: its backward pass starts with that gradient.
     fn seeded(self, gradient: Self) -> Tensor<1>;
 }
 

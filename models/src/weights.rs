@@ -1,6 +1,6 @@
-//! Where the first values of a model's parameters come from: random numbers or a file.
+//! Sources of the first values of a model's parameters: random numbers or a file.
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 pub(crate) use lowrank_kernels::host::values as host;
 use lowrank_kernels::random::key_of;
@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 
 use crate::error::ModelError;
 
-/// How a matrix lies in a Hugging Face file, relative to how it lies in the model.
+/// Order of a matrix in a Hugging Face file relative to its order in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// The same order (embeddings).
@@ -24,11 +24,11 @@ pub enum Layout {
 ///
 /// Paths are the names of Hugging Face's files, such as `model.layers.0.self_attn.q_proj.weight`; shapes are the model's.
 pub trait WeightSource {
-    /// Values of a matrix in row-major order, `shape` as the model stores it; `init` says how a new model begins.
+    /// Values of a matrix in row-major order, `shape` as the model stores it; `init` is the initialisation of a new model.
     fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError>;
     /// Values of a vector.
     fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError>;
-    /// `count` different positions below `below`, ascending; by lot unless `chosen` gives those of a new model.
+    /// `count` different positions below `below`, ascending; random unless `chosen` gives those of a new model.
     fn positions(
         &mut self,
         path: &str,
@@ -38,7 +38,7 @@ pub trait WeightSource {
     ) -> Result<Vec<i32>, ModelError>;
 }
 
-/// How a parameter of a new model begins.
+/// Initialisation of a parameter of a new model.
 #[derive(Clone, Copy)]
 pub enum Init<'a> {
     /// Normal with the model's deviation.
@@ -110,12 +110,13 @@ impl WeightSource for RandomWeights {
 }
 
 /// Builds the parameters of a model at their paths.
-pub(crate) struct Builder<'a> {
-    pub source: &'a mut dyn WeightSource,
-    pub device: &'a Device,
+pub struct Builder<'a> {
+    pub(crate) source: &'a mut dyn WeightSource,
+    pub(crate) device: &'a Device,
 }
 
 impl Builder<'_> {
+    /// The matrix at a path, trained on an autodiff device.
     pub fn matrix(
         &mut self,
         path: &str,
@@ -127,12 +128,13 @@ impl Builder<'_> {
         Ok(self.param(path, TensorData::new(values, shape)))
     }
 
+    /// The vector at a path, trained on an autodiff device.
     pub fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Param<Tensor<1>>, ModelError> {
         let values = self.source.vector(path, len, init)?;
         Ok(self.param(path, TensorData::new(values, [len])))
     }
 
-    /// Positions are not trained and take 4 bytes each.
+    /// Positions `0..below`, which are not trained and take 4 bytes each.
     pub fn positions(
         &mut self,
         path: &str,
@@ -151,6 +153,11 @@ impl Builder<'_> {
         let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
         Param::initialized(parameter_id(path), tensor)
     }
+}
+
+/// A trained parameter of an id.
+pub(crate) fn trained(id: ParamId, value: Tensor<2>) -> Param<Tensor<2>> {
+    Param::initialized(id, Tensor::from_inner(value).require_grad())
 }
 
 #[cfg(test)]

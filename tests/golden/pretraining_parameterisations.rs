@@ -1,7 +1,10 @@
 //! CoLA, LOST, LORO and plain low rank against reference values.
 
 use burn::module::Param;
-use lowrank_models::linear::{Cola, Lost, LowRank};
+use lowrank_models::linear::LinearLayer;
+use lowrank_models::linear::cola::Cola;
+use lowrank_models::linear::lost::Lost;
+use lowrank_models::linear::low_rank::LowRank;
 use lowrank_optim::loro::{Factors, exact_step, lazy_step};
 
 use super::support::case::{Case, Outcome, host};

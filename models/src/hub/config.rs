@@ -80,7 +80,7 @@ impl HubConfig {
             tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
             initializer_range: keys.number("initializer_range", 0.02)?,
             parameterization: match keys.take("parameterization") {
-                None => Parameterization::Dense,
+                None => Parameterization::default(),
                 Some(value) => serde_json::from_value(value.clone())
                     .map_err(|error| format!("parameterization is {value}: {error}"))?,
             },

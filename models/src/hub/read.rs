@@ -42,7 +42,7 @@ impl ModelFolder {
         Ok(model)
     }
 
-    /// Loads a dense model below another parameterization that keeps dense weights, such as ReLoRA's: what it adds to them is drawn from the seed. A
+    /// Loads a dense model below a parameterization that starts from dense weights: what it adds to them is drawn from the seed. A
     /// weight that is missing is refused, as are tensors that are left over.
     pub fn load_below(
         &self,
@@ -68,7 +68,7 @@ impl ModelFolder {
     }
 }
 
-/// The weights of a dense model, and random tensors beside them.
+/// The weights of a dense model, and random tensors in addition.
 struct Below {
     files: TensorFiles,
     random: RandomWeights,
@@ -116,7 +116,7 @@ impl TensorFiles {
         Ok(Self::read(dir, weight_files(dir)?)?.0)
     }
 
-    /// Reads the header of one file: its tensors, and what it says beside them.
+    /// Reads the header of one file: its tensors and its metadata.
     pub fn of_file(path: &Path) -> Result<(Self, HashMap<String, String>), ModelError> {
         Self::read(path, vec![path.to_path_buf()])
     }
@@ -132,7 +132,7 @@ impl TensorFiles {
                     return Err(ModelError::Tensor {
                         path,
                         tensor: name,
-                        reason: format!("also stands in {}", other.display()),
+                        reason: format!("is also in {}", other.display()),
                     });
                 }
             }
@@ -190,7 +190,7 @@ impl TensorFiles {
         Ok((read_bytes(&path, begin, &info)?, info.dtype))
     }
 
-    /// Refuses tensors that nobody asked for.
+    /// Rejects tensors that were not used.
     pub fn finish(&self) -> Result<(), ModelError> {
         match self.tensors.len() {
             0 => Ok(()),
@@ -328,7 +328,7 @@ fn without_weights(dir: &Path) -> ModelError {
 /// Weights in a form that is not read.
 const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
-/// The header of a safetensors file, and where the data begins. Checks the size of the file against it.
+/// The header of a safetensors file and the offset of its data. Checks the size of the file against it.
 pub fn read_header(path: &Path) -> Result<(u64, Metadata), ModelError> {
     let bad = |reason: String| ModelError::File { path: path.to_path_buf(), reason };
     let mut file = open(path)?;

@@ -15,7 +15,7 @@ use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
 use crate::error::ModelError;
 use crate::llama::Llama;
 
-/// Size beyond which a new shard begins, the usual one of Hugging Face's tools.
+/// Size limit of a shard, the usual one of Hugging Face's tools.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes `config.json` and the weights in f32 into an existing folder.
@@ -110,7 +110,7 @@ struct Stored {
     flat: Flat,
     /// Shape in the file.
     shape: Vec<usize>,
-    /// Whether the file's order is the transposed one.
+    /// The file's order is the transposed one.
     transposed: bool,
 }
 

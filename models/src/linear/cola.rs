@@ -2,10 +2,74 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
+use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::layer::LinearLayer;
+use super::parameterization::{LinearMethod, ParameterizationSpec};
 use crate::error::ModelError;
 use crate::ops;
 use crate::weights::{Builder, Init, Layout};
+
+/// Options of CoLA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ColaOptions {
+    /// Width between the factors.
+    #[schemars(range(min = 1))]
+    pub rank: usize,
+    /// Keep the non-linearity of the feed-forward part's gate, as the small models of the paper do.
+    pub keep_gate: bool,
+}
+
+impl Default for ColaOptions {
+    fn default() -> Self {
+        Self { rank: 128, keep_gate: true }
+    }
+}
+
+impl LinearMethod for ColaOptions {
+    type Layer = Cola;
+
+    fn spec() -> &'static ParameterizationSpec {
+        const SPEC: &ParameterizationSpec = &ParameterizationSpec {
+            exports: Err("it has a non-linearity between its factors"),
+            ..ParameterizationSpec::plain(Entry {
+                options: || OptionList::of(&ColaOptions::default()),
+                papers: &[Paper {
+                    title: "CoLA: Compute-Efficient Pre-Training of LLMs via Low-Rank Activation",
+                    place: "2502.10940",
+                }],
+                memory: "r (d_in + d_out)",
+                ..Entry::plain(Kind::Parameterization, "cola", "two factors with a non-linearity in between")
+            })
+        };
+        SPEC
+    }
+
+    fn values(&self, [d_in, d_out]: [usize; 2]) -> usize {
+        self.rank * (d_in + d_out)
+    }
+
+    fn kept(&self, _d_in: usize) -> usize {
+        3 * self.rank
+    }
+
+    fn keeps_gate(&self) -> bool {
+        self.keep_gate
+    }
+
+    fn build(&self, builder: &mut Builder, path: &str, [d_in, d_out]: [usize; 2]) -> Result<Cola, ModelError> {
+        let rank = self.rank;
+        // Entries of the product then have variance 1 / (d_in + d_out).
+        let init = Init::Normal((rank as f64).powf(-0.25) * ((d_in + d_out) as f64).powf(-0.25));
+        Ok(Cola {
+            a: builder.matrix(&format!("{path}.a"), [d_in, rank], Layout::Transposed, init)?,
+            b: builder.matrix(&format!("{path}.b"), [rank, d_out], Layout::Transposed, init)?,
+        })
+    }
+}
 
 /// `y = silu(x A) B`. No dense weight gives the same outputs.
 #[derive(Module, Debug)]
@@ -16,24 +80,12 @@ pub struct Cola {
     pub b: Param<Tensor<2>>,
 }
 
-impl Cola {
-    pub(super) fn build(
-        builder: &mut Builder,
-        path: &str,
-        d_in: usize,
-        d_out: usize,
-        rank: usize,
-    ) -> Result<Self, ModelError> {
-        // Entries of the product then have variance 1 / (d_in + d_out).
-        let init = Init::Normal((rank as f64).powf(-0.25) * ((d_in + d_out) as f64).powf(-0.25));
-        Ok(Self {
-            a: builder.matrix(&format!("{path}.a"), [d_in, rank], Layout::Transposed, init)?,
-            b: builder.matrix(&format!("{path}.b"), [rank, d_out], Layout::Transposed, init)?,
-        })
+impl LinearLayer for Cola {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::linear(activation::silu(ops::linear(x, self.a.val())), self.b.val())
     }
 
-    /// `x [rows, d_in]` to `[rows, d_out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(activation::silu(ops::linear(x, self.a.val())), self.b.val())
+    fn to_dense(&self) -> Option<Tensor<2>> {
+        None
     }
 }

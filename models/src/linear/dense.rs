@@ -1,11 +1,47 @@
-//! One dense weight, and the adapters that stand on it.
+//! One dense weight, and the adapters attached to it.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::layer::LinearLayer;
+use super::parameterization::{LinearMethod, ParameterizationSpec};
 use crate::error::ModelError;
 use crate::weights::{Builder, Init, Layout};
 use lowrank_adapters::Adapter;
+
+/// Dense layers have no options.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DenseOptions {}
+
+impl LinearMethod for DenseOptions {
+    type Layer = Dense;
+
+    fn spec() -> &'static ParameterizationSpec {
+        const SPEC: &ParameterizationSpec = &ParameterizationSpec::plain(Entry {
+            options: || OptionList::of(&DenseOptions::default()),
+            papers: &[Paper { title: "LLaMA: Open and Efficient Foundation Language Models", place: "2302.13971" }],
+            memory: "d_in d_out",
+            ..Entry::plain(Kind::Parameterization, "dense", "one dense weight")
+        });
+        SPEC
+    }
+
+    fn values(&self, [d_in, d_out]: [usize; 2]) -> usize {
+        d_in * d_out
+    }
+
+    fn kept(&self, _d_in: usize) -> usize {
+        0
+    }
+
+    fn build(&self, builder: &mut Builder, path: &str, [d_in, d_out]: [usize; 2]) -> Result<Dense, ModelError> {
+        Dense::build(builder, path, d_in, d_out)
+    }
+}
 
 /// `y = x W`, or `y = x W + b`.
 #[derive(Module, Debug)]
@@ -30,5 +66,15 @@ impl Dense {
     /// `x [rows, d_in]` to `[rows, d_out]`. Adapters run factored.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         Adapter::linear(&self.weight, self.bias.as_ref().map(Param::val), x)
+    }
+}
+
+impl LinearLayer for Dense {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        Self::forward(self, x)
+    }
+
+    fn to_dense(&self) -> Option<Tensor<2>> {
+        Some(self.weight.val().inner())
     }
 }

@@ -5,11 +5,86 @@ use std::cell::OnceCell;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_optim::leading_directions;
+use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::config::LowRankInit;
+use super::layer::LinearLayer;
+use super::parameterization::{LinearMethod, ParameterizationSpec, rank_fits};
 use crate::error::ModelError;
 use crate::ops;
 use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource, host};
+
+/// Initialisation of the factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LowRankInit {
+    /// The best approximation of the dense weight that a dense layer would start from.
+    Spectral,
+    /// Normal draws, the first factor of deviation `1 / sqrt(d_in)`, the second of `1 / sqrt(rank)`.
+    Gaussian,
+    /// The first factor uniform, the second zero.
+    Lora,
+}
+
+/// Options of a plain low-rank layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LowRankOptions {
+    /// Width between the factors, at most the smaller side of a layer.
+    #[schemars(range(min = 1))]
+    pub rank: usize,
+    /// Initialisation of the factors.
+    pub init: LowRankInit,
+}
+
+impl Default for LowRankOptions {
+    fn default() -> Self {
+        Self { rank: 128, init: LowRankInit::Spectral }
+    }
+}
+
+impl LinearMethod for LowRankOptions {
+    type Layer = LowRank;
+
+    fn spec() -> &'static ParameterizationSpec {
+        const SPEC: &ParameterizationSpec = &ParameterizationSpec::plain(Entry {
+            options: || OptionList::of(&LowRankOptions::default()),
+            papers: &[Paper { title: "Exploring Low Rank Training of Deep Neural Networks", place: "2209.13569" }],
+            memory: "r (d_in + d_out)",
+            ..Entry::plain(Kind::Parameterization, "low-rank", "the product of two factors")
+        });
+        SPEC
+    }
+
+    fn check_shape(&self, shape: [usize; 2]) -> Result<(), String> {
+        rank_fits(self.rank, shape)
+    }
+
+    fn values(&self, [d_in, d_out]: [usize; 2]) -> usize {
+        self.rank * (d_in + d_out)
+    }
+
+    fn kept(&self, _d_in: usize) -> usize {
+        self.rank
+    }
+
+    fn build(&self, builder: &mut Builder, path: &str, shape @ [d_in, _]: [usize; 2]) -> Result<LowRank, ModelError> {
+        let rank = self.rank;
+        let factors = OnceCell::new();
+        let spectral =
+            |random: &mut RandomWeights| once(&factors, || spectral_factors(random, path, shape, rank)).cloned();
+        let first = |random: &mut RandomWeights| Ok(spectral(random)?.0);
+        let second = |random: &mut RandomWeights| Ok(spectral(random)?.1);
+        let bound = (d_in as f64).sqrt().recip();
+        let inits = match self.init {
+            LowRankInit::Spectral => [Init::Computed(&first), Init::Computed(&second)],
+            LowRankInit::Gaussian => [Init::Normal(bound), Init::Normal((rank as f64).sqrt().recip())],
+            LowRankInit::Lora => [Init::Uniform(bound), Init::Constant(0.0)],
+        };
+        LowRank::at(builder, path, shape, rank, inits)
+    }
+}
 
 /// `y = x A B`.
 #[derive(Module, Debug)]
@@ -21,39 +96,28 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    pub(super) fn build(
+    /// The layer at a path; `inits` say how the factors start.
+    pub(super) fn at(
         builder: &mut Builder,
         path: &str,
-        d_in: usize,
-        d_out: usize,
+        [d_in, d_out]: [usize; 2],
         rank: usize,
-        init: LowRankInit,
+        [first, second]: [Init; 2],
     ) -> Result<Self, ModelError> {
-        let factors = OnceCell::new();
-        let spectral = |random: &mut RandomWeights| {
-            once(&factors, || spectral_factors(random, path, [d_in, d_out], rank)).cloned()
-        };
-        let first = |random: &mut RandomWeights| Ok(spectral(random)?.0);
-        let second = |random: &mut RandomWeights| Ok(spectral(random)?.1);
-        let bound = (d_in as f64).sqrt().recip();
-        let (first, second) = match init {
-            LowRankInit::Spectral => (Init::Computed(&first), Init::Computed(&second)),
-            LowRankInit::Gaussian => (Init::Normal(bound), Init::Normal((rank as f64).sqrt().recip())),
-            LowRankInit::Lora => (Init::Uniform(bound), Init::Constant(0.0)),
-        };
         Ok(Self {
             a: builder.matrix(&format!("{path}.a"), [d_in, rank], Layout::Transposed, first)?,
             b: builder.matrix(&format!("{path}.b"), [rank, d_out], Layout::Transposed, second)?,
         })
     }
+}
 
-    /// `x [rows, d_in]` to `[rows, d_out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+impl LinearLayer for LowRank {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         ops::linear(ops::linear(x, self.a.val()), self.b.val())
     }
 
-    pub(super) fn to_dense(&self) -> Tensor<2> {
-        self.a.val().inner().matmul(self.b.val().inner())
+    fn to_dense(&self) -> Option<Tensor<2>> {
+        Some(self.a.val().inner().matmul(self.b.val().inner()))
     }
 }
 
@@ -78,7 +142,7 @@ pub(super) fn spectral_factors(
     Ok((host(a), host(b)))
 }
 
-/// What several parameters of a layer begin with is computed once.
+/// Computes the start that several parameters of a layer share once.
 pub(super) fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, ModelError>) -> Result<&T, ModelError> {
     match cell.get() {
         Some(made) => Ok(made),

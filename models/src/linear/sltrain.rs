@@ -2,11 +2,105 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Int, Tensor};
+use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::config::entries;
+use super::layer::LinearLayer;
+use super::parameterization::{LinearMethod, ParameterizationSpec, rank_fits};
 use crate::error::ModelError;
 use crate::ops;
 use crate::weights::{Builder, Init, Layout};
+
+/// Options of SLTrain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SlTrainOptions {
+    /// Width between the factors, at most the smaller side of a layer.
+    #[schemars(range(min = 1))]
+    pub rank: usize,
+    /// The product of the factors is scaled by alpha / rank.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub alpha: f64,
+    /// Share of positions in the sparse part.
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    pub density: f64,
+    /// Train a scale tanh(q) instead of alpha / rank.
+    pub trained_scale: bool,
+}
+
+impl Default for SlTrainOptions {
+    fn default() -> Self {
+        Self { rank: 128, alpha: 32.0, density: 0.03, trained_scale: false }
+    }
+}
+
+impl LinearMethod for SlTrainOptions {
+    type Layer = SlTrain;
+
+    fn spec() -> &'static ParameterizationSpec {
+        const SPEC: &ParameterizationSpec = &ParameterizationSpec {
+            // A quarter of the width, as in the paper.
+            saves_memory: Some(4),
+            ..ParameterizationSpec::plain(Entry {
+                options: || OptionList::of(&SlTrainOptions::default()),
+                papers: &[Paper {
+                    title: "SLTrain: a sparse plus low-rank approach for parameter and memory efficient pretraining",
+                    place: "2406.02214",
+                }],
+                memory: "r (d_in + d_out) + k, and k positions of 4 bytes; k = density d_in d_out",
+                ..Entry::plain(Kind::Parameterization, "sltrain", "two factors and a sparse matrix")
+            })
+        };
+        SPEC
+    }
+
+    fn check_shape(&self, shape @ [d_in, d_out]: [usize; 2]) -> Result<(), String> {
+        rank_fits(self.rank, shape)?;
+        match (self.positions(shape), d_in * d_out) {
+            (0, whole) => Err(format!("density {} of its {whole} positions is less than one", self.density)),
+            (_, whole) if whole > i32::MAX as usize => {
+                Err("positions of 32 bits do not suffice for so large a weight".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn values(&self, shape @ [d_in, d_out]: [usize; 2]) -> usize {
+        self.rank * (d_in + d_out) + self.positions(shape) + usize::from(self.trained_scale)
+    }
+
+    /// A whole number of positions, never rounded up.
+    fn positions(&self, [d_in, d_out]: [usize; 2]) -> usize {
+        (self.density * (d_in * d_out) as f64) as usize
+    }
+
+    fn kept(&self, _d_in: usize) -> usize {
+        0
+    }
+
+    fn build(
+        &self,
+        builder: &mut Builder,
+        path: &str,
+        shape @ [d_in, d_out]: [usize; 2],
+    ) -> Result<SlTrain, ModelError> {
+        let (rank, count) = (self.rank, self.positions(shape));
+        let bound = Init::Uniform((d_in as f64).sqrt().recip());
+        let name = |part: &str| format!("{path}.{part}");
+        Ok(SlTrain {
+            a: builder.matrix(&name("a"), [d_in, rank], Layout::Transposed, bound)?,
+            b: builder.matrix(&name("b"), [rank, d_out], Layout::Transposed, Init::Constant(0.0))?,
+            sparse_value: builder.vector(&name("sparse_value"), count, bound)?,
+            sparse_index: builder.positions(&name("sparse_index"), count, d_in * d_out, None)?,
+            scaling: match self.trained_scale {
+                true => Some(builder.vector(&name("scaling"), 1, Init::Constant(1.0))?),
+                false => None,
+            },
+            scale: self.alpha / rank as f64,
+        })
+    }
+}
 
 /// `y = s x A B + x S`, where `S` holds trained values at fixed random positions. The dense weight is never formed.
 #[derive(Module, Debug)]
@@ -26,31 +120,6 @@ pub struct SlTrain {
 }
 
 impl SlTrain {
-    pub(super) fn build(
-        builder: &mut Builder,
-        path: &str,
-        [d_in, d_out]: [usize; 2],
-        rank: usize,
-        alpha: f64,
-        density: f64,
-        trained_scale: bool,
-    ) -> Result<Self, ModelError> {
-        let bound = Init::Uniform((d_in as f64).sqrt().recip());
-        let count = entries(density, d_in, d_out);
-        let name = |part: &str| format!("{path}.{part}");
-        Ok(Self {
-            a: builder.matrix(&name("a"), [d_in, rank], Layout::Transposed, bound)?,
-            b: builder.matrix(&name("b"), [rank, d_out], Layout::Transposed, Init::Constant(0.0))?,
-            sparse_value: builder.vector(&name("sparse_value"), count, bound)?,
-            sparse_index: builder.positions(&name("sparse_index"), count, d_in * d_out, None)?,
-            scaling: match trained_scale {
-                true => Some(builder.vector(&name("scaling"), 1, Init::Constant(1.0))?),
-                false => None,
-            },
-            scale: alpha / rank as f64,
-        })
-    }
-
     /// A layer of given parts; positions ascend and lie below `d_in * d_out`.
     pub fn from_parts(
         a: Tensor<2>,
@@ -70,9 +139,10 @@ impl SlTrain {
             scale: alpha / rank as f64,
         }
     }
+}
 
-    /// `x [rows, d_in]` to `[rows, d_out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+impl LinearLayer for SlTrain {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let (a, scale) = match &self.scaling {
             // On the small factor, so that the gradient of the scale is a sum over it.
             Some(q) => (self.a.val() * q.val().tanh().unsqueeze::<2>(), 1.0),
@@ -81,14 +151,13 @@ impl SlTrain {
         ops::sparse_low_rank(x, a, self.b.val(), self.sparse_value.val(), self.sparse_index.val(), scale)
     }
 
-    /// The dense weight `[d_in, d_out]`.
-    pub fn to_dense(&self) -> Tensor<2> {
+    fn to_dense(&self) -> Option<Tensor<2>> {
         let scale = match &self.scaling {
             Some(q) => q.val().inner().tanh().unsqueeze::<2>(),
             None => Tensor::full([1, 1], self.scale, &self.b.val().inner().device()),
         };
         let product = self.a.val().inner().matmul(self.b.val().inner()) * scale;
         let shape = product.dims();
-        product + ops::sparse_matrix(self.sparse_value.val().inner(), self.sparse_index.val(), shape)
+        Some(product + ops::sparse_matrix(self.sparse_value.val().inner(), self.sparse_index.val(), shape))
     }
 }

@@ -11,7 +11,7 @@ use crate::linear::Linear;
 use crate::ops::{self, Rotary};
 use crate::weights::Builder;
 
-/// What every block of one forward pass shares.
+/// Tensors that all blocks of one forward pass share.
 #[derive(Clone, Debug)]
 pub struct BlockContext {
     /// Rotary angles of the positions.
@@ -115,7 +115,7 @@ impl Attention {
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
         let mut linear = |name: &str, d_in, d_out| {
-            Linear::build(builder, &format!("{path}.{name}"), d_in, d_out, &config.parameterization)
+            Linear::build(builder, &format!("{path}.{name}"), [d_in, d_out], &config.parameterization)
         };
         Ok(Self {
             q_proj: linear("q_proj", hidden, queries)?,
@@ -155,7 +155,7 @@ impl Attention {
 pub struct Mlp {
     /// Gate.
     pub gate_proj: Linear,
-    /// What the gate multiplies.
+    /// Values that the gate multiplies.
     pub up_proj: Linear,
     /// Output.
     pub down_proj: Linear,
@@ -167,13 +167,13 @@ impl Mlp {
     fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let mut linear = |name: &str, d_in, d_out| {
-            Linear::build(builder, &format!("{path}.{name}"), d_in, d_out, &config.parameterization)
+            Linear::build(builder, &format!("{path}.{name}"), [d_in, d_out], &config.parameterization)
         };
         Ok(Self {
             gate_proj: linear("gate_proj", hidden, inner)?,
             up_proj: linear("up_proj", hidden, inner)?,
             down_proj: linear("down_proj", inner, hidden)?,
-            keep_gate: config.parameterization.keeps_gate(),
+            keep_gate: config.parameterization.method().keeps_gate(),
         })
     }
 

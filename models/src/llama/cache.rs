@@ -1,4 +1,4 @@
-//! Keys and values of earlier positions, kept while text is generated.
+//! Keys and values of earlier positions, cached while text is generated.
 
 use burn::tensor::Tensor;
 
@@ -20,7 +20,7 @@ impl KvCache {
         self.len
     }
 
-    /// Whether nothing is cached yet.
+    /// Returns true if nothing is cached yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -35,17 +35,13 @@ pub struct LlamaConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Constant added to the mean square in RMS norm.
     pub rms_norm_eps: f64,
-    /// Whether the output head is the transposed embedding.
+    /// Use the transposed embedding as output head.
     pub tie_word_embeddings: bool,
     /// Standard deviation of the normal distribution that weights start from.
     pub initializer_range: f64,
-    /// What the linear layers of the blocks hold.
-    #[serde(default, skip_serializing_if = "is_dense")]
+    /// Parameterization of the linear layers of the blocks.
+    #[serde(default, skip_serializing_if = "Parameterization::is_dense")]
     pub parameterization: Parameterization,
-}
-
-fn is_dense(parameterization: &Parameterization) -> bool {
-    *parameterization == Parameterization::Dense
 }
 
 /// Shapes used by the papers on memory-efficient pretraining: name, hidden, intermediate, heads, layers, positions.
@@ -94,7 +90,7 @@ impl LlamaConfig {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             initializer_range: 0.02,
-            parameterization: Parameterization::Dense,
+            parameterization: Parameterization::default(),
         })
     }
 
@@ -160,12 +156,12 @@ impl LlamaConfig {
 
     /// Trained values in place of the seven matrices of one block.
     pub fn block_matrices(&self) -> usize {
-        self.block_shapes().map(|[d_in, d_out]| self.parameterization.values(d_in, d_out)).sum()
+        self.block_shapes().map(|shape| self.parameterization.method().values(shape)).sum()
     }
 
     /// Positions of sparse parts in the whole model, which are stored but not trained.
     pub fn positions(&self) -> usize {
-        let block: usize = self.block_shapes().map(|[d_in, d_out]| self.parameterization.positions(d_in, d_out)).sum();
+        let block: usize = self.block_shapes().map(|shape| self.parameterization.method().positions(shape)).sum();
         self.num_hidden_layers * block
     }
 
@@ -177,7 +173,7 @@ impl LlamaConfig {
         let whole = 4 * self.hidden_size + 2 * queries + 2 * keys + 3 * self.intermediate_size;
         // Scales of the norms, and of each head the logarithm of its sum.
         let scales = 2 + self.num_attention_heads;
-        let linear: usize = self.block_shapes().map(|[d_in, _]| self.parameterization.kept(d_in)).sum();
+        let linear: usize = self.block_shapes().map(|[d_in, _]| self.parameterization.method().kept(d_in)).sum();
         whole + scales + linear
     }
 

@@ -8,7 +8,7 @@ use super::model::{Llama, ids_tensor};
 use crate::error::ModelError;
 use crate::weights::host;
 
-/// How the next token is chosen from the logits.
+/// Choice of the next token from the logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 always takes the most likely token.
@@ -78,7 +78,7 @@ impl Sampling {
     }
 }
 
-/// Continues `prompt` by at most `tokens` tokens and hands each to `each`, which returns whether to go on.
+/// Continues `prompt` by at most `tokens` tokens and passes each to `each`, which returns false to stop.
 ///
 /// The model must be one for inference ([`Module::valid`](burn::module::Module::valid)): nothing is recorded for a backward pass.
 /// Refuses a prompt that is empty or has ids outside the vocabulary, and a sum of tokens beyond the model's positions.
@@ -92,7 +92,7 @@ pub fn generate(
     sampling.validate()?;
     model.check_ids(prompt)?;
     if prompt.is_empty() {
-        return Err(ModelError::Sampling("the prompt has no token; begin with the separator".into()));
+        return Err(ModelError::Sampling("the prompt has no token; start with the separator".into()));
     }
     let positions = model.config().max_position_embeddings;
     if prompt.len() + tokens > positions {

@@ -8,7 +8,7 @@ use super::batch::LanguageBatch;
 use super::model::Llama;
 use crate::ops::IGNORE;
 
-/// What a training or validation step tells Burn's metrics.
+/// Result of a training or validation step, for Burn's metrics.
 #[derive(Clone, Debug)]
 pub struct LanguageOutput {
     /// Mean cross-entropy in nats over the targets that count, shape `[1]`.

@@ -8,8 +8,8 @@ mod generate;
 mod learner;
 mod model;
 mod norm;
-mod restarts;
 mod rope;
+mod steps;
 
 pub use batch::LanguageBatch;
 pub use block::{Attention, BlockContext, DecoderBlock, Mlp};
@@ -20,3 +20,4 @@ pub use learner::LanguageOutput;
 pub use model::{Embedding, Llama, LlamaBody, ids_tensor};
 pub use norm::RmsNorm;
 pub use rope::RopeScaling;
+pub use steps::LlamaSteps;

@@ -15,7 +15,7 @@ use super::cache::KvCache;
 use super::config::LlamaConfig;
 use super::norm::RmsNorm;
 use crate::error::ModelError;
-use crate::linear::{Dense, Parameterization};
+use crate::linear::{Dense, NamedLayer, Parameterization};
 use crate::ops::{self, Rotary};
 use crate::segments::{Segment, SegmentedModel};
 use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
@@ -81,10 +81,9 @@ impl Llama {
         for (layer, block) in self.model.layers.iter().enumerate() {
             for (name, linear) in block.linears() {
                 let dense = linear.to_dense().ok_or_else(|| {
-                    ModelError::Config(format!(
-                        "{} has a non-linearity between its factors: no dense weight gives the same outputs",
-                        self.config.parameterization.name()
-                    ))
+                    let spec = self.config.parameterization.spec();
+                    let reason = spec.exports.err().unwrap_or("it has none");
+                    ModelError::Config(format!("{}: no dense weight gives the same outputs: {reason}", spec.name))
                 })?;
                 weights.insert(format!("model.layers.{layer}.{name}.weight"), dense);
             }
@@ -101,19 +100,28 @@ impl Llama {
         if let Some(head) = &self.lm_head {
             weights.insert("lm_head.weight".into(), head.weight.val().inner());
         }
-        let config = LlamaConfig { parameterization: Parameterization::Dense, ..self.config.clone() };
+        let config = LlamaConfig { parameterization: Parameterization::default(), ..self.config.clone() };
         Self::build(&config, &mut Given { weights }, device)
     }
 
     /// The model with an adapter on those of its linear layers that match, and everything else frozen.
     pub fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
-        if self.config.parameterization != Parameterization::Dense {
+        if !self.config.parameterization.is_dense() {
             return Err(AdapterError::Refused(format!(
-                "adapters stand on dense weights; the layers of this model are {}: export it as a dense model first",
+                "adapters attach to dense weights; the layers of this model are {}: export it as a dense model first",
                 self.config.parameterization.name()
             )));
         }
         attach.factored().to(self)
+    }
+
+    /// The linear layers of all blocks with their paths, to be changed.
+    pub fn linears_mut(&mut self) -> Vec<NamedLayer<'_>> {
+        let blocks = self.model.layers.iter_mut().enumerate();
+        let layers = blocks.flat_map(|(number, block)| {
+            block.linears_mut().map(|(name, linear)| (format!("model.layers.{number}.{name}"), linear.layer_mut()))
+        });
+        layers.collect()
     }
 
     /// The configuration the model was built from.

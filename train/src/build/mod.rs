@@ -17,7 +17,7 @@ pub use error::BuildError;
 pub use limits::{BEYOND_ANY_MACHINE, check_sizes};
 pub use listener::Listener;
 pub use model::{model_config, model_folder};
-pub use optimizer::{Optimizer, cycle, optimizer, optimizer_options, usual_rank};
+pub use optimizer::{Optimizer, optimizer, optimizer_options, usual_rank};
 pub use schedule::schedule;
 pub use size::Size;
 pub use warnings::warnings;

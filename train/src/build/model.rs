@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use lowrank_models::hub::{HubConfig, ModelFolder};
-use lowrank_models::{LlamaConfig, Parameterization};
+use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry, ParameterizationSpec};
+use lowrank_models::{LlamaConfig, ModelError, Parameterization};
 use serde_json::{Map, Value};
 
 use super::BuildError;
-use crate::config::{ModelSection, ParameterizationSection, SLOTS};
+use crate::config::{ModelSection, ParameterizationSection};
 
 /// The shape of the model in the default job: learns something worth seeing in some minutes on two cores.
 fn default_shape(vocab_size: usize) -> LlamaConfig {
@@ -25,26 +26,19 @@ fn default_shape(vocab_size: usize) -> LlamaConfig {
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
         initializer_range: 0.02,
-        parameterization: Parameterization::Dense,
+        parameterization: Parameterization::default(),
     }
 }
 
 /// What the linear layers hold, of the options that are given and the defaults of the others.
 fn parameterization(model: &ModelSection) -> Result<Parameterization, BuildError> {
     let ParameterizationSection { name, options } = &model.parameterization;
-    let slot = SLOTS[0];
-    let Some(list) = slot.options(name) else {
-        return Err(BuildError::Settings(format!(
-            "model.parameterization.name = {name}: must be one of {}",
-            slot.names().join(", ")
-        )));
-    };
-    let mut values = list
-        .configure::<Map<String, Value>>(name, options)
-        .map_err(|error| error.under("model.parameterization.options"))?;
-    values.insert("name".into(), name.as_str().into());
-    serde_json::from_value(Value::Object(values))
-        .map_err(|error| BuildError::Settings(format!("model.parameterization.name = {name}: {error}")))
+    let parsed = entry(name)?.parse(options);
+    Ok(parsed.map_err(|error| error.under("model.parameterization.options"))?)
+}
+
+fn entry(name: &str) -> Result<&'static ParameterizationEntry, BuildError> {
+    Ok(ParameterizationEntry::find(name).map_err(ModelError::from)?)
 }
 
 /// The folder of a model to go on from, when the section names one rather than a shape.
@@ -57,20 +51,23 @@ pub fn model_folder(model: &ModelSection) -> Option<&Path> {
 pub fn model_config(model: &ModelSection, vocab_size: usize, separator: Option<u32>) -> Result<HubConfig, BuildError> {
     if let Some(folder) = model_folder(model) {
         let mut hub = ModelFolder::open(folder)?.config;
-        let kept = match model.parameterization.name == "relora" {
+        let spec = entry(&model.parameterization.name)?.spec();
+        let kept = match spec.starts_from_dense {
             true => ModelSection { name: String::new(), ..shapeless(model) },
             false => ModelSection::default(),
         };
         if (ModelSection { name: String::new(), ..model.clone() }) != kept {
             return Err(BuildError::Settings(format!(
-                "model.name = {} is a folder with a shape of its own; take the other model.* keys away (relora, which stands on a dense model, may stay)",
-                folder.display()
+                "model.name = {} is a folder with a shape of its own; remove the other model.* keys ({}, which starts from a dense model, may stay)",
+                folder.display(),
+                parameterizations(|spec| spec.starts_from_dense)
             )));
         }
-        if model.parameterization.name == "relora" {
-            if hub.llama.parameterization != Parameterization::Dense {
+        if spec.starts_from_dense {
+            if !hub.llama.parameterization.is_dense() {
                 return Err(BuildError::Settings(format!(
-                    "model.parameterization.name = relora stands on a dense model; the layers of {} are {}: go on with them without that key, or `lowrank export` first",
+                    "model.parameterization.name = {} starts from a dense model; the layers of {} are {}: continue with them without that key, or run `lowrank export` first",
+                    spec.name,
                     folder.display(),
                     hub.llama.parameterization.name()
                 )));
@@ -104,6 +101,12 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: Option<u
     llama.validate()?;
     let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), Value::from(separator)));
     Ok(HubConfig { llama, extra: Map::from_iter(extra) })
+}
+
+/// The names of the parameterizations with a property.
+pub(super) fn parameterizations(holds: fn(&ParameterizationSpec) -> bool) -> String {
+    let specs = PARAMETERIZATIONS.iter().map(|entry| entry.spec());
+    specs.filter(|spec| holds(spec)).map(|spec| spec.name).collect::<Vec<_>>().join(", ")
 }
 
 /// The section without the keys that give a shape.

@@ -2,14 +2,13 @@
 
 use burn::optim::ModuleOptimizer;
 use lowrank_models::adapter::Rule;
-use lowrank_models::{Llama, Parameterization};
-use lowrank_optim::loro::{LoroConfig, LoroSteps};
+use lowrank_models::linear::{OptimizerRequest, RunFacts};
+use lowrank_models::{Llama, LlamaSteps};
 use lowrank_optim::registry::{self, Options};
-use lowrank_optim::{Hooks, MomentResets, StateMeter, Stepped};
+use lowrank_optim::{Hooks, OptimError, StateMeter, Stepped};
 
 use super::BuildError;
 use crate::config::Config;
-use crate::engine::Cycle;
 
 /// What turns gradients into updates.
 pub struct Optimizer {
@@ -41,13 +40,7 @@ pub fn usual_rank(config: &mut Config, hidden_size: usize) -> Option<usize> {
 }
 
 /// The optimizer of the configuration for what of this model is trained.
-pub fn optimizer(
-    config: &Config,
-    rule: &Rule,
-    model: &Llama,
-    cycle: &Cycle,
-    meter: &StateMeter,
-) -> Result<Optimizer, BuildError> {
+pub fn optimizer(config: &Config, rule: &Rule, model: &Llama, meter: &StateMeter) -> Result<Optimizer, BuildError> {
     let section = &config.optimizer;
     let method = registry::optimizer(&section.name)?;
     let options = optimizer_options(config);
@@ -59,65 +52,29 @@ pub fn optimizer(
     if !section.exclude.is_empty() {
         hidden = hidden.excluding(&section.exclude)?;
     }
-    let (optimizer, parameters) = match cycle {
-        Cycle::None => method.init(&options, &hidden, meter)?,
-        Cycle::ReLora { resets, .. } => method.init_resettable(&options, &hidden, meter, resets)?,
-        Cycle::Loro { steps, .. } => loro(config, &options, model)?.init(&hidden, meter, steps)?,
-    };
+    let run = RunFacts { seed: config.train.seed, width: model.config().hidden_size };
+    let steps = model.config().parameterization.method().steps(run);
+    let (optimizer, parameters) = match &steps {
+        Some(steps) => steps.optimizer(&OptimizerRequest {
+            method,
+            options: &options,
+            include: &section.include,
+            exclude: &section.exclude,
+            parameters: &hidden,
+            meter,
+        }),
+        None => method.init(&options, &hidden, meter),
+    }
+    .map_err(|error| match error {
+        OptimError::Option(error) => OptimError::Option(error.under("optimizer")),
+        other => other,
+    })?;
     let mut hooks = Hooks::new();
     if let Some(rule) = rule.gradient_rule(model, &options, meter)? {
         hooks = hooks.with(rule);
     }
-    Ok(Optimizer { optimizer, hooks: hooks.with(cycle.clone()), parameters })
-}
-
-/// The optimizer that belongs to LORO, with the options that are given.
-fn loro(config: &Config, options: &Options, model: &Llama) -> Result<LoroConfig, BuildError> {
-    let refuse = |key: &str, value: &str, reason: &str| {
-        Err(BuildError::Settings(format!(
-            "optimizer.{key} = {value} with model.parameterization.name = loro: {reason}"
-        )))
-    };
-    let section = &config.optimizer;
-    if section.name != "adamw" {
-        return refuse("name", &section.name, "its exact steps are made of the moments of Adam; take adamw");
+    if let Some(steps) = steps {
+        hooks = hooks.with(LlamaSteps(steps));
     }
-    for (key, pattern) in [("include", &section.include), ("exclude", &section.exclude)] {
-        if !pattern.is_empty() {
-            return refuse(key, pattern, "both factors of every layer are stepped together; take it away");
-        }
-    }
-    let Parameterization::Loro { rank, lr_scaler, .. } = model.config().parameterization else {
-        unreachable!("the cycle was made of the parameterization");
-    };
-    let own_scale = rank as f64 / model.config().hidden_size as f64;
-    let mut loro = LoroConfig::new(if lr_scaler == -1.0 { own_scale } else { lr_scaler });
-    for (key, value) in options {
-        let field = match key.as_str() {
-            "beta_1" => &mut loro.adam.beta_1,
-            "beta_2" => &mut loro.adam.beta_2,
-            "epsilon" => &mut loro.adam.epsilon,
-            "weight_decay" => &mut loro.adam.weight_decay,
-            _ => return refuse(key, &value.to_string(), "it has beta_1, beta_2, epsilon and weight_decay"),
-        };
-        *field = match value {
-            serde_json::Value::Number(number) => number.as_f64().unwrap_or_default(),
-            _ => return refuse(key, &value.to_string(), "it must be a number"),
-        };
-    }
-    Ok(loro)
-}
-
-/// What the parameterization does around updates.
-pub fn cycle(config: &Config, parameterization: &Parameterization) -> Cycle {
-    match parameterization {
-        Parameterization::ReLora { reset_every, reset, .. } => Cycle::ReLora {
-            every: *reset_every,
-            keep: *reset,
-            seed: config.train.seed,
-            resets: MomentResets::default(),
-        },
-        Parameterization::Loro { exact_every, .. } => Cycle::Loro { every: *exact_every, steps: LoroSteps::default() },
-        _ => Cycle::None,
-    }
+    Ok(Optimizer { optimizer, hooks, parameters })
 }

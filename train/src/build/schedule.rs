@@ -3,6 +3,7 @@
 use lowrank_models::Parameterization;
 
 use super::BuildError;
+use super::model::parameterizations;
 use crate::config::Config;
 use crate::engine::{Restarts, Schedule, ScheduleKind};
 
@@ -17,34 +18,32 @@ pub fn schedule(
     let name = parameterization.name();
     let refuse = |reason: String| Err(BuildError::Settings(reason));
     let jagged = section.kind == ScheduleKind::CosineRestarts;
-    let restarts = match parameterization {
-        Parameterization::ReLora { reset_every, .. } if *reset_every <= warmup_steps => {
+    let restarts = match parameterization.method().restarts() {
+        Some(plan) if plan.every <= warmup_steps && !plan.in_warmup => {
             return refuse(format!(
-                "model.reset_every = {reset_every}: the first restart would come inside the {warmup_steps} steps of schedule.warmup_steps; raise one or lower the other"
+                "model.parameterization.options.{} = {}: the first restart would come inside the {warmup_steps} steps of schedule.warmup_steps; raise one or lower the other",
+                parameterization.spec().period.unwrap_or(name),
+                plan.every
             ));
         }
-        Parameterization::ReLora { .. } if !jagged => {
+        Some(plan) if plan.needs_zero_rate && !jagged => {
             return refuse(format!(
                 "schedule.kind with {name}: a restart needs a learning rate that falls to 0 and comes back; set schedule.kind=cosine-restarts"
             ));
         }
-        Parameterization::ReLora { reset_every, restart_warmup, .. } => Restarts {
-            every: *reset_every,
-            warmup_steps: *restart_warmup,
+        Some(plan) => Restarts {
+            every: plan.every,
+            warmup_steps: plan.warmup_steps,
             adjust_steps: section.adjust_steps,
-            in_warmup: false,
+            in_warmup: plan.in_warmup,
         },
-        // All state begins anew after an exact step, also where the first warm-up has not come to its end.
-        Parameterization::Loro { exact_every, restart_warmup, .. } => Restarts {
-            every: *exact_every,
-            warmup_steps: *restart_warmup,
-            adjust_steps: section.adjust_steps,
-            in_warmup: true,
-        },
-        _ if jagged => {
-            return refuse(format!("schedule.kind = cosine-restarts: {name} has no restarts; relora and loro have"));
+        None if jagged => {
+            return refuse(format!(
+                "schedule.kind = cosine-restarts: {name} has no restarts; parameterizations with restarts: {}",
+                parameterizations(|spec| spec.period.is_some())
+            ));
         }
-        _ => Restarts::default(),
+        None => Restarts::default(),
     };
     if jagged && section.final_fraction == 0.0 {
         return refuse(

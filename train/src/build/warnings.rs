@@ -1,6 +1,6 @@
 //! Settings that are allowed and probably not meant.
 
-use lowrank_models::{LlamaConfig, Parameterization};
+use lowrank_models::LlamaConfig;
 
 use crate::config::Config;
 
@@ -15,28 +15,31 @@ pub fn warnings(config: &Config, llama: &LlamaConfig, total_steps: Option<u64>) 
     }
     let parameterization = &llama.parameterization;
     let name = parameterization.name();
-    let wide = |[d_in, d_out]: &[usize; 2]| {
-        let held = parameterization.values(*d_in, *d_out) + parameterization.positions(*d_in, *d_out);
-        *parameterization != Parameterization::Dense && held >= d_in * d_out
+    let method = parameterization.method();
+    let wide = |shape: &[usize; 2]| {
+        let held = method.values(*shape) + method.positions(*shape);
+        !parameterization.is_dense() && held >= shape[0] * shape[1]
     };
-    if let Some([d_in, d_out]) = llama.block_shapes().find(wide) {
+    if let Some(shape @ [d_in, d_out]) = llama.block_shapes().find(wide) {
         warnings.push(format!(
             "{name} saves nothing: in place of the {} values of a {d_in} x {d_out} weight it trains {} and keeps {} positions; lower the rank or the density",
             d_in * d_out,
-            parameterization.values(d_in, d_out),
-            parameterization.positions(d_in, d_out)
+            method.values(shape),
+            method.positions(shape)
         ));
     }
-    if let (Parameterization::ReLora { reset_every, .. }, Some(steps)) = (parameterization, total_steps) {
-        if !steps.is_multiple_of(*reset_every) {
+    let plan = method.restarts().filter(|plan| plan.needs_zero_rate);
+    if let (Some(plan), Some(period), Some(steps)) = (plan, parameterization.spec().period, total_steps) {
+        let period = format!("model.parameterization.options.{period} = {}", plan.every);
+        if !steps.is_multiple_of(plan.every) {
             warnings.push(format!(
-                "the {steps} steps of the run are no multiple of model.parameterization.options.reset_every = {reset_every}: the last cycle has {} steps",
-                steps % reset_every
+                "the {steps} steps of the run are no multiple of {period}: the last cycle has {} steps",
+                steps % plan.every
             ));
         }
-        if !config.schedule.adjust_steps.is_multiple_of(*reset_every) {
+        if !config.schedule.adjust_steps.is_multiple_of(plan.every) {
             warnings.push(format!(
-                "schedule.adjust_steps = {} is no multiple of model.parameterization.options.reset_every = {reset_every}: the learning rate is not 0 where the factors restart",
+                "schedule.adjust_steps = {} is no multiple of {period}: the learning rate is not 0 where the factors restart",
                 config.schedule.adjust_steps
             ));
         }

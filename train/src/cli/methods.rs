@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lowrank_models::adapter::{Alpha, RULES, Rank, STRUCTURES, StructureEntry};
-use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
+use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry};
 use lowrank_optim::registry::{Entry, METHODS, OptionSpec, optimizer as find_optimizer};
 
 use super::output::{print, table};
@@ -40,7 +40,8 @@ fn all() -> String {
         .map(|method| [method.name.into(), method.memory.into(), paper(method.papers[0].place), method.summary.into()]);
     let parameterizations = PARAMETERIZATIONS
         .iter()
-        .map(|method| [method.name.into(), method.values.into(), paper(method.arxiv), method.title.into()]);
+        .map(|entry| entry.spec())
+        .map(|spec| [spec.name.into(), spec.memory.into(), paper(spec.papers[0].place), spec.summary.into()]);
     let adapters = STRUCTURES.iter().map(|StructureEntry { spec, .. }| {
         let stores = if spec.stores.is_empty() { "-" } else { spec.stores };
         let merges = if spec.merges.is_ok() { "yes" } else { "no" };
@@ -51,7 +52,7 @@ fn all() -> String {
         listed("Optimizers (--optimizer NAME)", ["NAME", "STATE", "PAPER", "WHAT IT DOES"], optimizers),
         listed(
             "Parameterizations of the linear layers (--parameterization NAME), in place of a d_in x d_out weight",
-            ["NAME", "VALUES", "PAPER", "TITLE"],
+            ["NAME", "VALUES", "PAPER", "WHAT IT IS"],
             parameterizations,
         ),
         listed(
@@ -65,8 +66,8 @@ fn all() -> String {
 }
 
 fn one(name: &str) -> Result<String, BuildError> {
-    if let Some(method) = PARAMETERIZATIONS.iter().find(|method| method.name == name) {
-        return Ok(parameterization(method));
+    if let Ok(entry) = ParameterizationEntry::find(name) {
+        return Ok(parameterization(entry));
     }
     if let Some(entry) = STRUCTURES.iter().find(|entry| entry.spec.name == name) {
         return Ok(adapter(entry));
@@ -85,22 +86,12 @@ fn found(place: &str) -> String {
     }
 }
 
-fn parameterization(method: &ParameterizationMethod) -> String {
-    let mut text = format!(
-        "{}\nPaper: {} ({})\nIn place of a d_in x d_out weight: {}\n\nOptions, as model.NAME:\n",
-        method.name,
-        method.title,
-        found(method.arxiv),
-        method.values
-    );
-    text.push_str(&options(method.options.iter().map(|(name, default, help)| (*name, default.to_string(), *help))));
-    text
-}
-
-/// Lines of options with defaults.
-fn options<'a>(options: impl Iterator<Item = (&'a str, String, &'a str)>) -> String {
-    let row = |(name, default, help)| vec![format!("  {name}"), format!("default {default}"), String::from(help)];
-    table(&options.map(row).collect::<Vec<_>>())
+fn parameterization(entry: &ParameterizationEntry) -> String {
+    let spec = entry.spec();
+    let paper = spec.papers[0];
+    let memory = format!("In place of a d_in x d_out weight: {}\n", spec.memory);
+    format!("{}: {}\nPaper: {} ({})\n{memory}", spec.name, spec.summary, paper.title, paper.cited())
+        + &stated("model.parameterization.options", spec)
 }
 
 fn adapter(entry: &StructureEntry) -> String {
@@ -154,23 +145,13 @@ fn stated(section: &str, entry: &Entry) -> String {
 
 fn optimizer(name: &str) -> Result<String, BuildError> {
     let method = find_optimizer(name)?;
-    let mut text = format!(
-        "{}: {}\nPaper: {} ({})\nState of an R x C matrix: {} (values of 4 bytes where nothing else is said)\n\nOptions, as optimizer.NAME:\n",
+    let text = format!(
+        "{}: {}\nPaper: {} ({})\nState of an R x C matrix: {} (in f32 values unless stated otherwise)\n",
         method.name,
         method.summary,
         method.papers[0].title,
         method.papers[0].cited(),
         method.memory
     );
-    let mut rows = Vec::new();
-    for option in method.options().iter() {
-        rows.push(vec![
-            format!("  {}", option.name),
-            option.default_text(),
-            option.allowed.to_string(),
-            option.help.clone(),
-        ]);
-    }
-    text.push_str(&table(&rows));
-    Ok(text)
+    Ok(text + &stated("optimizer.options", method))
 }

@@ -17,7 +17,7 @@ Examples:
   lowrank pretrain --data books/ --model llama-20m --steps 5000 --out runs/books
   lowrank pretrain --data stories.jsonl --set data.field=story --set tokenizer.vocab_size=8192
   lowrank pretrain --resume --out runs/books
-  lowrank pretrain --parameterization relora --model runs/books/checkpoints/step-005000
+  lowrank pretrain --parameterization low-rank --set model.parameterization.options.rank=64
   lowrank pretrain --config run.toml --set optimizer.options.beta_2=0.99
 
 Flags win over --set, --set over the file of --config, the file over the defaults. docs/configuration.md lists all keys.
@@ -26,7 +26,7 @@ pub struct Args {
     /// Named shape such as llama-9m, or a Hugging Face model folder to go on from
     #[arg(long)]
     model: Option<String>,
-    /// What the linear layers hold: dense, low_rank, sltrain, cola, lost, relora, loro; see `lowrank methods`
+    /// Parameterization of the linear layers, see `lowrank methods`
     #[arg(long, value_name = "NAME")]
     parameterization: Option<String>,
     /// Text: a file or folder; may be repeated

@@ -1,7 +1,7 @@
 //! Methods that sections name, and their options.
 
 use lowrank_models::adapter::{RULES, STRUCTURES, StructureEntry};
-use lowrank_models::linear::PARAMETERIZATIONS;
+use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry};
 use lowrank_optim::registry::{Kind, METHODS, OptionList, nearest};
 
 /// A section with a `name` and `options`.
@@ -31,7 +31,7 @@ impl Slot {
     pub fn names(self) -> Vec<&'static str> {
         match self.kind {
             Kind::Optimizer => METHODS.iter().map(|method| method.name).collect(),
-            Kind::Parameterization => PARAMETERIZATIONS.iter().map(|method| method.name).collect(),
+            Kind::Parameterization => PARAMETERIZATIONS.iter().map(|entry| entry.spec().name).collect(),
             Kind::Structure => STRUCTURES.iter().map(|entry| entry.spec.name).collect(),
             Kind::Rule => RULES.iter().map(|entry| entry.name).collect(),
             _ => Vec::new(),
@@ -42,21 +42,12 @@ impl Slot {
     pub fn options(self, name: &str) -> Option<OptionList> {
         match self.kind {
             Kind::Optimizer => METHODS.iter().find(|method| method.name == name).map(|method| method.options()),
-            Kind::Parameterization => {
-                let method = PARAMETERIZATIONS.iter().find(|method| method.name == name)?;
-                Some(stated(method.options))
-            }
+            Kind::Parameterization => ParameterizationEntry::find(name).ok().map(|entry| entry.spec().options()),
             Kind::Structure => StructureEntry::find(name).ok().map(|structure| structure.entry.options()),
             Kind::Rule => RULES.iter().find(|entry| entry.name == name).map(|entry| entry.options()),
             _ => None,
         }
     }
-}
-
-fn stated(options: &'static [(&'static str, &'static str, &'static str)]) -> OptionList {
-    // Words are no JSON.
-    let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::from(text));
-    OptionList::stated(options.iter().map(|(name, default, help)| (*name, value(default), *help)))
 }
 
 /// Where an option of any method that was typed in a section of its own has to be written.
@@ -79,5 +70,5 @@ pub fn nearest_key(key: &str, known: &[String]) -> Option<String> {
 
 /// Whether a parameterization restarts, and the learning rate with it.
 pub fn restarts(name: &str) -> bool {
-    PARAMETERIZATIONS.iter().any(|method| method.name == name && method.restarts)
+    ParameterizationEntry::find(name).is_ok_and(|entry| entry.spec().period.is_some())
 }

@@ -1,7 +1,6 @@
 //! The training engine: steps, schedule, evaluation and samples. It knows nothing of files, the terminal or TensorBoard.
 
 mod activations;
-mod cycle;
 mod error;
 mod evaluate;
 mod means;
@@ -15,7 +14,6 @@ mod segments;
 mod trainer;
 mod updates;
 
-pub use cycle::Cycle;
 pub use error::TrainError;
 pub use evaluate::{Evaluation, evaluate};
 pub use options::{BackwardMode, TrainerOptions};

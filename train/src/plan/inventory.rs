@@ -58,11 +58,10 @@ impl Inventory {
             dense_updates: report.iter().map(dense_updates).sum(),
         };
         let meter = StateMeter::new();
-        let cycle = build::cycle(config, &llama.parameterization);
         let method = find(&config.optimizer.name)?;
         let options = build::optimizer_options(config);
         let options = rule.options(method.name, options)?;
-        for stepped in build::optimizer(config, rule, &model, &cycle, &meter)?.parameters {
+        for stepped in build::optimizer(config, rule, &model, &meter)?.parameters {
             let parameter = &stepped.parameter;
             let values: usize = parameter.shape.iter().product();
             let shape = match parameter.shape.as_slice() {

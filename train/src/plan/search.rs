@@ -1,5 +1,6 @@
 //! What could be done to make a run fit, and which of it changes least.
 
+use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_optim::registry::{METHODS, Method};
 
 use super::Forecast;
@@ -77,7 +78,7 @@ const CHECKPOINTED: f64 = 1.0;
 const SPLIT: f64 = 0.1;
 const SMALLER_STATE: f64 = 2.0;
 const PER_LAYER: f64 = 4.0;
-const SPARSE: f64 = 8.0;
+const SMALLER: f64 = 8.0;
 const FEWER: f64 = 16.0;
 
 /// All ways to run within the freedom, those that change least first. Ways that are refused are left out; when all are, the first refusal is given.
@@ -113,11 +114,15 @@ fn variations(config: &Config, freedom: Freedom, hidden_size: usize) -> Vec<(Con
         }
     };
     vary(freedom.parameterization && config.model.parameterization.name == "dense", &|config| {
-        let mut sparse = config.clone();
-        sparse.model.parameterization.name = "sltrain".into();
-        // A quarter of the width, as in the papers.
-        sparse.model.parameterization.options.insert("rank".into(), (hidden_size / 4).max(1).into());
-        vec![(sparse, SPARSE)]
+        let offered =
+            PARAMETERIZATIONS.iter().filter_map(|entry| Some((entry.spec().name, entry.spec().saves_memory?)));
+        let with = |(name, divisor): (&str, usize)| {
+            let mut smaller = config.clone();
+            smaller.model.parameterization.name = name.into();
+            smaller.model.parameterization.options.insert("rank".into(), (hidden_size / divisor).max(1).into());
+            (smaller, SMALLER)
+        };
+        offered.map(with).collect()
     });
     vary(freedom.optimizer, &|config| {
         let smaller = METHODS.iter().filter(|method| method.saves_state_of == Some(config.optimizer.name.as_str()));

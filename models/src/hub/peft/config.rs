@@ -14,7 +14,7 @@ use lowrank_adapters::{AdapterConfig, NamePattern, Scaling, Targets};
 /// A configuration that has been read.
 pub(super) struct Read {
     pub config: AdapterConfig,
-    /// How `peft` stores the structure; none for folders of our own.
+    /// Layout in which `peft` stores the structure; none for folders of our own.
     pub layout: Option<&'static Layout>,
     pub base_model: Option<String>,
     /// Modules whose weights are in the file.
@@ -118,7 +118,7 @@ fn start(key: &str, keys: &mut Keys) -> Result<String, String> {
             name if name == "pissa" || name.starts_with("pissa_niter_") => "pissa".into(),
             name => {
                 return Err(format!(
-                    "{key} is \"{name}\", which changes the base weights in a way that the folder does not tell; let peft save it converted \
+                    "{key} is \"{name}\", which changes the base weights in a way that the folder does not state; let peft save it converted \
                      (path_initial_model_for_weight_conversion)"
                 ));
             }
@@ -145,7 +145,7 @@ fn check_layers(pattern: &Targets) -> Result<(), String> {
 /// A configuration to write: everything in it is resolved.
 pub(super) struct Written<'a> {
     pub config: &'a AdapterConfig,
-    /// How `peft` stores the structure, and keys of its options; none for folders of our own.
+    /// Layout in which `peft` stores the structure, and keys of its options; none for folders of our own.
     pub layout: Option<Stored>,
     /// Paths of the adapted layers.
     pub paths: Vec<&'a str>,
@@ -182,7 +182,7 @@ impl Written<'_> {
             Some((layout, more)) => {
                 put("peft_type", json!(layout.types[0]));
                 put(layout.dropout, json!(config.dropout));
-                // A start that changes the base is told; the tensors are there whatever the start was.
+                // An initialisation that changes the base is reported; the tensors are there in any case.
                 let init =
                     if matches!(config.init.as_str(), "pissa" | "olora") { json!(config.init) } else { json!(true) };
                 put(layout.init, init);
@@ -225,7 +225,7 @@ impl Written<'_> {
         }
     }
 
-    /// What was asked for; the layers one by one where `peft` has no words for it.
+    /// The targets as given; the layers one by one where `peft` cannot express them.
     fn targets(&self) -> Value {
         match (&self.config.targets, &self.config.exclude, &self.config.layers) {
             (Targets::Names(names), None, None) => json!(names),

@@ -1,4 +1,4 @@
-//! What readers and writers of adapter folders share: names in them, marks, and the adapter of a name on a model.
+//! Parts shared by reading and writing adapter folders: file names, marks, and the adapter of a name on a model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use lowrank_adapters::{AdapterOptions, Attached, Scaling, Size, each_adapter};
 pub(super) const CONFIG: &str = "adapter_config.json";
 /// Name of the tensors.
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
-/// What stands before the path of a layer in the name of a tensor.
+/// Prefix of the path of a layer in the name of a tensor.
 pub(super) const MODEL: &str = "base_model.model.";
-/// What stands before the name of a tensor that all layers share.
+/// Prefix of the name of a tensor that all layers share.
 pub(super) const SHARED: &str = "base_model.";
 /// Our key in the configuration and in the header of the tensors.
 pub(super) const OURS: &str = "lowrank";
 
-/// What `peft` has no key for.
+/// Settings that `peft` has no key for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ours {
     pub structure: String,
@@ -30,12 +30,12 @@ pub(super) struct Ours {
     pub options: AdapterOptions,
 }
 
-/// What the header of the tensors says beside them.
+/// Metadata in the header of the tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Mark {
     /// Number of the base weights that the adapter was trained on.
     pub base: Option<String>,
-    /// Number of the tensors that all layers share, where they are not in the file but made again from the seed.
+    /// Number of the tensors that all layers share, where they are not in the file but recomputed from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
     /// Rank and scale of layers where the configuration gives others: the adapter changed its size in a run.

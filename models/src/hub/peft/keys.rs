@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use lowrank_adapters::Targets;
 
-/// What has not been taken yet, and what there is to tell.
+/// Keys that were not used yet, and warnings.
 pub(super) struct Keys {
     map: Map<String, Value>,
     pub warnings: Vec<String>,
@@ -121,7 +121,7 @@ impl Keys {
         Ok((!numbers.is_empty()).then_some(numbers))
     }
 
-    /// Refuses what changes the arithmetic in a way that is not to be had here, and warns of keys that nobody took.
+    /// Rejects settings that change the arithmetic in an unsupported way, and warns about unused keys.
     pub fn finish(mut self) -> Result<Vec<String>, String> {
         for key in REFUSED {
             if let Some(value) = self.map.remove(key)

@@ -1,11 +1,11 @@
-//! Which structures `peft` has, and under which names: the table.
+//! Table of the structures that `peft` supports and of their names there.
 
 use serde_json::{Value, json};
 
 use super::keys::Keys;
 use lowrank_adapters::{AdapterConfig, AdapterOptions};
 
-/// How `peft` stores a structure.
+/// Layout in which `peft` stores a structure.
 #[derive(Debug)]
 pub(super) struct Layout {
     /// Name of the structure.
@@ -24,7 +24,7 @@ pub(super) struct Layout {
     pub dropout: &'static str,
     /// Key of the start.
     pub init: &'static str,
-    /// Whether ranks and alphas may differ by layer, and the scale may be stabilised.
+    /// Ranks and alphas may differ by layer, and the scale may be stabilised.
     pub patterns: bool,
     /// Key of the seed; none where nothing is drawn that the file has not.
     pub seed: Option<&'static str>,
@@ -168,7 +168,7 @@ impl Layout {
         })
     }
 
-    /// The field of a layer's tensor by what follows the path of the layer in its name. The name of an adapter may stand before the ending.
+    /// The field of a layer's tensor by what follows the path of the layer in its name. The name of an adapter may precede the ending.
     pub fn field(&self, rest: &str) -> Option<&'static str> {
         self.tensors.iter().find(|(_, name)| is_named(rest, name)).map(|(field, _)| *field)
     }
@@ -184,7 +184,7 @@ impl Layout {
     }
 }
 
-/// Whether a tensor has a name, as it stands or with the name of an adapter inside: `lora_A.default.weight`.
+/// Returns true if a tensor has this name, as it is or with the name of an adapter inside: `lora_A.default.weight`.
 fn is_named(rest: &str, name: &str) -> bool {
     const ENDING: &str = ".weight";
     let (stem, ending) = match name.strip_suffix(ENDING) {

@@ -1,9 +1,9 @@
 //! Adapter folders as Python's `peft` writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! What `peft` has is exchanged in its names and layouts (`layout.rs` lists them). What it has not goes through the same kind of folder with a
-//! `peft_type` of its own, so that `peft` refuses it; options then stand under the key `lowrank` of the configuration. What `peft` has no key for
-//! stands in the header of the tensors: a number for the base weights that the adapter was trained on, seeds and options. Files without it are
-//! read as well.
+//! Structures that `peft` supports are exchanged in its names and layouts (`layout.rs` lists them). Others use the same kind of folder with a
+//! `peft_type` of their own, so that `peft` rejects it, and options under the key `lowrank` of the configuration. The header of the tensors holds
+//! what `peft` has no key for: a fingerprint of the base weights that the adapter was trained on, seeds and options. Files without it are read
+//! as well.
 
 mod brought;
 mod config;

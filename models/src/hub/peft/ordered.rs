@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Keys and values as they stand in the file: of patterns that match, the first counts.
+/// Keys and values in the order of the file: of several patterns that match, the first counts.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Ordered<T>(pub Vec<(String, T)>);
 

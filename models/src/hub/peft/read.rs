@@ -23,11 +23,11 @@ use lowrank_adapters::{
 #[derive(Debug)]
 pub struct PeftFolder {
     pub(super) dir: PathBuf,
-    /// What the adapter is.
+    /// Configuration of the adapter.
     pub config: AdapterConfig,
     /// The model that it was trained on, as the folder names it.
     pub base_model: Option<String>,
-    /// What was passed over, one line each.
+    /// Warnings about ignored settings, one line each.
     pub warnings: Vec<String>,
     pub(super) layout: Option<&'static Layout>,
     pub(super) mark: Mark,
@@ -47,7 +47,7 @@ struct Distributed {
     problems: Vec<(String, String)>,
 }
 
-/// Where a tensor of the file belongs.
+/// Destination of a tensor of the file.
 enum Belongs {
     Layer(String, String),
     All(&'static str, Option<usize>),
@@ -100,7 +100,7 @@ impl PeftFolder {
         Ok(Self::open(&adapter_dir(dir, name)?)?.named(name))
     }
 
-    /// With another name, which tells it from other adapters of the same model.
+    /// With another name, which distinguishes it from other adapters of the same model.
     pub fn named(mut self, name: &str) -> Self {
         self.config.name = name.to_string();
         self
@@ -226,7 +226,7 @@ impl PeftFolder {
                     true => {
                         "is an adapter of the embedding, which cannot be read: let peft merge it (merge_and_unload)"
                     }
-                    false => "has no place: the model has no such layer, or the adapter no such tensor",
+                    false => "does not fit: the model has no such layer, or the adapter no such tensor",
                 };
                 problems.push((name, reason.into()));
                 continue;
@@ -236,7 +236,7 @@ impl PeftFolder {
                 Belongs::Layer(path, field) => {
                     let layer: &mut GivenTensors = tensors.entry(path).or_default();
                     if layer.insert(field, TensorData::new(values, shape)).is_some() {
-                        problems.push((name, "stands in the file twice, under the names of two adapters".into()));
+                        problems.push((name, "is in the file twice, under the names of two adapters".into()));
                     }
                 }
                 Belongs::All(field, axis) => {
@@ -258,7 +258,7 @@ impl PeftFolder {
         }
         for (field, name, _) in self.layout.iter().flat_map(|layout| layout.shared) {
             if !shared.contains_key(*field) {
-                let reason = "is missing; it cannot be made again from its seed: let peft save with save_projection";
+                let reason = "is missing; it cannot be recomputed from its seed: let peft save with save_projection";
                 problems.push((format!("{SHARED}{name}"), reason.into()));
             }
         }
@@ -312,7 +312,7 @@ impl PeftFolder {
             false => Err(ModelError::File {
                 path: self.dir.join(WEIGHTS),
                 reason: format!(
-                    "needs tensors that are made again from seed {}, and they have changed (number {written}, now {}): it was written by \
+                    "needs tensors that are recomputed from seed {}, and they have changed (number {written}, now {}): it was written by \
                      another version of this program",
                     self.config.seed,
                     here.as_deref().unwrap_or("none")
@@ -325,7 +325,7 @@ impl PeftFolder {
         matches!(self.config.init.as_str(), "pissa" | "olora")
     }
 
-    /// Whether the part of the base that the factors began as is not in the file.
+    /// Returns true if the part of the base that the factors started from is not in the file.
     pub(super) fn recomputes_start(&self) -> bool {
         self.begins_as_part() && !self.files.shapes().any(|(name, _)| name.ends_with(".origin.a"))
     }
@@ -333,7 +333,7 @@ impl PeftFolder {
     fn told_of_start(mut self) -> Self {
         if self.recomputes_start() {
             self.warnings.push(format!(
-                "the adapter began as part of the base weights ({}), and that part is not in the file: it is computed again from the base; \
+                "the adapter started as part of the base weights ({}), and that part is not in the file: it is recomputed from the base; \
                  where peft computed it by approximation, the adapted weights differ a little",
                 self.config.init
             ));
@@ -341,7 +341,7 @@ impl PeftFolder {
         self
     }
 
-    /// Gives each layer the product that a fresh adapter begins with.
+    /// Gives each layer the product that a new adapter starts from.
     fn recompute_start<M: Module>(
         &self,
         module: &M,
@@ -359,7 +359,7 @@ impl PeftFolder {
         Ok(())
     }
 
-    /// What is wrong with tensors, under their names in the file; other errors as they are.
+    /// Problems of tensors, under their names in the file; other errors unchanged.
     fn problems_of(&self, error: AdapterError) -> Result<Vec<(String, String)>, AdapterError> {
         match error {
             AdapterError::Several(errors) => {

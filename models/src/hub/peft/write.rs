@@ -19,10 +19,10 @@ use lowrank_adapters::{
     sizes,
 };
 
-/// How an adapter is written.
+/// Form in which an adapter is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// So that `peft` reads it: in its layout, or as the plain LoRA that it equals. An adapter that is neither is refused.
+    /// Readable by `peft`: in its layout, or as the plain LoRA that it equals. Any other adapter is rejected.
     Peft,
     /// As it is, so that it can be trained further: in the layout of `peft` where that holds all of it.
     Own,
@@ -92,7 +92,7 @@ pub fn save<M: Module>(
     std::fs::write(&path, text).map_err(ModelError::io(path))
 }
 
-/// What goes into a folder.
+/// Content of a folder.
 struct Folder {
     config: AdapterConfig,
     layout: Option<Stored>,
@@ -111,7 +111,7 @@ fn resolved(config: &AdapterConfig) -> AdapterConfig {
         (None, Alpha::Fixed(alpha)) => config.alpha = Some(alpha),
         (None, Alpha::Ranks(times)) => {
             config.alpha = config.rank.map(|rank| times * rank as f64);
-            // Alpha follows the rank of the layer; in a folder it stands for itself.
+            // Alpha follows the rank of the layer; a folder states it by itself.
             for (name, rank) in &config.rank_pattern {
                 if config.alpha_pattern.iter().all(|(known, _)| known != name) {
                     config.alpha_pattern.push((name.clone(), times * *rank as f64));
@@ -145,7 +145,7 @@ fn of_sizes(config: AdapterConfig, sizes: &BTreeMap<String, Size>) -> AdapterCon
     }
 }
 
-/// How `peft` stores an adapter, with the keys of its options: none for structures that it does not have, a reason where it lacks an option.
+/// Layout in which `peft` stores an adapter, with the keys of its options: none for structures that it does not have, a reason where it lacks an option.
 fn layout(config: &AdapterConfig) -> Result<Option<Stored>, String> {
     let Some(layout) = Layout::of(&config.structure) else { return Ok(None) };
     let patterned = !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty());

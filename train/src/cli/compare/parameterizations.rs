@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationMethod};
+use lowrank_models::ModelError;
+use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry};
 use lowrank_optim::registry::optimizer as find;
 
 use super::common::Common;
@@ -16,13 +17,13 @@ use crate::config::bytes;
 
 /// Pretrain the same model with several parameterizations of its linear layers, all of the same rank.
 ///
-/// When the best learning rate is the smallest or the largest one, the next one on that side is tried too. ReLoRA restarts, and LORO takes its exact
-/// step, after each third of the run.
+/// When the best learning rate is the smallest or the largest one, the next one on that side is tried too. Parameterizations with restarts restart
+/// after each third of the run.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lowrank compare parameterizations --steps 400
-  lowrank compare parameterizations dense low_rank sltrain --rank 64 --set model.hidden_size=256
-  lowrank compare parameterizations sltrain --set model.parameterization.options.density=0.1 --out runs/denser")]
+  lowrank compare parameterizations dense low-rank --rank 64 --set model.hidden_size=256
+  lowrank compare parameterizations low-rank --set model.parameterization.options.init=gaussian --out runs/gaussian")]
 pub struct Args {
     /// Parameterizations to compare; none: all of `lowrank methods`
     names: Vec<String>,
@@ -41,25 +42,23 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let optimizer = find(&args.optimizer).map_err(BuildError::from)?;
-    let known = |name: &str| {
-        let all: Vec<&str> = PARAMETERIZATIONS.iter().map(|method| method.name).collect();
-        PARAMETERIZATIONS.iter().find(|method| method.name == name).ok_or_else(|| {
-            BuildError::Settings(format!("there is no parameterization {name}; it is one of {}", all.join(", "))).into()
-        })
+    let known = |name: &str| -> anyhow::Result<&'static ParameterizationEntry> {
+        Ok(ParameterizationEntry::find(name).map_err(|error| BuildError::from(ModelError::from(error)))?)
     };
-    let methods = chosen(&args.names, PARAMETERIZATIONS.iter(), known)?;
-    let contender = |method: &'static ParameterizationMethod| {
+    let entries = chosen(&args.names, PARAMETERIZATIONS.iter(), known)?;
+    let contender = |entry: &'static ParameterizationEntry| {
+        let name = entry.spec().name;
         let mut command = pretraining(optimizer.name, args.steps);
-        command.extend(["--parameterization".into(), method.name.into()]);
-        for setting in settings(method, args.rank, args.steps) {
+        command.extend(["--parameterization".into(), name.into()]);
+        for setting in settings(entry, args.rank, args.steps) {
             command.extend(["--set".into(), setting]);
         }
-        Contender { name: method.name, lrs: usual(optimizer), command }
+        Contender { name, lrs: usual(optimizer), command }
     };
     let comparison = Comparison {
         what: "parameterization",
         folder: "compare-parameterizations",
-        contenders: methods.into_iter().map(contender).collect(),
+        contenders: entries.into_iter().map(contender).collect(),
         most: 6,
         columns: vec![
             Column { title: "against dense", cell: &against_dense },
@@ -78,16 +77,15 @@ fn against_dense(trial: &Trial, rows: &[Row]) -> String {
     dense.map_or_else(String::new, |dense| format!("{:.3} x", trial.loss / dense.loss))
 }
 
-fn settings(method: &ParameterizationMethod, rank: u64, steps: u64) -> Vec<String> {
-    let has = |name: &str| method.options.iter().any(|(option, ..)| *option == name);
+fn settings(entry: &ParameterizationEntry, rank: u64, steps: u64) -> Vec<String> {
     let third = (steps / 3).max(1);
-    let mut settings = Vec::new();
-    if has("rank") {
-        settings.push(format!("model.parameterization.options.rank={rank}"));
+    let mut options = Vec::new();
+    if entry.spec().options().get("rank").is_some() {
+        options.push(format!("rank={rank}"));
     }
-    for cycle in ["reset_every", "exact_every"].into_iter().filter(|cycle| has(cycle)) {
-        settings.push(format!("model.parameterization.options.{cycle}={third}"));
-        settings.push(format!("model.parameterization.options.restart_warmup={}", third / 10));
+    if let Some(period) = entry.spec().period {
+        options.push(format!("{period}={third}"));
+        options.push(format!("restart_warmup={}", third / 10));
     }
-    settings
+    options.into_iter().map(|option| format!("model.parameterization.options.{option}")).collect()
 }
