@@ -142,9 +142,8 @@ impl Dct {
             || {
                 // Rounding errors of a shared transform are as large as the larger row asks for: powers of two, which are exact, make both alike.
                 let (largest_a, largest_b) = (largest(a), largest(b));
-                let apart = binary_exponent(largest_a) - binary_exponent(largest_b);
-                let scaled =
-                    apart != 0 && [largest_a, largest_b].iter().all(|largest| *largest > 0.0 && largest.is_finite());
+                let apart = (largest_a >> 23) as i32 - (largest_b >> 23) as i32;
+                let scaled = apart != 0 && [largest_a, largest_b].iter().all(|bits| (1..INFINITE).contains(bits));
                 let scale = if scaled { power_of_two(apart.clamp(-126, 126)) } else { 1.0 };
                 if scaled {
                     b.iter_mut().for_each(|x| *x *= scale);
@@ -157,10 +156,10 @@ impl Dct {
                 if scaled {
                     b.iter_mut().for_each(|x| *x /= scale);
                 }
-                if largest_a == 0.0 {
+                if largest_a == 0 {
                     a.fill(0.0);
                 }
-                if largest_b == 0.0 {
+                if largest_b == 0 {
                     b.fill(0.0);
                 }
             },
@@ -221,17 +220,14 @@ impl Dct {
     }
 }
 
-/// Largest absolute value of a row.
+/// Bits of the largest absolute value of a row, which are in the order of the values; those of NaN are the largest.
 #[inline(always)]
-fn largest(row: &[f32]) -> f32 {
-    row.iter().fold(0.0, |most, x| if x.abs() > most { x.abs() } else { most })
+fn largest(row: &[f32]) -> u32 {
+    row.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff))
 }
 
-/// Exponent of a finite positive number as its bits have it.
-#[inline(always)]
-fn binary_exponent(x: f32) -> i32 {
-    (x.to_bits() >> 23) as i32 - 127
-}
+/// Bits of the first value that is not finite.
+const INFINITE: u32 = 0x7f80_0000;
 
 /// `2^exponent`, for exponents of normal numbers.
 #[inline(always)]
@@ -323,6 +319,18 @@ mod tests {
                     }
                 }
                 assert!(fast[n..2 * n].iter().all(|x| x.to_bits() == 0), "{n} {basis:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            for basis in [DctBasis::Dct2, DctBasis::Dct3] {
+                let mut rows = vec![bad; 16];
+                rows[8..].fill(0.0);
+                Dct::of(8).transform_rows(&mut rows, basis);
+                assert!(rows[..8].iter().any(|x| !x.is_finite()), "{bad} {basis:?}");
             }
         }
     }

@@ -13,6 +13,7 @@ use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 
 use crate::projected::config::{Inner, Norm, ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
+use crate::projected::idle::column_sizes;
 use crate::projected::projector::best;
 use crate::projected::state::ProjectedState;
 use crate::projected::subspace::{Subspace, index_tensor};
@@ -87,9 +88,20 @@ impl Step<'_> {
         let rank = c.rank_of(self.shape);
         let dct = Dct::of(n);
 
+        let sizes = match &s.moment_1 {
+            Some(m) if !self.right && matches!(c.rest, Rest::Quantised) => {
+                Some(lowrank_kernels::host::values(column_sizes(&g, &m.clone().restored())))
+            }
+            _ => None,
+        };
         let mut g = Memory::of(g);
         if let Some(error) = s.error.take() {
             error.add_to(g.write());
+            if let Some(sizes) = sizes.filter(|sizes| sizes.contains(&0.0)) {
+                g.write().par_chunks_mut(columns).with_min_len(LINES).for_each(|row| {
+                    row.iter_mut().zip(&sizes).filter(|(_, size)| **size == 0.0).for_each(|(x, _)| *x = 0.0);
+                });
+            }
         }
         let a = g.read();
         match self.right {

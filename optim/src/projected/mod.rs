@@ -5,6 +5,7 @@ mod carry;
 mod compatibility;
 pub mod config;
 mod fused;
+mod idle;
 mod inner;
 pub mod named;
 mod parts;

@@ -11,6 +11,7 @@ use crate::matrix::MatrixRule;
 use crate::place::Place;
 use crate::projected::config::{ProjectedConfig, ProjectorKind, Rest, States, Target};
 use crate::projected::fused;
+use crate::projected::idle::without_idle;
 use crate::projected::inner::Inside;
 use crate::projected::parts::{Moments, Step};
 use crate::projected::projector::{Projector, Renewal};
@@ -94,12 +95,16 @@ impl Projected {
         let c = &self.config;
         let (shape, device) = (w.dims(), w.device());
         let right = c.right(shape);
-        let g = match s.error.as_ref().and_then(ErrorBuffer::restored) {
-            Some(error) => g + error,
-            None => g,
-        };
         let before = s.subspace.take().map(|subspace| subspace.open(shape, right, &device));
         let moments = s.moment_1.take().map(|m| (m.restored(), s.moment_2.take().map(|v| v.restored())));
+        let g = match (s.error.as_ref().and_then(ErrorBuffer::restored), &moments) {
+            (Some(error), Some((m, _))) if !right && matches!(c.rest, Rest::Quantised) => {
+                let error = without_idle(error, &g, m);
+                g + error
+            }
+            (Some(error), _) => g + error,
+            (None, _) => g,
+        };
         let renews = before.is_none() || c.renews(s.time, s.gap);
         let subspace = match (renews, &before) {
             (false, Some(before)) => before.clone(),

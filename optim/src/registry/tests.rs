@@ -242,6 +242,7 @@ fn mixes(method: &Method, options: &Options, [rows, columns]: [usize; 2], axis: 
     let right = match (said("projector"), said("side").unwrap_or("std")) {
         (Some("columns"), _) => true,
         (Some("rows"), _) => false,
+        (_, "std") if method.name == "ldadam" => rows > columns,
         (_, "std") => rows >= columns,
         (_, "reverse_std") => rows < columns,
         (_, side) => side == "right",
