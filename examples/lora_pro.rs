@@ -1,8 +1,10 @@
-//! LoRA-Pro on a model of your own: Burn's adapters, Burn's `Learner`, and one more line in the training step.
+//! LoRA-Pro on a model of your own: Burn's adapters, Burn's `Learner`, and hooks around the optimizer's step.
 //!
 //! ```text
 //! cargo run --release --example lora_pro
 //! ```
+
+use std::sync::{Arc, Mutex};
 
 use burn::module::{Lora, Module};
 use burn::nn::loss::{MseLoss, Reduction};
@@ -11,21 +13,22 @@ use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use burn::train::{InferenceStep, Learner, RegressionOutput, TrainOutput, TrainStep};
-use lowrank_optim::OptimError;
-use lowrank_optim::rules::{LoraPro, LoraProConfig};
+use lowrank_optim::rules::LoraProConfig;
+use lowrank_optim::{Hooks, OptimError, StepInfo};
 
 #[derive(Module, Debug)]
 struct Model {
     first: Linear,
     second: Linear,
+    /// Hooks around the optimizer's steps, which the learner's copies of the model share.
     #[module(skip)]
-    rule: Option<LoraPro>,
+    hooks: Arc<Mutex<Hooks<Model>>>,
 }
 
 impl Model {
     fn new(device: &Device) -> Self {
         let layer = |d_in, d_out| LinearConfig::new(d_in, d_out).init(device);
-        Self { first: layer(24, 32), second: layer(32, 16), rule: None }
+        Self { first: layer(24, 32), second: layer(32, 16), hooks: Arc::default() }
     }
 
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
@@ -47,11 +50,11 @@ impl TrainStep for Model {
         TrainOutput::new(self, output.loss.backward(), output)
     }
 
-    fn optimize(self, optim: &mut ModuleOptimizer, lr: ModuleLearningRate, mut grads: GradientsParams) -> Self {
-        if let Some(rule) = &self.rule {
-            grads = rule.apply(&self, grads).expect("finite gradients");
-        }
-        optim.step(lr, self, grads)
+    fn optimize(self, optim: &mut ModuleOptimizer, lr: ModuleLearningRate, grads: GradientsParams) -> Self {
+        let hooks = self.hooks.clone();
+        let step = StepInfo::constant(1, lr.base());
+        let mut hooks = hooks.lock().expect("no other thread");
+        hooks.update(&step, lr, self, grads, optim).expect("finite gradients")
     }
 }
 
@@ -74,8 +77,8 @@ fn compare(steps: usize) -> Result<[(&'static str, f32); 2], OptimError> {
 
     let plain = base.apply_lora(Lora::new(4, 8.0));
     let mut pro = plain.clone();
-    // The one line; in mode full the moments are the rule's, and the optimizer is plain descent.
-    pro.rule = Some(LoraProConfig::new().init(&pro)?);
+    // In mode full the moments are the rule's, and the optimizer is plain descent.
+    pro.hooks = Arc::new(Mutex::new(Hooks::new().with(LoraProConfig::new().init(&pro)?)));
 
     let train = |model: Model, optimizer: ModuleOptimizer, lr: f64| {
         let mut learner = Learner::new(model, optimizer, lr);

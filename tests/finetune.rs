@@ -326,7 +326,7 @@ fn adapters_and_rules_are_listed_with_their_options() {
         }
     }
     for rule in lowrank_models::adapter::RULES {
-        assert!(all.contains(rule.summary), "{}", rule.name);
+        assert!(all.contains(rule.entry.summary), "{}", rule.entry.name);
     }
     assert!(told(&["methods", "lora-plus"]).contains("rule.options.NAME"));
     assert!(told(&["finetune", "--help"]).contains("--adapter lora --rank 16"));

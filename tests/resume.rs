@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterConfig, Attach, RULES, Rank, Rule, STRUCTURES, Spec};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationSpec};
 use lowrank_models::{Llama, LlamaConfig};
-use lowrank_optim::registry::METHODS;
+use lowrank_optim::registry::{METHODS, Options};
 use program::{Workshop, checkpoints, metrics, stderr, succeeded, summary, tensors};
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -188,13 +188,13 @@ fn a_killed_fine_tuning_resumes_with_the_same_bits() {
 fn rules() -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for rule in RULES {
-        let modes: &[&str] = match rule.name {
+        let modes: &[&str] = match rule.entry.name {
             "lora-fa" => &["corrected=false", "corrected=true"],
             "lora-pro" => &["mode=full", "mode=efficient", "mode=sgd"],
             "allora" => &["norm_of=ba_row", "norm_of=b_row"],
             _ => &[],
         };
-        let named = vec![format!("rule.name={}", rule.name)];
+        let named = vec![format!("rule.name={}", rule.entry.name)];
         let with = |mode: &&str| [named.clone(), vec![format!("rule.options.{mode}")]].concat();
         found.extend(modes.iter().map(with));
         if modes.is_empty() {
@@ -218,7 +218,7 @@ fn every_rule_resumes_with_the_same_bits() {
             }
             let dropping = AdapterConfig { dropout: 0.1, ..AdapterConfig::new("lora") };
             let named = rule[0].trim_start_matches("rule.name=");
-            if Rule::named(named).expect("a rule of the list").prepare(dropping).is_ok() {
+            if <dyn Rule>::named(named, &Options::new()).expect("a rule of the list").prepared(dropping).is_ok() {
                 settings.push("adapter.dropout=0.1".into());
             }
             resumes_fine_tuning(&shop, &settings);

@@ -18,6 +18,7 @@
 use std::fmt;
 
 use burn::module::{Module, ParamId};
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::tensor::Tensor;
 
@@ -236,12 +237,14 @@ impl<M: Module> Hooks<M> {
     }
 
     /// A whole step of the optimizer with all that the hooks do around it once there are gradients, without clipping: for loops that have the
-    /// gradients of the whole module at once. [`Hooks::begin_step`] and [`Hooks::loss_term`] belong before the backward pass.
+    /// gradients of the whole module at once. [`Hooks::begin_step`] and [`Hooks::loss_term`] belong before the backward pass. The optimizer
+    /// steps at the rates `lr`, which may differ between groups of parameters.
     ///
     /// When a hook fails the module is lost with its update: fall back to a checkpoint.
     pub fn update(
         &mut self,
         step: &StepInfo,
+        lr: impl Into<ModuleLearningRate>,
         model: M,
         grads: GradientsParams,
         optimizer: &mut ModuleOptimizer,
@@ -249,7 +252,7 @@ impl<M: Module> Hooks<M> {
         let grads = self.before_clipping(step, &model, grads)?;
         let grads = self.after_clipping(step, &model, grads)?;
         let model = self.before_update(step, model);
-        let mut model = optimizer.step(step.lr, model, grads);
+        let mut model = optimizer.step(lr, model, grads);
         self.after_update(step, &mut model)?;
         Ok(self.end_step(step, model, optimizer))
     }
@@ -327,14 +330,14 @@ mod tests {
         assert_eq!(term.into_scalar::<f32>(), 2.0);
         assert_eq!(hooks.needs_all_gradients().unwrap().0, "second");
         let mut optimizer = SgdConfig::new().init();
-        let model = hooks.update(&step, model, GradientsParams::new(), &mut optimizer).unwrap();
+        let model = hooks.update(&step, step.lr, model, GradientsParams::new(), &mut optimizer).unwrap();
         assert!(model.bias.is_none());
         let asked = ["before clipping", "after clipping", "before update", "end"];
         let expected: Vec<String> =
             asked.iter().flat_map(|what| [format!("first {what}"), format!("second {what}")]).collect();
         assert_eq!(*log.lock().unwrap(), expected);
         let step = StepInfo::constant(9, 0.1);
-        let error = hooks.update(&step, model, GradientsParams::new(), &mut optimizer).unwrap_err();
+        let error = hooks.update(&step, step.lr, model, GradientsParams::new(), &mut optimizer).unwrap_err();
         assert_eq!(error.to_string(), "not in step 9");
     }
 }

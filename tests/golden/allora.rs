@@ -2,6 +2,7 @@
 
 use burn::optim::GradientsParams;
 use lowrank_models::adapter::{AdapterConfig, Allora, Rule};
+use lowrank_optim::registry::Options;
 
 use super::support::bench::{adapter, near};
 use super::support::case::{Case, Outcome, host};
@@ -10,11 +11,11 @@ use super::support::rules::{bench, slopes, text, trained};
 pub fn run(case: &Case) -> Outcome {
     let norm_of = case.choice("norm_of", &[("ba_row", "ba_row"), ("b_row", "b_row")])?;
     let rank = case.count("rank")?;
-    let rule = serde_json::json!({ "name": "allora", "eta": case.number("eta")?, "norm_of": norm_of });
-    let rule: Rule = serde_json::from_value(rule).map_err(text)?;
-    let config = rule.prepare(AdapterConfig::new("lora").with_rank(rank)).map_err(text)?;
+    let options = [("eta".to_string(), case.number("eta")?.into()), ("norm_of".into(), norm_of.into())];
+    let rule = <dyn Rule>::named("allora", &Options::from_iter(options)).map_err(text)?;
+    let config = rule.prepared(AdapterConfig::new("lora").with_rank(rank)).map_err(text)?;
     if case.has("A_0") {
-        return trained(case, &config, rule);
+        return trained(case, &config, &*rule);
     }
     let plain = AdapterConfig::new("lora").with_rank(rank).with_alpha(rank as f64);
     for (config, word) in [(&config, ""), (&plain, "plain_")] {

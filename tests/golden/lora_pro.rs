@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lowrank_models::adapter::{AdapterConfig, Rule};
+use lowrank_models::adapter::{AdapterConfig, LoraProRule, Rule};
 use lowrank_optim::StateMeter;
 use lowrank_optim::registry::Options;
 use lowrank_optim::rules::{LoraProMode, LoraProX};
@@ -28,8 +28,8 @@ fn closed_form(case: &Case, config: &AdapterConfig) -> Outcome {
     let plain = slopes(&bench, &mut bench.pulled(gradient.tensor()))?;
     let mut adjusted = BTreeMap::new();
     for (name, x_mode) in X_MODES {
-        let rule = Rule::LoraPro { mode: LoraProMode::Sgd, x_mode, delta: case.number("delta")? };
-        let rule = rule.gradient_rule(&bench, &Options::new(), &StateMeter::new()).map_err(text)?;
+        let rule = LoraProRule { mode: LoraProMode::Sgd, x_mode, delta: case.number("delta")? };
+        let rule = rule.gradients(&bench, &Options::new(), &StateMeter::new()).map_err(text)?;
         let rule = rule.ok_or("lora-pro has a gradient rule")?;
         let mut grads = rule.apply(&bench, bench.pulled(gradient.tensor())).map_err(text)?;
         adjusted.insert(name, slopes(&bench, &mut grads)?);
@@ -85,9 +85,9 @@ fn lora_pro_training(case: &Case, config: &AdapterConfig) -> Outcome {
     let modes = [("full", LoraProMode::Full), ("efficient", LoraProMode::Efficient), ("sgd", LoraProMode::Sgd)];
     let mode = case.choice("mode", &modes)?;
     let delta = case.number("delta")?;
-    let rule = Rule::LoraPro { mode, x_mode: case.choice("x_mode", &X_MODES)?, delta };
-    let bare = Rule::LoraPro { mode: LoraProMode::Sgd, x_mode: LoraProX::Zero, delta };
-    let mut training = Training::new(case, bench(case, case.array("W_0")?, config, ["A_0", "B_0"])?, rule)?;
+    let rule = LoraProRule { mode, x_mode: case.choice("x_mode", &X_MODES)?, delta };
+    let bare = LoraProRule { mode: LoraProMode::Sgd, x_mode: LoraProX::Zero, delta };
+    let mut training = Training::new(case, bench(case, case.array("W_0")?, config, ["A_0", "B_0"])?, &rule)?;
     // From B = 0 the moments of the first steps are divisions of tiny numbers.
     let share = if mode == LoraProMode::Efficient && case.array("B_0")?.largest() == 0.0 { 1e-4 } else { 1e-5 };
     let gradients = case.array("full_grads")?;
@@ -96,7 +96,7 @@ fn lora_pro_training(case: &Case, config: &AdapterConfig) -> Outcome {
         let name = format!("equivalent_grad_{step}");
         if case.has(&name) {
             let none = (Options::new(), StateMeter::new());
-            let bare = bare.gradient_rule(&training.bench, &none.0, &none.1).map_err(text)?;
+            let bare = bare.gradients(&training.bench, &none.0, &none.1).map_err(text)?;
             let bare = bare.ok_or("lora-pro has a gradient rule")?;
             let slopes = slopes(&training.bench, &mut bare.apply(&training.bench, pulled()).map_err(text)?)?;
             let mut factors = BTreeMap::new();

@@ -35,7 +35,7 @@ pub use ground::{
     each_adapter, is_trained, linear_layers, linear_weights, merged, merged_with_way_back, penalty, resting,
     shared_fingerprint, unmerged,
 };
-pub use init::{asks_for_gradients, leaves_the_base};
+pub use init::{asks_for_gradients, leaves_the_base, with_first_rate};
 pub use registry::register;
-pub use rule::{GradientRule, RULES, Rule};
+pub use rule::{AlloraRule, LoraFaRule, LoraPlusRule, LoraProRule, PlainRule, RULES, Rule, RuleEntry};
 pub use structures::*;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::config::Config;
-use burn::module::{Module, ModuleMapper, Param, ParamGroup, ParamId};
+use burn::module::{Module, Param, ParamGroup, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::tensor::{Device, Tensor, TensorData};
 use nalgebra::DMatrix;
@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::multiply::multiplied;
 use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, matrices, meet, turned};
 use crate::adam::{AdamOptions, adam_builders};
 use crate::check;
@@ -120,10 +121,10 @@ impl LoraProConfig {
     }
 
     /// The rule for known pairs of a module. States report to the meter.
-    pub fn over<M: Module>(&self, module: &M, pairs: Vec<LoraPair>, meter: &StateMeter) -> Result<LoraPro, OptimError> {
+    pub fn over(&self, part: &dyn Part, pairs: Vec<LoraPair>, meter: &StateMeter) -> Result<LoraPro, OptimError> {
         self.validate()?;
         if self.adam.weight_decay > 0.0 {
-            let weights = matrices(module, &pairs.iter().map(|pair| pair.weight).collect());
+            let weights = matrices(part, &pairs.iter().map(|pair| pair.weight).collect());
             let writable = |pair: &LoraPair| weights.get(&pair.weight).is_some_and(|weight| weight.dtype().is_float());
             let times = |id: ParamId| pairs.iter().filter(|pair| pair.weight == id).count();
             if let Some(pair) = pairs.iter().find(|pair| !writable(pair) || times(pair.weight) > 1) {
@@ -186,32 +187,18 @@ impl LoraPro {
     /// Weight decay of mode full: the whole weight, base and product, becomes `1 - lr weight_decay` times what it was. Call it between
     /// [`LoraPro::apply`] and the optimizer. The base changes: the adapter alone is not the model any more.
     pub fn decay<M: Module>(&self, module: M, lr: f64) -> M {
-        struct Shrink<'a> {
-            pairs: &'a [LoraPair],
-            keep: f64,
+        multiplied(module, &self.decay_factors(lr))
+    }
+
+    /// Factors of weights and of both factors of their products that make up [`LoraPro::decay`].
+    pub fn decay_factors(&self, lr: f64) -> Vec<(ParamId, f64)> {
+        let share = self.config.adam.weight_decay * lr;
+        if share == 0.0 {
+            return Vec::new();
         }
-        impl ModuleMapper for Shrink<'_> {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let id = param.id;
-                let keep = if self.pairs.iter().any(|pair| pair.weight == id) {
-                    self.keep
-                } else if self.pairs.iter().any(|pair| pair.a == id || pair.b == id) {
-                    self.keep.sqrt()
-                } else {
-                    return param;
-                };
-                let (id, tensor, mapper) = param.consume();
-                let (tracked, trained) = (tensor.device().is_autodiff(), tensor.is_require_grad());
-                let shrunk = tensor.without_autodiff().mul_scalar(keep);
-                let shrunk = if tracked { Tensor::from_inner(shrunk) } else { shrunk };
-                let shrunk = if trained { shrunk.require_grad() } else { shrunk };
-                Param::from_mapped_value(id, shrunk, mapper)
-            }
-        }
-        match self.config.adam.weight_decay * lr {
-            0.0 => module,
-            share => module.map(&mut Shrink { pairs: &self.pairs, keep: 1.0 - share }),
-        }
+        let keep = 1.0 - share;
+        let of_pair = |pair: &LoraPair| [(pair.weight, keep), (pair.a, keep.sqrt()), (pair.b, keep.sqrt())];
+        self.pairs.iter().flat_map(of_pair).collect()
     }
 
     /// The pairs that it adjusts.

@@ -4,11 +4,14 @@
 //! in a hand-written loop and, in one line, in an overridden [`TrainStep::optimize`](burn::train::TrainStep::optimize).
 
 mod allora;
+mod gradient_rule;
 mod lora_fa;
 mod lora_pro;
+mod multiply;
 mod pairs;
 
 pub use allora::{AlloraRowsOnly, NormOf, check_eta, output_paces};
+pub use gradient_rule::GradientRule;
 pub use lora_fa::LoraFa;
 pub use lora_pro::{LoraPro, LoraProConfig, LoraProMode, LoraProX};
 pub use pairs::LoraPair;

@@ -6,10 +6,10 @@ use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord, SgdConfig};
 use burn::tensor::{Tensor, TensorData};
 use burn_pack::Reader;
 use lowrank_models::Dense;
-use lowrank_models::adapter::{AdapterConfig, GivenTensors, GradientRule, Rule};
+use lowrank_models::adapter::{AdapterConfig, GivenTensors, LoraFaRule, LoraPlusRule, Rule};
 use lowrank_optim::StateMeter;
 use lowrank_optim::registry::{Options, optimizer as find};
-use lowrank_optim::rules::LoraProX;
+use lowrank_optim::rules::{GradientRule, LoraProX};
 
 use super::bench::{Bench, adapter, attached_to, near, slope};
 use super::case::{Array, Case, Outcome, host};
@@ -36,12 +36,12 @@ pub fn bench(case: &Case, weight: Array, config: &AdapterConfig, [a, b]: [&str; 
 pub struct Training {
     pub bench: Bench,
     pub optimizer: ModuleOptimizer,
-    pub rule: Option<GradientRule>,
+    pub rule: Option<Box<dyn GradientRule>>,
     pub lr: f64,
 }
 
 impl Training {
-    pub fn new(case: &Case, bench: Bench, rule: Rule) -> Result<Self, String> {
+    pub fn new(case: &Case, bench: Bench, rule: &dyn Rule) -> Result<Self, String> {
         let number = |value: f64| serde_json::Value::from(value);
         let betas = case.config["betas"].as_array().ok_or("configuration: betas")?;
         let beta = |place: usize| betas.get(place).and_then(serde_json::Value::as_f64).ok_or("configuration: betas");
@@ -60,7 +60,7 @@ impl Training {
             Some("adamw") | None => method.init(&options, &rule.parameters(&bench), &meter).map_err(text)?.0,
             Some(other) => return Err(format!("configuration: optimizer is \"{other}\"")),
         };
-        let rule = rule.gradient_rule(&bench, &options, &meter).map_err(text)?;
+        let rule = rule.gradients(&bench, &options, &meter).map_err(text)?;
         Ok(Self { bench, optimizer, rule, lr: case.number("lr")? })
     }
 
@@ -111,16 +111,16 @@ pub fn moments(record: OptimizerRecord) -> Result<BTreeMap<String, Vec<f32>>, St
 
 /// LoRA+ or LoRA-FA, as `variant` says.
 pub fn lora(case: &Case, config: &AdapterConfig) -> Outcome {
-    let rule = match case.word("variant")? {
-        "lora_plus" => Rule::LoraPlus { ratio: case.number("lr_ratio_b_over_a")? },
-        "lora_fa" => Rule::LoraFa { corrected: case.flag("corrected").unwrap_or(true) },
+    let rule: Box<dyn Rule> = match case.word("variant")? {
+        "lora_plus" => Box::new(LoraPlusRule { ratio: case.number("lr_ratio_b_over_a")? }),
+        "lora_fa" => Box::new(LoraFaRule { corrected: case.flag("corrected").unwrap_or(true) }),
         other => return Err(format!("configuration: variant is \"{other}\"")),
     };
-    trained(case, &rule.prepare(config.clone()).map_err(text)?, rule)
+    trained(case, &rule.prepared(config.clone()).map_err(text)?, &*rule)
 }
 
 /// A trajectory from `A_0` and `B_0` on `x[k]` and `target[k]`.
-pub fn trained(case: &Case, config: &AdapterConfig, rule: Rule) -> Outcome {
+pub fn trained(case: &Case, config: &AdapterConfig, rule: &dyn Rule) -> Outcome {
     let mut training = Training::new(case, bench(case, case.array("W")?, config, ["A_0", "B_0"])?, rule)?;
     let (x, target, mut losses) = (case.array("x")?, case.array("target")?, Vec::new());
     for step in 1..=x.shape[0] {

@@ -10,8 +10,8 @@ use super::BuildError;
 use crate::config::{AdapterSection, Config, RuleSection};
 
 /// The training rule of the configuration.
-pub fn rule(section: &RuleSection) -> Result<Rule, BuildError> {
-    Ok(Rule::of(&section.name, &section.options)?)
+pub fn rule(section: &RuleSection) -> Result<Box<dyn Rule>, BuildError> {
+    Ok(<dyn Rule>::named(&section.name, &section.options)?)
 }
 
 /// The folder of an adapter that is trained on, where the configuration names one in place of a structure.

@@ -40,7 +40,7 @@ pub fn usual_rank(config: &mut Config, hidden_size: usize) -> Option<usize> {
 }
 
 /// The optimizer of the configuration for what of this model is trained.
-pub fn optimizer(config: &Config, rule: &Rule, model: &Llama, meter: &StateMeter) -> Result<Optimizer, BuildError> {
+pub fn optimizer(config: &Config, rule: &dyn Rule, model: &Llama, meter: &StateMeter) -> Result<Optimizer, BuildError> {
     let section = &config.optimizer;
     let method = registry::optimizer(&section.name)?;
     let options = optimizer_options(config);
@@ -70,7 +70,7 @@ pub fn optimizer(config: &Config, rule: &Rule, model: &Llama, meter: &StateMeter
         other => other,
     })?;
     let mut hooks = Hooks::new();
-    if let Some(rule) = rule.gradient_rule(model, &options, meter)? {
+    if let Some(rule) = rule.gradients(model, &options, meter)? {
         hooks = hooks.with(rule);
     }
     if let Some(steps) = steps {

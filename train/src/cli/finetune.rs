@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank_models::adapter::StructureEntry;
+use lowrank_models::adapter::{RULES, StructureEntry};
+use lowrank_optim::registry::{Kind, find};
 
 use super::training::{TrainingArgs, last_name, texts};
 use crate::build::BuildError;
@@ -75,10 +76,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--targets", "adapter.targets", args.targets.as_deref());
     layers.optional("--init", "adapter.init", args.init.as_deref());
     let given = layers.has("optimizer.lr");
-    let usual = |config: &mut Config| match StructureEntry::find(&config.adapter.name) {
-        _ if given => (),
-        Ok(entry) if config.rule.name != "lora-pro" => config.optimizer.lr = entry.lr,
-        _ => config.optimizer.lr = SLOW,
+    let usual = |config: &mut Config| {
+        let rule = find(Kind::Rule, RULES.iter().copied(), &config.rule.name).ok();
+        let structure = StructureEntry::find(&config.adapter.name).map(|entry| entry.lr).ok();
+        let of_rule = rule.and_then(|rule| rule.entry.lr).filter(|_| structure.is_some());
+        if !given {
+            config.optimizer.lr = of_rule.or(structure).unwrap_or(SLOW);
+        }
     };
     let name = |config: &Config| match last_name(&config.model.name) {
         Some(model) => format!("{model}-{}", last_name(&config.adapter.name).unwrap_or_default()),

@@ -72,8 +72,8 @@ fn one(name: &str) -> Result<String, BuildError> {
     if let Some(entry) = STRUCTURES.iter().find(|entry| entry.spec.name == name) {
         return Ok(adapter(entry));
     }
-    if let Some(entry) = RULES.iter().find(|entry| entry.name == name) {
-        return Ok(rule(entry));
+    if let Some(known) = RULES.iter().find(|known| known.entry.name == name) {
+        return Ok(rule(&known.entry));
     }
     optimizer(name)
 }

@@ -33,7 +33,7 @@ impl Slot {
             Kind::Optimizer => METHODS.iter().map(|method| method.name).collect(),
             Kind::Parameterization => PARAMETERIZATIONS.iter().map(|entry| entry.spec().name).collect(),
             Kind::Structure => STRUCTURES.iter().map(|entry| entry.spec.name).collect(),
-            Kind::Rule => RULES.iter().map(|entry| entry.name).collect(),
+            Kind::Rule => RULES.iter().map(|rule| rule.entry.name).collect(),
             _ => Vec::new(),
         }
     }

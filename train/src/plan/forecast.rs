@@ -37,7 +37,7 @@ const TOKENIZER: u64 = 450;
 pub struct Forecaster<'a> {
     llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
     adapter: Option<&'a AdapterConfig>,
-    rule: &'a Rule,
+    rule: &'a dyn Rule,
     begun: u64,
     /// By the settings that decide what tensors there are: building them again for every backward and batch would take its time.
     inventories: RefCell<BTreeMap<String, Inventory>>,
@@ -48,7 +48,7 @@ impl<'a> Forecaster<'a> {
     pub fn new(
         llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
         adapter: Option<&'a AdapterConfig>,
-        rule: &'a Rule,
+        rule: &'a dyn Rule,
         begun: u64,
     ) -> Self {
         Self { llama, adapter, rule, begun, inventories: RefCell::default() }

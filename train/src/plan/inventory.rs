@@ -3,7 +3,6 @@
 use lowrank_models::adapter::{AdapterConfig, Attach, Report, Rule};
 use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource};
 use lowrank_optim::registry::optimizer as find;
-use lowrank_optim::rules::LoraProMode;
 use lowrank_optim::{StateMeter, Who};
 
 use super::parts::{ModelBytes, SegmentBytes};
@@ -33,7 +32,7 @@ impl Inventory {
         config: &Config,
         llama: &LlamaConfig,
         adapter: Option<&AdapterConfig>,
-        rule: &Rule,
+        rule: &dyn Rule,
     ) -> Result<Self, BuildError> {
         // What an adapter begins with may take long to compute: on one block in place of all, which are alike.
         let built = match adapter {
@@ -77,9 +76,8 @@ impl Inventory {
             segment.trained += 4 * values as u64;
             segment.state += state as u64;
         }
-        // Two moments of whole weights, which belong to the rule.
-        if let (Rule::LoraPro { mode: LoraProMode::Full, .. }, Some(report)) = (rule, &report) {
-            inventory.bytes.blocks[0].state += 8 * adapted_values(report) as u64;
+        for layer in report.iter().flat_map(|report| &report.layers) {
+            inventory.bytes.blocks[0].state += rule.state_bytes(layer.place.shape) as u64;
         }
         if let (Some(adapter), [block]) = (adapter, inventory.bytes.blocks.as_slice()) {
             let (block, plain) = (*block, plain_block(llama));

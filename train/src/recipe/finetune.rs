@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_models::adapter::Rule;
 use lowrank_models::hub::{HubConfig, ModelFolder};
-use lowrank_optim::rules::LoraProMode;
 
 use super::memory::{complete, fitting};
 use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
@@ -26,7 +24,7 @@ impl Recipe {
         model.check_length(config.train.seq_len)?;
         let examples = ReadExamples::read(&config, &model.hub, listener)?;
         let llama = |_: &Config| Ok(model.hub.llama.clone());
-        let (config, forecast) = fitting(config, freedom, &llama, model.adapter(), &model.rule, 0, listener)?;
+        let (config, forecast) = fitting(config, freedom, &llama, model.adapter(), &*model.rule, 0, listener)?;
         let data = examples.into_rows(&config)?;
         let steps = config.total_steps(data.train.rows());
         Ok(Self { config, model, stages: vec![Stage::new("finetune", data, steps)], forecast })
@@ -146,7 +144,7 @@ impl TrainedModel {
         };
         let adapter = match given {
             Some(given) => {
-                let adapter = rule.prepare(given.clone())?;
+                let adapter = rule.prepared(given.clone())?;
                 if begun.is_some() && adapter != given {
                     return Err(BuildError::Settings(format!(
                         "rule.name = {}: it would make {} of the {} in {}; set it to plain, or begin with a new adapter",
@@ -158,7 +156,7 @@ impl TrainedModel {
                 }
                 Some(adapter)
             }
-            None if rule == Rule::Plain => None,
+            None if rule.trains_weights() => None,
             None => {
                 return Err(BuildError::Settings(format!(
                     "rule.name = {}: there is no adapter to train by it; set it to plain, or adapter.name to lora",
@@ -166,11 +164,8 @@ impl TrainedModel {
                 )));
             }
         };
-        let decay = config.optimizer.weight_decay;
-        if decay > 0.0 && matches!(rule, Rule::LoraPro { mode: LoraProMode::Full, .. }) {
-            return Err(BuildError::Settings(format!(
-                "optimizer.weight_decay = {decay} with rule lora-pro in mode full: it would shrink the weights below the adapter, and a checkpoint holds the adapter alone; set it to 0, or rule.options.mode to efficient"
-            )));
+        if adapter.is_some() {
+            rule.check_adapter_alone(&build::optimizer_options(config))?;
         }
         let begun = begun.is_some().then(|| PathBuf::from(&config.adapter.name));
         Ok(Self { hub, folder: Some(folder), adapter, begun, rule })

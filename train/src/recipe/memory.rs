@@ -14,7 +14,7 @@ pub(super) fn fitting(
     freedom: Freedom,
     llama: &dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
     adapter: Option<&AdapterConfig>,
-    rule: &Rule,
+    rule: &dyn Rule,
     mapped: u64,
     listener: &dyn Listener,
 ) -> Result<(Config, Option<Forecast>), BuildError> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use lowrank_models::Llama;
-use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule};
+use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule, asks_for_gradients, with_first_rate};
 use lowrank_models::analysis::collect_gradients;
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
 use lowrank_models::hub::{self, HubConfig, ModelFolder};
@@ -27,7 +27,7 @@ pub struct TrainedModel {
     /// Folder that the adapter is read from before the first step, where it is trained on.
     pub(super) begun: Option<PathBuf>,
     /// How the adapter is trained.
-    pub rule: Rule,
+    pub rule: Box<dyn Rule>,
 }
 
 impl TrainedModel {
@@ -71,7 +71,7 @@ impl TrainedModel {
             }
             None => Llama::random(&self.hub.llama, config.train.seed, &device.clone().autodiff())?,
         };
-        let Some(mut adapter) = self.adapter.clone() else { return Ok(model) };
+        let Some(adapter) = self.adapter.clone() else { return Ok(model) };
         self.rule.warnings(&adapter).iter().for_each(|warning| listener.warn(warning));
         if let Some(begun) = &self.begun {
             let begun = PeftFolder::open(begun)?;
@@ -81,11 +81,8 @@ impl TrainedModel {
             return Ok(self.rule.freeze(model));
         }
         let mut gradients = BaseGradients::new();
-        if adapter.init == "lora-sb" {
-            // The update that the first step of Adam would make.
-            if !adapter.options.contains_key("init_step_size") {
-                adapter = adapter.with_option("init_step_size", schedule.rate(1));
-            }
+        let adapter = with_first_rate(adapter, schedule.rate(1));
+        if asks_for_gradients(&adapter.init) {
             gradients = self::gradients(config, &adapter, &model, data, listener)?;
         }
         let (model, report) = model.attach(Attach::new(adapter).with_gradients(gradients))?;
@@ -154,7 +151,8 @@ fn gradients(
     let rows = data.train.rows();
     if wanted == 0 || wanted as u64 > rows {
         return Err(BuildError::Settings(format!(
-            "adapter.init_samples = {wanted}: the start lora-sb needs at least 1, and there are {rows} rows to learn from"
+            "adapter.init_samples = {wanted}: adapter.init = {} needs at least 1, and there are {rows} rows to learn from",
+            adapter.init
         )));
     }
     listener.begin("collecting gradients", wanted as u64);

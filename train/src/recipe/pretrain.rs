@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lowrank_models::adapter::Rule;
+use lowrank_models::adapter::PlainRule;
 
 use super::memory::{complete, fitting};
 use super::{HeldOut, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
@@ -26,7 +26,7 @@ impl Recipe {
         complete(&mut config, &shape, listener)?;
         // Token files that were checked are in memory already.
         let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
-        let (config, forecast) = fitting(config, freedom, &llama, None, &Rule::Plain, mapped, listener)?;
+        let (config, forecast) = fitting(config, freedom, &llama, None, &PlainRule {}, mapped, listener)?;
         let model = TrainedModel::of_text(&config, &prepared.tokenizer)?;
         model.check_length(config.train.seq_len)?;
         let rows = model.hub.llama.vocab_size;
@@ -80,7 +80,7 @@ impl TrainedModel {
             folder: model_folder(&config.model).map(Path::to_path_buf),
             adapter: None,
             begun: None,
-            rule: Rule::Plain,
+            rule: Box::default(),
         })
     }
 }

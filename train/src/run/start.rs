@@ -138,7 +138,7 @@ impl Training {
         }
         let meter = StateMeter::new();
         let build::Optimizer { optimizer, hooks, parameters } =
-            build::optimizer(&config, &subject.rule, &model, &meter)?;
+            build::optimizer(&config, &*subject.rule, &model, &meter)?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
         if let Some((path, _)) = &loaded {
             expected_state(&config, &subject, &model)?.check(path).map_err(RunError::Damaged)?;
@@ -237,7 +237,7 @@ fn bases(subject: &TrainedModel) -> Result<Bases, CheckpointError> {
 /// The state that the optimizer of a configuration keeps, found with one of its own.
 fn expected_state(config: &Config, subject: &TrainedModel, model: &Llama) -> Result<ExpectedState, RunError> {
     let meter = StateMeter::new();
-    let build::Optimizer { optimizer, parameters, .. } = build::optimizer(config, &subject.rule, model, &meter)?;
+    let build::Optimizer { optimizer, parameters, .. } = build::optimizer(config, &*subject.rule, model, &meter)?;
     Ok(ExpectedState::of(&optimizer, &meter, model, &parameters)?)
 }
 

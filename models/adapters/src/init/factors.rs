@@ -17,6 +17,7 @@ use super::olora::olora;
 use super::orthogonal::orthogonal;
 use super::pissa::pissa;
 use super::start::Start;
+use crate::ground::config::AdapterConfig;
 use crate::ground::error::AdapterError;
 use crate::ground::site::{Place, Site};
 
@@ -31,6 +32,18 @@ pub(crate) fn is_part_of_the_weight(init: &str) -> bool {
 /// Whether the start asks for gradients of the base weights, see [`Attach::with_gradients`](crate::Attach::with_gradients).
 pub fn asks_for_gradients(init: &str) -> bool {
     init == "lora-sb"
+}
+
+/// Option of starts that ask for gradients.
+const FIRST_RATE: &str = "init_step_size";
+
+/// The configuration with the first learning rate of a run, where its start is made of the first step that Adam would take and no other rate is
+/// given.
+pub fn with_first_rate(config: AdapterConfig, rate: f64) -> AdapterConfig {
+    match asks_for_gradients(&config.init) && !config.options.contains_key(FIRST_RATE) {
+        true => config.with_option(FIRST_RATE, rate),
+        false => config,
+    }
 }
 
 /// Whether the layer begins as something else than the base.

@@ -7,4 +7,4 @@ pub(crate) mod orthogonal;
 pub(crate) mod pissa;
 mod start;
 
-pub use factors::{asks_for_gradients, leaves_the_base};
+pub use factors::{asks_for_gradients, leaves_the_base, with_first_rate};

@@ -1,29 +1,33 @@
-//! Training rules: how an adapter is trained, beside what it is.
+//! Training rules: how an adapter is trained, in addition to what it is. Each stands in a file of its own.
 //!
 //! A training loop asks the rule in this order:
 //!
 //! ```text
-//! rule.prepare(config)             the adapter's configuration as the rule needs it, or why not; rule.warnings(&config)
+//! rule.prepared(config)            the adapter's configuration as the rule needs it, or why not; rule.warnings(&config)
 //! Attach::new(config).to(model)
-//! rule.freeze(model)               factors that stay as they begin
-//! rule.options(method, options)    options of the optimizer, or why this optimizer cannot be
+//! rule.freeze(model)               factors that stay as they start
+//! rule.options(method, options)    options of the optimizer, or why this optimizer is not supported
 //! rule.parameters(&model)          for registry::Method::init(&options, &parameters, &meter)
-//! rule.gradient_rule(&model, ..)   a GradientRule, where there is one; then in each step:
-//!
-//! grads = clip(grads)              of all micro-batches together, once
-//! grads = gradient_rule.apply(&model, grads)?          once, on the sum; the gradients of one block alone are as good
-//! model = gradient_rule.decay(model, lr)               decay that acts on the whole weight
-//! model = optimizer.step(lr, model, grads)
+//! rule.gradients(&model, ..)       a pass over gradients, where there is one: a hook of the trainer, or of a loop of your own
 //! ```
 //!
-//! The state of a [`GradientRule`] belongs into checkpoints: [`GradientRule::to_record`], [`GradientRule::load_record`].
+//! To add a rule, write its file and a line in [`RULES`].
 
-mod choice;
-mod gradients;
+mod allora;
+mod definition;
 mod list;
+mod lora_fa;
+mod lora_plus;
+mod lora_pro;
+mod pairs;
+mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use self::choice::Rule;
-pub use self::gradients::GradientRule;
-pub use self::list::RULES;
+pub use allora::AlloraRule;
+pub use definition::{Rule, RuleEntry};
+pub use list::RULES;
+pub use lora_fa::LoraFaRule;
+pub use lora_plus::LoraPlusRule;
+pub use lora_pro::LoraProRule;
+pub use plain::PlainRule;

@@ -1,6 +1,6 @@
 //! Properties of the rules.
 
-use super::{RULES, Rule};
+use super::{AlloraRule, LoraFaRule, LoraPlusRule, LoraProRule, PlainRule, RULES, Rule};
 use crate::bench::Dense;
 use crate::{AdapterConfig, Attach, Scaling, Targets, each_adapter};
 use burn::module::Module;
@@ -8,7 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_kernels::host::values as host;
 use lowrank_optim::registry::{Options, optimizer as find};
-use lowrank_optim::rules::{LoraProMode, LoraProX, NormOf};
+use lowrank_optim::rules::{LoraProMode, NormOf};
 use lowrank_optim::{StateMeter, Who};
 use serde_json::Value;
 
@@ -35,15 +35,15 @@ fn loss(model: &Model, step: u64) -> Tensor<1> {
 }
 
 /// The values of all factors after some steps.
-fn trained(rule: Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>> {
+fn trained(rule: &dyn Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>> {
     // ALLoRA has no scale but 1.
     let config = AdapterConfig::new("lora").with_rank(2).with_alpha(2.0);
-    let mut model = rule.freeze(model(&rule.prepare(config).unwrap()));
+    let mut model = rule.freeze(model(&rule.prepared(config).unwrap()));
     let given = options.iter().map(|(name, value)| (name.to_string(), Value::from(*value)));
     let options = rule.options("adamw", given.collect()).unwrap();
     let meter = StateMeter::new();
     let mut optimizer = find("adamw").unwrap().init(&options, &rule.parameters(&model), &meter).unwrap().0;
-    let gradient_rule = rule.gradient_rule(&model, &options, &meter).unwrap();
+    let gradient_rule = rule.gradients(&model, &options, &meter).unwrap();
     for step in 0..steps {
         let mut grads = GradientsParams::from_grads(loss(&model, step).backward(), &model);
         if let Some(rule) = &gradient_rule {
@@ -62,17 +62,17 @@ fn trained(rule: Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>> {
 
 #[test]
 fn lora_plus_with_ratio_one_is_lora_bit_for_bit() {
-    let plain = trained(Rule::Plain, &[("weight_decay", 0.1)], 4);
-    assert_eq!(trained(Rule::LoraPlus { ratio: 1.0 }, &[("weight_decay", 0.1)], 4), plain);
+    let plain = trained(&PlainRule::default(), &[("weight_decay", 0.1)], 4);
+    assert_eq!(trained(&LoraPlusRule { ratio: 1.0 }, &[("weight_decay", 0.1)], 4), plain);
     // Adam's first step is the learning rate, whatever the gradient.
-    let moved = |ratio: f64| trained(Rule::LoraPlus { ratio }, &[("epsilon", 1e-30)], 1)[1][0].abs();
+    let moved = |ratio: f64| trained(&LoraPlusRule { ratio }, &[("epsilon", 1e-30)], 1)[1][0].abs();
     assert!((moved(8.0) / moved(1.0) - 8.0).abs() < 1e-4);
 }
 
 #[test]
 fn lora_fa_leaves_a_and_keeps_no_state_for_it() {
     for corrected in [false, true] {
-        let rule = Rule::LoraFa { corrected };
+        let rule: &dyn Rule = &LoraFaRule { corrected };
         let (before, after) = (trained(rule, &[], 0), trained(rule, &[], 4));
         assert_eq!((&before[0], &before[2]), (&after[0], &after[2]));
         assert_ne!((&before[1], &before[3]), (&after[1], &after[3]));
@@ -86,54 +86,60 @@ fn lora_fa_leaves_a_and_keeps_no_state_for_it() {
 #[test]
 fn every_rule_trains_every_factor_that_it_is_meant_to() {
     for entry in RULES {
-        let rule = Rule::named(entry.name).unwrap();
+        let entry = &entry.entry;
+        let rule = named(entry.name);
         assert_eq!(rule.name(), entry.name);
-        let json = serde_json::to_value(rule).unwrap();
-        assert_eq!(serde_json::from_value::<Rule>(json.clone()).unwrap(), rule);
-        let names: Vec<&String> = json.as_object().unwrap().keys().filter(|key| *key != "name").collect();
-        let list = entry.options();
-        assert!(names.len() == list.iter().count() && names.iter().all(|name| list.get(name).is_some()));
-        let (before, after) = (trained(rule, &[], 0), trained(rule, &[], 3));
+        let (before, after) = (trained(&*rule, &[], 0), trained(&*rule, &[], 3));
         for (place, (before, after)) in before.iter().zip(&after).enumerate() {
             let frozen = entry.name == "lora-fa" && place % 2 == 0;
             assert_eq!(before == after, frozen, "{}: factor {place}", entry.name);
             assert!(after.iter().all(|value| value.is_finite()));
         }
     }
-    assert!(Rule::named("lora-minus").unwrap_err().to_string().contains("lora-pro"));
+    let error = <dyn Rule>::named("lora-minus", &Options::new()).unwrap_err().to_string();
+    assert!(error.contains("lora-pro"), "{error}");
+    for (name, option, value) in [("lora-plus", "ratio", 0.0), ("lora-pro", "delta", -1.0), ("allora", "eta", 0.0)] {
+        let options = Options::from_iter([(option.to_string(), Value::from(value))]);
+        let error = <dyn Rule>::named(name, &options).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("rule.options.{option} = ")), "{error}");
+    }
+}
+
+fn named(name: &str) -> Box<dyn Rule> {
+    <dyn Rule>::named(name, &Options::new()).unwrap()
 }
 
 #[test]
-fn what_a_rule_has_no_meaning_for_is_refused_with_the_reason() {
+fn settings_that_a_rule_does_not_support_are_rejected_with_the_reason() {
     let lora = || AdapterConfig::new("lora").with_rank(2);
-    let pro = Rule::named("lora-pro").unwrap();
-    let allora = Rule::named("allora").unwrap();
+    let (pro, allora): (&dyn Rule, &dyn Rule) = (&LoraProRule::default(), &AlloraRule::default());
+    let (undamped, plain) = (LoraProRule { delta: 0.0, ..LoraProRule::default() }, PlainRule::default());
     let block = AdapterConfig::new("block-lora");
-    let refusals: Vec<(Rule, AdapterConfig, &str)> = vec![
+    let refusals: Vec<(&dyn Rule, AdapterConfig, &str)> = vec![
         (pro, block.clone(), "block-lora"),
-        (Rule::LoraFa { corrected: false }, block.clone(), "block-lora"),
+        (&LoraFaRule { corrected: false }, block.clone(), "block-lora"),
         (allora, block, "block-lora"),
-        (Rule::LoraPro { mode: LoraProMode::Sgd, x_mode: LoraProX::Zero, delta: 0.0 }, lora(), "greater than 0"),
-        (Rule::LoraPlus { ratio: 0.0 }, lora(), "greater than 0"),
-        (Rule::Allora { eta: f64::NAN, norm_of: NormOf::BRow }, lora(), "eta"),
+        (&undamped, lora(), "greater than 0"),
+        (&LoraPlusRule { ratio: 0.0 }, lora(), "greater than 0"),
+        (&AlloraRule { eta: f64::NAN, norm_of: NormOf::BRow }, lora(), "eta"),
         (allora, lora().with_alpha(4.0), "alpha"),
         (allora, AdapterConfig { dropout: 0.1, ..lora() }, "dropout"),
         (allora, AdapterConfig { scaling: Some(Scaling::RootRank), ..lora() }, "no scale"),
         (allora, AdapterConfig { alpha_pattern: vec![("first".into(), 2.0)], ..lora() }, "no scale"),
-        (Rule::Plain, lora().with_alpha(-1.0), "alpha"),
+        (&plain, lora().with_alpha(-1.0), "alpha"),
     ];
     for (rule, config, reason) in refusals {
-        let error = rule.prepare(config).unwrap_err().to_string();
+        let error = rule.prepared(config).unwrap_err().to_string();
         assert!(error.contains(reason), "{}: {error}", rule.name());
     }
-    assert!(allora.prepare(lora().with_alpha(2.0)).is_ok(), "alpha equal to the rank is no scale");
-    for rule in [pro, Rule::LoraFa { corrected: true }] {
+    assert!(allora.prepared(lora().with_alpha(2.0)).is_ok(), "alpha equal to the rank is no scale");
+    for rule in [pro, &LoraFaRule { corrected: true }] {
         assert!(rule.options("muon", Options::new()).unwrap_err().to_string().contains("adamw"));
     }
-    assert_eq!(Rule::Plain.warnings(&lora()), Vec::<String>::new());
+    assert_eq!(PlainRule::default().warnings(&lora()), Vec::<String>::new());
     assert_eq!(pro.warnings(&AdapterConfig { dropout: 0.1, ..lora() }).len(), 1);
-    assert_eq!(Rule::LoraFa { corrected: false }.warnings(&AdapterConfig { init: "pissa".into(), ..lora() }).len(), 1);
-    assert_eq!(Rule::LoraPlus { ratio: 0.5 }.warnings(&lora()).len(), 1);
+    assert_eq!(LoraFaRule::default().warnings(&AdapterConfig { init: "pissa".into(), ..lora() }).len(), 1);
+    assert_eq!(LoraPlusRule { ratio: 0.5 }.warnings(&lora()).len(), 1);
 }
 
 #[test]
@@ -144,13 +150,13 @@ fn modes_without_moments_on_the_factors_take_descent_and_keep_no_state_in_the_op
         (LoraProMode::Efficient, Who::Method("adamw"), 2 * 4 * 2 * (6 + 8), 0),
         (LoraProMode::Sgd, Who::Descent, 0, 0),
     ] {
-        let rule = Rule::LoraPro { mode, x_mode: LoraProX::Sylvester, delta: 1e-8 };
-        let mut model = model(&rule.prepare(config.clone()).unwrap());
+        let rule: &dyn Rule = &LoraProRule { mode, ..LoraProRule::default() };
+        let mut model = model(&rule.prepared(config.clone()).unwrap());
         let options = rule.options("adamw", Options::new()).unwrap();
         let meter = StateMeter::new();
         let (mut optimizer, report) = find("adamw").unwrap().init(&options, &rule.parameters(&model), &meter).unwrap();
         assert!(report.len() == 2 && report.iter().all(|stepped| stepped.who == who));
-        let gradient_rule = rule.gradient_rule(&model, &options, &meter).unwrap().unwrap();
+        let gradient_rule = rule.gradients(&model, &options, &meter).unwrap().unwrap();
         let grads = GradientsParams::from_grads(loss(&model, 0).backward(), &model);
         meter.start();
         let grads = gradient_rule.apply(&model, grads).unwrap();
@@ -165,28 +171,29 @@ fn modes_without_moments_on_the_factors_take_descent_and_keep_no_state_in_the_op
 
 #[test]
 fn decay_of_the_whole_weight_is_refused_where_it_has_more_parts() {
-    let rule = Rule::named("lora-pro").unwrap();
+    let rule = named("lora-pro");
     let options = Options::from_iter([("weight_decay".to_string(), Value::from(0.1))]);
     let options = rule.options("adamw", options).unwrap();
     let meter = StateMeter::new();
     let plain = AdapterConfig::new("lora").with_rank(2);
-    assert!(rule.gradient_rule(&model(&plain), &options, &meter).is_ok());
+    assert!(rule.gradients(&model(&plain), &options, &meter).is_ok());
     let pissa = AdapterConfig { init: "pissa".into(), ..plain.clone() };
-    let error = rule.gradient_rule(&model(&pissa), &options, &meter).unwrap_err().to_string();
+    let error = rule.gradients(&model(&pissa), &options, &meter).unwrap_err().to_string();
     assert!(error.contains("weight_decay"), "{error}");
-    let half = Rule::LoraFa { corrected: false }.freeze(model(&plain));
-    assert!(rule.gradient_rule(&half, &options, &meter).unwrap_err().to_string().contains("frozen"));
-    let sgd = Rule::LoraPro { mode: LoraProMode::Sgd, x_mode: LoraProX::Sylvester, delta: 1e-8 };
+    let freezing: &dyn Rule = &LoraFaRule::default();
+    let half = freezing.freeze(model(&plain));
+    assert!(rule.gradients(&half, &options, &meter).unwrap_err().to_string().contains("frozen"));
+    let sgd = LoraProRule { mode: LoraProMode::Sgd, ..LoraProRule::default() };
     assert!(sgd.options("adamw", options).unwrap_err().to_string().contains("weight_decay = 0.1"));
 }
 
 #[test]
 fn decay_shrinks_the_base_and_its_product_as_one_weight() {
-    let rule = Rule::named("lora-pro").unwrap();
+    let rule = named("lora-pro");
     let options = Options::from_iter([("weight_decay".to_string(), Value::from(0.5))]);
     let options = rule.options("adamw", options).unwrap();
-    let model = model(&rule.prepare(AdapterConfig::new("lora").with_rank(2)).unwrap());
-    let gradient_rule = rule.gradient_rule(&model, &options, &StateMeter::new()).unwrap().unwrap();
+    let model = model(&rule.prepared(AdapterConfig::new("lora").with_rank(2)).unwrap());
+    let gradient_rule = rule.gradients(&model, &options, &StateMeter::new()).unwrap().unwrap();
     // B begins at zero: some steps give the product a part in the weight.
     let mut optimizer = find("adamw").unwrap().init(&options, &rule.parameters(&model), &StateMeter::new()).unwrap().0;
     let grads = GradientsParams::from_grads(loss(&model, 0).backward(), &model);

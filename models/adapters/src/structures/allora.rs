@@ -115,7 +115,7 @@ impl Method for Allora {
 mod tests {
     use super::*;
     use crate::bench::Dense;
-    use crate::{AdapterConfig, Attach, Rule, each_adapter};
+    use crate::{AdapterConfig, AlloraRule, Attach, Rule, each_adapter};
     use burn::module::ParamId;
     use burn::optim::{GradientsParams, SgdConfig};
     use burn::tensor::{Device, TensorData};
@@ -142,7 +142,7 @@ mod tests {
 
     fn allora(eta: f64, init: &str) -> AdapterConfig {
         let config = AdapterConfig { init: init.into(), ..AdapterConfig::new("lora").with_rank(3) };
-        Rule::Allora { eta, norm_of: NormOf::BaRow }.prepare(config).unwrap()
+        AlloraRule { eta, norm_of: NormOf::BaRow }.prepare(config).unwrap()
     }
 
     fn lora(init: &str) -> AdapterConfig {

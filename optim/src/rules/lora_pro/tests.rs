@@ -1,7 +1,7 @@
 use super::*;
 use std::collections::BTreeMap;
 
-use burn::module::{Lora, ModuleVisitor};
+use burn::module::{Lora, ModuleMapper, ModuleVisitor};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::SgdConfig;
 
