@@ -54,6 +54,7 @@ fn accepts(schema: &Value, value: &Value) -> bool {
         ("enum", Value::Array(allowed)) => allowed.iter().any(|one| same(one, value)),
         ("const", one) => same(one, value),
         ("oneOf" | "anyOf", Value::Array(any)) => any.iter().any(|one| accepts(one, value)),
+        ("not", one) => !accepts(one, value),
         ("allOf", Value::Array(all)) => all.iter().all(|one| accepts(one, value)),
         ("minimum", least) => compares(value, least, |value, least| value >= least),
         ("exclusiveMinimum", least) => compares(value, least, |value, least| value > least),
@@ -152,6 +153,11 @@ fn words(schema: &Value) -> String {
         _ => "",
     };
     let bounds = if matches!(name, "integer" | "number" | "") { bounds(object, name == "integer") } else { None };
+    let other = object.get("not").and_then(|not| not.get("const")).map(|one| format!("other than {one}"));
+    let bounds = match (bounds, other) {
+        (Some(bounds), Some(other)) => Some(format!("{bounds}, {other}")),
+        (bounds, other) => bounds.or(other),
+    };
     match (name, bounds) {
         ("", Some(bounds)) => bounds,
         ("array", _) => {
@@ -234,6 +240,9 @@ mod tests {
         let limit = Allowed::new(json!({"type": "number", "anyOf": [{"const": 0}, {"exclusiveMinimum": 1}]}));
         assert!(limit.accepts(&json!(0.0)) && limit.accepts(&json!(1.5)) && !limit.accepts(&json!(0.5)));
         assert_eq!(limit.to_string(), "a number: 0, or greater than 1");
+        let factor = Allowed::new(json!({"type": "number", "not": {"const": 0}}));
+        assert!(factor.accepts(&json!(-1)) && !factor.accepts(&json!(0.0)));
+        assert_eq!(factor.to_string(), "a number other than 0");
         let bits = Allowed::new(json!({"type": "integer", "enum": [0, 4, 8]}));
         assert_eq!(bits.to_string(), "0, 4, 8");
         assert!(bits.accepts(&json!(4)) && !bits.accepts(&json!(3)));

@@ -182,21 +182,6 @@ impl OptionList {
         &self.help
     }
 
-    /// Options stated one by one, by name, default and help, without limits on their values.
-    pub fn stated<'a>(options: impl IntoIterator<Item = (&'a str, Value, &'a str)>) -> Self {
-        let options: Vec<_> = options.into_iter().collect();
-        let standard = options.iter().map(|(name, default, _)| (name.to_string(), default.clone())).collect();
-        let spec = |(name, default, help): (&str, Value, &str)| OptionSpec {
-            name: name.to_string(),
-            default: Some(default),
-            allowed: Allowed::new(Value::Bool(true)),
-            help: help.to_string(),
-            unset: None,
-            path: vec![name.to_string()],
-        };
-        Self { help: String::new(), specs: options.into_iter().map(spec).collect(), standard: Value::Object(standard) }
-    }
-
     /// Options in the order of their fields.
     pub fn iter(&self) -> std::slice::Iter<'_, OptionSpec> {
         self.specs.iter()

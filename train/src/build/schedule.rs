@@ -52,7 +52,7 @@ pub fn schedule(
     }
     if !jagged && section.adjust_steps > 0 {
         return refuse(
-            "schedule.adjust_steps has no meaning without schedule.kind = cosine-restarts; take it away".into(),
+            "schedule.adjust_steps is not supported without schedule.kind = cosine-restarts; remove it".into(),
         );
     }
     Ok(Schedule {

@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let device = device(&args.device).map_err(BuildError::from)?.autodiff();
     let model = model(&args, &device)?;
-    let head = ["STRUCTURE", "TRAINED", "STORED BESIDE", "BEGUN IN", "STEP", "DENSE UPDATE", "MERGES"];
+    let head = ["STRUCTURE", "TRAINED", "FROZEN BYTES", "INIT TIME", "STEP", "DENSE UPDATE", "MERGES"];
     let mut rows = vec![head.map(String::from).to_vec()];
     let full = steps(&args, model.clone())?;
     let all = model.config().parameters() as u64;

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::output::print;
 use crate::build::BuildError;
-use crate::config::{Config, Job, Layers, schema};
+use crate::config::{Config, Job, Layers, documentation, schema};
 
 /// Show the configuration of a run, or its JSON schema.
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,8 @@ pub struct Args {
 enum Command {
     /// Print the JSON schema of configuration files
     Schema,
+    /// Print all keys with defaults, allowed values and meaning, as the page docs/configuration.md
+    Keys,
     /// Print the whole configuration that settings lead to, as a file for --config
     Show {
         /// Command that the configuration is for: pretrain or finetune
@@ -45,6 +47,7 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Schema => print(&format!("{:#}\n", schema()))?,
+        Command::Keys => print(&documentation())?,
         Command::Show { job, config, set } => {
             let job = if job == "finetune" { Job::Finetune } else { Job::Pretrain };
             print(&resolved(job, config, &set).map_err(BuildError::from)?.to_toml())?;

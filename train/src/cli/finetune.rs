@@ -10,7 +10,7 @@ use super::training::{TrainingArgs, last_name, texts};
 use crate::build::BuildError;
 use crate::config::{Config, Job};
 
-/// Fine-tune a model on examples, by an adapter that learns beside the frozen weights, or whole.
+/// Fine-tune a model on examples, by an adapter of the frozen weights, or whole.
 ///
 /// The data are JSON lines: {"prompt": .., "completion": ..}, or {"messages": [{"role": "user", "content": ..}, {"role": "assistant", ..}]}, written
 /// as the model's chat template has it, or {"text": ..}. Completions, the assistant's turns and texts are what the model learns to write. A part is
@@ -31,7 +31,7 @@ Examples:
 `lowrank methods` lists adapters and rules, `lowrank methods NAME` the options of one, which are set as --set adapter.options.NAME=VALUE and
 --set rule.options.NAME=VALUE. docs/configuration.md lists all keys. Flags win over --set, --set over the file of --config, the file over the
 defaults. The learning rate is the structure's own where none is given (2e-4 of lora), 2e-5 where all weights are trained or the rule is lora-pro.
-Ctrl-C finishes the step, saves and exits; --resume goes on with the same bits as if nothing had happened.")]
+Ctrl-C finishes the step, saves and exits; --resume resumes bit-exactly, as if the run had not been interrupted.")]
 pub struct Args {
     /// Hugging Face model folder
     #[arg(long, value_name = "DIR")]
@@ -51,13 +51,13 @@ pub struct Args {
     /// The update is multiplied by alpha / rank
     #[arg(long, allow_negative_numbers = true)]
     alpha: Option<f64>,
-    /// Share of the adapter's inputs that is dropped in training
+    /// Probability that an input of the adapter is zeroed in training
     #[arg(long, allow_negative_numbers = true)]
     dropout: Option<f64>,
     /// Layers to adapt: all-linear, names such as q_proj,v_proj, or a regular expression for whole paths
     #[arg(long, value_name = "LAYERS")]
     targets: Option<String>,
-    /// How the adapter begins: default, pissa, olora, ..; see `lowrank methods NAME`
+    /// Initialisation of the adapter: default, pissa, olora, ..; see `lowrank methods NAME`
     #[arg(long, value_name = "NAME")]
     init: Option<String>,
     #[command(flatten)]

@@ -12,15 +12,15 @@ use super::output::print;
 use crate::build::BuildError;
 use crate::process::device;
 
-/// Make adapters part of a model's weights, and write it as a Hugging Face folder that other programs read.
+/// Merge adapters into a model's weights, and write it as a Hugging Face folder that other programs read.
 ///
-/// Weights are computed in f32. Refused: an adapter that no weight can take in, one that was trained on other base weights, a result that is not
+/// Weights are computed in f32. Rejected: adapters that cannot be merged, or that were trained on different base weights, and results that are not
 /// finite.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   lowrank merge --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --out merged")]
 pub struct Args {
-    /// Model folder that the adapters stand on
+    /// Model folder that the adapters are attached to
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]

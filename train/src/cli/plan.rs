@@ -30,7 +30,7 @@ pub struct Args {
     /// Named shape such as llama-9m, or a Hugging Face model folder to go on from
     #[arg(long)]
     model: Option<String>,
-    /// What the linear layers hold; see `lowrank methods`
+    /// Parameterization of the linear layers, see `lowrank methods`
     #[arg(long, value_name = "NAME")]
     parameterization: Option<String>,
     /// tokenizer.json, or `bytes`; without it the vocabulary has tokenizer.vocab_size ids

@@ -21,7 +21,7 @@ Examples:
   lowrank pretrain --config run.toml --set optimizer.options.beta_2=0.99
 
 Flags win over --set, --set over the file of --config, the file over the defaults. docs/configuration.md lists all keys.
-Ctrl-C finishes the step, saves and exits; --resume goes on with the same bits as if nothing had happened.")]
+Ctrl-C finishes the step, saves and exits; --resume resumes bit-exactly, as if the run had not been interrupted.")]
 pub struct Args {
     /// Named shape such as llama-9m, or a Hugging Face model folder to go on from
     #[arg(long)]

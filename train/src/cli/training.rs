@@ -32,7 +32,7 @@ pub struct SettingArgs {
     /// Tokens in a sequence
     #[arg(long)]
     seq_len: Option<u32>,
-    /// Most memory of the process, such as 8GiB: of what is not set, the least is changed that makes the run fit
+    /// Memory limit of the process, such as 8GiB; settings left unset are changed as little as possible to fit
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
     /// cpu, or a GPU of a build with that feature, such as cuda:0

@@ -3,26 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_optim::registry::{OptionList, OptionSpec};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::assignment::{Assignment, put, text};
 use super::check::check;
 use super::error::{ConfigError, Origin};
-use super::keys::{Key, sections};
-use super::methods::{SLOTS, Slot, moved, nearest_key};
+use super::known::Known;
 use super::{Config, Job};
-
-/// A key given a value.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Assignment {
-    /// `section.key`.
-    pub key: String,
-    /// The value.
-    pub value: Value,
-    /// Where it came from.
-    pub origin: Origin,
-}
 
 /// Layers of assignments; later ones win.
 #[derive(Clone, Debug, Default)]
@@ -86,7 +74,7 @@ impl Layers {
     pub fn resolve(&self, base: &Config) -> Result<Config, ConfigError> {
         self.check_job(base.run.job)?;
         let mut table = base.table();
-        let known = Known::of(self, base, &mut table);
+        let known = Known::of(&self.assignments, base, &mut table)?;
         self.default_schedule(base, &mut table);
         let mut origins = BTreeMap::new();
         for assignment in &self.assignments {
@@ -118,144 +106,10 @@ impl Layers {
 
     /// The schedule that a parameterization with restarts has in its paper; one that is asked for wins.
     fn default_schedule(&self, base: &Config, table: &mut Table) {
-        let name = self.text("model.parameterization.name").filter(|name| *name != base.model.parameterization.name);
+        let name = text(&self.assignments, "model.parameterization.name")
+            .filter(|name| *name != base.model.parameterization.name);
         if name.is_some_and(super::methods::restarts) {
             put(table, "schedule.kind", Value::String("cosine-restarts".into()));
-        }
-    }
-
-    /// The last text that a key is given.
-    fn text(&self, key: &str) -> Option<&str> {
-        self.assignments.iter().rev().find(|assignment| assignment.key == key)?.value.as_str()
-    }
-}
-
-/// What can be given: keys of the sections and options of the methods that these name.
-struct Known {
-    job: Job,
-    keys: Vec<Key>,
-    methods: Vec<(Slot, String, OptionList)>,
-}
-
-impl Known {
-    /// Options of methods that are not chosen any more are removed from the table.
-    fn of(layers: &Layers, base: &Config, table: &mut Table) -> Self {
-        let entries = base.entries();
-        let mut methods = Vec::new();
-        for slot in SLOTS {
-            let key = slot.name_key();
-            if !base.run.job.knows(&key) {
-                continue;
-            }
-            let before = entries.get(&key).map_or("", String::as_str).trim_matches('"').to_string();
-            let name = layers.text(&key).unwrap_or(&before).to_string();
-            if name != before {
-                put(table, &format!("{}.options", slot.section), Value::Table(Table::new()));
-            }
-            let options = slot.options(&name).unwrap_or_default();
-            methods.push((slot, name, options));
-        }
-        let keys = sections(base.run.job).into_iter().flat_map(|section| section.keys).collect();
-        Self { job: base.run.job, keys, methods }
-    }
-
-    /// The value in the form that the section wants, if the key exists and allows it.
-    fn checked(&self, assignment: &Assignment) -> Result<Value, ConfigError> {
-        let Assignment { key, origin, .. } = assignment;
-        if let Some(known) = self.keys.iter().find(|known| known.name == *key && !known.is_options()) {
-            return allowed(&known.option, assignment);
-        }
-        let options = self.methods.iter().find_map(|(slot, name, list)| {
-            let option = key.strip_prefix(slot.section)?.strip_prefix(".options.")?;
-            Some((name, list, option))
-        });
-        if let Some((name, list, option)) = options {
-            // One setting has one key.
-            if key == "optimizer.options.weight_decay" {
-                return Err(ConfigError::Moved {
-                    key: key.clone(),
-                    origin: origin.clone(),
-                    to: "optimizer.weight_decay".into(),
-                });
-            }
-            return match list.get(option) {
-                Some(spec) => allowed(spec, assignment),
-                None => Err(self.unknown(assignment, Some((name, list)))),
-            };
-        }
-        if !self.job.knows(key) && is_known_elsewhere(key) {
-            return Err(ConfigError::Elsewhere { key: key.clone(), origin: origin.clone(), job: self.job });
-        }
-        match moved(key) {
-            Some(to) => Err(ConfigError::Moved { key: key.clone(), origin: origin.clone(), to }),
-            None => Err(self.unknown(assignment, None)),
-        }
-    }
-
-    fn unknown(&self, assignment: &Assignment, method: Option<(&String, &OptionList)>) -> ConfigError {
-        let own = self.methods.iter().flat_map(|(slot, _, list)| {
-            list.iter().map(move |option| format!("{}.options.{}", slot.section, option.name))
-        });
-        let keys = self.keys.iter().filter(|key| !key.is_options()).map(|key| key.name.clone());
-        let known: Vec<String> = keys.chain(own).collect();
-        ConfigError::Unknown {
-            key: assignment.key.clone(),
-            origin: assignment.origin.clone(),
-            nearest: nearest_key(&assignment.key, &known),
-            method: method.map(|(name, list)| {
-                (name.clone(), list.iter().map(|option| option.name.as_str()).collect::<Vec<_>>().join(", "))
-            }),
-        }
-    }
-}
-
-/// Whether the key, or the table of options that it belongs to, is one of any job.
-fn is_known_elsewhere(key: &str) -> bool {
-    let is = |known: &Key| known.name == key || known.is_options() && key.starts_with(&format!("{}.", known.name));
-    [Job::Pretrain, Job::Finetune].into_iter().flat_map(sections).any(|section| section.keys.iter().any(is))
-}
-
-/// The value in the form that the option wants, if it is allowed.
-fn allowed(option: &OptionSpec, assignment: &Assignment) -> Result<Value, ConfigError> {
-    let value = fitting(option.allowed.schema(), &assignment.value);
-    let is_allowed = serde_json::to_value(&value).is_ok_and(|json| option.allowed.accepts(&json));
-    if is_allowed {
-        return Ok(value);
-    }
-    Err(ConfigError::Value {
-        key: assignment.key.clone(),
-        value: assignment.value.to_string(),
-        origin: assignment.origin.clone(),
-        reason: format!("must be {}", option.must_be()),
-    })
-}
-
-/// A number where a text is wanted is one, a whole number serves as a number, and a single value as a list of one.
-fn fitting(schema: &serde_json::Value, value: &Value) -> Value {
-    let wants = |name: &str| {
-        let kind = &schema["type"];
-        kind == name || kind.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == name))
-    };
-    match value {
-        Value::Integer(number) if wants("number") => Value::Float(*number as f64),
-        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) if wants("string") => Value::String(value.to_string()),
-        Value::String(_) | Value::Integer(_) if wants("array") => Value::Array(vec![value.clone()]),
-        value => value.clone(),
-    }
-}
-
-/// Puts a value at `section.key`, however deep.
-fn put(table: &mut Table, key: &str, value: Value) {
-    match key.split_once('.') {
-        None => drop(table.insert(key.to_string(), value)),
-        Some((section, below)) => {
-            let entry = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-            if !entry.is_table() {
-                *entry = Value::Table(Table::new());
-            }
-            if let Value::Table(table) = entry {
-                put(table, below, value);
-            }
         }
     }
 }
@@ -346,6 +200,54 @@ mod tests {
         assert!(message(&["train.steps=0"]).contains("schedule.kind"));
         assert!(message(&["train.steps=0", "train.minutes=0"]).contains("no end"));
         assert!(message(&["nonsense"]).contains("section.key=value"));
+    }
+
+    #[test]
+    fn refusals_name_the_key_that_was_typed_and_the_cure() {
+        for (settings, parts) in [
+            (vec!["optimizer.rank=3"], ["optimizer.rank", "write optimizer.options.rank"]),
+            (vec!["model.rank=3"], ["model.rank", "write model.parameterization.options.rank"]),
+            (vec!["model.parameterization=sltrain"], ["model.parameterization;", "write model.parameterization.name"]),
+            (vec!["optimizer.options.weight_decay=0.1"], ["optimizer.options", "write optimizer.weight_decay"]),
+            (
+                vec!["optimizer.name=galore", "optimizer.options.rank=0"],
+                ["optimizer.options.rank = 0", "must be a whole number from 1 to 1000000"],
+            ),
+            (
+                vec!["optimizer.name=galore", "optimizer.options.side=top"],
+                ["optimizer.options.side = \"top\"", "must be one of std, std_left"],
+            ),
+            (
+                vec!["optimizer.name=galore", "optimizer.options.rnak=4"],
+                ["did you mean optimizer.options.rank?", "options of galore: rank"],
+            ),
+            (vec!["optimizer.name=galroe"], ["optimizer.name = \"galroe\"", "did you mean \"galore\"?"]),
+            (
+                vec!["optimizer.name=lora-pro"],
+                ["no optimizer is named", "did you mean the training rule \"lora-pro\"?"],
+            ),
+            (vec!["rule.name=plain"], ["rule.name", "not supported in `lowrank pretrain`; remove it"]),
+            (vec!["train.batch=65537"], ["train.batch = 65537", "must be a whole number from 1 to 65536"]),
+        ] {
+            let message = message(&settings);
+            for part in parts {
+                assert!(message.contains(part), "{settings:?}: {message}");
+            }
+        }
+        let mut layers = Layers::default();
+        layers.set("rule.name=lora-plus").unwrap();
+        layers.set("rule.options.ratio=-1").unwrap();
+        let message = layers.resolve(&Config::of(Job::Finetune)).unwrap_err().to_string();
+        assert!(message.starts_with("rule.options.ratio = -1 (--set): must be a number"), "{message}");
+    }
+
+    #[test]
+    fn options_of_a_method_go_when_another_is_chosen() {
+        let galore = resolve(&["optimizer.name=galore", "optimizer.options.rank=4"]).unwrap();
+        assert_eq!(galore.optimizer.options["rank"], 4);
+        let mut layers = Layers::default();
+        layers.set("optimizer.name=adamw").unwrap();
+        assert!(layers.resolve(&galore).unwrap().optimizer.options.is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use lowrank_models::adapter::{RULES, STRUCTURES, StructureEntry};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry};
-use lowrank_optim::registry::{Kind, METHODS, OptionList, nearest};
+use lowrank_optim::registry::{Entry, Kind, METHODS, OptionList, Registered, nearest};
 
 /// A section with a `name` and `options`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,10 +15,10 @@ pub struct Slot {
 
 /// All sections with a name and options.
 pub const SLOTS: [Slot; 4] = [
+    Slot { section: "optimizer", kind: Kind::Optimizer },
     Slot { section: "model.parameterization", kind: Kind::Parameterization },
     Slot { section: "adapter", kind: Kind::Structure },
     Slot { section: "rule", kind: Kind::Rule },
-    Slot { section: "optimizer", kind: Kind::Optimizer },
 ];
 
 impl Slot {
@@ -27,40 +27,41 @@ impl Slot {
         format!("{}.name", self.section)
     }
 
-    /// Names of the methods.
-    pub fn names(self) -> Vec<&'static str> {
+    /// All methods of this program, in the order of their list.
+    pub fn methods(self) -> Vec<Entry> {
         match self.kind {
-            Kind::Optimizer => METHODS.iter().map(|method| method.name).collect(),
-            Kind::Parameterization => PARAMETERIZATIONS.iter().map(|entry| entry.spec().name).collect(),
-            Kind::Structure => STRUCTURES.iter().map(|entry| entry.spec.name).collect(),
-            Kind::Rule => RULES.iter().map(|rule| rule.entry.name).collect(),
+            Kind::Optimizer => METHODS.iter().map(|method| method.entry).collect(),
+            Kind::Parameterization => PARAMETERIZATIONS.iter().map(|method| *method.entry()).collect(),
+            Kind::Structure => STRUCTURES.iter().map(|structure| structure.entry).collect(),
+            Kind::Rule => RULES.iter().map(|rule| rule.entry).collect(),
             _ => Vec::new(),
         }
     }
 
+    /// Names of the methods.
+    pub fn names(self) -> Vec<&'static str> {
+        self.methods().into_iter().map(|method| method.name).collect()
+    }
+
     /// Options of the method of a name; none when there is no such method.
     pub fn options(self, name: &str) -> Option<OptionList> {
-        match self.kind {
-            Kind::Optimizer => METHODS.iter().find(|method| method.name == name).map(|method| method.options()),
-            Kind::Parameterization => ParameterizationEntry::find(name).ok().map(|entry| entry.spec().options()),
-            Kind::Structure => StructureEntry::find(name).ok().map(|structure| structure.entry.options()),
-            Kind::Rule => RULES.iter().find(|entry| entry.name == name).map(|entry| entry.options()),
-            _ => None,
+        if self.kind == Kind::Structure {
+            // Structures of other crates are registered at run time.
+            return StructureEntry::find(name).ok().map(|structure| structure.entry.options());
         }
+        self.methods().iter().find(|method| method.name == name).map(Entry::options)
     }
 }
 
 /// Where an option of any method that was typed in a section of its own has to be written.
 pub fn moved(key: &str) -> Option<String> {
-    let (section, option) = key.split_once('.')?;
-    let slots = SLOTS.iter().filter(|slot| slot.section.split('.').next() == Some(section));
-    let known = |slot: &&Slot| {
-        slot.names().into_iter().any(|name| slot.options(name).is_some_and(|list| list.get(option).is_some()))
-    };
     if key == "model.parameterization" {
         return Some("model.parameterization.name".into());
     }
-    slots.into_iter().find(known).map(|slot| format!("{}.options.{option}", slot.section))
+    let (section, option) = key.split_once('.')?;
+    let mut slots = SLOTS.iter().filter(|slot| slot.section.split('.').next() == Some(section));
+    let slot = slots.find(|slot| slot.methods().iter().any(|method| method.options().get(option).is_some()))?;
+    Some(format!("{}.options.{option}", slot.section))
 }
 
 /// The known key with the fewest edits, when that is few enough to be a slip.

@@ -271,9 +271,9 @@ fn who_steps(method: &str, parameters: &[Stepped]) -> String {
     let count = |is: fn(&Who) -> bool| parameters.iter().filter(|stepped| is(&stepped.who)).count();
     let own = count(|who| matches!(who, Who::Method(_)));
     let small = count(|who| matches!(who, Who::TooSmall(_)));
-    let mut text = format!("{method} steps {own} parameters, adamw {}", parameters.len() - own);
+    let mut text = format!("{method} updates {own} hidden matrices, adamw {} other parameters", parameters.len() - own);
     if small > 0 {
-        text.push_str(&format!("; {small} of these are hidden matrices whose projected side is smaller than the rank"));
+        text.push_str(&format!(", including {small} hidden matrices too small for this rank"));
     }
     text
 }
