@@ -8,7 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use lowrank_models::adapter::{
     AdapterConfig, Attach, Scaling, Targets, adapters_of, base_fingerprint, detach, leaves_the_base, linear_layers,
-    merged, merged_with_way_back, unmerged,
+    merged, merged_with_unmerge_state, unmerged,
 };
 use lowrank_models::hub;
 use lowrank_models::hub::peft::{Form, PeftFolder, adapter_dir, save};
@@ -122,7 +122,7 @@ fn merged_models_say_the_same_and_come_apart_again() {
         let model = moved(before.clone(), &config);
         let expected = logits(&model);
         let spec = config.entry().unwrap().spec;
-        let (whole, way_back) = match merged_with_way_back(model.clone()) {
+        let (whole, unmerge_state) = match merged_with_unmerge_state(model.clone()) {
             Ok(done) => done,
             Err(error) => {
                 let reason = spec.merges.err().unwrap_or("bias");
@@ -136,7 +136,7 @@ fn merged_models_say_the_same_and_come_apart_again() {
         let difference = apart(&logits(&whole), &expected);
         assert!(difference < 2e-5, "{}: {difference}", spec.name);
         assert_eq!(logits(&merged(model).unwrap()), logits(&whole));
-        let apart_again = unmerged(whole, way_back).unwrap();
+        let apart_again = unmerged(whole, unmerge_state).unwrap();
         let difference = apart(&logits(&apart_again), &expected);
         assert!(difference < 5e-5, "{}: {difference}", spec.name);
         adapters_of(&apart_again)[0].switch(false);
@@ -237,8 +237,9 @@ fn other_weights_below_are_refused() {
     // Adapters that stand below do not change the base.
     let lower = moved(base(), &AdapterConfig { name: "lower".into(), ..config("lora") });
     put(dir.path(), lower);
-    let (whole, way_back) = merged_with_way_back(put(dir.path(), base())).unwrap();
-    let told = unmerged(merged(moved(whole, &config("lora"))).unwrap(), way_back).map(|_| ()).unwrap_err().to_string();
+    let (whole, unmerge_state) = merged_with_unmerge_state(put(dir.path(), base())).unwrap();
+    let told =
+        unmerged(merged(moved(whole, &config("lora"))).unwrap(), unmerge_state).map(|_| ()).unwrap_err().to_string();
     assert!(told.contains("changed since it was merged"), "{told}");
 }
 

@@ -11,9 +11,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_models::Dense;
 use lowrank_models::adapter::{
-    AdapterConfig, AdapterOptions, Attach, Attached, BaseGradients, Control, GivenTensors, PassInfo, PenaltyAt, Rank,
+    Adapter, AdapterConfig, AdapterOptions, Attach, BaseGradients, Control, GivenTensors, PassInfo, PenaltyAt, Rank,
     Report, SHARED, STRUCTURES, Scaling, Spec, StepOf, StructureEntry, Targets, TensorRole, add_after_clipping, detach,
-    drop_resting, each_adapter, leaves_the_base, merged, merged_with_way_back, penalty, resting, unmerged,
+    drop_frozen, each_adapter, frozen_this_step, leaves_the_base, merged, merged_with_unmerge_state, penalty, unmerged,
 };
 use lowrank_optim::AdamWConfig;
 
@@ -152,7 +152,7 @@ fn attach_to(layers: Layers, config: &AdapterConfig) -> (Layers, Report) {
 }
 
 /// The newest adapter of every layer, by its path.
-fn newest<M: Module>(module: &M) -> BTreeMap<String, Attached> {
+fn newest<M: Module>(module: &M) -> BTreeMap<String, Adapter> {
     let mut found = BTreeMap::new();
     each_adapter(module, |layer, adapter| {
         if let Some(attached) = adapter.stack.last() {
@@ -188,7 +188,7 @@ fn train(mut layers: Layers, mut see: impl FnMut(&mut GradientsParams, &Layers))
         let grads = GradientsParams::from_grads(loss.backward(), &layers);
         let mut grads = add_after_clipping(&layers, grads, lr).expect("a peak rate above 0");
         see(&mut grads, &layers);
-        let grads = drop_resting(&layers, grads, &resting(&layers, StepOf { step, total: Some(STEPS) }));
+        let grads = drop_frozen(&layers, grads, &frozen_this_step(&layers, StepOf { step, total: Some(STEPS) }));
         layers = optimizer.step(lr, layers, grads);
     }
     layers
@@ -248,19 +248,20 @@ fn merged_layers_come_apart_again() {
     each_start(|entry, config, name| {
         let (layers, _) = trained(config);
         if entry.spec.merges.is_err() {
-            return assert!(merged_with_way_back(layers).is_err(), "{name}");
+            return assert!(merged_with_unmerge_state(layers).is_err(), "{name}");
         }
         let bias = |layers: &Layers| bits(&host(layers.tall.bias.as_ref().expect("a bias").val()));
         let (before, own) = (all_values(layers.outputs()), bias(&layers));
-        let (together, way_back) = merged_with_way_back(layers).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (together, unmerge_state) =
+            merged_with_unmerge_state(layers).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(bias(&together) != own, entry.spec.changes_bias, "{name}");
-        let back = unmerged(together.clone(), way_back.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let back = unmerged(together.clone(), unmerge_state.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(bias(&back), own, "{name}");
         let away = apart(&all_values(back.outputs()), &before);
         assert!(away < 1e-5, "{name}: {away} away");
         let mut other = together;
         other.tall.bias = other.tall.bias.map(|bias| bias.map(|bias| bias + 1.0));
-        let refusal = unmerged(other, way_back).err().map(|error| error.to_string());
+        let refusal = unmerged(other, unmerge_state).err().map(|error| error.to_string());
         match (entry.spec.changes_bias, refusal) {
             (true, refusal) => assert!(refusal.is_some_and(|text| text.contains("the bias of tall")), "{name}"),
             (false, refusal) => assert_eq!(refusal, None, "{name}"),
@@ -274,7 +275,7 @@ fn biases_of_branches_are_merged_where_the_layer_has_one() {
     let config = AdapterConfig::new("hydra").with_option("branch_bias", true);
     let (everywhere, _) = trained(&config);
     let refusal = merged(everywhere).unwrap_err().to_string();
-    assert!(refusal.contains("would need a bias") && !refusal.contains("tall"), "{refusal}");
+    assert!(refusal.contains("needs a bias") && !refusal.contains("tall"), "{refusal}");
     let (layers, report) = trained(&config.with_targets(Targets::parse("tall")));
     let before = all_values(layers.outputs());
     let together = merged(layers.clone()).expect("a layer with a bias");
@@ -296,7 +297,7 @@ fn what_was_merged_can_be_taken_out_again() {
     });
 }
 
-fn newest_in_order(layers: &Layers) -> Vec<Attached> {
+fn newest_in_order(layers: &Layers) -> Vec<Adapter> {
     let mut found = newest(layers);
     SHAPES.iter().filter_map(|(name, _)| found.remove(*name)).collect()
 }
@@ -385,7 +386,7 @@ fn counts_are_those_that_are_promised() {
         let mut count = Count { inside: 0, trained: 0, frozen: 0 };
         layers.visit(&mut count);
         assert_eq!(report.trained(), count.trained, "{name}");
-        let kept: usize = newest(&layers).values().map(|attached| attached.structure().kept()).sum();
+        let kept: usize = newest(&layers).values().map(|attached| attached.structure().cached_values()).sum();
         let frozen = count.frozen + kept;
         assert_eq!(report.layers.iter().map(|layer| layer.frozen).sum::<usize>(), frozen, "{name}");
         let defaults = entry.entry.options();

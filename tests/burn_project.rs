@@ -7,7 +7,7 @@ use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use burn::train::{InferenceStep, Learner, RegressionOutput, TrainOutput, TrainStep};
-use lowrank_models::adapter::{Adapter, Allora, AlloraOptions};
+use lowrank_models::adapter::{AdapterStack, Allora, AlloraOptions};
 use lowrank_optim::OptimError;
 use lowrank_optim::rules::{AlloraRowsOnly, LoraPro, LoraProConfig, LoraProMode, NormOf};
 
@@ -62,7 +62,7 @@ impl Project {
 
     /// The factors of whichever adapters it has.
     fn factors(&self) -> Vec<f32> {
-        let factors = self.layers().map(|layer| match layer.weight.reparameterization::<Adapter>() {
+        let factors = self.layers().map(|layer| match layer.weight.reparameterization::<AdapterStack>() {
             Some(adapter) => adapter.stack[0].structure().as_factors().expect("a product"),
             None => {
                 let LoraAdapter { a, b, .. } = layer.weight.reparameterization().expect("Burn's adapter");

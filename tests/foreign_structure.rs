@@ -90,9 +90,9 @@ impl Method for Gated {
         changes_bias: false,
         peft_type: "GATED",
         tensors: &[
-            TensorSpec { name: "a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "gate", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "b", role: TensorRole::B, turned: true },
+            TensorSpec { name: "a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "gate", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "b", role: TensorRole::B, transposed: true },
         ],
     };
 
@@ -281,11 +281,11 @@ fn components_change_in_the_middle_of_a_run_that_may_stop_anywhere() {
 #[test]
 fn components_that_do_not_exist_and_structures_of_a_fixed_size_are_refused() {
     let of = |keep: Vec<usize>| {
-        let keep = move |_: &str, _: &lowrank_models::adapter::Attached| Some(Resize { keep: keep.clone(), append: 0 });
+        let keep = move |_: &str, _: &lowrank_models::adapter::Adapter| Some(Resize { keep: keep.clone(), append: 0 });
         resize(attached(), "default", keep).map(|_| ()).expect_err("components that are not there").to_string()
     };
     assert!(of(vec![0, 3]).contains("there are 3") && of(vec![1, 1]).contains("at most"));
-    let shrink = |_: &str, _: &lowrank_models::adapter::Attached| Some(Resize { keep: vec![0], append: 0 });
+    let shrink = |_: &str, _: &lowrank_models::adapter::Adapter| Some(Resize { keep: vec![0], append: 0 });
     let error = resize(attached(), "other", shrink).map(|_| ()).expect_err("another name").to_string();
     assert!(error.contains("no adapter \"other\""), "{error}");
     let (fixed, _) = base().attach(Attach::new(AdapterConfig::new("sorsa").with_rank(3))).expect("an adapter");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, TensorData};
 use lowrank_models::adapter::{
-    AdapterConfig, Attach, Attached, BaseGradients, GivenTensors, Rank, STRUCTURES, TensorRole, each_adapter,
+    Adapter, AdapterConfig, Attach, BaseGradients, GivenTensors, Rank, STRUCTURES, TensorRole, each_adapter,
 };
 use lowrank_models::hub::peft::PeftFolder;
 use lowrank_models::{Llama, LlamaConfig};
@@ -63,7 +63,7 @@ pub fn moved(model: Llama, config: &AdapterConfig) -> Llama {
     let (fresh, _) = model.clone().attach(attach()).unwrap_or_else(|error| panic!("{}: {error}", config.structure));
     let mut tensors: BTreeMap<String, GivenTensors> = BTreeMap::new();
     each_adapter(&fresh, |path, adapter| {
-        let own = |attached: &&Attached| attached.control().name() == config.name;
+        let own = |attached: &&Adapter| attached.control().name() == config.name;
         let Some(attached) = adapter.stack.iter().find(own) else { return };
         let fields = attached.tensors().into_iter().map(|(tensor, data)| {
             let shape = data.shape().as_slice().to_vec();

@@ -9,7 +9,7 @@ use lowrank_optim::{AdamWConfig, thin_svd};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::{Adapter, AdapterConfig, Attach, Attached, GivenTensors, PenaltyAt, each_adapter, penalty};
+use crate::{Adapter, AdapterConfig, AdapterStack, Attach, GivenTensors, PenaltyAt, each_adapter, penalty};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::random::uniform_values;
 
@@ -26,7 +26,7 @@ impl Dense {
     }
 
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        Adapter::linear(&self.weight, self.bias.as_ref().map(Param::val), x)
+        AdapterStack::linear(&self.weight, self.bias.as_ref().map(Param::val), x)
     }
 }
 
@@ -152,7 +152,7 @@ impl Bench {
     }
 
     /// The newest adapter.
-    pub fn adapter(&self) -> Attached {
+    pub fn adapter(&self) -> Adapter {
         let mut found = None;
         each_adapter(self, |_, adapter| found = adapter.stack.last().cloned());
         found.expect("a layer with an adapter")
@@ -273,7 +273,7 @@ impl Bench {
             1 => host(grads.remove::<1>(tensor.id).expect("a gradient")),
             2 => {
                 let slope = grads.remove::<2>(tensor.id).expect("a gradient");
-                host(if tensor.turned { slope.transpose() } else { slope })
+                host(if tensor.transposed { slope.transpose() } else { slope })
             }
             3 => host(grads.remove::<3>(tensor.id).expect("a gradient")),
             _ => host(grads.remove::<4>(tensor.id).expect("a gradient")),

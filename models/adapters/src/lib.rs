@@ -2,10 +2,10 @@
 //!
 //! An adapter has a structure ([`STRUCTURES`], each in the file of its name), a start, a scaling and a training rule; [`AdapterConfig`] asks for
 //! one, [`Attach`] puts it on the linear layers of any Burn module. There Burn composes the weight; on layers that ask
-//! [`Adapter::linear`] for their output adapters run factored, so that neither the dense update nor the dense gradient of the weight is formed.
+//! [`AdapterStack::linear`] for their output adapters run factored, so that neither the dense update nor the dense gradient of the weight is formed.
 //!
-//! The base weight is never changed: an adapter that begins as part of the weight takes that part from what it stands on. Switching one off
-//! ([`Control::switch`]) or taking it off ([`detach`]) gives the bits of the base.
+//! The base weight is never changed: an adapter that begins as part of the weight takes that part from what it stands on. Disabling one
+//! ([`Control::switch`]) or removing it ([`detach`]) restores the base weights bit for bit.
 //!
 //! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and name it in `structures/mod.rs`; a structure of another crate is made
 //! known by [`register`].
@@ -28,12 +28,12 @@ pub use apply::{
     sizes,
 };
 pub use ground::{
-    Adapter, AdapterConfig, AdapterError, AdapterOptions, AdapterSteps, Alpha, AnyStructure, Attached, Base, Below,
+    Adapter, AdapterConfig, AdapterError, AdapterOptions, AdapterStack, AdapterSteps, Alpha, AnyStructure, Base, Below,
     Control, Factors, GivenTensors, Input, LinearLayer, Method, NamePattern, NamedTensor, PassInfo, Penalty, PenaltyAt,
     Place, Rank, Scaling, Shared, SharedBytes, SharedTensors, Site, Size, Spec, StepOf, Structure, StructureEntry,
-    Targets, TensorRole, TensorSpec, Totals, WayBack, add_after_clipping, base_fingerprint, drop_resting, each_adapted,
-    each_adapter, is_trained, linear_layers, linear_weights, merged, merged_with_way_back, penalty, resting,
-    shared_fingerprint, unmerged,
+    Targets, TensorRole, TensorSpec, Totals, UnmergeState, add_after_clipping, base_fingerprint, drop_frozen,
+    each_adapted, each_adapter, frozen_this_step, is_trained, linear_layers, linear_weights, merged,
+    merged_with_unmerge_state, penalty, shared_fingerprint, unmerged,
 };
 pub use init::{asks_for_gradients, leaves_the_base, with_first_rate};
 pub use registry::register;

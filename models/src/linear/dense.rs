@@ -10,7 +10,7 @@ use super::layer::LinearLayer;
 use super::parameterization::{LinearMethod, ParameterizationSpec};
 use crate::error::ModelError;
 use crate::weights::{Builder, Init, Layout};
-use lowrank_adapters::Adapter;
+use lowrank_adapters::AdapterStack;
 
 /// Dense layers have no options.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,7 +65,7 @@ impl Dense {
 
     /// `x [rows, d_in]` to `[rows, d_out]`. Adapters run factored.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        Adapter::linear(&self.weight, self.bias.as_ref().map(Param::val), x)
+        AdapterStack::linear(&self.weight, self.bias.as_ref().map(Param::val), x)
     }
 }
 

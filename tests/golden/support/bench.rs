@@ -10,8 +10,8 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use lowrank_models::Dense;
 use lowrank_models::adapter::{
-    AdapterConfig, Attach, Attached, GivenTensors, NamedTensor, PenaltyAt, StepOf, add_after_clipping, drop_resting,
-    each_adapter, penalty, resting,
+    Adapter, AdapterConfig, Attach, GivenTensors, NamedTensor, PenaltyAt, StepOf, add_after_clipping, drop_frozen,
+    each_adapter, frozen_this_step, penalty,
 };
 use lowrank_optim::AdamWConfig;
 
@@ -69,7 +69,7 @@ pub fn fresh_on(layer: Dense, config: &AdapterConfig) -> Result<Bench, String> {
 }
 
 /// The adapter of the layer.
-pub fn adapter(bench: &Bench) -> Attached {
+pub fn adapter(bench: &Bench) -> Adapter {
     let mut found = None;
     each_adapter(bench, |_, adapter| found = adapter.stack.last().cloned());
     found.expect("an adapter was attached")
@@ -192,7 +192,7 @@ pub fn slope(grads: &mut GradientsParams, tensor: &NamedTensor) -> Result<Vec<f3
         1 => host(grads.remove::<1>(tensor.id).ok_or_else(none)?),
         2 => {
             let slope = grads.remove::<2>(tensor.id).ok_or_else(none)?;
-            host(if tensor.turned { slope.transpose() } else { slope })
+            host(if tensor.transposed { slope.transpose() } else { slope })
         }
         3 => host(grads.remove::<3>(tensor.id).ok_or_else(none)?),
         _ => host(grads.remove::<4>(tensor.id).ok_or_else(none)?),
@@ -262,7 +262,7 @@ pub fn training(case: &Case, mut bench: Bench, tensors: bool) -> Result<(), Stri
         };
         let grads = GradientsParams::from_grads(whole.backward(), &bench);
         let grads = add_after_clipping(&bench, grads, lr).map_err(|error| error.to_string())?;
-        let grads = drop_resting(&bench, grads, &resting(&bench, StepOf { step, total: Some(steps) }));
+        let grads = drop_frozen(&bench, grads, &frozen_this_step(&bench, StepOf { step, total: Some(steps) }));
         bench = optimizer.step(lr, bench, grads);
         for (tensor, data) in adapter(&bench).tensors() {
             // Counted from 1.

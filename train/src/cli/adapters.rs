@@ -7,8 +7,8 @@ use std::time::Instant;
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use lowrank_models::adapter::{
-    AdapterConfig, Attach, PenaltyAt, Rank, STRUCTURES, StepOf, Targets, add_after_clipping, drop_resting, penalty,
-    resting,
+    AdapterConfig, Attach, PenaltyAt, Rank, STRUCTURES, StepOf, Targets, add_after_clipping, drop_frozen,
+    frozen_this_step, penalty,
 };
 use lowrank_models::hub::ModelFolder;
 use lowrank_models::{Llama, LlamaConfig, ModelError, ids_tensor};
@@ -139,7 +139,7 @@ fn steps(args: &Args, mut model: Llama) -> Result<f64, BuildError> {
         }
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         let grads = add_after_clipping(&model, grads, 1e-4).map_err(ModelError::from)?;
-        let grads = drop_resting(&model, grads, &resting(&model, StepOf { step: step as u64, total: None }));
+        let grads = drop_frozen(&model, grads, &frozen_this_step(&model, StepOf { step: step as u64, total: None }));
         model = optimizer.step(1e-4, model, grads);
         seconds.push(begin.elapsed().as_secs_f64());
     }

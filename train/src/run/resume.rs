@@ -174,7 +174,7 @@ pub(super) fn refuse_other_rests(
     let before = state.stages.get(state.stage).and_then(|stage| stage.steps);
     let frozen = |step: u64, steps: Option<u64>| {
         let total = steps.map(|steps| steps + state.stage_step);
-        adapter::resting(model, StepOf { step, total })
+        adapter::frozen_this_step(model, StepOf { step, total })
     };
     if total == state.total_steps {
         return Ok(());

@@ -13,7 +13,7 @@ use crate::ground::error::AdapterError;
 use crate::ground::layers::{LinearLayer, linear_weights};
 use crate::ground::site::{GivenTensors, Place, SharedTensors, Site, Size};
 use crate::ground::spec::{Spec, TensorRole};
-use crate::ground::stack::{Adapter, Attached, each_adapter};
+use crate::ground::stack::{Adapter, AdapterStack, each_adapter};
 use crate::ground::structure::Totals;
 use crate::init::origin::origin;
 
@@ -48,7 +48,7 @@ impl Attach {
         Self { config, gradients: BaseGradients::new(), tensors: None, sizes: BTreeMap::new(), factored: false }
     }
 
-    /// What it is asked to be.
+    /// Configuration of the adapter.
     pub fn config(&self) -> &AdapterConfig {
         &self.config
     }
@@ -69,12 +69,12 @@ impl Attach {
         Self { sizes, ..self }
     }
 
-    /// For modules whose linear layers all ask [`Adapter::linear`] for their output; other layers see the composed weight alone.
+    /// For modules whose linear layers all ask [`AdapterStack::linear`] for their output; other layers see the composed weight alone.
     pub fn factored(self) -> Self {
         Self { factored: true, ..self }
     }
 
-    /// Freezes all parameters of the module, puts the adapter on the layers that match, on top of those that are there, and tells what was done.
+    /// Freezes all parameters of the module, puts the adapter on the layers that match, on top of those that are there, and reports what was done.
     ///
     /// Fails before anything is changed; the module is lost only where building fails (a file without a tensor, no memory).
     pub fn to<M: Module>(self, module: M) -> Result<(M, Report), AdapterError> {
@@ -111,7 +111,7 @@ impl Attach {
         }
         if let (Err(reason), false) = (entry.spec.merges, self.factored) {
             return Err(AdapterError::Refused(format!(
-                "{} has no update of the weight ({reason}); it works on layers that ask Adapter::linear for their output, and on no others",
+                "{} has no update of the weight ({reason}); it works on layers that ask AdapterStack::linear for their output, and on no others",
                 entry.spec.name
             )));
         }
@@ -180,7 +180,7 @@ impl Attach {
 pub(super) fn joined<'a>(
     mut shared: SharedTensors,
     config: &AdapterConfig,
-    others: impl Iterator<Item = &'a Attached>,
+    others: impl Iterator<Item = &'a Adapter>,
 ) -> Result<SharedTensors, AdapterError> {
     for other in others.filter(|other| other.control().config().structure == config.structure) {
         let (theirs, tensors) = (other.control().config(), other.structure().shared());
@@ -224,7 +224,7 @@ pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
 }
 
 /// The module with these adapters in place of those that it has.
-pub(super) fn put_back<M: Module>(module: M, mut stacks: BTreeMap<String, Vec<Attached>>) -> Result<M, AdapterError> {
+pub(super) fn put_back<M: Module>(module: M, mut stacks: BTreeMap<String, Vec<Adapter>>) -> Result<M, AdapterError> {
     let all = controls(&self::stacks(&module));
     // Switched off, adapters fold into nothing.
     all.iter().for_each(|(control, _)| control.switch(false));
@@ -242,7 +242,7 @@ pub fn adapters_of<M: Module>(module: &M) -> Vec<Control> {
 }
 
 /// The adapters of every layer that has some.
-pub(super) fn stacks<M: Module>(module: &M) -> BTreeMap<String, Vec<Attached>> {
+pub(super) fn stacks<M: Module>(module: &M) -> BTreeMap<String, Vec<Adapter>> {
     let mut stacks = BTreeMap::new();
     each_adapter(module, |layer, adapter| {
         stacks.insert(layer.to_string(), adapter.stack.clone());
@@ -250,7 +250,7 @@ pub(super) fn stacks<M: Module>(module: &M) -> BTreeMap<String, Vec<Attached>> {
     stacks
 }
 
-fn controls(stacks: &BTreeMap<String, Vec<Attached>>) -> Vec<(Control, bool)> {
+fn controls(stacks: &BTreeMap<String, Vec<Adapter>>) -> Vec<(Control, bool)> {
     let mut found: Vec<(Control, bool)> = Vec::new();
     for attached in stacks.values().flatten() {
         if found.iter().all(|(control, _)| control.name() != attached.control().name()) {
@@ -260,7 +260,7 @@ fn controls(stacks: &BTreeMap<String, Vec<Attached>>) -> Vec<(Control, bool)> {
     found
 }
 
-/// What was attached.
+/// Result of attaching an adapter.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The structure.
@@ -269,7 +269,7 @@ pub struct Report {
     pub control: Control,
     /// The layers.
     pub layers: Vec<Adapted>,
-    /// What is allowed, but rarely meant.
+    /// Warnings about settings that are allowed but rarely intended.
     pub warnings: Vec<String>,
 }
 
@@ -320,7 +320,7 @@ struct Builder<'a> {
     tensors: &'a mut Option<BTreeMap<String, GivenTensors>>,
     ids: BTreeMap<ParamId, String>,
     places: BTreeMap<&'a str, &'a Place>,
-    below: BTreeMap<String, Vec<Attached>>,
+    below: BTreeMap<String, Vec<Adapter>>,
     shared: SharedTensors,
     control: Control,
     report: &'a mut Report,
@@ -328,7 +328,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn attached(&mut self, place: &Place, weight: Tensor<2>, below: &Adapter) -> Result<Attached, AdapterError> {
+    fn attached(&mut self, place: &Place, weight: Tensor<2>, below: &AdapterStack) -> Result<Adapter, AdapterError> {
         let entry = self.config.entry()?;
         let device = weight.device();
         let stored = weight.without_autodiff();
@@ -375,7 +375,7 @@ impl Builder<'_> {
         let origin = origin(&mut site, structure.get())?;
         site.finish()?;
         let shared = structure.get().shared().into_iter().map(|shared| (shared.key, shared.bytes)).collect();
-        let attached = Attached {
+        let attached = Adapter {
             structure,
             origin,
             control: self.control.clone(),
@@ -386,20 +386,20 @@ impl Builder<'_> {
             let counted = attached.shapes().into_iter().filter(|tensor| (tensor.role == TensorRole::Frozen) == frozen);
             counted.map(|tensor| tensor.shape.iter().product::<usize>()).sum()
         };
-        let (trained, frozen) = (count(false), count(true) + attached.structure().kept());
+        let (trained, frozen) = (count(false), count(true) + attached.structure().cached_values());
         self.report.layers.push(Adapted { place: place.clone(), trained, frozen, shared });
         Ok(attached)
     }
 }
 
 impl Reparameterizer for &mut Builder<'_> {
-    type Reparam = Adapter;
+    type Reparam = AdapterStack;
 
     fn reparameterize<const D: usize>(
         &mut self,
         _path: &str,
         param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+    ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
         let param = param.set_require_grad(false);
         // A file may lack more than one tensor; another failure ends the building.
         let going_on = self.failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
@@ -408,7 +408,7 @@ impl Reparameterizer for &mut Builder<'_> {
         };
         let stack = self.below.remove(&path).unwrap_or_default();
         // Only the newest adapter is trained.
-        let mut below = Adapter { stack: stack.into_iter().map(Module::no_grad).collect() };
+        let mut below = AdapterStack { stack: stack.into_iter().map(Module::no_grad).collect() };
         if let Some(place) = self.places.get(path.as_str()).copied() {
             let shape = place.shape;
             match self.attached(place, param.base().reshape(shape), &below) {
@@ -422,18 +422,18 @@ impl Reparameterizer for &mut Builder<'_> {
 
 struct PutBack {
     ids: BTreeMap<ParamId, String>,
-    stacks: BTreeMap<String, Vec<Attached>>,
+    stacks: BTreeMap<String, Vec<Adapter>>,
 }
 
 impl Reparameterizer for PutBack {
-    type Reparam = Adapter;
+    type Reparam = AdapterStack;
 
     fn reparameterize<const D: usize>(
         &mut self,
         _path: &str,
         param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+    ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
         let stack = self.ids.get(&param.id).filter(|_| D == 2).and_then(|path| self.stacks.remove(path));
-        (param, stack.map(|stack| Adapter { stack }))
+        (param, stack.map(|stack| AdapterStack { stack }))
     }
 }

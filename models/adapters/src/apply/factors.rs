@@ -7,7 +7,7 @@ use crate::ground::config::AdapterConfig;
 use crate::ground::control::Control;
 use crate::ground::error::AdapterError;
 use crate::ground::site::{GivenTensors, Place, SharedTensors, Site};
-use crate::ground::stack::Attached;
+use crate::ground::stack::Adapter;
 use crate::ground::structure::Factors;
 use crate::init::origin::origin;
 
@@ -54,7 +54,7 @@ pub fn factors_of(
         _ => {
             let control = Control::new(config.clone());
             let attached =
-                Attached { structure, origin, control, layer: key_of(&place.path), place: place.clone().into() };
+                Adapter { structure, origin, control, layer: key_of(&place.path), place: place.clone().into() };
             attached.change().map(|[a, b]| Factors { a, b, scale: 1.0 })
         }
     };

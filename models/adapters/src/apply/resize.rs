@@ -28,15 +28,15 @@ use crate::ground::error::AdapterError;
 use crate::ground::layers::linear_weights;
 use crate::ground::site::{SharedTensors, Site, Size};
 use crate::ground::spec::TensorRole;
-use crate::ground::stack::{Adapter, Attached, each_adapted};
+use crate::ground::stack::{Adapter, AdapterStack, each_adapted};
 use crate::ground::structure::Totals;
 
-/// What becomes of the components of one layer's adapter.
+/// Change of the components of one layer's adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resize {
     /// Numbers of those that stay, in their new order.
     pub keep: Vec<usize>,
-    /// How many new ones come behind them.
+    /// Number of new components after them.
     pub append: usize,
 }
 
@@ -47,7 +47,7 @@ pub struct Resize {
 pub fn resize<M: Module>(
     module: M,
     name: &str,
-    mut ask: impl FnMut(&str, &Attached) -> Option<Resize>,
+    mut ask: impl FnMut(&str, &Adapter) -> Option<Resize>,
 ) -> Result<(M, Vec<ParamId>), AdapterError> {
     let mut weights: BTreeMap<String, Tensor<2>> = BTreeMap::new();
     each_adapted(&module, |path, weight, _| {
@@ -57,7 +57,7 @@ pub fn resize<M: Module>(
     let mut shared = None;
     let mut changed = Vec::new();
     let mut found = false;
-    let others: Vec<Attached> = stacks.values().flatten().cloned().collect();
+    let others: Vec<Adapter> = stacks.values().flatten().cloned().collect();
     for (path, stack) in &mut stacks {
         let Some(number) = stack.iter().position(|attached| attached.control().name() == name) else { continue };
         found = true;
@@ -77,7 +77,7 @@ pub fn resize<M: Module>(
             shared = Some(joined(SharedTensors::default(), attached.control().config(), others.iter())?);
         }
         let Some(shared) = &mut shared else { continue };
-        let below = Adapter { stack: stack[..number].to_vec() };
+        let below = AdapterStack { stack: stack[..number].to_vec() };
         let (resized, moved) = on_one_layer(attached, weight, &below, &keep, append, shared)?;
         changed.extend(moved);
         stack[number] = resized;
@@ -85,9 +85,9 @@ pub fn resize<M: Module>(
     if !found {
         return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"")));
     }
-    if let Some(control) = others.iter().map(Attached::control).find(|control| control.name() == name) {
+    if let Some(control) = others.iter().map(Adapter::control).find(|control| control.name() == name) {
         let own = || stacks.values().flatten().filter(|attached| attached.control().name() == name);
-        let trained = own().flat_map(Attached::shapes).filter(|tensor| tensor.role != TensorRole::Frozen);
+        let trained = own().flat_map(Adapter::shapes).filter(|tensor| tensor.role != TensorRole::Frozen);
         control.set_totals(Totals {
             layers: own().count(),
             trained: trained.map(|tensor| tensor.shape.iter().product::<usize>()).sum(),
@@ -99,13 +99,13 @@ pub fn resize<M: Module>(
 
 /// The adapter of one layer with other components, and the ids of the tensors that changed.
 fn on_one_layer(
-    attached: &Attached,
+    attached: &Adapter,
     stored: &Tensor<2>,
-    below: &Adapter,
+    below: &AdapterStack,
     keep: &[usize],
     append: usize,
     shared: &mut SharedTensors,
-) -> Result<(Attached, Vec<ParamId>), AdapterError> {
+) -> Result<(Adapter, Vec<ParamId>), AdapterError> {
     let config = attached.control().config();
     let entry = StructureEntry::find(attached.structure.spec().name)?;
     let mut place = attached.place().clone();
@@ -125,7 +125,7 @@ fn on_one_layer(
     };
     let structure = entry.resize(&attached.structure, keep, &mut site)?;
     let before = attached.shapes();
-    let resized = Attached { structure, place: place.into(), ..attached.clone() };
+    let resized = Adapter { structure, place: place.into(), ..attached.clone() };
     let trained = resized.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
     // With as many components as before the order may be another.
     let moved = trained.filter(|tensor| {

@@ -113,7 +113,7 @@ impl AdapterConfig {
         Ok(places)
     }
 
-    /// What was asked for and matches no layer, beside what matches some.
+    /// Targets that match no layer although others do.
     pub(super) fn idle(&self, found: &[LinearLayer]) -> Result<Vec<String>, AdapterError> {
         let mut idle = Vec::new();
         let any = |targets: &Targets| -> Result<bool, AdapterError> {

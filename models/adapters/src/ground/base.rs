@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use super::pass::Input;
 use lowrank_kernels::ops;
 
-/// The adapters that another one stands on, as it sees them: the first `count` of them over a base.
+/// The adapters below another one, as it sees them: the first `count` of them over a base.
 pub trait Below: Debug {
     /// The output `[rows, d_out]`.
     fn forward(&self, count: usize, base: Base<'_>, x: Tensor<2>) -> Tensor<2>;
@@ -18,7 +18,7 @@ pub trait Below: Debug {
     fn bias(&self, count: usize, base: Base<'_>) -> Option<Tensor<1>>;
 }
 
-/// The layer that an adapter stands on: a weight that is never changed, and the adapters below.
+/// The layer that an adapter is attached to: a weight that is never changed, and the adapters below.
 #[derive(Clone, Copy, Debug)]
 pub struct Base<'a> {
     weight: &'a Tensor<2>,
@@ -75,13 +75,13 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// The output with that of a branch beside it.
+    /// Output plus that of a branch.
     pub fn plus(&self, input: Input, branch: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
         let branch = branch(input.branch());
         self.forward(input.x) + branch
     }
 
-    /// The output with that of two factors beside it: `x W + b + scale (x A) B`.
+    /// Output plus that of two factors: `x W + b + scale (x A) B`.
     pub fn plus_product(&self, input: Input, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
         if a.dims()[1] == 0 {
             return self.forward(input.x);
@@ -110,7 +110,7 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// Whether there is nothing but the weight and its bias.
+    /// Returns true if there is nothing but the weight and its bias.
     fn is_bare(&self) -> bool {
         self.below.is_none() && self.less.is_none()
     }

@@ -1,4 +1,4 @@
-//! What an adapter is asked to be: structure, initialisation, scaling and training rule are separate choices.
+//! Configuration of an adapter: structure, initialisation, scaling and training rule are separate choices.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::targets::Targets;
 
-/// What the update is multiplied by.
+/// Scale of the update.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scaling {
@@ -31,11 +31,11 @@ pub struct AdapterConfig {
     pub rank: Option<usize>,
     /// Numerator of the scale; the method's own when none.
     pub alpha: Option<f64>,
-    /// What alpha is divided by; the method's own when none.
+    /// Divisor of alpha; the method's own when none.
     pub scaling: Option<Scaling>,
     /// Share of the branches' inputs that is dropped in training.
     pub dropout: f64,
-    /// How the tensors begin: `default`, or another start that the structure knows.
+    /// Initialisation: `default`, or another one that the structure supports.
     pub init: String,
     /// Layers to adapt.
     pub targets: Targets,

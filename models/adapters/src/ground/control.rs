@@ -1,4 +1,4 @@
-//! What all layers of one adapter have in common at run time: switch, pass, sums.
+//! State that all layers of one adapter share at run time: switch, forward pass, totals.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -24,7 +24,7 @@ impl Control {
         Self(Arc::new(Inner { config, on: AtomicBool::new(true), pass: RwLock::default(), totals: RwLock::default() }))
     }
 
-    /// What the adapter was asked to be.
+    /// Configuration of the adapter.
     pub fn config(&self) -> &AdapterConfig {
         &self.0.config
     }
@@ -39,7 +39,7 @@ impl Control {
         self.0.on.store(on, Ordering::Relaxed);
     }
 
-    /// Whether it is on.
+    /// Returns true if it is on.
     pub fn is_on(&self) -> bool {
         self.0.on.load(Ordering::Relaxed)
     }

@@ -14,13 +14,13 @@ use super::structure::Method;
 pub struct StructureEntry {
     /// Description, as methods of every kind have one.
     pub entry: Entry,
-    /// What else is known of it.
+    /// Static description beyond the entry: rank, alpha, initialisations, tensors.
     pub spec: &'static Spec,
     /// Learning rate of AdamW when none is given.
     pub lr: f64,
     size: fn(&AdapterOptions) -> Result<(Rank, Alpha), AdapterError>,
     check: fn(&AdapterOptions, &Place) -> Result<(), AdapterError>,
-    doubt: fn(&Place) -> Option<String>,
+    warning: fn(&Place) -> Option<String>,
     build: fn(&AdapterOptions, &mut Site<'_>) -> Result<AnyStructure, AdapterError>,
     resize: fn(&AnyStructure, &[usize], &mut Site<'_>) -> Result<AnyStructure, AdapterError>,
 }
@@ -40,7 +40,7 @@ impl StructureEntry {
             lr: M::LR,
             size: size::<M>,
             check: check::<M>,
-            doubt: M::doubt,
+            warning: M::warning,
             build: build::<M>,
             resize: resize::<M>,
         }
@@ -56,10 +56,10 @@ impl StructureEntry {
         (self.check)(options, place)
     }
 
-    /// What is allowed at these places, but rarely meant; what holds for many of them is said once.
+    /// Warnings about settings that are allowed at these layers but rarely intended, each once.
     pub fn warnings(&self, places: &[Place]) -> Vec<String> {
         let mut found = Vec::new();
-        for doubt in places.iter().filter_map(self.doubt) {
+        for doubt in places.iter().filter_map(self.warning) {
             if !found.contains(&doubt) {
                 found.push(doubt);
             }

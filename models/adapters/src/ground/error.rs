@@ -1,4 +1,4 @@
-//! What can go wrong with adapters.
+//! Errors of adapters.
 
 use lowrank_optim::registry::{OptionError, UnknownName};
 
@@ -18,7 +18,7 @@ pub enum AdapterError {
         key: String,
         /// Its value.
         value: String,
-        /// What is wrong, and what to do.
+        /// Reason and cure.
         reason: String,
     },
     /// A layer that the method has no meaning for.
@@ -30,13 +30,13 @@ pub enum AdapterError {
         d_in: usize,
         /// Its outputs.
         d_out: usize,
-        /// What is wrong.
+        /// Reason.
         reason: String,
     },
     /// No layer matches.
     #[error("no linear layer matches {what}; there are {known}")]
     NoMatch {
-        /// What was asked for.
+        /// The targets or pattern.
         what: String,
         /// Some layers that exist.
         known: String,
@@ -48,10 +48,10 @@ pub enum AdapterError {
         path: String,
         /// The tensor.
         tensor: String,
-        /// What is wrong.
+        /// Reason.
         reason: String,
     },
-    /// What cannot be done with this adapter.
+    /// An operation that this adapter does not support.
     #[error("{0}")]
     Refused(String),
     /// More than one of these.

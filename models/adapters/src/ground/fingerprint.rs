@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use lowrank_optim::{ModulePath, key_of};
 
 use super::site::SharedBytes;
-use super::stack::{Attached, layer_of};
+use super::stack::{Adapter, layer_of};
 use lowrank_kernels::host::values as host;
 
 /// A number for the base weights of some layers, whatever stands on them; the order of the layers does not matter.
@@ -40,7 +40,7 @@ pub fn base_fingerprint<M: Module>(module: &M, layers: &BTreeSet<String>) -> u64
 }
 
 /// A number for the tensors that the layers of an adapter share; none when they share nothing.
-pub fn shared_fingerprint<'a>(layers: impl Iterator<Item = &'a Attached>) -> Option<u64> {
+pub fn shared_fingerprint<'a>(layers: impl Iterator<Item = &'a Adapter>) -> Option<u64> {
     let shared: BTreeMap<String, SharedBytes> =
         layers.flat_map(|layer| layer.structure().shared()).map(|shared| (shared.key.clone(), shared)).collect();
     let numbers = shared.into_iter().map(|(field, shared)| of_values(&field, &host(shared.values)));

@@ -8,7 +8,7 @@ use lowrank_optim::{Hook, HookError, Part, StepInfo};
 use super::base::Base;
 use super::error::AdapterError;
 use super::spec::TensorRole;
-use super::stack::{Attached, each_adapted, each_adapter};
+use super::stack::{Adapter, each_adapted, each_adapter};
 use super::structure::{PenaltyAt, StepOf};
 
 /// Sum of the penalties of trained adapters that enter at this place, shape `[1]`; none when there are none.
@@ -17,7 +17,7 @@ pub fn penalty(part: &dyn Part, at: PenaltyAt) -> Option<Tensor<1>> {
     each_adapted(part, |_, weight, adapter| {
         let on = adapter.stack.iter().enumerate();
         let on = on.filter(|(_, attached)| attached.control().is_on() && attached.is_trained());
-        let of = |(below, attached): (usize, &Attached)| {
+        let of = |(below, attached): (usize, &Adapter)| {
             let base = Base::new(weight, None).under(&adapter.stack, below).less(attached.origin.as_ref());
             attached.structure().penalty(&base, &attached.control().totals())
         };
@@ -63,34 +63,34 @@ pub fn add_after_clipping(
     Ok(grads)
 }
 
-/// Trained tensors that rest in this step.
-pub fn resting(part: &dyn Part, step: StepOf) -> Vec<ParamId> {
-    let mut resting = Vec::new();
+/// Trained tensors that are frozen in this step.
+pub fn frozen_this_step(part: &dyn Part, step: StepOf) -> Vec<ParamId> {
+    let mut frozen = Vec::new();
     each_adapter(part, |_, adapter| {
         for attached in &adapter.stack {
             let tensors = attached.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
-            let rests = tensors.filter(|tensor| attached.structure().rests(&tensor.field, step));
-            resting.extend(rests.map(|tensor| tensor.id));
+            let now = tensors.filter(|tensor| attached.structure().frozen_at(&tensor.field, step));
+            frozen.extend(now.map(|tensor| tensor.id));
         }
     });
-    resting
+    frozen
 }
 
-/// Drops the gradients of tensors that rest, as [`resting`] names them.
-pub fn drop_resting(part: &dyn Part, mut grads: GradientsParams, resting: &[ParamId]) -> GradientsParams {
+/// Drops the gradients of frozen tensors, as [`frozen_this_step`] names them.
+pub fn drop_frozen(part: &dyn Part, mut grads: GradientsParams, frozen: &[ParamId]) -> GradientsParams {
     struct Drop<'a> {
         grads: &'a mut GradientsParams,
-        resting: &'a [ParamId],
+        frozen: &'a [ParamId],
     }
     impl ModuleVisitor for Drop<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.resting.contains(&param.id) {
+            if self.frozen.contains(&param.id) {
                 self.grads.remove::<D>(param.id);
             }
         }
     }
-    if !resting.is_empty() {
-        part.walk(&mut Drop { grads: &mut grads, resting });
+    if !frozen.is_empty() {
+        part.walk(&mut Drop { grads: &mut grads, frozen });
     }
     grads
 }
@@ -98,7 +98,7 @@ pub fn drop_resting(part: &dyn Part, mut grads: GradientsParams, resting: &[Para
 /// Penalties of a module's adapters, and the time in which their tensors stay as they are, as a hook of any training loop.
 #[derive(Clone, Debug, Default)]
 pub struct AdapterSteps {
-    resting: Vec<ParamId>,
+    frozen: Vec<ParamId>,
 }
 
 impl<M: Module> Hook<M> for AdapterSteps {
@@ -107,7 +107,7 @@ impl<M: Module> Hook<M> for AdapterSteps {
     }
 
     fn begin_step(&mut self, step: &StepInfo, model: &M) -> Result<(), HookError> {
-        self.resting = resting(model, StepOf { step: step.step - 1, total: step.total });
+        self.frozen = frozen_this_step(model, StepOf { step: step.step - 1, total: step.total });
         Ok(())
     }
 
@@ -121,7 +121,7 @@ impl<M: Module> Hook<M> for AdapterSteps {
         part: &dyn Part,
         grads: GradientsParams,
     ) -> Result<GradientsParams, HookError> {
-        Ok(drop_resting(part, grads, &self.resting))
+        Ok(drop_frozen(part, grads, &self.frozen))
     }
 
     fn after_clipping(
@@ -130,10 +130,10 @@ impl<M: Module> Hook<M> for AdapterSteps {
         part: &dyn Part,
         grads: GradientsParams,
     ) -> Result<GradientsParams, HookError> {
-        Ok(drop_resting(part, add_after_clipping(part, grads, step.peak_lr)?, &self.resting))
+        Ok(drop_frozen(part, add_after_clipping(part, grads, step.peak_lr)?, &self.frozen))
     }
 
     fn frozen(&self) -> &[ParamId] {
-        &self.resting
+        &self.frozen
     }
 }

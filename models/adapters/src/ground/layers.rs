@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use lowrank_optim::ModulePath;
 
 use super::error::AdapterError;
-use super::stack::{Adapter, layer_of};
+use super::stack::{AdapterStack, layer_of};
 
 /// A linear layer of a model, as it is found.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +16,7 @@ pub struct LinearLayer {
     pub path: String,
     /// `[d_in, d_out]`.
     pub shape: [usize; 2],
-    /// Whether it has a bias.
+    /// True if it has a bias.
     pub bias: bool,
 }
 
@@ -45,7 +45,7 @@ pub fn linear_weights<M: Module>(module: &M) -> Result<BTreeMap<ParamId, LinearL
             self.path.enter(name, container);
             if container == "Reparameterization" {
                 self.depth += 1;
-                if name != <Adapter as burn::module::Reparameterization>::NAME {
+                if name != <AdapterStack as burn::module::Reparameterization>::NAME {
                     self.foreign = Some(format!("{} ({name})", self.path.joined()));
                 }
             }

@@ -9,18 +9,18 @@ use lowrank_optim::ModulePath;
 use super::error::AdapterError;
 use super::fingerprint::of_values;
 use super::layers::ids_of;
-use super::stack::{Adapter, each_adapted, layer_of};
+use super::stack::{AdapterStack, each_adapted, layer_of};
 use lowrank_kernels::host::values as host;
 
-/// What it takes to have a module as it was before it was merged.
+/// State needed to undo a merge.
 #[derive(Clone, Debug)]
-pub struct WayBack {
+pub struct UnmergeState {
     layers: BTreeMap<String, Kept>,
 }
 
 #[derive(Clone, Debug)]
 struct Kept {
-    adapter: Adapter,
+    adapter: AdapterStack,
     /// Which adapters were on.
     on: Vec<bool>,
     /// Number of the merged weight.
@@ -48,7 +48,7 @@ pub fn merged<M: Module>(module: M) -> Result<M, AdapterError> {
 }
 
 /// As [`merged`], with what [`unmerged`] needs.
-pub fn merged_with_way_back<M: Module>(module: M) -> Result<(M, WayBack), AdapterError> {
+pub fn merged_with_unmerge_state<M: Module>(module: M) -> Result<(M, UnmergeState), AdapterError> {
     let Prepared { mut layers, biases } = prepared(&module)?;
     let module = with_biases(module.materialize(), biases);
     each_weight(&module, |path, weight| {
@@ -60,19 +60,19 @@ pub fn merged_with_way_back<M: Module>(module: M) -> Result<(M, WayBack), Adapte
         }
         Ok(())
     })?;
-    Ok((module, WayBack { layers }))
+    Ok((module, UnmergeState { layers }))
 }
 
 /// A merged module as it was before, its adapters on top of its weights again. Refused where a weight or bias has changed since.
-pub fn unmerged<M: Module>(module: M, way_back: WayBack) -> Result<M, AdapterError> {
+pub fn unmerged<M: Module>(module: M, unmerge_state: UnmergeState) -> Result<M, AdapterError> {
     let changed = |what: &str, path: &str| {
         AdapterError::Refused(format!(
-            "the {what} of {path} has changed since it was merged: the one before cannot be had back"
+            "the {what} of {path} has changed since it was merged: the original one cannot be restored"
         ))
     };
-    let mut left: Vec<&String> = way_back.layers.keys().collect();
+    let mut left: Vec<&String> = unmerge_state.layers.keys().collect();
     each_weight(&module, |path, weight| {
-        let Some(kept) = way_back.layers.get(path) else { return Ok(()) };
+        let Some(kept) = unmerge_state.layers.get(path) else { return Ok(()) };
         left.retain(|name| *name != path);
         match of_values(path, &host(weight)) == kept.merged {
             true => Ok(()),
@@ -84,7 +84,7 @@ pub fn unmerged<M: Module>(module: M, way_back: WayBack) -> Result<M, AdapterErr
     }
     let now = biases(&module);
     let mut before = BTreeMap::new();
-    for (path, kept) in &way_back.layers {
+    for (path, kept) in &unmerge_state.layers {
         let Some((bias, merged)) = &kept.bias else { continue };
         match now.get(path).map(|bias| of_values(path, &host(bias.clone()))) == Some(*merged) {
             true => before.insert(path.clone(), bias.clone()),
@@ -93,10 +93,10 @@ pub fn unmerged<M: Module>(module: M, way_back: WayBack) -> Result<M, AdapterErr
     }
     let ids = ids_of(&module)?;
     let module = with_biases(module, before);
-    Ok(module.apply_reparameterization(Restore { ids, layers: way_back.layers }))
+    Ok(module.apply_reparameterization(Restore { ids, layers: unmerge_state.layers }))
 }
 
-/// What merging a module begins with.
+/// State that merging a module starts from.
 struct Prepared {
     layers: BTreeMap<String, Kept>,
     /// Merged biases, where adapters change them.
@@ -135,7 +135,7 @@ impl Kept {
     }
 }
 
-/// Refuses adapters that no weight can take in.
+/// Rejects adapters that cannot be merged.
 fn check<M: Module>(module: &M, biases: &BTreeMap<String, Tensor<1>>) -> Result<(), AdapterError> {
     let mut refused = None;
     each_adapted(module, |path, weight, adapter| {
@@ -145,7 +145,7 @@ fn check<M: Module>(module: &M, biases: &BTreeMap<String, Tensor<1>>) -> Result<
             let needs_bias = || may_need && attached.structure().merged_bias(weight, None).is_some();
             let reason = match spec.merges {
                 Err(reason) => reason,
-                Ok(()) if needs_bias() => "the merged layer would need a bias, which it has not",
+                Ok(()) if needs_bias() => "the merged layer needs a bias, but the layer has none",
                 Ok(()) => continue,
             };
             refused.get_or_insert(AdapterError::Refused(format!(
@@ -282,13 +282,13 @@ struct Restore {
 }
 
 impl Reparameterizer for Restore {
-    type Reparam = Adapter;
+    type Reparam = AdapterStack;
 
     fn reparameterize<const D: usize>(
         &mut self,
         _path: &str,
         param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+    ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
         let kept = self.ids.get(&param.id).filter(|_| D == 2).and_then(|path| self.layers.remove(path));
         let Some(kept) = kept else { return (param, None) };
         let shape = param.dims();

@@ -1,4 +1,4 @@
-//! What an adapter is, the layer below it, and what is done with one that is there.
+//! Adapters and the layer below them: structures behind one interface, stacks, merging, step hooks.
 
 pub(crate) mod any;
 pub(crate) mod base;
@@ -25,13 +25,13 @@ pub use control::Control;
 pub use entry::StructureEntry;
 pub use error::AdapterError;
 pub use fingerprint::{base_fingerprint, shared_fingerprint};
-pub use hooks::{AdapterSteps, add_after_clipping, drop_resting, penalty, resting};
+pub use hooks::{AdapterSteps, add_after_clipping, drop_frozen, frozen_this_step, penalty};
 pub use layers::{LinearLayer, linear_layers, linear_weights};
-pub use merge::{WayBack, merged, merged_with_way_back, unmerged};
+pub use merge::{UnmergeState, merged, merged_with_unmerge_state, unmerged};
 pub use pass::{Input, PassInfo};
 pub use site::{GivenTensors, Place, Shared, SharedBytes, SharedTensors, Site, Size};
 pub use spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
-pub use stack::{Adapter, Attached, each_adapted, each_adapter, is_trained};
+pub use stack::{Adapter, AdapterStack, each_adapted, each_adapter, is_trained};
 pub use structure::{Factors, Method, Penalty, PenaltyAt, StepOf, Structure, Totals};
 pub use targets::{NamePattern, Targets};
 pub use tensors::NamedTensor;

@@ -1,4 +1,4 @@
-//! What comes into an adapted layer: the values, and the forward pass that they belong to.
+//! Input of an adapted layer: the activations, and the forward pass that they belong to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use lowrank_optim::key_of;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// A forward pass: where it lies in a run, and what holds for it alone.
+/// A forward pass: its position in a run, and values that hold for it alone.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PassInfo {
     /// Number of the optimizer step, from 0.
@@ -19,7 +19,7 @@ pub struct PassInfo {
     pub micro_batch: u64,
     /// Micro-batches of a step.
     pub micro_batches: u64,
-    /// Whether the pass trains; outside of training nothing is dropped.
+    /// True in training; otherwise nothing is dropped.
     pub training: bool,
     /// Values that hold for this step, by name: a rank, a sparsity.
     pub values: BTreeMap<String, f64>,
@@ -38,7 +38,7 @@ impl PassInfo {
     }
 }
 
-/// What comes into a layer: `x [rows, d_in]`, and the pass it belongs to.
+/// Input of a layer: `x [rows, d_in]`, and the forward pass that it belongs to.
 #[derive(Clone, Debug)]
 pub struct Input {
     /// The input as it is.
@@ -59,17 +59,17 @@ impl Input {
         Self { x, pass: Arc::default(), dropout: 0.0, seed: 0, layer: 0 }
     }
 
-    /// Whether values are dropped.
+    /// Returns true if dropout is active.
     pub fn drops(&self) -> bool {
         self.dropout > 0.0 && self.pass.training
     }
 
-    /// What the branch sees of the input.
+    /// Input of the branch, after dropout.
     pub fn branch(&self) -> Tensor<2> {
         self.dropped(self.layer, self.x.clone())
     }
 
-    /// What goes on of values `[rows, n]` inside a branch, where the dropout has its place there; `what` tells places apart.
+    /// Applies dropout to values `[rows, n]` inside a branch; `what` tells positions apart.
     pub fn inside(&self, what: &str, values: Tensor<2>) -> Tensor<2> {
         self.dropped(self.layer ^ key_of(what), values)
     }
@@ -83,7 +83,7 @@ impl Input {
         self.seed ^ place ^ self.pass.number().wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// What of `x [rows, n]` remains at a place of its own mask.
+    /// Applies dropout to `x [rows, n]` with the mask of this layer and pass.
     fn dropped(&self, place: u64, x: Tensor<2>) -> Tensor<2> {
         if !self.drops() {
             return x;

@@ -1,4 +1,4 @@
-//! Where an adapter is built: one layer, with what its tensors begin with.
+//! One layer that an adapter is built for, and the initial values of its tensors.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub struct Place {
     pub rank: usize,
     /// Alpha; 0 for methods without.
     pub alpha: f64,
-    /// What the update is multiplied by: `alpha / rank`, or `alpha / sqrt(rank)`.
+    /// Scale of the update: `alpha / rank`, or `alpha / sqrt(rank)`.
     pub scale: f64,
     /// Share of values that is dropped in training.
     pub dropout: f64,
@@ -35,7 +35,7 @@ pub struct Place {
     pub layers: usize,
     /// Largest `d_in` and largest `d_out` among them.
     pub largest: [usize; 2],
-    /// Whether the layer has a bias.
+    /// True if the layer has a bias.
     pub bias: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct Place {
 pub struct Size {
     /// Rank; 0 is an adapter without components.
     pub rank: usize,
-    /// What the update is multiplied by.
+    /// Scale of the update.
     pub scale: f64,
 }
 
@@ -73,7 +73,7 @@ impl Place {
 /// Tensors of one layer's adapter read from a file, in the layout of the file, by field name.
 pub type GivenTensors = BTreeMap<String, TensorData>;
 
-/// What all layers of an adapter share while they are built.
+/// Tensors that all layers of an adapter share while they are built.
 #[derive(Debug, Default)]
 pub struct SharedTensors {
     pub(crate) made: BTreeMap<String, (Vec<usize>, Tensor<1>)>,
@@ -148,7 +148,7 @@ impl Site<'_> {
         self.random(what).random()
     }
 
-    /// Whether tensors come from a file.
+    /// Returns true if tensors come from a file.
     pub fn is_given(&self) -> bool {
         self.given.is_some()
     }
@@ -227,8 +227,8 @@ impl Site<'_> {
         shape: [usize; D],
         start: impl FnOnce(&mut Self) -> Result<Vec<f32>, AdapterError>,
     ) -> Result<Shared<D>, AdapterError> {
-        let turned = self.is_turned(field, D);
-        let shared = |tensor: Tensor<1>| Shared { key: key.to_string(), tensor: tensor.reshape(shape), turned };
+        let transposed = self.is_transposed(field, D);
+        let shared = |tensor: Tensor<1>| Shared { key: key.to_string(), tensor: tensor.reshape(shape), transposed };
         if let Some((made, tensor)) = self.shared.made.get(key).cloned() {
             if made != shape {
                 return Err(AdapterError::Refused(format!(
@@ -253,9 +253,9 @@ impl Site<'_> {
         Ok(shared(flat))
     }
 
-    /// Whether files hold a tensor of so many dimensions the other way round.
-    fn is_turned(&self, field: &str, dimensions: usize) -> bool {
-        let own = || self.spec.tensor(field).is_some_and(|tensor| tensor.turned);
+    /// Returns true if files hold a tensor with this number of dimensions transposed.
+    fn is_transposed(&self, field: &str, dimensions: usize) -> bool {
+        let own = || self.spec.tensor(field).is_some_and(|tensor| tensor.transposed);
         dimensions == 2 && (field.starts_with("origin.") || own())
     }
 
@@ -290,14 +290,14 @@ impl Site<'_> {
         let Some(data) = given.remove(field) else {
             return Err(wrong("is missing".into()));
         };
-        let turned = self.is_turned(field, shape.len());
-        let expected: Vec<usize> = if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() };
+        let transposed = self.is_transposed(field, shape.len());
+        let expected: Vec<usize> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         if data.shape().as_slice() != expected.as_slice() {
             return Err(wrong(format!("has shape {:?}; rank and layer ask for {expected:?}", data.shape().as_slice())));
         }
         let data = data.convert::<f32>();
         let plain = Device::default();
-        match turned {
+        match transposed {
             true => Ok(host(Tensor::<2>::from_data(data, &plain).transpose())),
             false => data.try_into_vec::<f32>().map_err(|error| wrong(format!("{error:?}"))),
         }
@@ -321,7 +321,7 @@ impl Site<'_> {
 pub struct Shared<const D: usize> {
     key: String,
     tensor: Tensor<D>,
-    turned: bool,
+    transposed: bool,
 }
 
 impl<const D: usize> Shared<D> {
@@ -337,7 +337,7 @@ impl<const D: usize> Shared<D> {
             key: self.key.clone(),
             bytes: count as u64 * 4,
             values: self.tensor.clone().reshape([count]),
-            layout: (shape.as_slice().to_vec(), self.turned),
+            layout: (shape.as_slice().to_vec(), self.transposed),
         }
     }
 }

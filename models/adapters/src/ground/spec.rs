@@ -1,8 +1,8 @@
-//! What is known of a structure before one is built.
+//! Static description of a structure.
 
 use super::config::Scaling;
 
-/// What the registry knows of a structure.
+/// Static description of a structure: name, paper, memory, tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
     /// Name in configurations.
@@ -16,23 +16,23 @@ pub struct Spec {
     /// Values trained in place of a `d_in x d_out` weight: a formula of the sides, the rank r and options by their names; what other modes train
     /// may follow a semicolon.
     pub trains: &'static str,
-    /// What is stored beside them and stays as it is; empty for nothing.
+    /// Frozen elements stored in addition; empty for none.
     pub stores: &'static str,
-    /// Whether the forward pass forms a dense update, because the method cannot be had without.
+    /// True if the forward pass forms a dense update, which the method cannot do without.
     pub dense_forward: bool,
     /// Rank when none is given.
     pub rank: Rank,
     /// Alpha when none is given.
     pub alpha: Alpha,
-    /// What alpha is divided by when nothing is said.
+    /// Divisor of alpha when none is given.
     pub scaling: Scaling,
     /// Initialisations besides its own.
     pub inits: &'static [&'static str],
-    /// Whether dropout on the branch's input has a meaning.
+    /// True if dropout on the branch's input is supported.
     pub dropout: bool,
-    /// Whether it can become part of the weight, or the reason why not.
+    /// Ok if it can be merged into the weight, otherwise the reason why not.
     pub merges: Result<(), &'static str>,
-    /// Whether merging needs a bias on the layer, or changes one.
+    /// True if merging needs a bias on the layer, or changes one.
     pub changes_bias: bool,
     /// `peft_type` in `adapter_config.json`.
     pub peft_type: &'static str,
@@ -67,13 +67,13 @@ pub enum Alpha {
 pub struct TensorSpec {
     /// Name of the field; of a list, its first part.
     pub name: &'static str,
-    /// What it is for.
+    /// Role.
     pub role: TensorRole,
-    /// Whether files and papers hold a matrix the other way round, `[columns, rows]`.
-    pub turned: bool,
+    /// True if files and papers hold a matrix transposed, `[columns, rows]`.
+    pub transposed: bool,
 }
 
-/// What a tensor of an adapter is for.
+/// Role of a tensor of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TensorRole {
     /// The factor at the input.
@@ -86,9 +86,9 @@ pub enum TensorRole {
     Magnitude,
     /// Values along a diagonal, mixing coefficients and other vectors.
     Vector,
-    /// What the weight is multiplied by.
+    /// A factor that multiplies the weight.
     Transform,
-    /// Where values stand.
+    /// Positions of elements.
     Position,
     /// Blocks of any other shape.
     Block,
@@ -99,7 +99,7 @@ pub enum TensorRole {
 }
 
 impl TensorRole {
-    /// Whether weight decay pulls it toward the base model; decay of other roles would pull it elsewhere.
+    /// Returns true if weight decay pulls it toward the base model; decay of other roles would pull it elsewhere.
     pub fn decays(self) -> bool {
         matches!(self, Self::A | Self::B | Self::Core | Self::Block)
     }

@@ -18,10 +18,10 @@ use super::structure::Structure;
 
 /// One adapter on one layer.
 #[derive(Module, Debug)]
-pub struct Attached {
-    /// What it is.
+pub struct Adapter {
+    /// The structure.
     pub structure: AnyStructure,
-    /// The product that the factors began with, where they began as part of the weight: it is taken from the base, so that the layer starts as
+    /// Product of the factors at the start, where they started as part of the weight: it is subtracted from the base, so that the layer starts as
     /// it was. The weight itself is never changed.
     pub origin: Option<LoraAdapter>,
     #[module(skip)]
@@ -32,7 +32,7 @@ pub struct Attached {
     pub(crate) place: Arc<Place>,
 }
 
-impl Attached {
+impl Adapter {
     /// The handle that all layers of the adapter share.
     pub fn control(&self) -> &Control {
         &self.control
@@ -84,7 +84,7 @@ impl Attached {
         }
     }
 
-    /// The weight `[d_in, d_out]` below, from the one that the adapter was merged into; none where it cannot be had back.
+    /// The weight `[d_in, d_out]` below, from the one that the adapter was merged into; none where merging is not reversible.
     pub fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
         let weight = self.structure().unmerged(merged)?;
         Some(match &self.origin {
@@ -93,7 +93,7 @@ impl Attached {
         })
     }
 
-    /// Whether any of its tensors is trained; adapters below the newest are frozen.
+    /// Returns true if any of its tensors is trained; adapters below the newest are frozen.
     pub fn is_trained(&self) -> bool {
         is_trained(&self.structure)
     }
@@ -108,14 +108,14 @@ impl Attached {
     }
 }
 
-/// The adapters of one layer, first to last; each stands on those before it.
+/// The adapters of one layer, first to last; each is attached to the layer with those before it.
 #[derive(Clone, Debug, Default)]
-pub struct Adapter {
+pub struct AdapterStack {
     /// The adapters.
-    pub stack: Vec<Attached>,
+    pub stack: Vec<Adapter>,
 }
 
-impl Adapter {
+impl AdapterStack {
     /// The layer that stands on this base with all its adapters.
     pub fn over<'a>(&'a self, weight: &'a Tensor<2>, bias: Option<&'a Tensor<1>>) -> Base<'a> {
         Base::new(weight, bias).under(&self.stack, self.stack.len())
@@ -138,7 +138,7 @@ impl Adapter {
     }
 }
 
-impl Below for Vec<Attached> {
+impl Below for Vec<Adapter> {
     fn forward(&self, count: usize, base: Base<'_>, x: Tensor<2>) -> Tensor<2> {
         self[count - 1].forward(base.under(self, count - 1), x)
     }
@@ -152,7 +152,7 @@ impl Below for Vec<Attached> {
     }
 }
 
-impl Reparameterization for Adapter {
+impl Reparameterization for AdapterStack {
     const NAME: &'static str = "adapter";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
@@ -166,13 +166,13 @@ impl Reparameterization for Adapter {
 }
 
 thread_local! {
-    /// Where adapters put themselves while [`each_adapter`] visits: Burn shows a visitor the tensors of a reparameterization but not itself.
-    static SEEN: RefCell<Option<Vec<Adapter>>> = const { RefCell::new(None) };
+    /// Adapters that a visit of [`each_adapter`] passes: Burn shows a visitor the tensors of a reparameterization but not itself.
+    static SEEN: RefCell<Option<Vec<AdapterStack>>> = const { RefCell::new(None) };
 }
 
-const FIELD: (&str, &str) = ("stack", "Struct:Adapter");
+const FIELD: (&str, &str) = ("stack", "Struct:AdapterStack");
 
-impl Module for Adapter {
+impl Module for AdapterStack {
     fn collect_devices(&self, devices: Devices) -> Devices {
         self.stack.collect_devices(devices)
     }
@@ -216,15 +216,15 @@ impl Module for Adapter {
     }
 }
 
-impl ModuleDisplayDefault for Adapter {
+impl ModuleDisplayDefault for AdapterStack {
     fn content(&self, content: Content) -> Option<Content> {
-        content.set_top_level_type("Adapter").add_formatted(&self.stack.len()).optional()
+        content.set_top_level_type("AdapterStack").add_formatted(&self.stack.len()).optional()
     }
 }
 
-impl ModuleDisplay for Adapter {}
+impl ModuleDisplay for AdapterStack {}
 
-/// Whether any tensor of a module is trained.
+/// Returns true if any tensor of a module is trained.
 pub fn is_trained<M: Module>(module: &M) -> bool {
     struct Any(bool);
     impl ModuleVisitor for Any {
@@ -238,25 +238,25 @@ pub fn is_trained<M: Module>(module: &M) -> bool {
 }
 
 /// Shows every adapted layer of a module, or of a part of one: its path and its adapters.
-pub fn each_adapter(part: &dyn Part, mut see: impl FnMut(&str, &Adapter)) {
+pub fn each_adapter(part: &dyn Part, mut see: impl FnMut(&str, &AdapterStack)) {
     each_adapted(part, |path, _, adapter| see(path, adapter));
 }
 
 /// Shows every adapted layer of a module, or of a part of one: its path, the weight `[d_in, d_out]` that it stands on, and its adapters.
-pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &Adapter)) {
+pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &AdapterStack)) {
     struct Walk<F> {
         path: ModulePath,
         base: Option<Tensor<2>>,
         see: F,
     }
-    impl<F: FnMut(&str, &Tensor<2>, &Adapter)> ModuleVisitor for Walk<F> {
+    impl<F: FnMut(&str, &Tensor<2>, &AdapterStack)> ModuleVisitor for Walk<F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
 
         fn exit_module(&mut self, name: &str, container: &str) {
             self.path.exit();
-            if (name, container) == (Adapter::NAME, "Reparameterization") {
+            if (name, container) == (AdapterStack::NAME, "Reparameterization") {
                 let base = self.base.take();
                 for (adapter, base) in SEEN.replace(Some(Vec::new())).into_iter().flatten().zip(&base) {
                     (self.see)(layer_of(&self.path.joined()), base, &adapter);

@@ -1,4 +1,4 @@
-//! What an adapter is: the interface that every structure implements in the file of its name.
+//! Interface of an adapter, which every structure implements in the file of its name.
 
 use std::fmt::Debug;
 
@@ -14,7 +14,7 @@ use super::pass::Input;
 use super::site::{Place, SharedBytes, Site};
 use super::spec::{Alpha, Rank, Spec};
 
-/// What one adapter does to the layer `y = x W + b` it stands on. Weights are stored `[d_in, d_out]`.
+/// Effect of one adapter on the layer `y = x W + b` that it is attached to. Weights are stored `[d_in, d_out]`.
 ///
 /// A structure whose update is one product gives [`Structure::factors`] and nothing else: forward pass, update and export follow. Others override
 /// what they do in another way.
@@ -47,21 +47,21 @@ pub trait Structure: Debug + Send + Sync {
         bias
     }
 
-    /// The weight before it was merged. As it stands right for updates that do not depend on the weight; others override it, with none where
-    /// the weight cannot be had back and must be kept.
+    /// Weight before merging. Correct as it is for updates that do not depend on the weight; others override it and return none where merging
+    /// is not reversible, so that the weight has to be kept.
     fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
         let update = self.delta_weight(&merged)?;
         Some(merged - update)
     }
 
-    /// A term that pulls the adapter's tensors somewhere, and where it enters. It sees the layer below and the sums over all layers of the
+    /// A regularisation term and the point of the step where it is applied. It sees the layer below and the sums over all layers of the
     /// adapter.
     fn penalty(&self, _base: &Base<'_>, _totals: &Totals) -> Option<Penalty> {
         None
     }
 
-    /// Whether a trained tensor rests in this step: its gradient is dropped, so that neither it nor its optimizer state moves.
-    fn rests(&self, _tensor: &str, _step: StepOf) -> bool {
+    /// Returns true if a trained tensor is frozen in this step: its gradient is dropped, so that neither it nor its optimizer state moves.
+    fn frozen_at(&self, _tensor: &str, _step: StepOf) -> bool {
         false
     }
 
@@ -75,13 +75,13 @@ pub trait Structure: Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Values kept in memory beside its tensors, which follow from the weight.
-    fn kept(&self) -> usize {
+    /// Number of elements cached in addition to its tensors; they follow from the weight.
+    fn cached_values(&self) -> usize {
         0
     }
 
-    /// Whether its factors begin as part of the weight whatever the initialisation; that product is then taken from the base.
-    fn begins_in_weight(&self) -> bool {
+    /// Returns true if its factors start as part of the weight whatever the initialisation; that product is then subtracted from the base.
+    fn starts_from_weight(&self) -> bool {
         false
     }
 
@@ -90,7 +90,7 @@ pub trait Structure: Debug + Send + Sync {
         self.factors().map(|Factors { a, b, scale }| [a, scaled(b, scale)])
     }
 
-    /// The product that its factors hold, `[d_in, r]` and `[r, d_out]`: what is taken from the base where they began as part of the weight.
+    /// Product of its factors, `[d_in, r]` and `[r, d_out]`, which is subtracted from the base where they started as part of the weight.
     fn product(&self) -> Option<[Tensor<2>; 2]> {
         self.as_factors()
     }
@@ -103,7 +103,7 @@ pub struct Factors {
     pub a: Tensor<2>,
     /// The factor at the output `[r, d_out]`.
     pub b: Tensor<2>,
-    /// What their product is multiplied by.
+    /// Scale of their product.
     pub scale: f64,
 }
 
@@ -134,7 +134,7 @@ pub struct Totals {
     pub ranks: usize,
 }
 
-/// Where a step lies in a run.
+/// Position of a step in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepOf {
     /// Number of the optimizer step, from 0.
@@ -143,10 +143,10 @@ pub struct StepOf {
     pub total: Option<u64>,
 }
 
-/// A term beside the loss.
+/// A regularisation term.
 #[derive(Clone, Debug)]
 pub struct Penalty {
-    /// Where it enters.
+    /// Point of the step where it is applied.
     pub at: PenaltyAt,
     /// Its value, shape `[1]`.
     pub value: Tensor<1>,
@@ -160,7 +160,7 @@ pub(crate) fn frobenius(matrix: Tensor<2>, least: f64) -> Tensor<1> {
     squares.mask_fill(small.clone(), 1.0).sqrt().mask_where(small, value)
 }
 
-/// Where a penalty enters a step.
+/// Point of a step where a penalty is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PenaltyAt {
     /// Added to the loss of the step.
@@ -174,7 +174,7 @@ pub trait Method: Structure + Module + Sized {
     /// Options beyond rank, alpha and dropout: a field each, with its documentation, its default and what it allows.
     type Options: Serialize + DeserializeOwned + JsonSchema + Default + Clone + Debug;
 
-    /// What is to be known of it.
+    /// Static description: name, paper, options, memory.
     const SPEC: Spec;
 
     /// Learning rate of AdamW when none is given.
@@ -188,8 +188,8 @@ pub trait Method: Structure + Module + Sized {
     /// Refuses options, and places where the method has no meaning, with the reason.
     fn check(options: &Self::Options, place: &Place) -> Result<(), String>;
 
-    /// What is allowed at a place, but rarely meant.
-    fn doubt(_place: &Place) -> Option<String> {
+    /// Warning about settings that are allowed at a layer but rarely intended.
+    fn warning(_place: &Place) -> Option<String> {
         None
     }
 

@@ -1,4 +1,4 @@
-//! Which layers an adapter stands on, chosen as Python's `peft` does.
+//! Layers that an adapter is attached to, chosen as Python's `peft` does.
 
 use std::fmt;
 
@@ -96,7 +96,7 @@ impl NamePattern {
         Ok(Self { text: text.to_string(), regex: compiled(&format!(r"^(?:.*\.)?(?:{text})$"), text)? })
     }
 
-    /// Whether a layer's path matches.
+    /// Returns true if a layer's path matches.
     pub fn matches(&self, path: &str) -> bool {
         self.regex.is_match(path)
     }

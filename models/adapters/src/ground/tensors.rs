@@ -6,7 +6,7 @@ use lowrank_optim::ModulePath;
 
 use super::site::SharedBytes;
 use super::spec::TensorRole;
-use super::stack::Attached;
+use super::stack::Adapter;
 use lowrank_kernels::host::values as host;
 
 /// A tensor of an adapter.
@@ -14,17 +14,17 @@ use lowrank_kernels::host::values as host;
 pub struct NamedTensor {
     /// Field of the structure; `origin.a` and `origin.b` for the product that the factors began with.
     pub field: String,
-    /// What it is for.
+    /// Role.
     pub role: TensorRole,
-    /// Whether files hold it the other way round.
-    pub turned: bool,
+    /// True if files hold it transposed.
+    pub transposed: bool,
     /// Id of the parameter.
     pub id: ParamId,
     /// Shape in memory.
     pub shape: Vec<usize>,
 }
 
-impl Attached {
+impl Adapter {
     /// Names and shapes of its tensors.
     pub fn shapes(&self) -> Vec<NamedTensor> {
         let mut names = Names { attached: self, path: ModulePath::default(), origin: false, found: Vec::new() };
@@ -39,7 +39,7 @@ impl Attached {
         self.shapes()
             .into_iter()
             .map(|tensor| {
-                let mut value = Value { id: tensor.id, turned: tensor.turned, data: None };
+                let mut value = Value { id: tensor.id, transposed: tensor.transposed, data: None };
                 self.visit(&mut value);
                 match value.data {
                     Some(data) => (tensor, data),
@@ -53,9 +53,9 @@ impl Attached {
 impl SharedBytes {
     /// Its values, laid out as in files.
     pub fn tensor(&self) -> TensorData {
-        let (shape, turned) = &self.layout;
+        let (shape, transposed) = &self.layout;
         let data = TensorData::new(host(self.values.clone()), shape.clone());
-        match turned {
+        match transposed {
             true => Tensor::<2>::from_data(data, &Device::default()).transpose().into_data(),
             false => data,
         }
@@ -63,7 +63,7 @@ impl SharedBytes {
 }
 
 struct Names<'a> {
-    attached: &'a Attached,
+    attached: &'a Adapter,
     path: ModulePath,
     origin: bool,
     found: Vec<NamedTensor>,
@@ -81,20 +81,20 @@ impl ModuleVisitor for Names<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let field = self.path.joined();
         let shape = param.lazy_shape().as_slice().to_vec();
-        let (field, role, turned) = match self.origin {
+        let (field, role, transposed) = match self.origin {
             true => (format!("origin.{field}"), TensorRole::Frozen, true),
             false => match self.attached.structure.spec().tensor(&field) {
-                Some(tensor) => (field, tensor.role, tensor.turned && D == 2),
+                Some(tensor) => (field, tensor.role, tensor.transposed && D == 2),
                 None => unreachable!("a structure names its tensors: {field}"),
             },
         };
-        self.found.push(NamedTensor { field, role, turned, id: param.id, shape });
+        self.found.push(NamedTensor { field, role, transposed, id: param.id, shape });
     }
 }
 
 struct Value {
     id: ParamId,
-    turned: bool,
+    transposed: bool,
     data: Option<TensorData>,
 }
 
@@ -102,7 +102,7 @@ impl ModuleVisitor for Value {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if param.id == self.id {
             let tensor = param.val().without_autodiff();
-            let tensor = if self.turned { tensor.transpose() } else { tensor };
+            let tensor = if self.transposed { tensor.transpose() } else { tensor };
             self.data = Some(tensor.into_data());
         }
     }

@@ -1,4 +1,4 @@
-//! How the two factors of LoRA and its relatives begin.
+//! Initialisations of the two factors of LoRA and its relatives.
 //!
 //! - `default`: A uniform between plus and minus `1 / sqrt(d_in)`, B zero.
 //! - `gaussian`: A normal of deviation `1 / rank`, B zero, as `peft` names it.
@@ -8,10 +8,10 @@
 //! - `pissa`: its leading singular part ("PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models", arXiv
 //!   2404.02948).
 //!
-//! Where the factors begin as part of the weight, that product is taken from the base while the adapter runs ([`Attached::origin`]): the weight is
+//! If the factors start as part of the weight, that product is subtracted from the base while the adapter runs ([`Adapter::origin`]): the weight is
 //! never changed, and the layer starts as it was.
 //!
-//! [`Attached::origin`]: crate::Attached::origin
+//! [`Adapter::origin`]: crate::Adapter::origin
 
 use super::olora::olora;
 use super::orthogonal::orthogonal;
@@ -24,12 +24,12 @@ use crate::ground::site::{Place, Site};
 /// Starts that a structure of two factors knows besides the default.
 pub(crate) const OF_FACTORS: &[&str] = &["gaussian", "random", "orthogonal", "olora", "pissa"];
 
-/// Whether the factors begin as part of the weight.
+/// Returns true if the factors start as part of the weight.
 pub(crate) fn is_part_of_the_weight(init: &str) -> bool {
     matches!(init, "pissa" | "olora")
 }
 
-/// Whether the start asks for gradients of the base weights, see [`Attach::with_gradients`](crate::Attach::with_gradients).
+/// Returns true if the initialisation needs gradients of the base weights, see [`Attach::with_gradients`](crate::Attach::with_gradients).
 pub fn asks_for_gradients(init: &str) -> bool {
     init == "lora-sb"
 }
@@ -46,7 +46,7 @@ pub fn with_first_rate(config: AdapterConfig, rate: f64) -> AdapterConfig {
     }
 }
 
-/// Whether the layer begins as something else than the base.
+/// Returns true if the layer starts as something else than the base.
 pub fn leaves_the_base(init: &str) -> bool {
     matches!(init, "random" | "lora-sb" | "small_random")
 }
@@ -61,7 +61,7 @@ pub(crate) fn check(place: &Place) -> Result<(), String> {
     }
 }
 
-/// What the factors of this layer begin with; nothing where a file has them.
+/// Initial values of the factors of this layer; empty where a file has them.
 pub(crate) fn start(site: &Site<'_>) -> Result<Start, AdapterError> {
     if site.is_given() {
         return Ok(Start::default());

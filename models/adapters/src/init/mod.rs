@@ -1,4 +1,4 @@
-//! How the tensors of adapters begin, one file a start.
+//! Initialisations of adapters, one file each.
 
 pub(crate) mod factors;
 pub(crate) mod olora;

@@ -10,8 +10,8 @@ use crate::ground::site::Site;
 pub(super) fn olora(site: &Site<'_>) -> Start {
     let rank = site.place.rank;
     let [d_in, d_out] = site.place.shape;
-    let turned = site.weight().transpose();
-    let q = orthonormal_factor(&turned.clone().slice([0..d_out, 0..d_in.min(d_out)])).slice([0..d_out, 0..rank]);
-    let r = q.clone().transpose().matmul(turned);
+    let transposed = site.weight().transpose();
+    let q = orthonormal_factor(&transposed.clone().slice([0..d_out, 0..d_in.min(d_out)])).slice([0..d_out, 0..rank]);
+    let r = q.clone().transpose().matmul(transposed);
     Start { a: host(r.transpose()), b: host(q.transpose()) }
 }

@@ -10,7 +10,7 @@ use crate::ground::structure::Structure;
 
 /// The product that the factors begin with, where they begin as part of the weight.
 pub(crate) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<Option<LoraAdapter>, AdapterError> {
-    if !is_part_of_the_weight(&site.place.init) && !structure.begins_in_weight() {
+    if !is_part_of_the_weight(&site.place.init) && !structure.starts_from_weight() {
         return Ok(None);
     }
     let Some([a, b]) = structure.product() else {

@@ -91,8 +91,8 @@ impl Method for Allora {
         changes_bias: false,
         peft_type: "LORA",
         tensors: &[
-            TensorSpec { name: "a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "b", role: TensorRole::B, turned: true },
+            TensorSpec { name: "a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "b", role: TensorRole::B, transposed: true },
         ],
     };
 

@@ -72,8 +72,8 @@ impl Method for BlockLora {
         changes_bias: false,
         peft_type: "BLOCK_LORA",
         tensors: &[
-            TensorSpec { name: "a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "b", role: TensorRole::B, turned: false },
+            TensorSpec { name: "a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "b", role: TensorRole::B, transposed: false },
         ],
     };
 

@@ -37,7 +37,7 @@ pub enum BoneBlock {
     Shared(Param<Tensor<2>>),
 }
 
-/// What a block does to the weight.
+/// Effect of a block on the weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BoneMode {
@@ -84,14 +84,14 @@ fn from_input(parts: Tensor<3>) -> Tensor<2> {
     parts.reshape([count * r, d_out])
 }
 
-/// `D W + D` of each part `[parts, r, n]`, where D is one of our blocks turned, and the second D stands in every block of the part.
+/// `D W + D` of each part `[parts, r, n]`, where D is one of our blocks transposed, and the second D stands in every block of the part.
 fn affine(block: Tensor<3>, parts: Tensor<3>) -> Tensor<3> {
     let [_, r, n] = parts.dims();
     let block = block.swap_dims(1, 2);
     block.clone().matmul(parts) + block.repeat_dim(2, n / r)
 }
 
-/// What `(I + D) W + D` was made of; none where a block of `I + D` has no inverse.
+/// The weight W from `(I + D) W + D`; none where a block of `I + D` has no inverse.
 fn affine_undone(block: Tensor<3>, parts: Tensor<3>) -> Option<Tensor<3>> {
     let [count, r, n] = parts.dims();
     let block = block.swap_dims(1, 2);
@@ -196,7 +196,7 @@ impl Method for Bone {
         merges: Ok(()),
         changes_bias: false,
         peft_type: "BONE",
-        tensors: &[TensorSpec { name: "block", role: TensorRole::Block, turned: false }],
+        tensors: &[TensorSpec { name: "block", role: TensorRole::Block, transposed: false }],
     };
 
     fn check(options: &BoneOptions, place: &Place) -> Result<(), String> {

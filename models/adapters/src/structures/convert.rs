@@ -15,7 +15,7 @@ use crate::ground::config::AdapterConfig;
 use crate::ground::control::Control;
 use crate::ground::error::AdapterError;
 use crate::ground::site::Place;
-use crate::ground::stack::{Adapter, Attached};
+use crate::ground::stack::{Adapter, AdapterStack};
 
 impl Allora {
     /// Turns the adapters that Burn's [`Module::apply_lora`] attached into ALLoRA; layers that compose their weight get its exact gradients too. A
@@ -95,13 +95,13 @@ struct Convert<'a> {
 }
 
 impl Reparameterizer for Convert<'_> {
-    type Reparam = Adapter;
+    type Reparam = AdapterStack;
 
     fn reparameterize<const D: usize>(
         &mut self,
         _path: &str,
         param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<Adapter>) {
+    ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
         let Some(pair) = self.pairs.iter().find(|pair| pair.weight == param.id) else { return (param, None) };
         let (Some(a), Some(b)) = (self.factors.remove(&pair.a), self.factors.remove(&pair.b)) else {
             return (param, None);
@@ -120,14 +120,14 @@ impl Reparameterizer for Convert<'_> {
             largest: shape,
             bias: false,
         };
-        let attached = Attached {
+        let attached = Adapter {
             structure: AnyStructure::new(structure),
             origin: None,
             control: self.control.clone(),
             layer: key_of(&pair.path),
             place: place.into(),
         };
-        (param, Some(Adapter { stack: vec![attached] }))
+        (param, Some(AdapterStack { stack: vec![attached] }))
     }
 }
 
@@ -173,7 +173,7 @@ mod tests {
         let whole = Burns { first: whole.first.set_require_grad(true), second: whole.second.set_require_grad(true) };
         let mut expected = forward(&whole).square().sum().backward();
         let adapter = |linear: &Linear| {
-            let adapter = linear.weight.reparameterization::<Adapter>().unwrap();
+            let adapter = linear.weight.reparameterization::<AdapterStack>().unwrap();
             adapter.stack[0].structure.downcast_ref::<Allora>().unwrap().clone()
         };
         for (ours, whole) in [(&module.first, &whole.first), (&module.second, &whole.second)] {

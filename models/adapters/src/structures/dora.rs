@@ -61,7 +61,7 @@ impl Dora {
         if self.detach_norm { factors.map(Tensor::detach) } else { factors }
     }
 
-    /// What the outputs are multiplied by `[1, d_out]`, from squared lengths. A column of zeros stays one.
+    /// Factors of the outputs `[1, d_out]`, from squared lengths. A column of zeros stays one.
     fn gain(&self, squares: Tensor<1>) -> Tensor<2> {
         (self.magnitude.val() / squares.clamp_min(f32::MIN_POSITIVE).sqrt()).unsqueeze()
     }
@@ -77,8 +77,9 @@ impl Dora {
             b = Tensor::cat(vec![b, product.b.val().mul_scalar(-product.scale)], 0);
         }
         // |w + A b|^2 = |w|^2 + (2 A^T w + A^T A b) b, column by column.
-        let turned = a.clone().transpose();
-        let slope = linear(turned.clone(), weight.clone()).mul_scalar(2.0) + linear(linear(turned, a), b.clone());
+        let transposed = a.clone().transpose();
+        let slope =
+            linear(transposed.clone(), weight.clone()).mul_scalar(2.0) + linear(linear(transposed, a), b.clone());
         self.squares.clone() + (slope * b).sum_dim(0).squeeze_dim(0)
     }
 }
@@ -112,7 +113,7 @@ impl Structure for Dora {
         None
     }
 
-    fn kept(&self) -> usize {
+    fn cached_values(&self) -> usize {
         self.squares.dims()[0]
     }
 
@@ -141,9 +142,9 @@ impl Method for Dora {
         changes_bias: false,
         peft_type: "LORA",
         tensors: &[
-            TensorSpec { name: "a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "b", role: TensorRole::B, turned: true },
-            TensorSpec { name: "magnitude", role: TensorRole::Magnitude, turned: false },
+            TensorSpec { name: "a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "b", role: TensorRole::B, transposed: true },
+            TensorSpec { name: "magnitude", role: TensorRole::Magnitude, transposed: false },
         ],
     };
 

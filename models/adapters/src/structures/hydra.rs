@@ -82,7 +82,7 @@ impl Branch {
         Some(Self { name, a: a.val(), b: b.val(), biases })
     }
 
-    /// What comes out for what goes in; the dropout stands between the factors.
+    /// Output of the branch; dropout is applied between the factors.
     fn forward(self, input: &Input, x: Tensor<2>) -> Tensor<2> {
         let inner = linear(x, self.a);
         match self.biases {
@@ -91,7 +91,7 @@ impl Branch {
         }
     }
 
-    /// What comes out for zero, `[1, d_out]`.
+    /// Output of the branch for zero, `[1, d_out]`.
     fn offset(self) -> Option<Tensor<2>> {
         let [a, b] = self.biases?;
         Some(a.unsqueeze::<2>().matmul(self.b) + b.unsqueeze())
@@ -107,7 +107,7 @@ impl Hydra {
         Branch::of("sequential", [&self.seq_a, &self.seq_b], [&self.seq_a_bias, &self.seq_b_bias])
     }
 
-    /// What the branches' biases add to the layer's, `[1, d_out]`.
+    /// Sum of the branches' biases, which is added to the layer's, `[1, d_out]`.
     fn offset(&self) -> Option<Tensor<2>> {
         let offsets = [self.parallel(), self.sequential()].into_iter().flatten().filter_map(Branch::offset);
         offsets.reduce(|a, b| a + b).map(|offset| offset.mul_scalar(self.scale))
@@ -203,14 +203,14 @@ impl Method for Hydra {
         changes_bias: true,
         peft_type: "HYDRA",
         tensors: &[
-            TensorSpec { name: "par_a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "par_b", role: TensorRole::B, turned: true },
-            TensorSpec { name: "par_a_bias", role: TensorRole::Bias, turned: false },
-            TensorSpec { name: "par_b_bias", role: TensorRole::Bias, turned: false },
-            TensorSpec { name: "seq_a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "seq_b", role: TensorRole::B, turned: true },
-            TensorSpec { name: "seq_a_bias", role: TensorRole::Bias, turned: false },
-            TensorSpec { name: "seq_b_bias", role: TensorRole::Bias, turned: false },
+            TensorSpec { name: "par_a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "par_b", role: TensorRole::B, transposed: true },
+            TensorSpec { name: "par_a_bias", role: TensorRole::Bias, transposed: false },
+            TensorSpec { name: "par_b_bias", role: TensorRole::Bias, transposed: false },
+            TensorSpec { name: "seq_a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "seq_b", role: TensorRole::B, transposed: true },
+            TensorSpec { name: "seq_a_bias", role: TensorRole::Bias, transposed: false },
+            TensorSpec { name: "seq_b_bias", role: TensorRole::Bias, transposed: false },
         ],
     };
 

@@ -45,7 +45,7 @@ struct Phases {
 }
 
 impl Phases {
-    /// Whether places learn in a step, and coefficients rest.
+    /// Returns true if a step trains positions, and coefficients are frozen.
     fn moves_places(&self, StepOf { step, total }: StepOf) -> bool {
         let last = match (self.learn_location_iters, total) {
             (share, Some(total)) if share < 1.0 => share * total as f64,
@@ -111,7 +111,7 @@ impl Structure for Loca {
         Some(self.branch(Tensor::eye(self.shape[0], &self.coef.device().inner())))
     }
 
-    fn rests(&self, tensor: &str, step: StepOf) -> bool {
+    fn frozen_at(&self, tensor: &str, step: StepOf) -> bool {
         (tensor == "coef") == self.phases.moves_places(step)
     }
 
@@ -142,8 +142,8 @@ impl Method for Loca {
         changes_bias: false,
         peft_type: "LOCA",
         tensors: &[
-            TensorSpec { name: "coef", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "loc", role: TensorRole::Position, turned: false },
+            TensorSpec { name: "coef", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "loc", role: TensorRole::Position, transposed: false },
         ],
     };
 

@@ -29,13 +29,13 @@ pub struct LoLdu {
     pub z_0: Param<Tensor<1>>,
     /// The trained pivots `[rank]`.
     pub z: Param<Tensor<1>>,
-    /// What they are multiplied by `[1]`; none where it is not trained.
+    /// Factor of all pivots `[1]`; none where it is not trained.
     pub sigma: Option<Param<Tensor<1>>>,
     #[module(skip)]
     sigma_0: f64,
 }
 
-/// How the trained pivots begin; `m` and `v` are mean and deviation of the weight's own.
+/// Initial values of the trained pivots; `m` and `v` are mean and deviation of the weight's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PivotStart {
@@ -76,7 +76,7 @@ impl Default for LoLduOptions {
 }
 
 impl LoLdu {
-    /// What the pivots moved by, `[1, rank]`.
+    /// Change of the pivots, `[1, rank]`.
     fn moved(&self) -> Tensor<2> {
         let pivots = match &self.sigma {
             Some(sigma) => self.z.val() * sigma.val(),
@@ -122,11 +122,11 @@ impl Method for LoLdu {
         changes_bias: false,
         peft_type: "LOLDU",
         tensors: &[
-            TensorSpec { name: "permuted_lower", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "upper", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "z_0", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "z", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "sigma", role: TensorRole::Vector, turned: false },
+            TensorSpec { name: "permuted_lower", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "upper", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "z_0", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "z", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "sigma", role: TensorRole::Vector, transposed: false },
         ],
     };
 

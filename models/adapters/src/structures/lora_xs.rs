@@ -33,7 +33,7 @@ pub struct LoraXs {
     pub core: Param<Tensor<2>>,
     /// The frozen factor at the output `[rank, d_out]`.
     pub b: Param<Tensor<2>>,
-    /// What the gradient of the square is multiplied by from the left and the right, where it is corrected.
+    /// Matrices that multiply the gradient of the square from the left and the right, where it is corrected.
     correction: Option<[Tensor<2>; 2]>,
     #[module(skip)]
     scale: f64,
@@ -107,9 +107,9 @@ impl Method for LoraXs {
         changes_bias: false,
         peft_type: "LORA_XS",
         tensors: &[
-            TensorSpec { name: "a", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "core", role: TensorRole::Core, turned: true },
-            TensorSpec { name: "b", role: TensorRole::Frozen, turned: true },
+            TensorSpec { name: "a", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "core", role: TensorRole::Core, transposed: true },
+            TensorSpec { name: "b", role: TensorRole::Frozen, transposed: true },
         ],
     };
 
@@ -123,11 +123,11 @@ impl Method for LoraXs {
         }
     }
 
-    fn doubt(place: &Place) -> Option<String> {
+    fn warning(place: &Place) -> Option<String> {
         let Place { rank, alpha, scale, .. } = place;
         (place.init == "lora-sb" && *scale != 1.0).then(|| {
             format!(
-                "init = lora-sb with alpha {alpha} at rank {rank}: the update is multiplied by {scale}, and its gradient follows the whole one only by 1; leave alpha at the rank"
+                "init = lora-sb with alpha {alpha} at rank {rank}: the update is multiplied by {scale}, and its gradient matches the full gradient only at scale 1; leave alpha at the rank"
             )
         })
     }

@@ -148,12 +148,12 @@ impl Method for Nola {
         changes_bias: false,
         peft_type: "NOLA",
         tensors: &[
-            TensorSpec { name: "coef_a", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "coef_b", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "fingerprint", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "a0", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "basis_a", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "basis_b", role: TensorRole::Frozen, turned: false },
+            TensorSpec { name: "coef_a", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "coef_b", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "fingerprint", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "a0", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "basis_a", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "basis_b", role: TensorRole::Frozen, transposed: false },
         ],
     };
 

@@ -42,7 +42,7 @@ pub struct RandLora {
     scale: f64,
 }
 
-/// What the random matrices are drawn from.
+/// Distribution of the random matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Draws {
@@ -181,10 +181,10 @@ impl Method for RandLora {
         changes_bias: false,
         peft_type: "RANDLORA",
         tensors: &[
-            TensorSpec { name: "lambda", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "gamma", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "basis_a", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "basis_b", role: TensorRole::Frozen, turned: false },
+            TensorSpec { name: "lambda", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "gamma", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "basis_a", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "basis_b", role: TensorRole::Frozen, transposed: false },
         ],
     };
 

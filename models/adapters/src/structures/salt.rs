@@ -31,7 +31,7 @@ pub struct Salt {
     pub vt: Param<Tensor<2>>,
     /// Factors of the first values `[k]`.
     pub scale: Param<Tensor<1>>,
-    /// What is added to them `[k]`.
+    /// Shifts of the first values `[k]`.
     pub shift: Param<Tensor<1>>,
     /// Factor of the rest `[rank, q - k]`; none where there is no rest.
     pub low_x: Option<Param<Tensor<2>>>,
@@ -43,7 +43,7 @@ pub struct Salt {
     pull: f64,
 }
 
-/// What of the core is kept from becoming negative.
+/// Entries of the core that are clamped at zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SaltRelu {
@@ -91,14 +91,14 @@ impl Salt {
         [self.scale.val().dims()[0], self.s.val().dims()[0]]
     }
 
-    /// What the first values become, `[k]`, and what they are.
+    /// The first values after and before the change, `[k]`.
     fn first(&self) -> [Tensor<1>; 2] {
         let [top, _] = self.sizes();
         let s = self.s.val().narrow(0, 0, top);
         [s.clone() * self.scale.val() + self.shift.val(), s]
     }
 
-    /// What the first values move by, `[1, k]`.
+    /// Change of the first values, `[1, k]`.
     fn moved(&self) -> Tensor<2> {
         let [values, s] = self.first();
         let values = if self.relu == SaltRelu::None { values } else { activation::relu(values) };
@@ -210,13 +210,13 @@ impl Method for Salt {
         changes_bias: false,
         peft_type: "SALT",
         tensors: &[
-            TensorSpec { name: "u", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "s", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "vt", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "scale", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "shift", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "low_x", role: TensorRole::A, turned: true },
-            TensorSpec { name: "low_y", role: TensorRole::B, turned: true },
+            TensorSpec { name: "u", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "s", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "vt", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "scale", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "shift", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "low_x", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "low_y", role: TensorRole::B, transposed: true },
         ],
     };
 
@@ -289,7 +289,7 @@ mod tests {
         AdapterConfig::new("salt").with_rank(2).with_option("top_k", 3).with_option("relu", relu)
     }
 
-    /// `U' (W') V` of the paper, turned.
+    /// `U' (W') V` of the paper, transposed.
     fn core(bench: &Bench) -> Tensor<2> {
         bench.tensor::<2>("vt").matmul(bench.merged()).matmul(bench.tensor::<2>("u"))
     }

@@ -76,7 +76,7 @@ impl Structure for Sorsa {
         Some(Penalty { at: PenaltyAt::AfterClipping, value: (at_input + at_output).mul_scalar(self.pull) })
     }
 
-    fn begins_in_weight(&self) -> bool {
+    fn starts_from_weight(&self) -> bool {
         true
     }
 }
@@ -103,9 +103,9 @@ impl Method for Sorsa {
         changes_bias: false,
         peft_type: "SORSA",
         tensors: &[
-            TensorSpec { name: "a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "s", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "b", role: TensorRole::B, turned: true },
+            TensorSpec { name: "a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "s", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "b", role: TensorRole::B, transposed: true },
         ],
     };
 

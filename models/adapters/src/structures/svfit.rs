@@ -26,7 +26,7 @@ pub struct SvFit {
     pub vt: Param<Tensor<2>>,
     /// The singular values of the weight `[rank]`.
     pub sigma_0: Param<Tensor<1>>,
-    /// What becomes of them `[rank]`.
+    /// The trained singular values `[rank]`.
     pub sigma: Param<Tensor<1>>,
 }
 
@@ -39,7 +39,7 @@ pub struct SvFitOptions {
 }
 
 impl SvFit {
-    /// What the values moved by, `[1, rank]`.
+    /// Change of the values, `[1, rank]`.
     fn moved(&self) -> Tensor<2> {
         (self.sigma.val() - self.sigma_0.val()).unsqueeze()
     }
@@ -81,10 +81,10 @@ impl Method for SvFit {
         changes_bias: false,
         peft_type: "SVFIT",
         tensors: &[
-            TensorSpec { name: "u", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "vt", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "sigma_0", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "sigma", role: TensorRole::Vector, turned: false },
+            TensorSpec { name: "u", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "vt", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "sigma_0", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "sigma", role: TensorRole::Vector, transposed: false },
         ],
     };
 

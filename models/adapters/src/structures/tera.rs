@@ -62,7 +62,7 @@ impl Default for TeraOptions {
     }
 }
 
-/// How a layer is cut.
+/// Modes and ranks of a layer.
 struct Cut {
     sizes: Vec<usize>,
     ranks: Vec<usize>,
@@ -176,9 +176,9 @@ impl Method for Tera {
         changes_bias: false,
         peft_type: "TERA",
         tensors: &[
-            TensorSpec { name: "d", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "core", role: TensorRole::Frozen, turned: false },
-            TensorSpec { name: "factor", role: TensorRole::Frozen, turned: false },
+            TensorSpec { name: "d", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "core", role: TensorRole::Frozen, transposed: false },
+            TensorSpec { name: "factor", role: TensorRole::Frozen, transposed: false },
         ],
     };
 

@@ -99,10 +99,10 @@ impl Method for Vera {
         changes_bias: false,
         peft_type: "VERA",
         tensors: &[
-            TensorSpec { name: "lambda_d", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "lambda_b", role: TensorRole::Vector, turned: false },
-            TensorSpec { name: "vera_a", role: TensorRole::Frozen, turned: true },
-            TensorSpec { name: "vera_b", role: TensorRole::Frozen, turned: true },
+            TensorSpec { name: "lambda_d", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "lambda_b", role: TensorRole::Vector, transposed: false },
+            TensorSpec { name: "vera_a", role: TensorRole::Frozen, transposed: true },
+            TensorSpec { name: "vera_b", role: TensorRole::Frozen, transposed: true },
         ],
     };
 

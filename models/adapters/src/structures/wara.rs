@@ -138,8 +138,8 @@ impl Method for Wara {
         changes_bias: false,
         peft_type: "WARA",
         tensors: &[
-            TensorSpec { name: "a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "b", role: TensorRole::B, turned: true },
+            TensorSpec { name: "a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "b", role: TensorRole::B, transposed: true },
         ],
     };
 

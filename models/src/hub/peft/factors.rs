@@ -101,7 +101,7 @@ impl PeftFolder {
         }
         let spec = self.config.entry().ok()?.spec;
         let side = |role: TensorRole, axis: usize| {
-            let tensor = spec.tensors.iter().find(|tensor| tensor.role == role && tensor.turned)?;
+            let tensor = spec.tensors.iter().find(|tensor| tensor.role == role && tensor.transposed)?;
             let name = fields.get(tensor.name)?;
             let (_, shape) = self.files.shapes().find(|(known, _)| known == name)?;
             shape.get(axis).copied()

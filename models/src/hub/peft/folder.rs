@@ -7,7 +7,7 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
-use lowrank_adapters::{AdapterOptions, Attached, Scaling, Size, each_adapter};
+use lowrank_adapters::{Adapter, AdapterOptions, Scaling, Size, each_adapter};
 
 /// Name of the configuration.
 pub(super) const CONFIG: &str = "adapter_config.json";
@@ -64,7 +64,7 @@ pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf, ModelError> {
 }
 
 /// An adapter on its layers, by name.
-pub(super) fn attached<M: Module>(module: &M, name: &str) -> BTreeMap<String, Attached> {
+pub(super) fn attached<M: Module>(module: &M, name: &str) -> BTreeMap<String, Adapter> {
     let mut found = BTreeMap::new();
     each_adapter(module, |path, adapter| {
         if let Some(attached) = adapter.stack.iter().find(|attached| attached.control().name() == name) {

@@ -15,7 +15,7 @@ use super::layout::{Layout, Stored};
 use crate::error::ModelError;
 use crate::weights::host;
 use lowrank_adapters::{
-    AdapterConfig, AdapterError, Alpha, Attached, Rank, Scaling, Size, Targets, base_fingerprint, shared_fingerprint,
+    Adapter, AdapterConfig, AdapterError, Alpha, Rank, Scaling, Size, Targets, base_fingerprint, shared_fingerprint,
     sizes,
 };
 
@@ -159,7 +159,7 @@ fn layout(config: &AdapterConfig) -> Result<Option<Stored>, String> {
 }
 
 /// Tensors under the names of a layout, or under those of their fields.
-fn in_layout(layers: &BTreeMap<String, Attached>, layout: Option<&'static Layout>) -> BTreeMap<String, TensorData> {
+fn in_layout(layers: &BTreeMap<String, Adapter>, layout: Option<&'static Layout>) -> BTreeMap<String, TensorData> {
     let mut tensors = BTreeMap::new();
     for (path, layer) in layers {
         for (tensor, data) in layer.tensors() {
@@ -185,7 +185,7 @@ fn in_layout(layers: &BTreeMap<String, Attached>, layout: Option<&'static Layout
 
 /// Factors that began as part of the weight, as plain LoRA on the whole weight: `[A; A_0]` and `[B, -B_0]`.
 fn beside_start(
-    layers: &BTreeMap<String, Attached>,
+    layers: &BTreeMap<String, Adapter>,
     layout: &'static Layout,
 ) -> Result<BTreeMap<String, TensorData>, ModelError> {
     let mut tensors = BTreeMap::new();
@@ -233,7 +233,7 @@ fn doubled(config: AdapterConfig) -> Result<AdapterConfig, ModelError> {
 }
 
 /// The plain LoRA that an adapter equals, of scale 1.
-fn as_factors(layers: &BTreeMap<String, Attached>, config: AdapterConfig) -> Result<Folder, ModelError> {
+fn as_factors(layers: &BTreeMap<String, Adapter>, config: AdapterConfig) -> Result<Folder, ModelError> {
     let layout = Layout::lora();
     let mut tensors = BTreeMap::new();
     let mut ranks: Vec<(String, usize)> = Vec::new();

@@ -48,7 +48,7 @@ pub struct TLora {
     scale: f64,
 }
 
-/// What is added to the transformed weight.
+/// Form of the residual added to the transformed weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Residual {
@@ -105,7 +105,7 @@ impl TLora {
         transformed(Tensor::eye(d_in, &self.t[0].device()), &self.t).transpose()
     }
 
-    /// How far the transform's cores are from those of the identity, or from those of orthogonal matrices; 0 for neither.
+    /// Distance of the transform's cores from those of the identity, or from those of orthogonal matrices; 0 for neither.
     pub fn distance(&self, regulariser: Regulariser) -> Tensor<1> {
         regulariser.distance(&self.t, self.reg_squared)
     }
@@ -173,11 +173,11 @@ impl Method for TLora {
         changes_bias: false,
         peft_type: "TLORA",
         tensors: &[
-            TensorSpec { name: "t", role: TensorRole::Transform, turned: false },
-            TensorSpec { name: "b", role: TensorRole::Block, turned: false },
-            TensorSpec { name: "c", role: TensorRole::Block, turned: false },
-            TensorSpec { name: "lora_a", role: TensorRole::A, turned: true },
-            TensorSpec { name: "lora_b", role: TensorRole::B, turned: true },
+            TensorSpec { name: "t", role: TensorRole::Transform, transposed: false },
+            TensorSpec { name: "b", role: TensorRole::Block, transposed: false },
+            TensorSpec { name: "c", role: TensorRole::Block, transposed: false },
+            TensorSpec { name: "lora_a", role: TensorRole::A, transposed: true },
+            TensorSpec { name: "lora_b", role: TensorRole::B, transposed: true },
         ],
     };
 

@@ -1,11 +1,11 @@
-//! How far the transform is from what a penalty pulls it to.
+//! Distance of the transform from the matrices that a penalty pulls it toward.
 
 use burn::module::Param;
 use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where a penalty pulls the transform.
+/// Matrices that a penalty pulls the transform toward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Regulariser {
@@ -25,7 +25,7 @@ fn sum_of_roots<const D: usize>(squares: Tensor<D>) -> Tensor<1> {
 }
 
 impl Regulariser {
-    /// How far the cores of a transform are from those of the identity, or from those of orthogonal matrices; 0 for neither.
+    /// Distance of a transform's cores from those of the identity, or from those of orthogonal matrices; 0 for neither.
     pub(super) fn distance(self, cores: &[Param<Tensor<4>>], squared: bool) -> Tensor<1> {
         let terms = cores.iter().map(|core| {
             let ([mode, _, rank, _], device) = (core.dims(), core.device());

@@ -169,8 +169,8 @@ fn penalties_and_their_slopes_are_zero_at_the_start() {
         .map(|core| {
             core.map(|core| {
                 let mode = core.dims()[0];
-                let turned = Tensor::<2>::eye(mode, &Device::default()).roll_dim(1, 0).div_scalar(2.0);
-                core * 0.0 + turned.reshape([mode, mode, 1, 1])
+                let transposed = Tensor::<2>::eye(mode, &Device::default()).roll_dim(1, 0).div_scalar(2.0);
+                core * 0.0 + transposed.reshape([mode, mode, 1, 1])
             })
         })
         .collect();
