@@ -2,6 +2,7 @@
 //! are in [`peft`].
 
 mod config;
+mod names;
 mod open;
 pub mod peft;
 mod read;
@@ -11,10 +12,3 @@ mod write;
 pub use config::HubConfig;
 pub use read::{ModelFolder, TensorFiles, read_header};
 pub use write::{MAX_SHARD_BYTES, copy_companions, save};
-
-/// Name of the index that maps tensors to shards.
-const INDEX: &str = "model.safetensors.index.json";
-/// Name of the weights when they are in one file.
-const WEIGHTS: &str = "model.safetensors";
-/// Name of the configuration.
-const CONFIG: &str = "config.json";

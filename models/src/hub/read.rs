@@ -8,8 +8,9 @@ use burn::tensor::{DType, Device, Shape, TensorData};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use super::config::HubConfig;
+use super::names::{CONFIG, INDEX, WEIGHTS};
 use super::open::{open, read_text};
-use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
 use crate::error::ModelError;
 use crate::linear::Parameterization;
 use crate::llama::{Llama, LlamaConfig};

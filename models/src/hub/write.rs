@@ -11,7 +11,8 @@ use lowrank_optim::ModulePath;
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
 
-use super::{CONFIG, HubConfig, INDEX, WEIGHTS};
+use super::config::HubConfig;
+use super::names::{CONFIG, INDEX, WEIGHTS};
 use crate::error::ModelError;
 use crate::llama::Llama;
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::dense::DenseOptions;
 use super::layer::LinearLayer;
 use super::parameterization::{LinearMethod, ParameterizationSpec};
+use super::{cola, dense, loro, lost, low_rank, relora, sltrain};
 use crate::error::ModelError;
 use crate::weights::Builder;
 
@@ -19,7 +20,7 @@ macro_rules! parameterizations {
         #[serde(into = "Options", try_from = "Options")]
         #[allow(missing_docs)] // the variants are the lines of the list below
         pub enum Parameterization {
-            $($variant(super::$file::$options),)*
+            $($variant($file::$options),)*
         }
 
         impl Parameterization {
@@ -33,7 +34,7 @@ macro_rules! parameterizations {
             /// Description.
             pub fn spec(&self) -> &'static ParameterizationSpec {
                 match self {
-                    $(Self::$variant(_) => <super::$file::$options as LinearMethod>::spec(),)*
+                    $(Self::$variant(_) => <$file::$options as LinearMethod>::spec(),)*
                 }
             }
 
@@ -55,7 +56,7 @@ macro_rules! parameterizations {
         #[derive(Module, Debug)]
         #[allow(missing_docs)] // the variants are the lines of the list below
         pub enum Linear {
-            $($variant(super::$file::$layer),)*
+            $($variant($file::$layer),)*
         }
 
         impl Linear {
@@ -90,7 +91,7 @@ macro_rules! parameterizations {
         /// All parameterizations.
         pub static PARAMETERIZATIONS: &[ParameterizationEntry] = &[
             $(ParameterizationEntry {
-                spec: <super::$file::$options as LinearMethod>::spec,
+                spec: <$file::$options as LinearMethod>::spec,
                 parse: |entry, given| entry.configure(given).map(Parameterization::$variant),
             },)*
         ];

@@ -1,0 +1,8 @@
+//! Names of the files in a model folder.
+
+/// Name of the index that maps tensors to shards.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// Name of the weights when they are in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// Name of the configuration.
+pub const CONFIG: &str = "config.json";
