@@ -14,6 +14,12 @@ use crate::build::{BuildError, Listener};
 use crate::config::{Config, Job};
 use crate::engine::Schedule;
 
+/// A checkpoint that a run goes on from.
+pub(super) struct Loaded {
+    pub path: PathBuf,
+    pub state: TrainerState,
+}
+
 /// The newest checkpoint of a run, or the one that is named, with its state. Refused where the run was started with other settings.
 pub(super) fn load(
     checkpoints: &Checkpoints,
@@ -21,7 +27,7 @@ pub(super) fn load(
     config: &Config,
     dir: &Path,
     listener: &dyn Listener,
-) -> Result<(PathBuf, TrainerState), RunError> {
+) -> Result<Loaded, RunError> {
     checkpoints.clean()?;
     let path = match from {
         Some(name) => checkpoints.named(name).map_err(RunError::Damaged)?,
@@ -36,7 +42,7 @@ pub(super) fn load(
         return Err(RunError::OtherSettings { path: dir.to_path_buf(), differences: differences.join("\n") });
     }
     warn_of_other_instructions(&state, listener);
-    Ok((path, state))
+    Ok(Loaded { path, state })
 }
 
 /// Warns where the bits may not be those of the processor that the run was started on.

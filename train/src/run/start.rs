@@ -12,7 +12,7 @@ use super::checkpoint::{
 use super::clock::Clock;
 use super::folder::Opening;
 use super::report::{Logs, Screen, Summary};
-use super::resume::{self, Bases};
+use super::resume::{self, Bases, Loaded};
 use super::validation::Validation;
 use super::{RunError, RunFolder, Training};
 use crate::build::{self, BuildError, Listener, Size};
@@ -111,70 +111,41 @@ impl Training {
         let Recipe { mut config, model: subject, mut stages, forecast } = recipe;
         let device = device(&config.train.device).map_err(BuildError::from)?;
         let (records, bases) = (records(&stages), bases(&subject)?);
-        let loaded = match (start, &opened) {
-            (Start::Resume(from), Some(folder)) => {
-                let dir = folder.path();
-                let loaded = resume::load(&checkpoints(dir, &config), from.as_deref(), &config, dir, &screen)?;
-                resume::refuse_changed(&loaded.1, &records, &bases, &config)?;
-                Some(loaded)
-            }
-            _ => None,
-        };
-        let state = loaded.as_ref().map(|(_, state)| state.clone()).unwrap_or_default();
+        let loaded = load(start, opened.as_ref(), &config, &records, &bases, &screen)?;
+        let state = loaded.as_ref().map(|loaded| loaded.state.clone()).unwrap_or_default();
         let Some(stage) = stages.get_mut(state.stage) else {
             return Err(BuildError::Settings(format!("the recipe has no stage {}", state.stage)).into());
         };
-        let llama = &subject.hub.llama;
-        let (schedule, total) = schedule(&config, &subject, stage, loaded.as_ref().map(|(_, state)| state))?;
-        for warning in build::warnings(&config, llama, total) {
+        let (schedule, total) = schedule(&config, &subject, stage, loaded.as_ref())?;
+        for warning in build::warnings(&config, &subject.hub.llama, total) {
             screen.warn(&warning);
         }
         let model = match &loaded {
-            Some((path, _)) => subject.files(config.run.job, &stage.data.tokenizer).load(path, &device)?,
+            Some(Loaded { path, .. }) => subject.files(config.run.job, &stage.data.tokenizer).load(path, &device)?,
             None => subject.begin(&config, &stage.data, &schedule, &device, &mut screen)?,
         };
         if loaded.is_some() {
             resume::refuse_other_rests(&state, &model, stage.steps, total)?;
         }
-        let meter = StateMeter::new();
-        let build::Optimizer { optimizer, hooks, parameters } =
-            build::optimizer(&config, &*subject.rule, &model, &meter)?;
-        screen.line(&who_steps(&config.optimizer.name, &parameters));
-        if let Some((path, _)) = &loaded {
-            expected_state(&config, &subject, &model)?.check(path).map_err(RunError::Damaged)?;
-        }
         let summary = sizes(&model, &stage.data, forecast);
-        let mut trainer = Trainer::new(model, optimizer, hooks, trainer_options(&config, schedule.clone()));
-        let before = [state.stage_step, state.stage_samples];
-        trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
-        if let Some((path, state)) = &loaded {
-            restore_training(&mut trainer, &meter, path, state)?;
-        }
+        let meter = StateMeter::new();
+        let (trainer, parameters) = trainer(&config, &subject, model, &meter, stage, schedule, loaded.as_ref())?;
+        screen.line(&who_steps(&config.optimizer.name, &parameters));
         let validation = Validation::draw(&stage.data.validation, config.eval.batches, config.train.seed);
 
-        let folder = match opened {
-            Some(folder) => folder,
-            None => place.open(start)?,
-        };
-        if *start == Start::Overwrite {
-            folder.clear()?;
-        }
-        config.run.out = folder.path().to_path_buf();
-        folder.write("config.toml", &config.to_toml())?;
+        let folder = claim(opened, place, start, &mut config)?;
         let checkpoints = checkpoints(folder.path(), &config);
         if loaded.is_some() {
             for path in checkpoints.set_aside(state.step)? {
                 screen.warn(&format!("going back: a later checkpoint is now {}", path.display()));
             }
         }
-        let settings = resume::settings(&config);
-        let Bases { model: base, adapter } = bases;
         let state = TrainerState {
             stages: records,
-            base,
-            adapter,
+            base: bases.model,
+            adapter: bases.adapter,
             instruction_set: instruction_set().name().to_owned(),
-            settings,
+            settings: resume::settings(&config),
             total_steps: total,
             ..state
         };
@@ -199,16 +170,71 @@ impl Training {
     }
 }
 
+/// The checkpoint that a run goes on from, if it does; refused where it was started with something else.
+fn load(
+    start: &Start,
+    opened: Option<&RunFolder>,
+    config: &Config,
+    records: &[StageRecord],
+    bases: &Bases,
+    screen: &Screen,
+) -> Result<Option<Loaded>, RunError> {
+    let (Start::Resume(from), Some(folder)) = (start, opened) else { return Ok(None) };
+    let dir = folder.path();
+    let loaded = resume::load(&checkpoints(dir, config), from.as_deref(), config, dir, screen)?;
+    resume::refuse_changed(&loaded.state, records, bases, config)?;
+    Ok(Some(loaded))
+}
+
+/// The trainer of a stage, as new or as it was saved, and the parameters that it steps.
+fn trainer(
+    config: &Config,
+    subject: &TrainedModel,
+    model: Llama,
+    meter: &StateMeter,
+    stage: &mut Stage,
+    schedule: Schedule,
+    loaded: Option<&Loaded>,
+) -> Result<(Trainer<Llama>, Vec<Stepped>), RunError> {
+    let build::Optimizer { optimizer, hooks, parameters } = build::optimizer(config, &*subject.rule, &model, meter)?;
+    if let Some(Loaded { path, .. }) = loaded {
+        expected_state(config, subject, &model)?.check(path).map_err(RunError::Damaged)?;
+    }
+    let mut trainer = Trainer::new(model, optimizer, hooks, trainer_options(config, schedule.clone()));
+    let before = loaded.map_or([0, 0], |Loaded { state, .. }| [state.stage_step, state.stage_samples]);
+    trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
+    if let Some(Loaded { path, state }) = loaded {
+        restore_training(&mut trainer, meter, path, state)?;
+    }
+    Ok((trainer, parameters))
+}
+
+/// The folder of a run that is ready: nothing of an earlier one is left that was to be overwritten, and it holds the configuration.
+fn claim(opened: Option<RunFolder>, place: &Place, start: &Start, config: &mut Config) -> Result<RunFolder, RunError> {
+    let folder = match opened {
+        Some(folder) => folder,
+        None => place.open(start)?,
+    };
+    if *start == Start::Overwrite {
+        folder.clear()?;
+    }
+    config.run.out = folder.path().to_path_buf();
+    folder.write("config.toml", &config.to_toml())?;
+    Ok(folder)
+}
+
 /// The schedule of a stage, and the steps that it is laid out for.
 fn schedule(
     config: &Config,
     subject: &TrainedModel,
     stage: &Stage,
-    resumed: Option<&TrainerState>,
+    loaded: Option<&Loaded>,
 ) -> Result<(Schedule, Option<u64>), BuildError> {
     let schedule = |steps| build::schedule(config, &subject.hub.llama.parameterization, steps);
-    let total = match resumed {
-        Some(state) => resume::steps(state, stage.steps, Clock::new(config.train.minutes, state.seconds), &schedule)?,
+    let total = match loaded {
+        Some(Loaded { state, .. }) => {
+            resume::steps(state, stage.steps, Clock::new(config.train.minutes, state.seconds), &schedule)?
+        }
         None => stage.steps,
     };
     // The clock shortens a schedule and leaves its warm-up.
