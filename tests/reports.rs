@@ -40,7 +40,7 @@ struct Run {
     loss: Option<f64>,
     #[serde(default)]
     tokens: Option<u64>,
-    /// What Python had on the way.
+    /// Ids that Python had on the way.
     #[serde(default, rename = "note")]
     _note: Value,
 }
@@ -68,7 +68,7 @@ fn number(stdout: &str, row: &str) -> f64 {
     word.replace(',', "").parse().expect("a number")
 }
 
-/// What is wrong with a run.
+/// Differences between a run and its case.
 fn problems(shop: &Workshop, run: &Run) -> Vec<String> {
     let args: Vec<&str> = run.args.iter().map(String::as_str).collect();
     let output = shop.run(&args);

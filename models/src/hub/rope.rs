@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::llama::RopeScaling;
 
-/// What the rotary keys say.
+/// Content of the rotary keys.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
     /// Base of the angles, where it stands among the rotary settings.
@@ -12,7 +12,7 @@ pub(super) struct Settings {
     pub scaling: Option<RopeScaling>,
 }
 
-/// Where the settings stand: since version 5, and before.
+/// Keys of the settings: since version 5, and before.
 const PARAMETERS: &str = "rope_parameters";
 const SCALING: &str = "rope_scaling";
 /// Positions of the training, which some configurations have outside the settings.

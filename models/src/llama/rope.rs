@@ -53,7 +53,7 @@ pub enum RopeScaling {
         /// The weight that the scale is divided by.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mscale_all_dim: Option<f64>,
-        /// Whether the ends of the ramp are whole numbers.
+        /// Rounds the ends of the ramp to whole numbers.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         truncate: Option<bool>,
     },

@@ -33,8 +33,10 @@ pub fn quantise_groups(values: &[f32], bits: u32, group: usize, mut rng: Option<
     for values in values.chunks(group) {
         let low = values.iter().copied().fold(0.0, f32::min);
         let high = values.iter().copied().fold(0.0, f32::max);
-        let scale = (high - low).max(MIN_RANGE) / top;
-        let zero = (-(low / scale).round_ties_even()).clamp(0.0, top);
+        // Codes cannot say that a value is not finite: the scale of its group does.
+        let is_finite = values.iter().all(|x| x.is_finite());
+        let scale = if is_finite { (high - low).max(MIN_RANGE) / top } else { f32::NAN };
+        let zero = if is_finite { (-(low / scale).round_ties_even()).clamp(0.0, top) } else { 0.0 };
         result.scales.push(scale);
         result.zeros.push(zero);
         result.codes.extend(values.iter().map(|x| {
@@ -141,6 +143,14 @@ impl QuantisedMatrix {
 mod tests {
     use super::*;
     use lowrank_kernels::random::generator;
+
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let restored = quantise_groups(&[1.0, bad, 2.0, 3.0], 8, 2, None).restored(2);
+            assert!(restored[..2].iter().all(|x| x.is_nan()) && restored[2..].iter().all(|x| x.is_finite()), "{bad}");
+        }
+    }
 
     #[test]
     fn groups_of_one_sign_keep_their_values() {

@@ -12,9 +12,9 @@ pub(super) struct JsonLines {
     path: PathBuf,
     reader: Reader,
     line: u64,
-    /// Whether the file is one array, whose items are the values.
+    /// True for a file that is one array, whose items are the values.
     array: bool,
-    /// Whether the end of the array was read.
+    /// True once the end of the array was read.
     done: bool,
 }
 

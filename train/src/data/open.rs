@@ -12,7 +12,7 @@ use super::DataError;
 /// A file that is being read.
 pub(super) type Reader = Box<dyn BufRead + Send>;
 
-/// What the first bytes of a compressed file are.
+/// First bytes of compressed files.
 const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 /// Compressions that are not read, with the program that undoes them.

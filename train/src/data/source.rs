@@ -75,7 +75,7 @@ pub struct Source {
     pub field: String,
 }
 
-/// What lines of data hold.
+/// Content of lines of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
     /// Texts.
@@ -87,7 +87,7 @@ pub enum Held {
 }
 
 impl Source {
-    /// What the first line of JSON lines holds; texts where the files are not such.
+    /// Content of the first line of JSON lines; texts where the files are not such.
     pub fn holds(&self) -> Result<Held, DataError> {
         let (files, _) = self.files()?;
         let Some((path, _)) = files.into_iter().next() else { return Ok(Held::Texts) };

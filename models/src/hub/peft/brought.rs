@@ -67,7 +67,7 @@ pub(super) fn put<M: Module>(module: M, brought: Brought) -> (M, Vec<(String, St
     (module.map(&mut Put { path: ModulePath::default(), replacing }), problems)
 }
 
-/// Whether a tensor's name, behind the prefix, is that of a plain weight or of the copy of one.
+/// Tells the name, behind the prefix, of a plain weight or of the copy of one from that of an adapter's tensor.
 pub(super) fn is_plain(name: &str) -> bool {
     let stem = name.strip_suffix(".weight").unwrap_or_default();
     !stem.is_empty() && !["lora_", "vera_", "randlora_", "miss_", "bone_"].iter().any(|part| name.contains(part))

@@ -97,7 +97,7 @@ fn turns(value: &Json, field: &str) -> Result<Vec<Json>, String> {
     Ok(messages.to_vec())
 }
 
-/// Whether a turn counts, where nothing else is said `usual`.
+/// Decides whether a turn counts; `usual` is the answer where the turn itself does not say so.
 fn counts(turn: usize, message: &Json, usual: bool) -> Result<bool, String> {
     let mut said = None;
     let flag = |key: &str, value: &Json| match value {

@@ -24,7 +24,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Texts of special tokens by their keys.
     tokens: Vec<(&'static str, String)>,
-    /// Whether the template itself marks what the assistant writes, by `{% generation %}`.
+    /// True for a template that itself marks what the assistant writes, by `{% generation %}`.
     marks: bool,
 }
 
@@ -162,7 +162,7 @@ impl ChatTemplate {
         {
             let before = render(first, true)?;
             return match text.starts_with(&before) {
-                true => Ok(Written { answers: vec![before.len()..text.len()], text }),
+                true => Ok(Written { answers: std::iter::once(before.len()..text.len()).collect(), text }),
                 false => Err("the chat template writes the prompt in another way when the completion follows; give them as texts".into()),
             };
         }

@@ -124,7 +124,7 @@ impl Dump {
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
                 c if c < ' ' => self.out.push_str(&format!("\\u{:04x}", c as u32)),
-                c if self.ascii && !c.is_ascii() || self.ascii && c == '\u{7f}' => {
+                c if self.ascii && !(' '..='~').contains(&c) => {
                     let mut units = [0; 2];
                     c.encode_utf16(&mut units).iter().for_each(|unit| self.out.push_str(&format!("\\u{unit:04x}")));
                 }

@@ -22,7 +22,7 @@ fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(vec![(PLAIN, source.into())], tokens.to_vec()).unwrap()
 }
 
-fn answers<'a>(written: &'a Written) -> Vec<&'a str> {
+fn answers(written: &Written) -> Vec<&str> {
     written.answers.iter().map(|range| &written.text[range.clone()]).collect()
 }
 

@@ -8,7 +8,7 @@ use super::options::{ExampleOptions, TooLong};
 use crate::data::json::Json;
 use crate::data::{Conversation, DataError, Fields, IGNORE, Tokenizer};
 
-/// What a line became.
+/// Result of one line.
 pub(super) enum Made {
     /// All of it.
     Whole(Example),

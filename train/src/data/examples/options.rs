@@ -1,4 +1,4 @@
-//! What examples are made from, and how.
+//! Options of making examples.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,12 +18,12 @@ pub enum TooLong {
     Error,
 }
 
-/// What to make examples from.
+/// Data, tokenizer and limits of examples.
 #[derive(Debug)]
 pub struct ExampleOptions<'a> {
     /// JSON lines; `field` is that of texts.
     pub source: &'a Source,
-    /// Where the examples to measure on are read from, and which of all are.
+    /// The examples to measure on.
     pub held_out: &'a HeldOut,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
@@ -33,7 +33,7 @@ pub struct ExampleOptions<'a> {
     pub end: u32,
     /// Rows of the model's embedding: no token may be beyond.
     pub vocab_size: usize,
-    /// Whether prompts and the other turns count too.
+    /// Makes prompts and the other turns count too.
     pub learn_prompt: bool,
     /// Most inputs of an example.
     pub seq_len: usize,

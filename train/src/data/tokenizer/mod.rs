@@ -40,7 +40,7 @@ pub(super) type Spans = Vec<(u32, Range<usize>)>;
 /// The special token that begins every document.
 const SEPARATOR: &str = "<|endoftext|>";
 
-/// What begins a document where neither the tokenizer nor the files beside it say so: the first of these that it has.
+/// Tokens that may begin a document where neither the tokenizer nor the files beside it name one; the first that exists is used.
 const SEPARATORS: [&str; 6] = [SEPARATOR, "<s>", "<|begin_of_text|>", "<|im_start|>", "</s>", "[CLS]"];
 
 /// Files of tokenizers in other forms.
