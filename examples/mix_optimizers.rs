@@ -10,7 +10,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use lowrank_optim::GlobalNormClip;
-use lowrank_optim::{DctAdamWConfig, HiddenMatrices, StateMeter};
+use lowrank_optim::{DctAdamWConfig, ParameterRoles, StateMeter};
 
 /// Guesses the next letter from the two before.
 #[derive(Module, Debug)]
@@ -51,7 +51,7 @@ fn main() -> anyhow::Result<()> {
     let meter = StateMeter::new();
     let method = DctAdamWConfig::new(32);
     // The last layer keeps full moments: patterns decide where roles do not.
-    let hidden = HiddenMatrices::of(&model).excluding(r"layers\.2")?;
+    let hidden = ParameterRoles::of(&model).excluding(r"layers\.2")?;
     let mut optimizer = hidden.optimizer(&method, &meter)?;
     for stepped in hidden.report(&method, "dct-adamw") {
         println!("{stepped}");

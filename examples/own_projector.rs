@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
-use lowrank_optim::{ProjectedConfig, Projector, Renewal, Rest, Subspace};
+use lowrank_optim::{ProjectedConfig, Projector, Renewal, Residual, Subspace};
 
 /// Columns of the Hadamard matrix, others at each renewal. Lengths must be powers of two.
 #[derive(Debug)]
@@ -36,7 +36,8 @@ fn main() -> anyhow::Result<()> {
     device.seed(1);
     let mut model = Model { layer: LinearConfig::new(64, 128).with_bias(false).init(&device) };
     // What the 16 columns leave out moves the weights by its sign, as FRUGAL has it.
-    let pieces = ProjectedConfig::new(16).with_update_proj_gap(20).with_rest(Rest::Sign).with_inactive_lr_scale(0.3);
+    let pieces =
+        ProjectedConfig::new(16).with_update_proj_gap(20).with_residual(Residual::Sign).with_inactive_lr_scale(0.3);
     let mut optimizer = ModuleOptimizer::from(pieces.build_with(Hadamard)?);
 
     let x = Tensor::<2>::random([256, 64], Distribution::Normal(0.0, 1.0), &device);

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterConfig, Attach};
 use lowrank_models::hub::ModelFolder;
 use lowrank_models::{LanguageBatch, Llama, LlamaConfig, ids_tensor};
-use lowrank_optim::{AdamWConfig, HiddenMatrices, Role};
+use lowrank_optim::{AdamWConfig, ParameterRoles, Role};
 use lowrank_train::process::MemoryUse;
 
 /// From the least memory to the most.
@@ -46,7 +46,7 @@ fn a_process_of_one_way() {
     let mut model = match way.as_str() {
         "ours" => model.attach(Attach::new(AdapterConfig::new("lora").with_rank(16))).expect("LoRA").0,
         "burn" => {
-            let all = HiddenMatrices::of(&model);
+            let all = ParameterRoles::of(&model);
             let hidden = all.parameters().iter().filter(|parameter| parameter.role == Role::Hidden);
             let weights = hidden.map(|parameter| parameter.id).collect();
             model.apply_lora(Lora::new(16, 16.0).set_param_group(ParamGroup::from_ids(weights)))

@@ -12,7 +12,7 @@ use lowrank_models::adapter::{AdapterConfig, Attach, Targets};
 use lowrank_models::analysis::collect_gradients;
 use lowrank_models::{Rows, Segment, SegmentedModel};
 use lowrank_optim::registry::{Options, optimizer};
-use lowrank_optim::{HiddenMatrices, Hook, HookError, Hooks, ModulePath, Part, StateMeter, StepInfo};
+use lowrank_optim::{Hook, HookError, Hooks, ModulePath, ParameterRoles, Part, StateMeter, StepInfo};
 use lowrank_train::data::DataError;
 use lowrank_train::engine::{BackwardMode, Schedule, TrainError, Trainer, TrainerOptions, evaluate};
 use lowrank_train::objective::{MAIN, ModelLoss, Objective, Stream, StreamBatch, Streams, Term, per_example_gradients};
@@ -207,7 +207,7 @@ fn whole_checkpointed_and_per_layer_steps_have_the_same_numbers() {
 }
 
 fn adamw(model: &Mlp, meter: &StateMeter) -> ModuleOptimizer {
-    let parameters = HiddenMatrices::of(model).trained(|_| ());
+    let parameters = ParameterRoles::of(model).trained(|_| ());
     optimizer("adamw").expect("a method").init(&Options::new(), &parameters, meter).expect("an optimizer").0
 }
 

@@ -14,8 +14,8 @@ use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use lowrank_optim::{
     AdamW8bitConfig, AdamWConfig, ApolloConfig, DctAdamWConfig, DctBasis, DctColumns, DionConfig, ErrorFeedback,
-    FiraConfig, FrugalConfig, GaLoreConfig, LdAdamConfig, MuonConfig, Norm, Place, Projector, ProjectorKind, Renewal,
-    Svd, TrionConfig,
+    FiraConfig, FrugalConfig, GaLoreConfig, LdAdamConfig, MatrixId, MuonConfig, Norm, Projector, ProjectorKind,
+    Renewal, Svd, TrionConfig,
 };
 
 /// Attention and feed-forward matrices of a model of width 512, as Burn stores them.
@@ -116,7 +116,7 @@ fn renewal(criterion: &mut Criterion) {
             rank: 128,
             previous: None,
             seed: 0,
-            place: Place { key: 0, number: 0, count: 1 },
+            place: MatrixId { key: 0, number: 0, count: 1 },
             count: 0,
         };
         let dct = |fft| DctColumns { basis: DctBasis::Dct3, fft, norm: Norm::L1, weighted: false };

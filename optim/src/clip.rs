@@ -25,7 +25,7 @@ pub struct GlobalNormClip {
     max_norm: Option<f64>,
 }
 
-/// Gradients after [`GlobalNormClip`], and what was seen on the way.
+/// Gradients after [`GlobalNormClip`], with their norm and size.
 #[derive(Debug)]
 pub struct Clipped {
     /// The gradients, scaled where needed.
@@ -47,7 +47,7 @@ impl GlobalNormClip {
 
     /// Measures and, where needed, scales the gradients of `module`.
     ///
-    /// Refuses gradients that are infinite or not a number, naming the first such parameter in the order of the module.
+    /// Rejects gradients that are infinite or not a number, naming the first such parameter in the order of the module.
     pub fn apply<M: Module>(&self, module: &M, mut grads: GradientsParams) -> Result<Clipped, OptimError> {
         let mut sums = Squares { grads: &grads, total: 0.0, bytes: 0, refused: None };
         visit_parameters(module, &mut sums);

@@ -1,4 +1,4 @@
-//! What can go wrong with optimizers and gradient rules.
+//! Errors of optimizers and gradient rules.
 
 use crate::registry::{OptionError, UnknownName};
 
@@ -12,11 +12,11 @@ pub enum OptimError {
     #[error(transparent)]
     Option(#[from] OptionError),
     /// A gradient that is infinite or not a number.
-    #[error("the gradient of {path} has {count} values that are infinite or not a number")]
+    #[error("the gradient of {path} has {count} elements that are infinite or not a number")]
     NonFiniteGradient {
         /// Path of the first such parameter in the module.
         path: String,
-        /// How many values of that gradient.
+        /// Number of such elements.
         count: u64,
     },
     /// A module without LoRA adapters.

@@ -6,7 +6,7 @@
 //! - Optimizers with orthogonal updates: [`MuonConfig`], [`TrionConfig`], [`DionConfig`].
 //! - [`AdamW8bitConfig`]: moments of one byte; [`AdamW`]: the measure of the others, in one pass over memory.
 //! - [`loro`]: steps of two factors along the manifold of their product, and the optimizer that takes them.
-//! - [`HiddenMatrices`]: which parameters of a module they are meant for.
+//! - [`ParameterRoles`]: which parameters of a module they are meant for.
 //! - [`GlobalNormClip`]: clipping by the norm of all gradients together.
 //! - [`rules`]: passes over the gradients of a whole module that work on pairs of factors.
 //! - [`Hook`]: what a method does around the steps of a training loop, for the trainer, a loop of your own or Burn's `Learner`.
@@ -21,12 +21,12 @@ mod clip;
 mod error;
 mod hook;
 mod matrix;
+mod matrix_id;
 mod method;
 mod methods;
 mod parameters;
 mod part;
 mod path;
-mod place;
 mod precision;
 mod projected;
 pub mod registry;
@@ -49,6 +49,7 @@ pub use clip::{Clipped, GlobalNormClip};
 pub use error::OptimError;
 pub use hook::{Hook, HookError, Hooks, StepInfo};
 pub use matrix::{ByMatrix, ByMatrixState, MatrixRule};
+pub use matrix_id::MatrixId;
 pub use method::MethodConfig;
 pub use methods::adamw::{AdamW, AdamWConfig, AdamWState};
 pub use methods::adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState};
@@ -63,12 +64,12 @@ pub use methods::loro;
 pub use methods::muon::{MomentumRule, MomentumState, Muon, MuonConfig};
 pub use methods::orthogonal::Scaling;
 pub use methods::trion::{Trion, TrionConfig};
-pub use parameters::{HiddenMatrices, Parameter, Role, Stepped, Who};
+pub use parameters::{AssignedTo, Assignment, Parameter, ParameterRoles, Role};
 pub use part::{ByPointer, Part, PartVisitor};
 pub use path::{ModulePath, ParameterVisitor, parameter_id, visit_parameters};
-pub use place::Place;
 pub use projected::config::{
-    BlockOrder, Granularity, Inner, Norm, ProjectedConfig, ProjectorKind, RenewAt, Rest, Side, States, Target,
+    BlockOrder, Granularity, Inner, Norm, OnRenewal, ProjectFrom, ProjectedConfig, ProjectorKind, RenewAt, Residual,
+    Side,
 };
 pub use projected::projector::{
     DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal, Renewal,
@@ -80,8 +81,8 @@ pub use projected::subspace::Subspace;
 pub use state::blocks::{DynamicMap, dequantise, quantise};
 pub use state::error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row};
 pub use state::meter::{Metered, StateMeter};
-pub use state::moments::{Blocks, Moment, MomentType, Storage};
+pub use state::moments::{Moment, MomentType, QuantisedMoment, Storage};
 pub use state::quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
 pub use state::rate::AtRate;
-pub use state::reset::{Keep, MomentReset, MomentResets, ResetMoments, Resettable};
+pub use state::reset::{MomentReset, MomentResets, ResetMoments, ResetOrder, Resettable};
 pub use state::store::{StateStore, Stored};

@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burn::optim::{Optimizer, RecordState};
 use burn::tensor::{Device, Tensor};
 
+use crate::matrix_id::MatrixId;
 use crate::methods::adamw::{AdamW, AdamWState};
-use crate::place::Place;
 use crate::precision::in_f32;
 
-/// How one matrix is stepped. Matrices come and go in f32, as they are stored.
+/// Update rule of one matrix. Matrices are passed in f32, laid out as they are stored.
 pub trait MatrixRule: Clone + Debug + Send + Sync + 'static {
-    /// What is kept between steps.
+    /// State kept between steps.
     type State: RecordState + Clone + Debug;
 
-    /// Whether a matrix of this shape is stepped by this rule and not by plain AdamW.
+    /// Reports whether this rule steps matrices of this shape, instead of plain AdamW.
     fn takes(&self, shape: [usize; 2]) -> bool;
 
     /// State before the first step.
-    fn fresh(&self, shape: [usize; 2], place: Place, device: &Device) -> Self::State;
+    fn fresh(&self, shape: [usize; 2], place: MatrixId, device: &Device) -> Self::State;
 
     /// One step at a learning rate with a gradient.
     fn step(&self, lr: f64, w: Tensor<2>, g: Tensor<2>, state: Self::State) -> (Tensor<2>, Self::State);
@@ -29,21 +29,21 @@ pub trait MatrixRule: Clone + Debug + Send + Sync + 'static {
     fn to_device(state: Self::State, device: &Device) -> Self::State;
 }
 
-/// An optimizer that steps matrices by a rule and every other parameter by AdamW.
+/// Optimizer that uses a rule for matrices and AdamW for every other parameter.
 #[derive(Clone, Debug)]
 pub struct ByMatrix<R> {
     rule: R,
     others: AdamW,
-    place: Option<Place>,
+    place: Option<MatrixId>,
     met: Arc<AtomicU64>,
 }
 
 /// State of [`ByMatrix`] for one parameter.
 #[derive(Clone, Debug, RecordState)]
 pub struct ByMatrixState<const D: usize, S: RecordState> {
-    /// Of a parameter that takes AdamW.
+    /// State of a parameter that uses AdamW.
     pub plain: Option<AdamWState<D>>,
-    /// Of a matrix that takes the rule.
+    /// State of a matrix that uses the rule.
     pub matrix: Option<S>,
 }
 
@@ -54,7 +54,7 @@ impl<R: MatrixRule> ByMatrix<R> {
     }
 
     /// For one matrix whose place is known; without it matrices are numbered in the order of their first steps.
-    pub fn at(mut self, place: Place) -> Self {
+    pub fn at(mut self, place: MatrixId) -> Self {
         self.place = Some(place);
         self
     }
@@ -69,10 +69,10 @@ impl<R: MatrixRule> ByMatrix<R> {
         &self.others
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> MatrixId {
         self.place.unwrap_or_else(|| {
             let number = self.met.fetch_add(1, Ordering::Relaxed);
-            Place { key: number, number: number as usize, count: 0 }
+            MatrixId { key: number, number: number as usize, count: 0 }
         })
     }
 }
@@ -110,7 +110,7 @@ impl<R: MatrixRule> Optimizer for ByMatrix<R> {
     }
 }
 
-/// Gives the configuration of a matrix rule what all optimizers have.
+/// Implements the common interface of optimizers for the configuration of a matrix rule.
 macro_rules! matrix_method {
     ($config:ident, $rule:ident) => {
         crate::adam::adam_builders!($config);
@@ -129,7 +129,7 @@ macro_rules! matrix_method {
             ///
             /// # Panics
             ///
-            /// When `validate` refuses the configuration.
+            /// If `validate` rejects the configuration.
             pub fn build(&self) -> crate::matrix::ByMatrix<$rule> {
                 match crate::method::MethodConfig::optimizer(self) {
                     Ok(optimizer) => optimizer,
@@ -141,7 +141,7 @@ macro_rules! matrix_method {
             ///
             /// # Panics
             ///
-            /// When `validate` refuses the configuration.
+            /// If `validate` rejects the configuration.
             pub fn init(&self) -> burn::optim::ModuleOptimizer {
                 burn::optim::ModuleOptimizer::from(self.build())
             }
@@ -155,7 +155,7 @@ macro_rules! matrix_method {
                 Ok(crate::matrix::ByMatrix::new(self.rule(), self.others().build()))
             }
 
-            fn at(optimizer: Self::Optimizer, place: crate::place::Place) -> Self::Optimizer {
+            fn at(optimizer: Self::Optimizer, place: crate::matrix_id::MatrixId) -> Self::Optimizer {
                 optimizer.at(place)
             }
 

@@ -4,24 +4,24 @@ use burn::config::Config;
 use burn::optim::Optimizer;
 
 use crate::error::OptimError;
+use crate::matrix_id::MatrixId;
 use crate::methods::adamw::{AdamW, AdamWConfig};
-use crate::place::Place;
 
 /// Interface of the configuration of an optimizer.
 pub trait MethodConfig: Config {
     /// The bare optimizer.
     type Optimizer: Optimizer;
 
-    /// Whether it is refused for modules without a hidden matrix that it takes.
+    /// Rejects modules without a hidden matrix that the method can step.
     const NEEDS_MATRICES: bool = true;
 
-    /// The bare optimizer, or why the configuration is refused.
+    /// The bare optimizer, or the reason why the configuration is rejected.
     fn optimizer(&self) -> Result<Self::Optimizer, OptimError>;
 
     /// The optimizer of one matrix whose place among the others is known.
-    fn at(optimizer: Self::Optimizer, place: Place) -> Self::Optimizer;
+    fn at(optimizer: Self::Optimizer, place: MatrixId) -> Self::Optimizer;
 
-    /// Whether a matrix of this shape is stepped by the method and not by plain AdamW.
+    /// Reports whether the method steps matrices of this shape, instead of plain AdamW.
     fn takes(&self, shape: [usize; 2]) -> bool;
 
     /// AdamW of the same kind for everything else.
@@ -41,7 +41,7 @@ impl MethodConfig for AdamWConfig {
         Ok(self.build())
     }
 
-    fn at(optimizer: AdamW, _place: Place) -> AdamW {
+    fn at(optimizer: AdamW, _place: MatrixId) -> AdamW {
         optimizer
     }
 

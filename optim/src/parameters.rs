@@ -1,4 +1,4 @@
-//! Which parameters of a module a low-rank optimizer is meant for.
+//! Roles of a module's parameters, and the optimizer of each.
 
 use std::fmt;
 
@@ -9,16 +9,16 @@ use lowrank_kernels::random::key_of;
 use regex::Regex;
 
 use crate::error::OptimError;
+use crate::matrix_id::MatrixId;
 use crate::method::MethodConfig;
 use crate::methods::adamw::AdamW;
 use crate::path::{ModulePath, ParameterVisitor, visit_parameters};
-use crate::place::Place;
 use crate::registry::options::OptionError;
 use crate::state::meter::StateMeter;
 use crate::state::rate::AtRate;
 use crate::state::reset::{MomentResets, ResetMoments};
 
-/// What a parameter is for.
+/// Role of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A matrix inside the model.
@@ -27,11 +27,11 @@ pub enum Role {
     Embedding,
     /// The last matrix, which gives the outputs.
     Head,
-    /// Any other matrix that a pattern took out.
+    /// A matrix that a pattern excluded.
     Excluded,
     /// Not a matrix: norms, biases, kernels of convolutions.
     Other,
-    /// Its gradient is the step already, made so by a rule: plain descent.
+    /// The training rule has already turned the gradient into the update; apply plain SGD.
     Descent,
 }
 
@@ -44,35 +44,35 @@ pub struct Parameter {
     pub id: ParamId,
     /// Shape.
     pub shape: Vec<usize>,
-    /// What it is for.
+    /// Role.
     pub role: Role,
-    /// Whether it is trained.
+    /// True if it is trained.
     pub trained: bool,
-    /// Whether weight decay acts on it: on matrices, where nothing else is said.
+    /// True if weight decay acts on it; by default on matrices only.
     pub decays: bool,
     /// Its learning rate as a multiple of that of the step.
     pub lr_scale: f64,
 }
 
-/// The parameters of a module by role, to give its hidden matrices another optimizer than the rest.
+/// The parameters of a module by role, to give its hidden matrices an optimizer of their own.
 ///
 /// A matrix is an embedding when it lies in a module `Embedding` or in a field `embed...`, `wte` or `wpe`; the head when it lies in a field
 /// `lm_head`, `head`, `output`, `classifier`, `score`, `unembed...`; else hidden. Patterns decide otherwise.
 ///
 /// ```no_run
-/// # use lowrank_optim::{DctAdamWConfig, HiddenMatrices, StateMeter};
+/// # use lowrank_optim::{DctAdamWConfig, ParameterRoles, StateMeter};
 /// # fn example(model: burn::nn::Linear) -> Result<(), lowrank_optim::OptimError> {
-/// let hidden = HiddenMatrices::of(&model).excluding("gate")?;
+/// let hidden = ParameterRoles::of(&model).excluding("gate")?;
 /// let mut optimizer = hidden.optimizer(&DctAdamWConfig::new(64), &StateMeter::new())?;
 /// println!("{hidden}");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct HiddenMatrices {
+pub struct ParameterRoles {
     parameters: Vec<Parameter>,
 }
 
-impl HiddenMatrices {
+impl ParameterRoles {
     /// Looks at all parameters of a module.
     pub fn of<M: Module>(module: &M) -> Self {
         let mut finder = Finder::default();
@@ -103,7 +103,7 @@ impl HiddenMatrices {
         let mut matched = 0;
         for parameter in self.parameters.iter_mut().filter(|parameter| regex.is_match(&parameter.path)) {
             if parameter.role == Role::Descent {
-                let reason = format!("{} takes the steps of its training rule; take the pattern away", parameter.path);
+                let reason = format!("{} is updated by its training rule; remove the pattern", parameter.path);
                 return Err(refuse(reason));
             }
             if parameter.shape.len() == 2 {
@@ -146,12 +146,12 @@ impl HiddenMatrices {
     }
 
     /// The optimizer of the module: the method for hidden matrices, AdamW of the same kind for everything else, with decay for matrices alone.
-    /// States report to the meter. Random draws are told apart by the paths of matrices, whatever the order of steps.
+    /// States report to the meter. Random draws depend on the paths of matrices, not on the order of steps.
     pub fn optimizer<C: MethodConfig>(&self, config: &C, meter: &StateMeter) -> Result<ModuleOptimizer, OptimError> {
         self.assemble(config, meter, |others, _| others, |method, _| method)
     }
 
-    /// As [`HiddenMatrices::optimizer`], of an optimizer whose moments can be set back through the handle.
+    /// As [`ParameterRoles::optimizer`], of an optimizer whose moments can be reset through the handle.
     pub fn resettable<C: MethodConfig>(
         &self,
         config: &C,
@@ -191,7 +191,7 @@ impl HiddenMatrices {
             let lr_scale = parameter.lr_scale;
             optimizer = match parameter.role {
                 Role::Hidden => {
-                    let place = Place { key, number, count: shapes.len() };
+                    let place = MatrixId { key, number, count: shapes.len() };
                     number += 1;
                     let optimizer_of = method(C::at(config.optimizer()?, place), key);
                     optimizer.with_group(group, meter.watch(AtRate { optimizer: optimizer_of, lr_scale }), None)
@@ -209,30 +209,30 @@ impl HiddenMatrices {
         Ok(optimizer)
     }
 
-    /// Who steps each parameter.
-    pub fn report<C: MethodConfig>(&self, config: &C, name: &'static str) -> Vec<Stepped> {
+    /// Optimizer of each parameter.
+    pub fn report<C: MethodConfig>(&self, config: &C, name: &'static str) -> Vec<Assignment> {
         let who = |parameter: &Parameter| match (parameter.role, parameter.shape.as_slice()) {
-            (Role::Hidden, [rows, columns]) if config.takes([*rows, *columns]) => Who::Method(name),
-            (Role::Hidden, _) => Who::TooSmall(name),
-            (Role::Descent, _) => Who::Descent,
-            _ => Who::AdamW,
+            (Role::Hidden, [rows, columns]) if config.takes([*rows, *columns]) => AssignedTo::Method(name),
+            (Role::Hidden, _) => AssignedTo::TooSmall(name),
+            (Role::Descent, _) => AssignedTo::Descent,
+            _ => AssignedTo::AdamW,
         };
-        self.parameters.iter().map(|p| Stepped { parameter: p.clone(), who: who(p) }).collect()
+        self.parameters.iter().map(|p| Assignment { parameter: p.clone(), optimizer: who(p) }).collect()
     }
 }
 
-/// A parameter and who steps it; displayed as one line.
+/// A parameter and its optimizer; displayed as one line.
 #[derive(Clone, Debug)]
-pub struct Stepped {
+pub struct Assignment {
     /// The parameter.
     pub parameter: Parameter,
-    /// Who steps it.
-    pub who: Who,
+    /// Its optimizer.
+    pub optimizer: AssignedTo,
 }
 
-/// Who steps a parameter.
+/// Optimizer of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub enum AssignedTo {
     /// The method of this name.
     Method(&'static str),
     /// AdamW, because the matrix is too small for the method of this name.
@@ -243,15 +243,15 @@ pub enum Who {
     Descent,
 }
 
-impl fmt::Display for Stepped {
+impl fmt::Display for Assignment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Parameter { path, shape, role, .. } = &self.parameter;
         write!(f, "{path} {shape:?} {role}: ")?;
-        match self.who {
-            Who::Method(name) => f.write_str(name),
-            Who::TooSmall(name) => write!(f, "adamw (its projected side is smaller than the rank of {name})"),
-            Who::AdamW => f.write_str("adamw"),
-            Who::Descent => f.write_str("descent along what the training rule gives"),
+        match self.optimizer {
+            AssignedTo::Method(name) => f.write_str(name),
+            AssignedTo::TooSmall(name) => write!(f, "adamw (its projected side is smaller than the rank of {name})"),
+            AssignedTo::AdamW => f.write_str("adamw"),
+            AssignedTo::Descent => f.write_str("descent along what the training rule gives"),
         }
     }
 }
@@ -263,13 +263,13 @@ impl fmt::Display for Role {
             Self::Embedding => "embedding",
             Self::Head => "head",
             Self::Excluded => "excluded matrix",
-            Self::Other => "no matrix",
+            Self::Other => "not a matrix",
             Self::Descent => "factor of a rule",
         })
     }
 }
 
-impl fmt::Display for HiddenMatrices {
+impl fmt::Display for ParameterRoles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for parameter in &self.parameters {
             writeln!(f, "{} {:?} {}", parameter.path, parameter.shape, parameter.role)?;
@@ -332,13 +332,13 @@ mod tests {
         }
     }
 
-    fn hidden(matrices: &HiddenMatrices) -> Vec<&str> {
+    fn hidden(matrices: &ParameterRoles) -> Vec<&str> {
         matrices.hidden().map(|parameter| parameter.path.as_str()).collect()
     }
 
     #[test]
     fn roles_follow_types_and_names_and_patterns_win() {
-        let all = HiddenMatrices::of(&classifier());
+        let all = ParameterRoles::of(&classifier());
         assert_eq!(hidden(&all), ["layers.0.weight", "layers.1.weight"]);
         let role = |path: &str| all.parameters.iter().find(|p| p.path == path).unwrap().role;
         assert_eq!(role("words.weight"), Role::Embedding);
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn matching_nothing_is_an_error() {
-        let all = HiddenMatrices::of(&classifier());
+        let all = ParameterRoles::of(&classifier());
         assert!(all.clone().excluding("attention").unwrap_err().to_string().contains("layers.0.weight"));
         assert!(all.clone().including("(").is_err());
         let none = all.clone().excluding("layers").unwrap();

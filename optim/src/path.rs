@@ -41,7 +41,7 @@ impl ModulePath {
         self.containers.iter().map(String::as_str)
     }
 
-    /// Whether a module of this name and type, such as `("lora", "Reparameterization")`, is on the way.
+    /// Reports whether the path leads through a module of this name and type, such as `("lora", "Reparameterization")`.
     pub fn within(&self, name: &str, container: &str) -> bool {
         self.names.iter().zip(&self.containers).any(|(n, c)| n.as_deref() == Some(name) && c == container)
     }

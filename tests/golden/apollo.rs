@@ -1,6 +1,6 @@
 //! APOLLO against reference values.
 
-use lowrank_optim::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest};
+use lowrank_optim::{Granularity, Inner, ProjectedConfig, ProjectorKind, Residual};
 
 use super::support::case::{Case, Outcome};
 use super::support::projected::{Tolerance, adam, given, trajectory};
@@ -11,7 +11,7 @@ pub fn run(case: &Case) -> Outcome {
         .with_update_proj_gap(case.count("update_proj_gap")?)
         .with_scale(case.number("scale")?)
         .with_scale_front(case.flag("scale_front")?)
-        .with_rest(Rest::Gradient)
+        .with_residual(Residual::Gradient)
         .with_granularity(
             case.choice("scale_type", &[("channel", Granularity::Channel), ("tensor", Granularity::Matrix)])?,
         )

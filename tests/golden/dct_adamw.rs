@@ -1,19 +1,21 @@
 //! DCT-AdamW and the transforms under it against reference values.
 
 use burn::optim::Optimizer;
-use lowrank_optim::{ByMatrix, Dct, DctBasis, Norm, Projected, ProjectedConfig, ProjectorKind, RenewAt, Rest, States};
+use lowrank_optim::{
+    ByMatrix, Dct, DctBasis, Norm, OnRenewal, Projected, ProjectedConfig, ProjectorKind, RenewAt, Residual,
+};
 
 use super::support::case::{Case, Outcome, host};
 use super::support::projected::{SIDES, Tolerance, adam, trajectory};
 
 pub fn dct_adamw(case: &Case) -> Result<ProjectedConfig, String> {
     let rest = match case.word("error_feedback")? {
-        "none" => Rest::None,
-        "full" => Rest::Full,
-        "quantized" => Rest::Quantised,
+        "none" => Residual::None,
+        "full" => Residual::Full,
+        "quantized" => Residual::Quantised,
         other => return Err(format!("configuration: error_feedback is \"{other}\"")),
     };
-    let levels = if rest == Rest::Quantised { case.count("error_levels")? } else { 255 };
+    let levels = if rest == Residual::Quantised { case.count("error_levels")? } else { 255 };
     Ok(adam(case, ProjectedConfig::new(case.count("rank")?))?
         .with_side(case.choice("side", SIDES)?)
         .with_projector(ProjectorKind::Dct)
@@ -21,8 +23,8 @@ pub fn dct_adamw(case: &Case) -> Result<ProjectedConfig, String> {
         .with_norm(case.choice("norm", &[("l1", Norm::L1), ("l2", Norm::L2)])?)
         .with_update_proj_gap(case.count("update_proj_gap")?)
         .with_renew_at(RenewAt::Multiples)
-        .with_states(if case.flag("rotate_subspace")? { States::Rotate } else { States::Keep })
-        .with_rest(rest)
+        .with_on_renewal(if case.flag("rotate_subspace")? { OnRenewal::Rotate } else { OnRenewal::Keep })
+        .with_residual(rest)
         .with_error_levels(u8::try_from(levels).map_err(|_| format!("configuration: error_levels is {levels}"))?))
 }
 

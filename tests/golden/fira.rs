@@ -1,6 +1,6 @@
 //! Fira against reference values.
 
-use lowrank_optim::{Granularity, Inner, ProjectedConfig, Rest};
+use lowrank_optim::{Granularity, Inner, ProjectedConfig, Residual};
 
 use super::support::case::{Case, Outcome};
 use super::support::projected::{PROJECTORS, Tolerance, adam, trajectory};
@@ -10,7 +10,7 @@ pub fn run(case: &Case) -> Outcome {
         .with_projector(case.choice("projection", PROJECTORS)?)
         .with_update_proj_gap(case.count("update_proj_gap")?)
         .with_scale(case.number("alpha")?)
-        .with_rest(case.choice("residual", &[("scaled", Rest::Scaled), ("pure", Rest::ScaledPure)])?)
+        .with_residual(case.choice("residual", &[("scaled", Residual::Scaled), ("pure", Residual::ScaledPure)])?)
         .with_granularity(
             case.choice("granularity", &[("channel", Granularity::Channel), ("matrix", Granularity::Matrix)])?,
         )

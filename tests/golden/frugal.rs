@@ -3,21 +3,25 @@
 use burn::optim::Optimizer;
 use std::sync::Mutex;
 
-use lowrank_optim::{BlockOrder, Place, ProjectedConfig, ProjectorKind, Rest, States, Subspace};
+use lowrank_optim::{BlockOrder, MatrixId, OnRenewal, ProjectedConfig, ProjectorKind, Residual, Subspace};
 
 use super::support::case::{Case, Outcome, host};
 use super::support::projected::{Given, PROJECTORS, Tolerance, adam, given, trajectory};
 
 pub fn run(case: &Case) -> Outcome {
     let rank = if case.config["rank"].is_null() { 0 } else { case.count("rank")? };
-    let config = adam(case, ProjectedConfig::new(rank))?
-        .with_density(if rank == 0 { case.number("density")? } else { 0.0 })
-        .with_projector(case.choice("projection", PROJECTORS)?)
-        .with_update_proj_gap(case.count("update_gap")?)
-        .with_states(if case.flag("reset_statistics")? { States::Reset } else { States::Keep })
-        .with_rest(case.choice("inactive_rule", &[("sign_sgd", Rest::Sign), ("sgd", Rest::Sgd), ("no", Rest::None)])?)
-        .with_inactive_lr_scale(case.number("inactive_lr_scale")?)
-        .with_proj_lr_scale(case.number("proj_lr_scale")?);
+    let config =
+        adam(case, ProjectedConfig::new(rank))?
+            .with_density(if rank == 0 { case.number("density")? } else { 0.0 })
+            .with_projector(case.choice("projection", PROJECTORS)?)
+            .with_update_proj_gap(case.count("update_gap")?)
+            .with_on_renewal(if case.flag("reset_statistics")? { OnRenewal::Reset } else { OnRenewal::Keep })
+            .with_residual(case.choice(
+                "inactive_rule",
+                &[("sign_sgd", Residual::Sign), ("sgd", Residual::Sgd), ("no", Residual::None)],
+            )?)
+            .with_inactive_lr_scale(case.number("inactive_lr_scale")?)
+            .with_proj_lr_scale(case.number("proj_lr_scale")?);
     if config.projector == ProjectorKind::Block {
         return blocks(case, config);
     }
@@ -43,7 +47,7 @@ fn blocks(case: &Case, config: ProjectedConfig) -> Outcome {
     let count = w0.shape[0];
     let mut worst = 0f64;
     for number in 0..count {
-        let place = Place { key: number as u64, number, count };
+        let place = MatrixId { key: number as u64, number, count };
         let optimizer = match config.block_order {
             BlockOrder::Random => {
                 let subspaces = (0..grads.shape[0])

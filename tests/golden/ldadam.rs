@@ -1,6 +1,6 @@
 //! LDAdam against reference values.
 
-use lowrank_optim::{ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
+use lowrank_optim::{OnRenewal, ProjectFrom, ProjectedConfig, ProjectorKind, Residual, Side};
 
 use super::support::case::{Case, Outcome};
 use super::support::projected::{SIDES, Tolerance, adam, trajectory};
@@ -9,14 +9,14 @@ pub fn run(case: &Case) -> Outcome {
     let feedback = case.flag("error_feedback")?;
     let config = adam(case, ProjectedConfig::new(case.count("rank")?))?
         .with_update_proj_gap(1)
-        .with_target(Target::Momentum)
+        .with_project_from(ProjectFrom::Momentum)
         .with_rho(case.number("rho")?)
         .with_projector(case.choice(
             "method",
             &[("power_iteration", ProjectorKind::Power), ("svd", ProjectorKind::Svd), ("dct", ProjectorKind::Dct)],
         )?)
-        .with_states(States::Transport)
-        .with_rest(if feedback { Rest::Full } else { Rest::None })
+        .with_on_renewal(OnRenewal::Transport)
+        .with_residual(if feedback { Residual::Full } else { Residual::None })
         .with_error_of_momentum(feedback)
         .with_side(match case.choice("proj_type", SIDES)? {
             Side::Std => Side::StdLeft,

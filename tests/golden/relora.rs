@@ -4,7 +4,7 @@ use burn::optim::Optimizer;
 use burn::tensor::Tensor;
 use lowrank_models::linear::LinearLayer;
 use lowrank_models::linear::relora::{ReLora, ReLoraOptions};
-use lowrank_optim::{AdamW, AdamWConfig, AdamWState, Keep, ResetMoments};
+use lowrank_optim::{AdamW, AdamWConfig, AdamWState, MomentReset, ResetMoments};
 use lowrank_train::engine::{Restarts, Schedule, ScheduleKind};
 
 use super::support::case::{Case, Outcome, host};
@@ -73,10 +73,10 @@ impl Factor {
         Ok(())
     }
 
-    fn reset(&mut self, case: &Case, optimizer: &AdamW, keep: Keep, number: u64) -> Result<(), String> {
+    fn reset(&mut self, case: &Case, optimizer: &AdamW, keep: MomentReset, number: u64) -> Result<(), String> {
         let restart = number - 1;
         let mut masks = Vec::new();
-        if let Keep::Random(_) = keep {
+        if let MomentReset::Random(_) = keep {
             for moment in ["exp_avg", "exp_avg_sq"] {
                 let mask = case.array(&format!("mask_{moment}_{}_{restart}", self.name))?.tensor::<2>();
                 masks.push(host(mask.transpose()));
@@ -93,11 +93,11 @@ impl Factor {
     }
 }
 
-fn keep(case: &Case) -> Result<Keep, String> {
+fn keep(case: &Case) -> Result<MomentReset, String> {
     Ok(match case.word("reset_mode")? {
-        "zero" => Keep::Nothing,
-        "magnitude" => Keep::Largest(case.number("reset_ratio")?),
-        "random" => Keep::Random(case.number("reset_ratio")?),
+        "zero" => MomentReset::Zero,
+        "magnitude" => MomentReset::Magnitude(case.number("reset_ratio")?),
+        "random" => MomentReset::Random(case.number("reset_ratio")?),
         other => return Err(format!("configuration: reset_mode is {other}")),
     })
 }

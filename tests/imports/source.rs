@@ -98,7 +98,10 @@ impl Reader<'_> {
                 "}" => depth -= 1,
                 _ if self.peek(1) == "::" && (self.at == 0 || self.tokens[self.at - 1] != "::") => {
                     let path = self.path();
-                    module.paths.push(path);
+                    // What a macro puts after `super::` is not known here.
+                    if !path.last().is_some_and(|name| ["crate", "self", "super"].contains(&name.as_str())) {
+                        module.paths.push(path);
+                    }
                     continue;
                 }
                 _ => {}

@@ -147,7 +147,7 @@ impl LinearSteps for ExactSteps {
     }
 
     fn begin_step(&self, step: u64) {
-        self.handle.expect(step.is_multiple_of(self.every));
+        self.handle.begin_step(step.is_multiple_of(self.every));
     }
 
     /// Takes the exact steps whose directions the factors' optimizers have left. When one fails, none is taken.

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use lowrank_optim::registry::{Built, Entry, Kind, OptionError, OptionList, Paper};
-use lowrank_optim::{Keep, MomentReset, MomentResets, OptimError};
+use lowrank_optim::{MomentReset, MomentResets, OptimError, ResetOrder};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use schemars::JsonSchema;
@@ -33,7 +33,7 @@ pub struct ReLoraOptions {
     pub restart_warmup: u64,
     /// Effect of a restart on the factors' moments: zero; magnitude:Q keeps those above the Q-quantile; random:Q keeps each with chance 1 - Q.
     #[schemars(with = "String")]
-    pub reset: Keep,
+    pub reset: MomentReset,
     /// Train a scale tanh(q) instead of alpha / rank.
     pub trained_scale: bool,
 }
@@ -45,7 +45,7 @@ impl Default for ReLoraOptions {
             alpha: 32.0,
             reset_every: 5000,
             restart_warmup: 100,
-            reset: Keep::Nothing,
+            reset: MomentReset::Zero,
             trained_scale: false,
         }
     }
@@ -160,7 +160,7 @@ impl LinearSteps for Restarts {
             layer.restart(layer.fresh(self.seed, number));
             parameters.extend([layer.a.id, layer.b.id]);
         }
-        let reset = MomentReset { keep: self.options.reset, seed: self.seed, number };
+        let reset = ResetOrder { reset: self.options.reset, seed: self.seed, number };
         StateChange::Reset { handle: self.resets.clone(), reset, parameters }
     }
 }

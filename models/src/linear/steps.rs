@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use burn::module::{Module, ParamId};
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use lowrank_optim::registry::{Built, Method, Options};
-use lowrank_optim::{HiddenMatrices, MomentReset, MomentResets, OptimError, StateMeter};
+use lowrank_optim::{MomentResets, OptimError, ParameterRoles, ResetOrder, StateMeter};
 
 use super::layer::NamedLayer;
 
@@ -21,7 +21,7 @@ pub struct OptimizerRequest<'a> {
     /// The pattern of matrices that it leaves out; empty for none.
     pub exclude: &'a str,
     /// The trained parameters.
-    pub parameters: &'a HiddenMatrices,
+    pub parameters: &'a ParameterRoles,
     /// The meter of optimizer state.
     pub meter: &'a StateMeter,
 }
@@ -66,7 +66,7 @@ pub enum StateChange {
         /// The handle that the optimizer follows.
         handle: MomentResets,
         /// The reset.
-        reset: MomentReset,
+        reset: ResetOrder,
         /// The parameters.
         parameters: Vec<ParamId>,
     },

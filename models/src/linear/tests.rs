@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use lowrank_optim::registry::{Options, optimizer};
-use lowrank_optim::{HiddenMatrices, ModulePath, StateMeter};
+use lowrank_optim::{ModulePath, ParameterRoles, StateMeter};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::Value;
@@ -111,7 +111,7 @@ fn trained_tensors_move_and_frozen_ones_do_not() {
         };
         let mut model = Llama::random(&config, 3, &Device::default().autodiff()).unwrap();
         let before = Tensors::of(&model);
-        let (options, parameters, meter) = (Options::new(), HiddenMatrices::of(&model), StateMeter::new());
+        let (options, parameters, meter) = (Options::new(), ParameterRoles::of(&model), StateMeter::new());
         let request = OptimizerRequest {
             method: optimizer("adamw").unwrap(),
             options: &options,

@@ -20,7 +20,7 @@ use crate::host::values;
 use crate::random::{generator, normal};
 use crate::vectorised::vectorised;
 
-/// Which orthonormal basis the columns of `D` are.
+/// Orthonormal basis that the columns of `D` form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DctBasis {

@@ -221,7 +221,7 @@ fn by_rotations(gram: DMatrix<f64>, rank: usize) -> Result<DMatrix<f64>, Directi
     Ok(DMatrix::from_columns(&leading))
 }
 
-/// Whether the entry of greatest magnitude is negative, of equal ones the first.
+/// Reports whether the entry of greatest magnitude is negative, of equal ones the first.
 fn points_down(column: &[f64]) -> bool {
     let mut top = 0;
     for (index, value) in column.iter().enumerate() {

@@ -117,7 +117,7 @@ pub fn adamw<const D: usize>(w: Tensor<D>, g: Tensor<D>, m: Tensor<D>, v: Tensor
     [w.tensor(), m.tensor(), v.tensor()]
 }
 
-/// `w * keep - rate * direction`, where nobody else holds the weights in their place.
+/// `w * keep - rate * direction`, in place if the weights are not shared.
 pub fn descend(w: Tensor<2>, keep: f64, rate: f64, direction: Tensor<2>) -> Tensor<2> {
     if !is_cpu(&w.device()) {
         return w.mul_scalar(keep) - direction.mul_scalar(rate);

@@ -1,4 +1,4 @@
-//! Values of tensors on the host. On the CPU backend they are the tensor's own memory: nothing is copied when nobody else holds the tensor.
+//! Values of tensors on the host. On the CPU backend they are the tensor's own memory: nothing is copied if the tensor is not shared.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -18,7 +18,7 @@ pub fn indices(x: &Tensor<1, Int>) -> Vec<i32> {
     }
 }
 
-/// Whether plain tensors of this device live in the CPU backend's memory.
+/// Reports whether plain tensors of this device live in the CPU backend's memory.
 pub fn is_cpu(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     return matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_));

@@ -63,7 +63,7 @@ impl<const D: usize> AdamWState<D> {
 adam_builders!(AdamWConfig);
 
 impl AdamWConfig {
-    /// Refuses values outside what the options allow.
+    /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         Ok(options::validate(self)?)
     }

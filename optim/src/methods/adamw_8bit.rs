@@ -11,15 +11,15 @@ use schemars::JsonSchema;
 
 use crate::adam::{AdamOptions, adam_builders};
 use crate::error::OptimError;
+use crate::matrix_id::MatrixId;
 use crate::method::MethodConfig;
 use crate::methods::adamw::{AdamW, AdamWConfig, AdamWState};
-use crate::place::Place;
 use crate::precision::in_f32;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::registry::options;
 use crate::state::blocks::DynamicMap;
-use crate::state::moments::{Blocks, Moment, MomentType, Storage};
+use crate::state::moments::{Moment, MomentType, QuantisedMoment, Storage};
 use crate::state::reset::{ResetMoments, changed};
 
 /// Configuration of [`AdamW8bit`].
@@ -73,7 +73,7 @@ pub struct AdamW8bitState<const D: usize> {
 adam_builders!(AdamW8bitConfig);
 
 impl AdamW8bitConfig {
-    /// Refuses values outside what the options allow.
+    /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         Ok(options::validate(self)?)
     }
@@ -82,7 +82,7 @@ impl AdamW8bitConfig {
     ///
     /// # Panics
     ///
-    /// When [`AdamW8bitConfig::validate`] refuses the configuration.
+    /// When [`AdamW8bitConfig::validate`] rejects the configuration.
     pub fn build(&self) -> AdamW8bit {
         match self.optimizer() {
             Ok(optimizer) => optimizer,
@@ -94,7 +94,7 @@ impl AdamW8bitConfig {
     ///
     /// # Panics
     ///
-    /// When [`AdamW8bitConfig::validate`] refuses the configuration.
+    /// When [`AdamW8bitConfig::validate`] rejects the configuration.
     pub fn init(&self) -> ModuleOptimizer {
         ModuleOptimizer::from(self.build())
     }
@@ -134,7 +134,7 @@ impl MethodConfig for AdamW8bitConfig {
         Ok(AdamW8bit { plain, config: self.clone() })
     }
 
-    fn at(optimizer: AdamW8bit, _place: Place) -> AdamW8bit {
+    fn at(optimizer: AdamW8bit, _place: MatrixId) -> AdamW8bit {
         optimizer
     }
 
@@ -187,7 +187,7 @@ impl Optimizer for AdamW8bit {
         });
         let kept = |coded: Coded, signed| {
             let Coded { codes, largest } = coded;
-            Some(Moment::from_blocks(Blocks::from_parts(
+            Some(Moment::from_blocks(QuantisedMoment::from_parts(
                 codes,
                 largest,
                 shape.to_vec(),

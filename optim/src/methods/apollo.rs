@@ -4,7 +4,7 @@ use burn::config::Config;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::projected::config::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
+use crate::projected::config::{Granularity, Inner, ProjectedConfig, ProjectorKind, Residual, Side};
 use crate::projected::named::named;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
@@ -67,7 +67,7 @@ impl ApolloConfig {
     pub fn projected(&self) -> ProjectedConfig {
         ProjectedConfig::new(self.rank)
             .with_density(0.25)
-            .with_rest(Rest::Gradient)
+            .with_residual(Residual::Gradient)
             .with_granularity(self.granularity)
             .with_scale(self.scale)
             .with_scale_front(self.scale_front)

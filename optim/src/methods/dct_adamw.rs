@@ -6,14 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::adam::AdamOptions;
-use crate::projected::config::{Norm, ProjectedConfig, ProjectorKind, RenewAt, Side, States};
+use crate::projected::config::{Norm, OnRenewal, ProjectedConfig, ProjectorKind, RenewAt, Side};
 use crate::projected::named::named;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::state::error_feedback::ErrorFeedback;
 use crate::state::moments::MomentType;
 
-/// How coefficients are computed; speed alone.
+/// Computation of the coefficients; affects speed only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Transform {
@@ -96,8 +96,8 @@ impl DctAdamWConfig {
             .with_fft(self.transform == Transform::Fft && self.basis != DctBasis::Random)
             .with_norm(self.norm)
             .with_weighted(self.weighted)
-            .with_states(if self.rotate { States::Rotate } else { States::Keep })
-            .with_rest(self.error_feedback.into())
+            .with_on_renewal(if self.rotate { OnRenewal::Rotate } else { OnRenewal::Keep })
+            .with_residual(self.error_feedback.into())
             .with_error_levels(self.error_levels)
             .with_max_shape(self.max_shape)
             .with_proj_lr_scale(self.proj_lr_scale)

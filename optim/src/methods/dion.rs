@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 use crate::adam::AdamOptions;
 use crate::error::OptimError;
 use crate::matrix::{MatrixRule, matrix_method};
+use crate::matrix_id::MatrixId;
 use crate::methods::orthogonal::Scaling;
-use crate::place::Place;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::registry::options;
 
-/// How the right factor is normalised.
+/// Normalisation of the right factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RightFactor {
@@ -32,7 +32,7 @@ pub enum RightFactor {
 /// Configuration of Dion: "Dion: Distributed Orthonormalized Updates" (Ahn et al., arXiv 2504.05295).
 ///
 /// One step of power iteration, from the right factor of the step before, gives the leading directions of the momentum; the weights move by their
-/// orthonormal product, and what was used decays in the momentum. For matrices inside a model; everything else takes AdamW.
+/// orthonormal product, and what was used decays in the momentum. For matrices inside a model; everything else uses AdamW.
 #[derive(Config, Debug, JsonSchema)]
 pub struct DionConfig {
     /// Rank of the update; 0 derives it from `rank_fraction`.
@@ -86,7 +86,7 @@ pub struct Dion {
     config: DionConfig,
 }
 
-/// What Dion keeps of a matrix.
+/// State of Dion for one matrix.
 #[derive(Clone, Debug, RecordState)]
 pub struct DionState {
     /// Momentum, as large as the matrix.
@@ -96,7 +96,7 @@ pub struct DionState {
 }
 
 impl DionConfig {
-    /// Refuses values outside what the options allow.
+    /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         Ok(options::validate(self)?)
     }
@@ -142,7 +142,7 @@ impl MatrixRule for Dion {
         self.config.rank_of(shape) <= rows.min(columns)
     }
 
-    fn fresh(&self, shape: [usize; 2], place: Place, device: &Device) -> DionState {
+    fn fresh(&self, shape: [usize; 2], place: MatrixId, device: &Device) -> DionState {
         let side = shape[0].min(shape[1]);
         let q = normal_matrix(self.config.seed, place.key, [side, self.config.rank_of(shape)], device);
         DionState { momentum: Tensor::zeros(shape, (device, DType::F32)), q }

@@ -4,7 +4,7 @@ use burn::config::Config;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::projected::config::{Granularity, Inner, ProjectedConfig, ProjectorKind, Rest, Side};
+use crate::projected::config::{Granularity, Inner, ProjectedConfig, ProjectorKind, Residual, Side};
 use crate::projected::named::named;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
@@ -63,7 +63,7 @@ impl FiraConfig {
             .with_density(0.0)
             .with_update_proj_gap(self.update_proj_gap)
             .with_scale(self.scale)
-            .with_rest(if self.pure { Rest::ScaledPure } else { Rest::Scaled })
+            .with_residual(if self.pure { Residual::ScaledPure } else { Residual::Scaled })
             .with_granularity(self.granularity)
             .with_growth_limit(self.growth_limit)
             .with_side(self.side)

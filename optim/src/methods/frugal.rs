@@ -5,13 +5,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::adam::AdamOptions;
-use crate::projected::config::{BlockOrder, Inner, ProjectedConfig, ProjectorKind, Rest, Side, States};
+use crate::projected::config::{BlockOrder, Inner, OnRenewal, ProjectedConfig, ProjectorKind, Residual, Side};
 use crate::projected::named::named;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::state::moments::MomentType;
 
-/// How the inactive part moves the weights.
+/// Update rule of the inactive part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InactiveRule {
@@ -28,7 +28,7 @@ pub enum InactiveRule {
 ///
 /// A share of the projected matrices' gradient has Adam's moments, the rest moves the weights by its sign. The share changes every `update_proj_gap`
 /// steps, when the moments start anew. `projector = block`, whole matrices in turn, has to know how many there are: build it with
-/// [`HiddenMatrices::optimizer`](crate::HiddenMatrices::optimizer).
+/// [`ParameterRoles::optimizer`](crate::ParameterRoles::optimizer).
 #[derive(Config, Debug, JsonSchema)]
 pub struct FrugalConfig {
     /// Share of the gradient with moments (the paper's rho); 0 is sign descent.
@@ -90,14 +90,14 @@ impl FrugalConfig {
             .with_update_proj_gap(self.update_proj_gap)
             .with_projector(self.projector)
             .with_block_order(self.block_order)
-            .with_rest(match self.inactive_rule {
-                InactiveRule::SignSgd => Rest::Sign,
-                InactiveRule::Sgd => Rest::Sgd,
-                InactiveRule::No => Rest::None,
+            .with_residual(match self.inactive_rule {
+                InactiveRule::SignSgd => Residual::Sign,
+                InactiveRule::Sgd => Residual::Sgd,
+                InactiveRule::No => Residual::None,
             })
             .with_inactive_lr_scale(self.inactive_lr_scale)
             .with_proj_lr_scale(self.proj_lr_scale)
-            .with_states(if self.reset_statistics { States::Reset } else { States::Keep })
+            .with_on_renewal(if self.reset_statistics { OnRenewal::Reset } else { OnRenewal::Keep })
             .with_inner(self.inner)
             .with_side(self.side)
             .with_moments(self.moments)

@@ -4,7 +4,7 @@ use burn::config::Config;
 use schemars::JsonSchema;
 
 use crate::adam::AdamOptions;
-use crate::projected::config::{ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
+use crate::projected::config::{OnRenewal, ProjectFrom, ProjectedConfig, ProjectorKind, Residual, Side};
 use crate::projected::named::named;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
@@ -53,12 +53,12 @@ impl LdAdamConfig {
         ProjectedConfig::new(self.rank)
             .with_density(0.0)
             .with_update_proj_gap(1)
-            .with_target(Target::Momentum)
+            .with_project_from(ProjectFrom::Momentum)
             .with_rho(self.rho)
             .with_proj_lr_scale(self.proj_lr_scale)
             .with_projector(self.projector)
-            .with_states(States::Transport)
-            .with_rest(if self.error_feedback { Rest::Full } else { Rest::None })
+            .with_on_renewal(OnRenewal::Transport)
+            .with_residual(if self.error_feedback { Residual::Full } else { Residual::None })
             .with_error_of_momentum(self.error_feedback)
             .with_side(self.side)
             .with_moments(self.moments)

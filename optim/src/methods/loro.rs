@@ -14,10 +14,10 @@ use schemars::JsonSchema;
 use crate::adam::{AdamOptions, adam_builders};
 use crate::check;
 use crate::error::OptimError;
+use crate::matrix_id::MatrixId;
 use crate::method::MethodConfig;
 use crate::methods::adamw::{AdamW, AdamWConfig, AdamWState};
-use crate::parameters::HiddenMatrices;
-use crate::place::Place;
+use crate::parameters::ParameterRoles;
 use crate::registry::method::Built;
 use crate::registry::options;
 use crate::state::meter::StateMeter;
@@ -33,7 +33,7 @@ pub struct LoroConfig {
     pub adam: AdamOptions,
 }
 
-/// AdamW for one factor of a pair: lazy steps by itself; for an exact step it hands the direction over and leaves the factor to whoever has both.
+/// AdamW for one factor of a pair: lazy steps on its own; in an exact step it stores the direction, and the model updates both factors together.
 ///
 /// With `step = lr sqrt(1 - beta_2^t) / (1 - beta_1^t)` a lazy step takes `step c m / (sqrt(v) + eps)` away, then `step wd` of the factor.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub struct LoroAdamW {
     steps: LoroSteps,
 }
 
-/// Handle of the factors' optimizers: says which kind of step comes, and has the directions of an exact one.
+/// Handle of the factors' optimizers: sets the kind of the next step and holds the directions of an exact one.
 #[derive(Clone, Debug, Default)]
 pub struct LoroSteps(Arc<Mutex<Next>>);
 
@@ -54,8 +54,8 @@ struct Next {
 }
 
 impl LoroSteps {
-    /// Says whether the steps that come are exact.
-    pub fn expect(&self, exact: bool) {
+    /// Sets whether the next steps are exact.
+    pub fn begin_step(&self, exact: bool) {
         self.next().exact = exact;
     }
 
@@ -72,13 +72,13 @@ impl LoroSteps {
 adam_builders!(LoroConfig);
 
 impl LoroConfig {
-    /// Refuses values outside what the options allow.
+    /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         Ok(options::validate(self)?)
     }
 
     /// The optimizer of a module whose hidden matrices are the factors, and who steps each parameter.
-    pub fn init(&self, hidden: &HiddenMatrices, meter: &StateMeter, steps: &LoroSteps) -> Result<Built, OptimError> {
+    pub fn init(&self, hidden: &ParameterRoles, meter: &StateMeter, steps: &LoroSteps) -> Result<Built, OptimError> {
         let factor = |factor: LoroAdamW, _| LoroAdamW { steps: steps.clone(), ..factor };
         let optimizer = hidden.assemble(self, meter, |others, _| others, factor)?;
         Ok((optimizer, hidden.report(self, "loro")))
@@ -93,7 +93,7 @@ impl MethodConfig for LoroConfig {
         Ok(LoroAdamW { config: self.clone(), key: 0, steps: LoroSteps::default() })
     }
 
-    fn at(optimizer: LoroAdamW, place: Place) -> LoroAdamW {
+    fn at(optimizer: LoroAdamW, place: MatrixId) -> LoroAdamW {
         LoroAdamW { key: place.key, ..optimizer }
     }
 
@@ -165,7 +165,7 @@ pub fn lazy_step(factors: Factors, directions: Factors, step: f64, scale: f64) -
 /// The step along the manifold: the best approximation of rank r to `M N^T - step T`, where the tangent `T` is made of the directions of the
 /// factors, with balanced factors. Works on matrices of twice the rank; the dense weight is never formed.
 ///
-/// Factors whose columns depend on one another have no tangent and are refused, as are values that are not finite.
+/// Factors whose columns depend on one another have no tangent and are rejected, as are elements that are not finite.
 pub fn exact_step(factors: &Factors, directions: &Factors, step: f64) -> Result<Factors, OptimError> {
     let device = factors.m.device();
     let [m, n, dm, dn] = [&factors.m, &factors.n, &directions.m, &directions.n].map(host);
@@ -176,7 +176,7 @@ pub fn exact_step(factors: &Factors, directions: &Factors, step: f64) -> Result<
     let inverse = |r: &DMatrix<f64>| r.clone().try_inverse().filter(|_| !singular(r));
     let refuse = |reason: &str| check::refused("rank", rank, reason);
     let (Some(rm_inverse), Some(rn_inverse)) = (inverse(&rm), inverse(&rn)) else {
-        return refuse("the columns of a factor depend on one another; begin it anew or lower the rank");
+        return refuse("the columns of a factor depend on one another; re-initialise it or lower the rank");
     };
     // They stand for G V and U^T G.
     let p = dm * rn_inverse;
@@ -282,7 +282,7 @@ mod tests {
         let steps = LoroSteps::default();
         let optimizer = LoroAdamW { steps: steps.clone(), key: 5, ..LoroConfig::new(0.25).optimizer().unwrap() };
         let (m, g) = (draw(6, 3, 0), draw(6, 3, 1));
-        steps.expect(true);
+        steps.begin_step(true);
         let (kept, state) = optimizer.step(0.02, m.clone(), g.clone(), None);
         let far = |a: Tensor<2>, b: Tensor<2>| (a - b).abs().max().into_scalar::<f32>();
         assert_eq!(far(kept, m.clone()), 0.0);
@@ -292,7 +292,7 @@ mod tests {
         assert!((step / 0.02 - 0.001f64.sqrt() / 0.1).abs() < 1e-6, "{step}");
         assert!(far(direction.clone() * step, direction.sign() * 0.02) < 1e-3);
         // The state goes on as after a lazy step.
-        steps.expect(false);
+        steps.begin_step(false);
         let lazy = optimizer.step(0.02, m, g, None).1.unwrap();
         let exact = state.unwrap();
         assert_eq!(exact.time, lazy.time);

@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use crate::adam::AdamOptions;
 use crate::error::OptimError;
 use crate::matrix::{ByMatrix, MatrixRule, matrix_method};
+use crate::matrix_id::MatrixId;
 use crate::methods::orthogonal::{Scaling, check_steps};
-use crate::place::Place;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::registry::options;
 use crate::state::reset::{ResetMoments, changed};
 
-/// How momentum gathers gradients.
+/// Accumulation of gradients in the momentum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MomentumRule {
@@ -32,7 +32,7 @@ pub enum MomentumRule {
 /// LLM Training" (arXiv 2502.16982).
 ///
 /// For matrices inside a model. The embedding and the head run without an error and are silently worse: give Muon only what
-/// [`HiddenMatrices`](crate::HiddenMatrices) finds. Everything else takes AdamW.
+/// [`ParameterRoles`](crate::ParameterRoles) finds. Everything else uses AdamW.
 #[derive(Config, Debug, JsonSchema)]
 pub struct MuonConfig {
     /// Decay of the momentum (the paper's mu).
@@ -76,7 +76,7 @@ pub struct Muon {
     config: MuonConfig,
 }
 
-/// What momentum methods keep of a matrix.
+/// State of momentum methods for one matrix.
 #[derive(Clone, Debug, RecordState)]
 pub struct MomentumState {
     /// Momentum, as large as the matrix.
@@ -94,7 +94,7 @@ impl MomentumState {
 }
 
 impl MuonConfig {
-    /// Refuses values outside what the options allow.
+    /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         options::validate(self)?;
         check_steps(self.ns_steps, self.coefficients)
@@ -128,7 +128,7 @@ impl MatrixRule for Muon {
         true
     }
 
-    fn fresh(&self, shape: [usize; 2], _place: Place, device: &Device) -> MomentumState {
+    fn fresh(&self, shape: [usize; 2], _place: MatrixId, device: &Device) -> MomentumState {
         MomentumState::zeros(shape, device)
     }
 

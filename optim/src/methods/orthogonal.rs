@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::check;
 use crate::error::OptimError;
 
-/// How the update of a matrix of `d_out` outputs and `d_in` inputs is scaled.
+/// Scale of the update of a matrix of `d_out` outputs and `d_in` inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {

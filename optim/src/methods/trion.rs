@@ -12,12 +12,12 @@ use schemars::JsonSchema;
 use crate::adam::AdamOptions;
 use crate::error::OptimError;
 use crate::matrix::{MatrixRule, matrix_method};
+use crate::matrix_id::MatrixId;
 use crate::methods::dct_adamw::Transform;
 use crate::methods::muon::MomentumState;
 use crate::methods::orthogonal::{Scaling, check_steps};
-use crate::place::Place;
 use crate::projected::config::Norm;
-use crate::projected::projector::{DctColumns, best};
+use crate::projected::projector::{DctColumns, top_k_indices};
 use crate::projected::subspace::index_tensor;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
@@ -28,7 +28,7 @@ use crate::registry::options;
 ///
 /// Each step takes the columns of a DCT matrix that carry most of the momentum, makes that part orthogonal and moves the weights by it; what was
 /// used decays in the momentum, the rest stays. The momentum is as large as the matrix: Trion saves no state against Muon but work, and what
-/// workers would have to exchange. For matrices inside a model; everything else takes AdamW.
+/// workers would have to exchange. For matrices inside a model; everything else uses AdamW.
 #[derive(Config, Debug, JsonSchema)]
 pub struct TrionConfig {
     /// Rank of the projection; matrices with a smaller projected dimension use AdamW.
@@ -76,7 +76,7 @@ pub struct Trion {
 }
 
 impl TrionConfig {
-    /// Refuses values outside what the options allow.
+    /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         options::validate(self)?;
         check_steps(self.ns_steps, self.coefficients)
@@ -113,7 +113,7 @@ impl MatrixRule for Trion {
         self.config.rank <= rows.min(columns)
     }
 
-    fn fresh(&self, shape: [usize; 2], _place: Place, device: &Device) -> MomentumState {
+    fn fresh(&self, shape: [usize; 2], _place: MatrixId, device: &Device) -> MomentumState {
         MomentumState::zeros(shape, device)
     }
 
@@ -131,7 +131,7 @@ impl MatrixRule for Trion {
         let b = state.momentum + g;
         let coefficients = columns.coefficients(&b, right);
         let scores = values(coefficients.clone().abs().sum_dim(1 - axis));
-        let chosen = index_tensor(best(&scores, c.rank), &device);
+        let chosen = index_tensor(top_k_indices(&scores, c.rank), &device);
         let low = coefficients.select(axis, chosen.clone());
         let q = Dct::of(shape[axis]).tensor(c.basis, &device).select(1, chosen);
         let back = |low: Tensor<2>| match right {

@@ -8,13 +8,13 @@ use crate::error::OptimError;
 use crate::matrix::ByMatrix;
 use crate::projected::config::{ProjectedConfig, ProjectorKind, Side};
 use crate::projected::projector::{
-    Blocks, DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries, RandomOrthonormal,
-    Rounded, Svd, TwoSidedSvd,
+    ActiveMatrices, DctColumns, Gaussian, PowerIteration, Projector, RandomCoordinates, RandomEntries,
+    RandomOrthonormal, Rounded, Svd, TwoSidedSvd,
 };
 use crate::projected::step::Projected;
 
 impl ProjectedConfig {
-    /// The bare optimizer, for [`ModuleOptimizer::with_group`], or why the configuration is refused.
+    /// The bare optimizer, for [`ModuleOptimizer::with_group`], or the reason why the configuration is rejected.
     pub fn try_build(&self) -> Result<ByMatrix<Projected>, OptimError> {
         self.validate()?;
         let others = self.others().build();
@@ -25,7 +25,7 @@ impl ProjectedConfig {
     ///
     /// # Panics
     ///
-    /// When [`ProjectedConfig::validate`] refuses the configuration.
+    /// When [`ProjectedConfig::validate`] rejects the configuration.
     pub fn build(&self) -> ByMatrix<Projected> {
         match self.try_build() {
             Ok(optimizer) => optimizer,
@@ -37,7 +37,7 @@ impl ProjectedConfig {
     ///
     /// # Panics
     ///
-    /// When [`ProjectedConfig::validate`] refuses the configuration.
+    /// When [`ProjectedConfig::validate`] rejects the configuration.
     pub fn init(&self) -> ModuleOptimizer {
         ModuleOptimizer::from(self.build())
     }
@@ -60,7 +60,7 @@ impl ProjectedConfig {
             ProjectorKind::Gaussian => Arc::new(Gaussian),
             ProjectorKind::Columns | ProjectorKind::Rows | ProjectorKind::Randperm => Arc::new(RandomCoordinates),
             ProjectorKind::Randk => Arc::new(RandomEntries),
-            ProjectorKind::Block => Arc::new(Blocks { density: self.density, order: self.block_order }),
+            ProjectorKind::Block => Arc::new(ActiveMatrices { density: self.density, order: self.block_order }),
         }
     }
 

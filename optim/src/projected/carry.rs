@@ -2,15 +2,15 @@
 
 use burn::tensor::{DType, Tensor};
 
-use crate::projected::config::States;
-use crate::projected::parts::{Moments, Step};
+use crate::projected::config::OnRenewal;
+use crate::projected::parts::{Moments, StepParts};
 use crate::projected::subspace::{Open, index_tensor};
 use lowrank_kernels::ops::MatrixProduct;
 
 /// Squares above this count as this much where they are mixed.
 const HUGE: f32 = 1e34;
 
-impl Step<'_> {
+impl StepParts<'_> {
     /// Moments in the coordinates of the new subspace.
     pub fn carry(&self, (m, v): Moments, before: &Open, time: usize) -> Moments {
         let axis = usize::from(self.right);
@@ -24,9 +24,9 @@ impl Step<'_> {
             false => turn.clone().transpose().times(x),
         };
         let moved = turned(m.clone(), &turn);
-        let v = match (v, self.c.states) {
+        let v = match (v, self.c.on_renewal) {
             (None, _) => None,
-            (Some(v), States::Transport) => {
+            (Some(v), OnRenewal::Transport) => {
                 let d1 = 1.0 - self.c.adam.beta_1.powf(time as f64);
                 let d2 = 1.0 - self.c.adam.beta_2.powf(time as f64);
                 // Infinite squares (of gradients above 1e19) would give infinity times zero here.

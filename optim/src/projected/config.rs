@@ -21,7 +21,7 @@ macro_rules! words {
 }
 
 words! {
-    /// Which side of a matrix is projected.
+    /// Projected side of a matrix.
     Side {
         /// The smaller dimension; of a square matrix the columns.
         Std,
@@ -39,7 +39,7 @@ words! {
 }
 
 words! {
-    /// How a row or column of the transformed gradient is scored.
+    /// Score of a row or column of the transformed gradient.
     Norm {
         /// Sum of absolute values.
         L1,
@@ -49,7 +49,7 @@ words! {
 }
 
 words! {
-    /// How the subspace is chosen.
+    /// Choice of the subspace.
     ProjectorKind {
         /// Leading singular directions of the gradient.
         Svd,
@@ -81,7 +81,7 @@ words! {
         Descending,
         /// From the first to the last.
         Ascending,
-        /// By lot.
+        /// Random.
         Random,
         /// From both ends to the middle.
         Mirror,
@@ -89,7 +89,7 @@ words! {
 }
 
 words! {
-    /// When the subspace is renewed, for a gap T and steps counted from 1.
+    /// Steps at which the subspace is renewed, for a gap T and steps counted from 1.
     RenewAt {
         /// Steps 1, T + 1, 2 T + 1 and so on.
         Completed,
@@ -99,8 +99,8 @@ words! {
 }
 
 words! {
-    /// What the projector looks at.
-    Target {
+    /// Matrix that the projector is computed from.
+    ProjectFrom {
         /// The gradient.
         Gradient,
         /// A mix of the gradient and the momentum.
@@ -109,8 +109,8 @@ words! {
 }
 
 words! {
-    /// What happens to moments when the subspace is renewed.
-    States {
+    /// Treatment of moments when the subspace is renewed.
+    OnRenewal {
         /// They stay in their place.
         Keep,
         /// They start at 0, and so does the correction of their bias.
@@ -123,7 +123,7 @@ words! {
 }
 
 words! {
-    /// What works inside the subspace.
+    /// Optimizer inside the subspace.
     Inner {
         /// Adam: bias is corrected before epsilon is added.
         Adam,
@@ -137,8 +137,8 @@ words! {
 }
 
 words! {
-    /// What happens to the part of the gradient outside the subspace.
-    Rest {
+    /// Treatment of the residual, the part of the gradient outside the subspace.
+    Residual {
         /// It is dropped.
         None,
         /// It is added to the next gradient, kept in f32.
@@ -158,8 +158,8 @@ words! {
     }
 }
 
-impl Rest {
-    /// What of it the next gradient gets.
+impl Residual {
+    /// Error feedback, if the residual is kept for the next gradient.
     pub fn feedback(self) -> ErrorFeedback {
         match self {
             Self::Full => ErrorFeedback::Full,
@@ -169,7 +169,7 @@ impl Rest {
     }
 }
 
-impl From<ErrorFeedback> for Rest {
+impl From<ErrorFeedback> for Residual {
     fn from(feedback: ErrorFeedback) -> Self {
         match feedback {
             ErrorFeedback::None => Self::None,
@@ -180,7 +180,7 @@ impl From<ErrorFeedback> for Rest {
 }
 
 words! {
-    /// How many factors a matrix is scaled with.
+    /// Scaling factors of a matrix.
     Granularity {
         /// One a row on the right, one a column on the left.
         Channel,
@@ -206,19 +206,19 @@ pub struct ProjectedConfig {
     /// Size of a side that is projected whatever `side` says, so that one basis serves all matrices; 0 for none.
     #[config(default = 0)]
     pub shared_dim: usize,
-    /// How the subspace is chosen.
+    /// Choice of the subspace.
     #[config(default = "ProjectorKind::Svd")]
     pub projector: ProjectorKind,
     /// Basis of the DCT projector.
     #[config(default = "DctBasis::Dct3")]
     pub basis: DctBasis,
-    /// Whether DCT coefficients come from a fast Fourier transform rather than a matrix product; speed alone.
+    /// Compute DCT coefficients by a fast Fourier transform instead of a matrix product; affects speed only.
     #[config(default = true)]
     pub fft: bool,
     /// Score of a DCT basis vector.
     #[config(default = "Norm::L1")]
     pub norm: Norm,
-    /// Whether scores are multiplied with the norm of the basis vector.
+    /// Multiply scores by the norm of the basis vector.
     #[config(default = false)]
     pub weighted: bool,
     /// Order of active matrices of the block projector.
@@ -234,31 +234,31 @@ pub struct ProjectedConfig {
     /// At which steps the subspace is renewed.
     #[config(default = "RenewAt::Completed")]
     pub renew_at: RenewAt,
-    /// What the projector looks at.
-    #[config(default = "Target::Gradient")]
-    pub target: Target,
+    /// Matrix that the projector is computed from.
+    #[config(default = "ProjectFrom::Gradient")]
+    pub project_from: ProjectFrom,
     /// Share of the momentum in the mix that the projector looks at.
     #[config(default = 0.908)]
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub rho: f64,
-    /// What happens to moments at a renewal.
-    #[config(default = "States::Keep")]
-    pub states: States,
-    /// What works inside the subspace.
+    /// Treatment of moments at a renewal.
+    #[config(default = "OnRenewal::Keep")]
+    pub on_renewal: OnRenewal,
+    /// Optimizer inside the subspace.
     #[config(default = "Inner::Adam")]
     pub inner: Inner,
-    /// Factor of the update inside the subspace; of `Rest::Gradient` its root is the factor.
+    /// Factor of the update inside the subspace; of `Residual::Gradient` its root is the factor.
     #[config(default = 1.0)]
     #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub scale: f64,
-    /// What happens outside the subspace.
-    #[config(default = "Rest::None")]
-    pub rest: Rest,
+    /// Treatment of the residual.
+    #[config(default = "Residual::None")]
+    pub residual: Residual,
     /// Steps of the kept rest's quantisation, 1 to 255; up to 15 a value takes half a byte.
     #[config(default = 255)]
     #[schemars(range(min = 1))]
     pub error_levels: u8,
-    /// Whether momentum that a renewal loses is kept in the rest too.
+    /// Keep momentum that a renewal loses in the residual as well.
     #[config(default = false)]
     pub error_of_momentum: bool,
     /// Learning rate outside the subspace as a multiple of that inside.
@@ -269,14 +269,14 @@ pub struct ProjectedConfig {
     #[config(default = 1.0)]
     #[schemars(range(min = 0.0, max = 1e6))]
     pub proj_lr_scale: f64,
-    /// How many scaling factors a matrix has.
+    /// Scaling factors of a matrix.
     #[config(default = "Granularity::Channel")]
     pub granularity: Granularity,
     /// Greatest growth of the scaled part's norm from step to step; 0 for no limit.
     #[config(default = 1.01)]
     #[schemars(extend("anyOf" = [{ "const": 0 }, { "exclusiveMinimum": 1 }]))]
     pub growth_limit: f64,
-    /// Whether `scale` of `Rest::Gradient` acts before the limit of growth.
+    /// Apply `scale` of `Residual::Gradient` before the growth limit.
     #[config(default = false)]
     pub scale_front: bool,
     /// Storage of moments.
@@ -316,10 +316,10 @@ pub struct ProjectedConfig {
     /// Options of Adam.
     #[config(default = "AdamOptions::new()")]
     pub adam: AdamOptions,
-    /// Whether weights decay after the update rather than before.
+    /// Decay weights after the update instead of before.
     #[config(default = false)]
     pub decay_after: bool,
-    /// Matrices with a side of this size or more take plain AdamW.
+    /// Matrices with a side of this size or more use plain AdamW.
     #[config(default = 32_000)]
     #[schemars(range(min = 1))]
     pub max_shape: usize,
@@ -365,7 +365,7 @@ impl ProjectedConfig {
         }
     }
 
-    /// Whether a matrix of this shape is projected and does not take plain AdamW.
+    /// Reports whether a matrix of this shape is projected; others use plain AdamW.
     pub fn projects(&self, shape @ [rows, columns]: [usize; 2]) -> bool {
         let side = match (self.side, self.right(shape)) {
             (Side::Full, _) => rows.min(columns),
@@ -396,10 +396,10 @@ impl ProjectedConfig {
             (ProjectorKind::Gaussian | ProjectorKind::Block, _) => 0,
             _ => 4 * rank,
         };
-        let rest = match self.rest {
-            Rest::Full => 4 * rows * columns,
-            Rest::Quantised if self.error_levels <= 15 => rows * columns.div_ceil(2) + 8 * rows,
-            Rest::Quantised => rows * columns + 8 * rows,
+        let rest = match self.residual {
+            Residual::Full => 4 * rows * columns,
+            Residual::Quantised if self.error_levels <= 15 => rows * columns.div_ceil(2) + 8 * rows,
+            Residual::Quantised => rows * columns + 8 * rows,
             _ => 0,
         };
         let moments = if matches!(self.inner, Inner::Adam | Inner::AdamLegacy) { 2 } else { 1 };
@@ -410,7 +410,7 @@ impl ProjectedConfig {
         Storage { min_size: self.min_8bit_size, ..self.moments.into() }
     }
 
-    /// Whether the subspace is renewed at the step after `done` steps.
+    /// Reports whether the subspace is renewed at the step after `done` steps.
     pub(super) fn renews(&self, done: usize, gap: usize) -> bool {
         match self.renew_at {
             RenewAt::Completed => done.is_multiple_of(gap),

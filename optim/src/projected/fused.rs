@@ -12,15 +12,15 @@ use lowrank_kernels::host::{Memory, indices, is_cpu};
 use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 
-use crate::projected::config::{Inner, Norm, ProjectedConfig, ProjectorKind, Rest, Side, States, Target};
+use crate::projected::config::{Inner, Norm, OnRenewal, ProjectFrom, ProjectedConfig, ProjectorKind, Residual, Side};
 use crate::projected::idle::column_sizes;
-use crate::projected::projector::best;
+use crate::projected::projector::top_k_indices;
 use crate::projected::state::ProjectedState;
 use crate::projected::subspace::{Subspace, index_tensor};
 use crate::state::error_feedback::{ErrorBuffer, ErrorFeedback};
 use crate::state::moments::{MomentType, Storage};
 
-/// Whether a step is of this kind.
+/// Reports whether the fused step supports this configuration and state.
 pub fn fits(c: &ProjectedConfig, w: &Tensor<2>, s: &ProjectedState) -> bool {
     c.projector == ProjectorKind::Dct
         && c.fft
@@ -28,10 +28,10 @@ pub fn fits(c: &ProjectedConfig, w: &Tensor<2>, s: &ProjectedState) -> bool {
         && !c.weighted
         && c.rank_of(w.dims()) > 0
         && c.side != Side::Full
-        && c.target == Target::Gradient
-        && matches!(c.states, States::Keep | States::Rotate)
+        && c.project_from == ProjectFrom::Gradient
+        && matches!(c.on_renewal, OnRenewal::Keep | OnRenewal::Rotate)
         && matches!(c.inner, Inner::Adam | Inner::AdamLegacy)
-        && matches!(c.rest, Rest::None | Rest::Full | Rest::Quantised)
+        && matches!(c.residual, Residual::None | Residual::Full | Residual::Quantised)
         && c.moments == MomentType::F32
         && c.lazy_queue == 0
         && matches!(s.subspace, None | Some(Subspace::Dct(..)))
@@ -63,17 +63,17 @@ pub fn step(
         let size = w.shape().num_elements();
         x.resize(size, 0.0);
         y.resize(size, 0.0);
-        Step { c, shape: w.dims(), right: c.right(w.dims()) }.run(lr, w, g, s, x, y)
+        FusedStep { c, shape: w.dims(), right: c.right(w.dims()) }.run(lr, w, g, s, x, y)
     })
 }
 
-struct Step<'a> {
+struct FusedStep<'a> {
     c: &'a ProjectedConfig,
     shape: [usize; 2],
     right: bool,
 }
 
-impl Step<'_> {
+impl FusedStep<'_> {
     fn run(
         &self,
         lr: f64,
@@ -89,7 +89,7 @@ impl Step<'_> {
         let dct = Dct::of(n);
 
         let sizes = match &s.moment_1 {
-            Some(m) if !self.right && matches!(c.rest, Rest::Quantised) => {
+            Some(m) if !self.right && matches!(c.residual, Residual::Quantised) => {
                 Some(lowrank_kernels::host::values(column_sizes(&g, &m.clone().restored())))
             }
             _ => None,
@@ -116,7 +116,7 @@ impl Step<'_> {
         };
         let chosen = match (&old, renews) {
             (Some(old), false) => old.clone(),
-            _ => best(&scores, rank),
+            _ => top_k_indices(&scores, rank),
         };
         s.renewals += u64::from(renews);
 
@@ -125,7 +125,7 @@ impl Step<'_> {
         low.par_chunks_mut(rank).zip(x.par_chunks(n)).with_min_len(LINES).for_each(|(low, line)| {
             low.iter_mut().zip(&chosen).for_each(|(low, place)| *low = line[*place as usize]);
         });
-        let stored = |lines_first: Vec<f32>| self.turned(lines_first, [lines, rank]);
+        let stored = |lines_first: Vec<f32>| self.transposed(lines_first, [lines, rank]);
         let low_shape = if self.right { [lines, rank] } else { [rank, lines] };
         let tensor = |values: Vec<f32>, shape: [usize; 2]| {
             Tensor::<2>::from_data(burn::tensor::TensorData::new(values, shape), &device)
@@ -134,7 +134,7 @@ impl Step<'_> {
         let moments = s.moment_1.take().zip(s.moment_2.take()).map(|(m, v)| (m.restored(), v.restored()));
         let (m, v) = match (moments, &old) {
             (None, _) => (zeros(), zeros()),
-            (Some((m, v)), Some(old)) if renews && c.states == States::Rotate && *old != chosen => {
+            (Some((m, v)), Some(old)) if renews && c.on_renewal == OnRenewal::Rotate && *old != chosen => {
                 (self.carried(m, old, &chosen), self.carried(v, old, &chosen))
             }
             (Some(moments), _) => moments,
@@ -146,7 +146,7 @@ impl Step<'_> {
         let epsilon = if c.inner == Inner::Adam { c.adam.epsilon * c2.sqrt() } else { c.adam.epsilon };
         let adam_of = Adam::new(c.adam.beta_1, c.adam.beta_2, epsilon);
         let [direction, m, v] = adam(tensor(stored(low.clone()), low_shape), m, v, adam_of);
-        let direction = self.turned(lowrank_kernels::host::values(direction), low_shape);
+        let direction = self.transposed(lowrank_kernels::host::values(direction), low_shape);
 
         self.back(&dct, x, y, &low, &direction, &chosen);
         let rate = lr * c.proj_lr_scale * c.scale * c2.sqrt() / c1;
@@ -231,7 +231,7 @@ impl Step<'_> {
         full.zip(low_rank).for_each_init(
             || (dct.scratch(), vec![0.0; n]),
             |(scratch, spare), ((x, y), (low, direction))| {
-                if self.c.rest == Rest::None {
+                if self.c.residual == Residual::None {
                     // The rest is not wanted: two directions share a transform.
                     for (pair, values) in y.chunks_mut(2 * n).zip(direction.chunks(2 * rank)) {
                         let (a, b) = pair.split_at_mut(n);
@@ -279,7 +279,7 @@ impl Step<'_> {
                 );
             },
         );
-        let how = c.rest.feedback();
+        let how = c.residual.feedback();
         let mut g = g;
         if how != ErrorFeedback::None {
             g.write().par_chunks_mut(TILE * columns).enumerate().for_each_init(
@@ -312,13 +312,13 @@ impl Step<'_> {
     }
 
     /// Between lines first and as moments are stored, which differ on the left.
-    fn turned(&self, values: Vec<f32>, shape: [usize; 2]) -> Vec<f32> {
+    fn transposed(&self, values: Vec<f32>, shape: [usize; 2]) -> Vec<f32> {
         if self.right {
             return values;
         }
-        let mut turned = vec![0.0; values.len()];
-        transpose(&values, shape, &mut turned);
-        turned
+        let mut transposed = vec![0.0; values.len()];
+        transpose(&values, shape, &mut transposed);
+        transposed
     }
 }
 
@@ -338,8 +338,8 @@ fn transpose(from: &[f32], [rows, columns]: [usize; 2], to: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::matrix::MatrixRule;
+    use crate::matrix_id::MatrixId;
     use crate::methods::dct_adamw::DctAdamWConfig;
-    use crate::place::Place;
     use burn::tensor::Device;
     use lowrank_kernels::host::values;
     use lowrank_kernels::random::normal_matrix;
@@ -361,7 +361,7 @@ mod tests {
                         .with_weight_decay(0.1);
                     let rule = config.build().rule().clone();
                     let mut w = normal_matrix(0, 0, shape, &device);
-                    let mut state = rule.fresh(shape, Place { key: 0, number: 0, count: 1 }, &device);
+                    let mut state = rule.fresh(shape, MatrixId { key: 0, number: 0, count: 1 }, &device);
                     for time in 1..=6 {
                         let g = normal_matrix(0, time, shape, &device);
                         assert!(fits(rule.config(), &w, &state));

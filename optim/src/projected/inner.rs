@@ -4,9 +4,9 @@ use burn::tensor::Tensor;
 use lowrank_kernels::elementwise::{Adam, adam};
 
 use crate::projected::config::Inner;
-use crate::projected::parts::{Moments, Step};
+use crate::projected::parts::{Moments, StepParts};
 
-/// What the inner optimizer made of the low-rank gradient.
+/// Result of the inner optimizer on the low-rank gradient.
 pub struct Inside {
     pub low: Tensor<2>,
     pub direction: Tensor<2>,
@@ -16,7 +16,7 @@ pub struct Inside {
     pub moment_2: Option<Tensor<2>>,
 }
 
-impl Step<'_> {
+impl StepParts<'_> {
     /// Advances the moments with the low-rank gradient.
     pub fn inner(&self, low: Tensor<2>, moments: Option<Moments>, time: usize) -> Inside {
         let c = self.c;

@@ -1,4 +1,4 @@
-//! What all optimizers of published methods with a projection offer.
+//! Common interface of published methods with a projection.
 
 /// Gives the configuration of a published method what all optimizers have, by way of its pieces.
 macro_rules! named {
@@ -6,7 +6,7 @@ macro_rules! named {
         crate::adam::adam_builders!($config);
 
         impl $config {
-            /// Refuses values outside what the options allow and pieces that do not go together.
+            /// Rejects values outside what the options allow and pieces that do not go together.
             pub fn validate(&self) -> Result<(), crate::error::OptimError> {
                 crate::registry::options::validate(self)?;
                 self.projected().validate()
@@ -16,7 +16,7 @@ macro_rules! named {
             ///
             /// # Panics
             ///
-            /// When `validate` refuses the configuration.
+            /// If `validate` rejects the configuration.
             pub fn build(&self) -> crate::matrix::ByMatrix<crate::projected::step::Projected> {
                 match crate::method::MethodConfig::optimizer(self) {
                     Ok(optimizer) => optimizer,
@@ -28,7 +28,7 @@ macro_rules! named {
             ///
             /// # Panics
             ///
-            /// When `validate` refuses the configuration.
+            /// If `validate` rejects the configuration.
             pub fn init(&self) -> burn::optim::ModuleOptimizer {
                 burn::optim::ModuleOptimizer::from(self.build())
             }
@@ -42,7 +42,7 @@ macro_rules! named {
                 self.projected().try_build()
             }
 
-            fn at(optimizer: Self::Optimizer, place: crate::place::Place) -> Self::Optimizer {
+            fn at(optimizer: Self::Optimizer, place: crate::matrix_id::MatrixId) -> Self::Optimizer {
                 optimizer.at(place)
             }
 

@@ -6,7 +6,7 @@ use crate::projected::config::ProjectedConfig;
 use crate::projected::subspace::Open;
 
 /// Parts of a step that stay the same within it.
-pub struct Step<'a> {
+pub struct StepParts<'a> {
     pub c: &'a ProjectedConfig,
     pub right: bool,
     /// The gradient, with what error feedback adds.

@@ -11,17 +11,17 @@ use lowrank_kernels::host::values;
 use lowrank_kernels::ops::MatrixProduct;
 use lowrank_kernels::random::{generator, sample};
 
-use crate::place::Place;
+use crate::matrix_id::MatrixId;
 use crate::projected::config::{BlockOrder, Norm};
 use crate::projected::subspace::{Subspace, index_tensor};
 use crate::state::quantised::QuantisedMatrix;
 
-/// What a projector is asked for.
+/// Request for a subspace.
 #[derive(Clone, Copy, Debug)]
 pub struct Renewal<'a> {
     /// The matrix whose subspace is looked for, `[R, C]`: the gradient with what error feedback adds, or a mix of it with the momentum.
     pub gradient: &'a Tensor<2>,
-    /// Whether the subspace is one of rows (`G P`) and not of columns (`P^T G`).
+    /// Projects rows (`G P`) instead of columns (`P^T G`).
     pub right: bool,
     /// Vectors, or values, to choose.
     pub rank: usize,
@@ -29,8 +29,8 @@ pub struct Renewal<'a> {
     pub previous: Option<&'a Subspace>,
     /// Seed of the run.
     pub seed: u64,
-    /// Which matrix this is.
-    pub place: Place,
+    /// Identity of the matrix.
+    pub place: MatrixId,
     /// Renewals of this matrix before this one.
     pub count: u64,
 }
@@ -122,11 +122,11 @@ impl Projector for TwoSidedSvd {
 pub struct DctColumns {
     /// The basis.
     pub basis: DctBasis,
-    /// Whether coefficients come from a fast Fourier transform.
+    /// Computes coefficients by a fast Fourier transform.
     pub fft: bool,
     /// Score of a basis vector.
     pub norm: Norm,
-    /// Whether scores are multiplied with the norm of the basis vector.
+    /// Multiplies scores by the norm of the basis vector.
     pub weighted: bool,
 }
 
@@ -142,7 +142,7 @@ impl Projector for DctColumns {
         if self.weighted {
             self.weigh(&mut scores);
         }
-        Subspace::Dct(self.basis, index_tensor(best(&scores, renewal.rank), &device))
+        Subspace::Dct(self.basis, index_tensor(top_k_indices(&scores, renewal.rank), &device))
     }
 }
 
@@ -176,8 +176,8 @@ impl DctColumns {
     }
 }
 
-/// Places of the greatest scores, ascending; of equal ones the lower place.
-pub(crate) fn best(scores: &[f32], count: usize) -> Vec<i32> {
+/// Indices of the greatest scores, ascending; of equal scores the lower index.
+pub(crate) fn top_k_indices(scores: &[f32], count: usize) -> Vec<i32> {
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
     let by_score = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
     if count < order.len() {
@@ -266,21 +266,21 @@ impl Projector for RandomEntries {
 
 /// The whole of some matrices and nothing of the others, in turn.
 #[derive(Clone, Copy, Debug)]
-pub struct Blocks {
+pub struct ActiveMatrices {
     /// Share of matrices that are active.
     pub density: f64,
     /// In which order they take their turn.
     pub order: BlockOrder,
 }
 
-impl Blocks {
+impl ActiveMatrices {
     /// Matrices that are active at a time.
     pub fn active(&self, count: usize) -> usize {
         (self.density * count as f64).round() as usize
     }
 }
 
-impl Projector for Blocks {
+impl Projector for ActiveMatrices {
     fn choose(&self, renewal: &Renewal) -> Subspace {
         let (count, number) = (renewal.place.count.max(1), renewal.place.number);
         let active = self.active(count);
@@ -309,7 +309,7 @@ impl Projector for Blocks {
 /// A projector whose columns are stored as small integers.
 #[derive(Debug)]
 pub struct Rounded<P> {
-    /// What chooses them.
+    /// Projector that chooses them.
     pub projector: P,
     /// Bits of an integer.
     pub bits: u32,

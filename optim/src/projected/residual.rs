@@ -3,9 +3,9 @@
 use burn::tensor::{DType, Tensor};
 use lowrank_kernels::elementwise::norm;
 
-use crate::projected::config::{Granularity, Rest};
+use crate::projected::config::{Granularity, Residual};
 use crate::projected::inner::Inside;
-use crate::projected::parts::Step;
+use crate::projected::parts::StepParts;
 use crate::projected::state::ProjectedState;
 use crate::projected::subspace::{Open, Subspace};
 use crate::state::error_feedback::{ErrorBuffer, ErrorFeedback};
@@ -16,7 +16,7 @@ const GUARD: f64 = 1e-8;
 /// A remembered norm of this size or less counts as none: a zero gradient must not freeze the matrix.
 const FORGOTTEN: f64 = 1e-12;
 
-impl Step<'_> {
+impl StepParts<'_> {
     /// Error feedback for the next step: the residual, and momentum that a renewal loses where the configuration wants it.
     pub fn keep_error(
         &self,
@@ -25,7 +25,7 @@ impl Step<'_> {
         moved: Option<&Tensor<2>>,
         before: Option<&Open>,
     ) -> Option<ErrorBuffer> {
-        let how = self.c.rest.feedback();
+        let how = self.c.residual.feedback();
         if how == ErrorFeedback::None {
             return None;
         }
@@ -40,7 +40,7 @@ impl Step<'_> {
         ErrorBuffer::keep(rest, how, self.c.error_levels)
     }
 
-    /// How the inner optimizer changed the size of the gradient: one factor a row on the right, one a column on the left, or one.
+    /// Ratio of the inner optimizer's direction to the gradient: one factor a row on the right, one a column on the left, or one.
     fn scaling(&self, inside: &Inside) -> Tensor<2> {
         if self.c.granularity == Granularity::Matrix {
             let factor = norm(&inside.direction) / (norm(&inside.low) + GUARD);
@@ -54,7 +54,7 @@ impl Step<'_> {
     /// The scaled residual, as Fira has it.
     pub fn scaled_rest(&self, inside: &Inside, s: &mut ProjectedState) -> Tensor<2> {
         let inner = self.subspace.back(&inside.low);
-        let inner = if self.c.rest == Rest::Scaled { inner.mul_scalar(self.c.scale) } else { inner };
+        let inner = if self.c.residual == Residual::Scaled { inner.mul_scalar(self.c.scale) } else { inner };
         self.limited((self.g.clone() - inner) * self.scaling(inside), s)
     }
 
@@ -83,9 +83,9 @@ impl Step<'_> {
         if factor == 1.0 { x } else { x.div_scalar(factor) }
     }
 
-    /// What moves the weights outside the subspace without a state.
+    /// Stateless update outside the subspace.
     pub fn state_free(&self, inside: Option<&Inside>) -> Option<Tensor<2>> {
-        if !matches!(self.c.rest, Rest::Sign | Rest::Sgd) {
+        if !matches!(self.c.residual, Residual::Sign | Residual::Sgd) {
             return None;
         }
         let rest = match (&self.subspace.subspace, inside) {
@@ -93,7 +93,7 @@ impl Step<'_> {
             (_, Some(inside)) => self.g.clone() - self.subspace.back(&inside.low),
             (_, None) => self.g.clone(),
         };
-        if self.c.rest == Rest::Sgd {
+        if self.c.residual == Residual::Sgd {
             return Some(rest);
         }
         // In a full basis the rest is rounding, whose sign would be a step of full size.

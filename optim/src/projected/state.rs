@@ -1,4 +1,4 @@
-//! What a projected optimizer remembers of a matrix.
+//! State of a projected optimizer.
 
 use burn::optim::RecordState;
 use burn::tensor::{Device, Tensor};
@@ -18,19 +18,19 @@ pub struct ProjectedState {
     pub renewals: u64,
     /// Steps between renewals.
     pub gap: usize,
-    /// Tells the random draws of matrices apart.
+    /// Key of the matrix's random draws.
     pub key: u64,
     /// Number of the matrix among those of its optimizer.
     pub number: usize,
-    /// How many these are; 0 when nobody counted them.
+    /// Number of matrices; 0 if unknown.
     pub count: usize,
-    /// What the matrix is projected on.
+    /// Subspace of the matrix.
     pub subspace: Option<Subspace>,
     /// Moving average of the low-rank gradient.
     pub moment_1: Option<Moment<2>>,
     /// Moving average of its square.
     pub moment_2: Option<Moment<2>>,
-    /// What the projection left out and the next step adds.
+    /// Residual of the projection, added at the next step.
     pub error: Option<ErrorBuffer>,
     /// Norm of the scaled part at the last step, for its limit of growth.
     pub limiter_norm: Option<f64>,

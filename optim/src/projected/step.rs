@@ -8,12 +8,12 @@ use lowrank_kernels::host::values;
 use lowrank_kernels::random::generator;
 
 use crate::matrix::MatrixRule;
-use crate::place::Place;
-use crate::projected::config::{ProjectedConfig, ProjectorKind, Rest, States, Target};
+use crate::matrix_id::MatrixId;
+use crate::projected::config::{OnRenewal, ProjectFrom, ProjectedConfig, ProjectorKind, Residual};
 use crate::projected::fused;
 use crate::projected::idle::without_idle;
 use crate::projected::inner::Inside;
-use crate::projected::parts::{Moments, Step};
+use crate::projected::parts::{Moments, StepParts};
 use crate::projected::projector::{Projector, Renewal};
 use crate::projected::state::ProjectedState;
 use crate::projected::subspace::{Open, Subspace};
@@ -52,7 +52,7 @@ impl MatrixRule for Projected {
         self.config.projects(shape)
     }
 
-    fn fresh(&self, _shape: [usize; 2], place: Place, _device: &Device) -> ProjectedState {
+    fn fresh(&self, _shape: [usize; 2], place: MatrixId, _device: &Device) -> ProjectedState {
         ProjectedState {
             time: 0,
             moment_time: 0,
@@ -98,7 +98,7 @@ impl Projected {
         let before = s.subspace.take().map(|subspace| subspace.open(shape, right, &device));
         let moments = s.moment_1.take().map(|m| (m.restored(), s.moment_2.take().map(|v| v.restored())));
         let g = match (s.error.as_ref().and_then(ErrorBuffer::restored), &moments) {
-            (Some(error), Some((m, _))) if !right && matches!(c.rest, Rest::Quantised) => {
+            (Some(error), Some((m, _))) if !right && matches!(c.residual, Residual::Quantised) => {
                 let error = without_idle(error, &g, m);
                 g + error
             }
@@ -110,7 +110,7 @@ impl Projected {
             (false, Some(before)) => before.clone(),
             _ => self.renew(&g, &before, moments.as_ref().map(|(m, _)| m), right, &mut s).open(shape, right, &device),
         };
-        let step = Step { c, right, g, subspace };
+        let step = StepParts { c, right, g, subspace };
         let low = step.subspace.project(&step.g);
 
         let old = moments.as_ref().map(|(m, _)| m.clone());
@@ -156,14 +156,14 @@ impl Projected {
         if rank == 0 && c.projector != ProjectorKind::Block {
             return Subspace::Nothing;
         }
-        let mixed = match (c.target, before, moment) {
-            (Target::Momentum, Some(before), Some(m)) => {
+        let mixed = match (c.project_from, before, moment) {
+            (ProjectFrom::Momentum, Some(before), Some(m)) => {
                 let momentum = before.back(m).mul_scalar(c.rho / (1.0 - c.adam.beta_1.powf(s.moment_time as f64)));
                 Some(momentum + g.clone().mul_scalar(1.0 - c.rho))
             }
             _ => None,
         };
-        let place = Place { key: s.key, number: s.number, count: s.count };
+        let place = MatrixId { key: s.key, number: s.number, count: s.count };
         let previous = before.as_ref().map(|before| &before.subspace);
         let gradient = mixed.as_ref().unwrap_or(g);
         let renewal = Renewal { gradient, right, rank, previous, seed: c.seed, place, count: s.renewals };
@@ -205,22 +205,22 @@ impl Projected {
     }
 }
 
-impl Step<'_> {
+impl StepParts<'_> {
     /// Moments after a renewal.
     fn renewed(&self, moments: Option<Moments>, before: Option<&Open>, time: usize) -> Option<Moments> {
-        match self.c.states {
-            States::Keep => moments,
-            States::Reset => None,
-            States::Rotate | States::Transport => Some(self.carry(moments?, before?, time)),
+        match self.c.on_renewal {
+            OnRenewal::Keep => moments,
+            OnRenewal::Reset => None,
+            OnRenewal::Rotate | OnRenewal::Transport => Some(self.carry(moments?, before?, time)),
         }
     }
 
     /// Direction of the weights, for a step by the learning rate times the factor of the inside.
     fn direction(&self, inside: Option<&Inside>, s: &mut ProjectedState) -> Option<Tensor<2>> {
         let c = self.c;
-        let direction = inside.map(|inside| match c.rest {
-            Rest::Gradient => self.scaled_gradient(inside, s),
-            Rest::Scaled | Rest::ScaledPure => {
+        let direction = inside.map(|inside| match c.residual {
+            Residual::Gradient => self.scaled_gradient(inside, s),
+            Residual::Scaled | Residual::ScaledPure => {
                 let scaled = self.scaled_rest(inside, s);
                 self.subspace.back(&inside.direction).mul_scalar(c.scale) + scaled
             }

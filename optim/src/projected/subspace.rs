@@ -1,4 +1,4 @@
-//! What a matrix is projected on, and how that is stored.
+//! Subspaces of a matrix and their storage.
 
 use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};

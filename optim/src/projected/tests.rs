@@ -103,7 +103,7 @@ fn transposing_everything_transposes_the_result() {
         for step in 1..=5 {
             let g = draw([12, 8], step);
             // The same matrix: its random draws must be those of the other.
-            let place = crate::place::Place { key: 0, number: 0, count: 1 };
+            let place = crate::matrix_id::MatrixId { key: 0, number: 0, count: 1 };
             (w, a) = optimizer.clone().at(place).step(0.01, w, g.clone(), a);
             (turned, b) = optimizer.clone().at(place).step(0.01, turned, g.transpose(), b);
         }
@@ -193,7 +193,7 @@ fn chosen_columns_keep_the_most_energy() {
     let g = draw([7, 9], 3);
     let columns = DctColumns { basis: DctBasis::Dct3, fft: false, norm: Norm::L2, weighted: false };
     let energies = values(columns.coefficients(&g, true).square().sum_dim(0));
-    let place = crate::place::Place { key: 0, number: 0, count: 1 };
+    let place = crate::matrix_id::MatrixId { key: 0, number: 0, count: 1 };
     let renewal = Renewal { gradient: &g, right: true, rank: 4, previous: None, seed: 0, place, count: 0 };
     let chosen = columns.choose(&renewal).indices().unwrap();
     let kept: f32 = chosen.iter().map(|index| energies[*index as usize]).sum();
@@ -211,7 +211,7 @@ fn chosen_columns_keep_the_most_energy() {
 
 #[test]
 fn a_gradient_without_directions_keeps_the_subspace() {
-    let place = crate::place::Place { key: 0, number: 0, count: 1 };
+    let place = crate::matrix_id::MatrixId { key: 0, number: 0, count: 1 };
     let g = draw([7, 9], 3);
     let first = Renewal { gradient: &g, right: true, rank: 4, previous: None, seed: 0, place, count: 0 };
     let columns = |subspace: &Subspace| values(subspace.columns(9, &Device::default()).unwrap());
@@ -258,13 +258,13 @@ fn renewals_happen_at_the_steps_of_the_method() {
 
 #[test]
 fn every_matrix_has_its_turn_equally_often() {
-    use crate::place::Place;
+    use crate::matrix_id::MatrixId;
     use crate::projected::config::BlockOrder;
     for (order, count) in [(BlockOrder::Descending, 5), (BlockOrder::Ascending, 6), (BlockOrder::Mirror, 8)] {
-        let blocks = crate::projected::projector::Blocks { density: 0.5, order };
+        let blocks = crate::projected::projector::ActiveMatrices { density: 0.5, order };
         let g = draw([2, 2], 0);
         let active = |number: usize, turn: u64| {
-            let place = Place { key: number as u64, number, count };
+            let place = MatrixId { key: number as u64, number, count };
             let renewal = Renewal { gradient: &g, right: true, rank: 0, previous: None, seed: 0, place, count: turn };
             matches!(blocks.choose(&renewal), Subspace::Whole)
         };

@@ -7,12 +7,12 @@ use burn::optim::ModuleOptimizer;
 use super::entry::{Entry, Registered};
 use super::options::Options;
 use crate::error::OptimError;
-use crate::parameters::{HiddenMatrices, Stepped};
+use crate::parameters::{Assignment, ParameterRoles};
 use crate::state::meter::StateMeter;
 use crate::state::reset::MomentResets;
 
 /// An optimizer, and who steps each parameter.
-pub type Built = (ModuleOptimizer, Vec<Stepped>);
+pub type Built = (ModuleOptimizer, Vec<Assignment>);
 
 /// One optimizer; its description is that of its [`Entry`].
 #[derive(Clone, Copy, Debug)]
@@ -22,14 +22,14 @@ pub struct Method {
     /// Checks the options together.
     pub(crate) check: fn(&Entry, &Options) -> Result<(), OptimError>,
     pub(crate) bytes: fn(&Entry, &Options, [usize; 2]) -> Result<usize, OptimError>,
-    pub(crate) build: fn(&Entry, &Options, &HiddenMatrices, &StateMeter) -> Result<Built, OptimError>,
+    pub(crate) build: fn(&Entry, &Options, &ParameterRoles, &StateMeter) -> Result<Built, OptimError>,
     /// None where what a reset leaves of the state is not defined.
     pub(crate) resettable: Option<BuildResettable>,
     /// Optimizer that the planner replaces by this one where its state does not fit; none where it is not offered.
     pub saves_state_of: Option<&'static str>,
 }
 
-type BuildResettable = fn(&Entry, &Options, &HiddenMatrices, &StateMeter, &MomentResets) -> Result<Built, OptimError>;
+type BuildResettable = fn(&Entry, &Options, &ParameterRoles, &StateMeter, &MomentResets) -> Result<Built, OptimError>;
 
 /// Registry entry of an optimizer: the type of its configuration, its defaults, its description.
 macro_rules! method {
@@ -93,7 +93,7 @@ impl Method {
     }
 
     /// The optimizer for the parameters of a module, whose states report to the meter, and who steps each parameter.
-    pub fn init(&self, given: &Options, hidden: &HiddenMatrices, meter: &StateMeter) -> Result<Built, OptimError> {
+    pub fn init(&self, given: &Options, hidden: &ParameterRoles, meter: &StateMeter) -> Result<Built, OptimError> {
         (self.build)(&self.entry, given, hidden, meter)
     }
 }

@@ -7,7 +7,7 @@ use super::options::{OptionError, Options};
 use crate::error::OptimError;
 use crate::methods::adamw::AdamWConfig;
 use crate::methods::{adamw_8bit, apollo, dct_adamw, dion, fira, frugal, galore, ldadam, muon, trion};
-use crate::parameters::HiddenMatrices;
+use crate::parameters::ParameterRoles;
 use crate::state::meter::StateMeter;
 use crate::state::reset::MomentResets;
 
@@ -50,7 +50,7 @@ impl Method {
     pub fn init_resettable(
         &self,
         given: &Options,
-        hidden: &HiddenMatrices,
+        hidden: &ParameterRoles,
         meter: &StateMeter,
         resets: &MomentResets,
     ) -> Result<Built, OptimError> {

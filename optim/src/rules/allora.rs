@@ -9,13 +9,13 @@ use burn::tensor::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::pairs::{LoraPair, meet};
+use super::pairs::{LoraPair, take_pairs};
 use crate::check;
 use crate::error::OptimError;
 use crate::part::Part;
 use lowrank_kernels::ops::MatrixProduct;
 
-/// Which norm the factor of an output falls with.
+/// Norm that reduces the learning-rate scale of an output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormOf {
@@ -35,7 +35,7 @@ pub fn check_eta(eta: f64) -> Result<(), OptimError> {
 }
 
 /// Factors `[d_out]` of the outputs for `A [d_in, rank]` and `B [rank, d_out]`, without gradient. The product itself is not formed.
-pub fn output_paces(a: Tensor<2>, b: Tensor<2>, eta: f64, norm_of: NormOf) -> Tensor<1> {
+pub fn output_lr_scales(a: Tensor<2>, b: Tensor<2>, eta: f64, norm_of: NormOf) -> Tensor<1> {
     let (a, b) = (a.detach(), b.detach());
     let squares = match norm_of {
         NormOf::BaRow => a.clone().transpose().times(a).times(b.clone()) * b,
@@ -78,11 +78,11 @@ impl AlloraRowsOnly {
 
     /// The gradients with that of B scaled; before clipping, which is to see them so.
     pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
-        for met in meet(part, &self.pairs, &mut grads, false)? {
-            let pace = output_paces(met.a, met.b, self.eta, self.norm_of).unsqueeze::<2>();
-            grads.register(met.pair.b, met.slope_b * pace);
-            if let Some(slope) = met.slope_a {
-                grads.register(met.pair.a, slope);
+        for met in take_pairs(part, &self.pairs, &mut grads, false)? {
+            let scales = output_lr_scales(met.a, met.b, self.eta, self.norm_of).unsqueeze::<2>();
+            grads.register(met.pair.b, met.grad_b * scales);
+            if let Some(grad) = met.grad_a {
+                grads.register(met.pair.a, grad);
             }
         }
         Ok(grads)
@@ -112,13 +112,13 @@ mod tests {
         let product = a.clone().matmul(b.clone());
         for eta in [0.3, 1.0, 3.0, 4.0, 1e6] {
             for (norm_of, rows) in [(NormOf::BaRow, product.clone()), (NormOf::BRow, b.clone())] {
-                let paces = host(output_paces(a.clone(), b.clone(), eta, norm_of));
-                assert_eq!(paces[0], eta as f32);
-                assert!(paces.is_sorted_by(|before, after| before > after), "{paces:?}");
+                let scales = host(output_lr_scales(a.clone(), b.clone(), eta, norm_of));
+                assert_eq!(scales[0], eta as f32);
+                assert!(scales.is_sorted_by(|before, after| before > after), "{scales:?}");
                 let norms = host(rows.square().sum_dim(0).sqrt());
-                for (pace, norm) in paces.iter().zip(norms).skip(1) {
+                for (scales, norm) in scales.iter().zip(norms).skip(1) {
                     let expected = (f64::from(norm) + eta.powi(-2)).sqrt().recip();
-                    assert!((f64::from(*pace) / expected - 1.0).abs() < 1e-5);
+                    assert!((f64::from(*scales) / expected - 1.0).abs() < 1e-5);
                 }
             }
         }
@@ -141,8 +141,8 @@ mod tests {
         };
         let (plain, scaled) = (grads(), AlloraRowsOnly::new(&module, 2.0, NormOf::BRow).unwrap());
         let scaled = scaled.apply(&module, grads()).unwrap();
-        let slope = |grads: &GradientsParams, id| grads.get::<2>(id).unwrap();
-        assert_eq!(host(slope(&plain, adapter.a.id)), host(slope(&scaled, adapter.a.id)));
-        assert_eq!(host(slope(&plain, adapter.b.id).mul_scalar(2.0)), host(slope(&scaled, adapter.b.id)));
+        let grad = |grads: &GradientsParams, id| grads.get::<2>(id).unwrap();
+        assert_eq!(host(grad(&plain, adapter.a.id)), host(grad(&scaled, adapter.a.id)));
+        assert_eq!(host(grad(&plain, adapter.b.id).mul_scalar(2.0)), host(grad(&scaled, adapter.b.id)));
     }
 }

@@ -8,7 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, meet, turned};
+use super::pairs::{LoraPair, PairGradients, damped_inverse, data, eigen, take_pairs, transposed};
 use crate::error::OptimError;
 use crate::part::Part;
 
@@ -37,23 +37,23 @@ impl LoraFa {
 
     /// The gradients as the optimizer is to see them; those of a part of the module are as good.
     pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
-        let met = meet(part, &self.pairs, &mut grads, false)?;
+        let met = take_pairs(part, &self.pairs, &mut grads, false)?;
         let corrected: Vec<_> = met.into_par_iter().map(corrected).collect();
         for corrected in corrected {
-            let (pair, slope) = corrected?;
-            grads.register(pair.b, slope);
+            let (pair, grad) = corrected?;
+            grads.register(pair.b, grad);
         }
         Ok(grads)
     }
 }
 
-fn corrected(met: Met<'_>) -> Result<(&LoraPair, Tensor<2>), OptimError> {
+fn corrected(met: PairGradients<'_>) -> Result<(&LoraPair, Tensor<2>), OptimError> {
     let device = met.b.device();
-    let (a, slope) = (turned(met.a), turned(met.slope_b));
+    let (a, grad) = (transposed(met.a), transposed(met.grad_b));
     let bad = |count| OptimError::NonFiniteGradient { path: met.pair.path.clone(), count };
     let non_finite = || a.iter().filter(|value| !value.is_finite()).count() as u64;
     let eigen = eigen(&(&a * a.transpose())).ok_or_else(|| bad(non_finite()))?;
-    let corrected = slope * damped_inverse(&eigen, DELTA) / (met.pair.scale * met.pair.scale);
+    let corrected = grad * damped_inverse(&eigen, DELTA) / (met.pair.scale * met.pair.scale);
     Ok((met.pair, Tensor::from_data(data(&corrected).map_err(bad)?, &device)))
 }
 

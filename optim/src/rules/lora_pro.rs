@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::multiply::multiplied;
-use super::pairs::{LoraPair, Met, damped_inverse, data, eigen, matrices, meet, turned};
+use super::pairs::{LoraPair, PairGradients, damped_inverse, data, eigen, matrices, take_pairs, transposed};
 use crate::adam::{AdamOptions, adam_builders};
 use crate::check;
 use crate::error::OptimError;
@@ -26,7 +26,7 @@ use crate::registry::options;
 use crate::state::meter::StateMeter;
 use lowrank_kernels::ops::MatrixProduct;
 
-/// Where the moments of LoRA-Pro live.
+/// Location of LoRA-Pro's moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoraProMode {
@@ -40,7 +40,7 @@ pub enum LoraProMode {
     Sgd,
 }
 
-/// How the freedom that the equivalent gradient leaves is used; the step of the merged weight is the same to first order.
+/// Use of the freedom that the equivalent gradient leaves; the step of the merged weight is the same to first order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoraProX {
@@ -101,7 +101,7 @@ pub struct LoraPro {
 adam_builders!(LoraProConfig);
 
 impl LoraProConfig {
-    /// Refuses values outside what the options allow.
+    /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         options::validate(self)?;
         match self.mode {
@@ -154,7 +154,7 @@ impl LoraPro {
     /// The gradients as the optimizer is to see them. Pairs without gradients are passed over, so that those of one block alone are as good; a
     /// gradient of one factor alone is an error.
     pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
-        let met = meet(part, &self.pairs, &mut grads, true)?;
+        let met = take_pairs(part, &self.pairs, &mut grads, true)?;
         let full = self.config.mode == LoraProMode::Full;
         let x_mode = if full { LoraProX::Zero } else { self.config.x_mode };
         let adjusted: Vec<_> = met.into_par_iter().map(|met| Adjusted::of(met, self.config.delta, x_mode)).collect();
@@ -164,18 +164,18 @@ impl LoraPro {
                 let direction = self.direction(&adjusted);
                 adjusted = adjusted.again(direction, self.config.delta, self.config.x_mode)?;
             }
-            let (pair, [slope_a, slope_b]) = (adjusted.met.pair, adjusted.slopes);
-            grads.register(pair.a, slope_a);
-            grads.register(pair.b, slope_b);
+            let (pair, [grad_a, grad_b]) = (adjusted.met.pair, adjusted.grads);
+            grads.register(pair.a, grad_a);
+            grads.register(pair.b, grad_b);
         }
         Ok(grads)
     }
 
     /// Adam's direction `[d_in, d_out]` on the equivalent gradient, negated.
-    fn direction(&self, Adjusted { met, slopes: [slope_a, slope_b] }: &Adjusted<'_>) -> Tensor<2> {
+    fn direction(&self, Adjusted { met, grads: [grad_a, grad_b] }: &Adjusted<'_>) -> Tensor<2> {
         // [gA | A] times [B over gB]: one product.
-        let left = Tensor::cat(vec![slope_a.clone(), met.a.clone()], 1);
-        let right = Tensor::cat(vec![met.b.clone(), slope_b.clone()], 0);
+        let left = Tensor::cat(vec![grad_a.clone(), met.a.clone()], 1);
+        let right = Tensor::cat(vec![met.b.clone(), grad_b.clone()], 0);
         let equivalent = left.times(right).mul_scalar(met.pair.scale);
         let mut grads = GradientsParams::new();
         let start =
@@ -222,7 +222,7 @@ impl LoraPro {
     }
 }
 
-/// What Adam sees of a weight in mode full.
+/// Equivalent gradient of a weight, as Adam's parameter in mode full.
 #[derive(Module, Debug)]
 struct Equivalent {
     direction: Param<Tensor<2>>,
@@ -230,27 +230,27 @@ struct Equivalent {
 
 /// A pair with its adjusted gradients.
 struct Adjusted<'a> {
-    met: Met<'a>,
-    slopes: [Tensor<2>; 2],
+    met: PairGradients<'a>,
+    grads: [Tensor<2>; 2],
 }
 
 impl<'a> Adjusted<'a> {
-    fn of(mut met: Met<'a>, delta: f64, x_mode: LoraProX) -> Result<Self, OptimError> {
+    fn of(mut met: PairGradients<'a>, delta: f64, x_mode: LoraProX) -> Result<Self, OptimError> {
         let device = met.a.device();
-        let Some(slope_a) = met.slope_a.take() else { unreachable!("pairs come with both gradients") };
-        let slope_b = met.slope_b.clone();
-        let [a, b] = adjust(&met, [slope_a, slope_b], delta, x_mode)?;
-        Ok(Self { met, slopes: [tensor(a, &device), tensor(b, &device)] })
+        let Some(grad_a) = met.grad_a.take() else { unreachable!("pairs come with both gradients") };
+        let grad_b = met.grad_b.clone();
+        let [a, b] = adjust(&met, [grad_a, grad_b], delta, x_mode)?;
+        Ok(Self { met, grads: [tensor(a, &device), tensor(b, &device)] })
     }
 
     /// The gradients that follow from another gradient of the weight, `[d_in, d_out]` and negated.
     fn again(self, negated: Tensor<2>, delta: f64, x_mode: LoraProX) -> Result<Self, OptimError> {
-        let Met { pair, a, b, .. } = &self.met;
-        let slope_a = negated.clone().times(b.clone().transpose()).mul_scalar(-pair.scale);
-        let slope_b = a.clone().transpose().times(negated).mul_scalar(-pair.scale);
+        let PairGradients { pair, a, b, .. } = &self.met;
+        let grad_a = negated.clone().times(b.clone().transpose()).mul_scalar(-pair.scale);
+        let grad_b = a.clone().transpose().times(negated).mul_scalar(-pair.scale);
         let device = a.device();
-        let [a, b] = adjust(&self.met, [slope_a, slope_b], delta, x_mode)?;
-        Ok(Self { met: self.met, slopes: [tensor(a, &device), tensor(b, &device)] })
+        let [a, b] = adjust(&self.met, [grad_a, grad_b], delta, x_mode)?;
+        Ok(Self { met: self.met, grads: [tensor(a, &device), tensor(b, &device)] })
     }
 }
 
@@ -259,13 +259,18 @@ fn tensor(data: TensorData, device: &Device) -> Tensor<2> {
 }
 
 /// The adjusted gradients, laid out as the factors.
-fn adjust(met: &Met<'_>, slopes: [Tensor<2>; 2], delta: f64, x_mode: LoraProX) -> Result<[TensorData; 2], OptimError> {
+fn adjust(
+    met: &PairGradients<'_>,
+    grads: [Tensor<2>; 2],
+    delta: f64,
+    x_mode: LoraProX,
+) -> Result<[TensorData; 2], OptimError> {
     let path = &met.pair.path;
-    let [a, b] = [turned(met.a.clone()), turned(met.b.clone())];
-    let [slope_a, slope_b] = slopes.map(turned);
+    let [a, b] = [transposed(met.a.clone()), transposed(met.b.clone())];
+    let [grad_a, grad_b] = grads.map(transposed);
     let bad = |count| OptimError::NonFiniteGradient { path: path.clone(), count };
-    let adjusted = closed_form([&a, &b], [&slope_a, &slope_b], met.pair.scale, delta, x_mode).ok_or_else(|| {
-        let inputs = [&a, &b, &slope_a, &slope_b];
+    let adjusted = closed_form([&a, &b], [&grad_a, &grad_b], met.pair.scale, delta, x_mode).ok_or_else(|| {
+        let inputs = [&a, &b, &grad_a, &grad_b];
         bad(inputs.into_iter().flat_map(|x| x.iter()).filter(|value| !value.is_finite()).count() as u64)
     })?;
     let [a, b] = adjusted.map(|x| data(&x));
@@ -277,15 +282,15 @@ fn adjust(met: &Met<'_>, slopes: [Tensor<2>; 2], delta: f64, x_mode: LoraProX) -
 /// Each of the four is read twice: once for the `r x r` products, once for the result.
 fn closed_form(
     [a, b]: [&DMatrix<f64>; 2],
-    [slope_a, slope_b]: [&DMatrix<f64>; 2],
+    [grad_a, grad_b]: [&DMatrix<f64>; 2],
     scale: f64,
     delta: f64,
     x_mode: LoraProX,
 ) -> Option<[DMatrix<f64>; 2]> {
     let over = (scale * scale).recip();
-    let (a_turned, b_turned) = (a.transpose(), b.transpose());
-    let (gram_a, gram_b) = (a * &a_turned, &b_turned * b);
-    let (across_a, across_b) = (slope_a * a_turned, b_turned * slope_b);
+    let (a_transposed, b_transposed) = (a.transpose(), b.transpose());
+    let (gram_a, gram_b) = (a * &a_transposed, &b_transposed * b);
+    let (across_a, across_b) = (grad_a * a_transposed, b_transposed * grad_b);
     if across_a.iter().chain(across_b.iter()).any(|value| !value.is_finite()) {
         return None;
     }
@@ -293,7 +298,7 @@ fn closed_form(
     let q = damped_inverse(&eigen_a, delta) * over;
     if gram_b.iter().all(|value| *value == 0.0) {
         // The gradient of A is zero, but for rounding that the damped inverse would blow up.
-        return Some([DMatrix::zeros(a.nrows(), a.ncols()), slope_b * q]);
+        return Some([DMatrix::zeros(a.nrows(), a.ncols()), grad_b * q]);
     }
     let p = damped_inverse(&eigen_b, delta);
     let x = match x_mode {
@@ -313,7 +318,7 @@ fn closed_form(
         }
     };
     let shared = &p * &across_b * &q + &x;
-    Some([(&p * over) * slope_a + &x * a, slope_b * q - b * shared])
+    Some([(&p * over) * grad_a + &x * a, grad_b * q - b * shared])
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod lora_pro;
 mod multiply;
 mod pairs;
 
-pub use allora::{AlloraRowsOnly, NormOf, check_eta, output_paces};
+pub use allora::{AlloraRowsOnly, NormOf, check_eta, output_lr_scales};
 pub use gradient_rule::GradientRule;
 pub use lora_fa::LoraFa;
 pub use lora_pro::{LoraPro, LoraProConfig, LoraProMode, LoraProX};

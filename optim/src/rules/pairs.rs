@@ -23,7 +23,7 @@ pub struct LoraPair {
     pub a: ParamId,
     /// `B [rank, d_out]`.
     pub b: ParamId,
-    /// What the product is multiplied by.
+    /// Factor of the product.
     pub scale: f64,
 }
 
@@ -122,48 +122,48 @@ pub(super) fn matrices(part: &dyn Part, wanted: &BTreeSet<ParamId>) -> BTreeMap<
 }
 
 /// A pair with its factors and their gradients, in f32.
-pub(super) struct Met<'a> {
+pub(super) struct PairGradients<'a> {
     pub pair: &'a LoraPair,
     pub a: Tensor<2>,
     pub b: Tensor<2>,
-    pub slope_a: Option<Tensor<2>>,
-    pub slope_b: Tensor<2>,
+    pub grad_a: Option<Tensor<2>>,
+    pub grad_b: Tensor<2>,
 }
 
 /// Takes the gradients of the pairs out of those of a module, or of a part of it. With `both` a gradient of one factor alone is an error, else
 /// that of B is enough.
-pub(super) fn meet<'a>(
+pub(super) fn take_pairs<'a>(
     part: &dyn Part,
     pairs: &'a [LoraPair],
     grads: &mut GradientsParams,
     both: bool,
-) -> Result<Vec<Met<'a>>, OptimError> {
-    let mut slopes = Vec::new();
+) -> Result<Vec<PairGradients<'a>>, OptimError> {
+    let mut taken = Vec::new();
     for pair in pairs {
         match (grads.remove::<2>(pair.a), grads.remove::<2>(pair.b)) {
             (None, None) => {}
-            (slope_a, Some(slope_b)) if slope_a.is_some() || !both => slopes.push((pair, slope_a, slope_b)),
-            (slope_a, _) => {
-                let [present, missing] = if slope_a.is_some() { ["A", "B"] } else { ["B", "A"] };
+            (grad_a, Some(grad_b)) if grad_a.is_some() || !both => taken.push((pair, grad_a, grad_b)),
+            (grad_a, _) => {
+                let [present, missing] = if grad_a.is_some() { ["A", "B"] } else { ["B", "A"] };
                 return Err(OptimError::LoneFactor { path: pair.path.clone(), present, missing });
             }
         }
     }
-    let wanted = slopes.iter().flat_map(|(pair, ..)| [pair.a, pair.b]).collect();
+    let wanted = taken.iter().flat_map(|(pair, ..)| [pair.a, pair.b]).collect();
     let mut found = matrices(part, &wanted);
-    let mut met = Vec::with_capacity(slopes.len());
-    for (pair, slope_a, slope_b) in slopes {
+    let mut met = Vec::with_capacity(taken.len());
+    for (pair, grad_a, grad_b) in taken {
         let (Some(a), Some(b)) = (found.remove(&pair.a), found.remove(&pair.b)) else {
             return Err(OptimError::NoAdapter);
         };
         let f32 = |x: Tensor<2>| x.cast(DType::F32);
-        met.push(Met { pair, a: f32(a), b: f32(b), slope_a: slope_a.map(f32), slope_b: f32(slope_b) });
+        met.push(PairGradients { pair, a: f32(a), b: f32(b), grad_a: grad_a.map(f32), grad_b: f32(grad_b) });
     }
     Ok(met)
 }
 
 /// A matrix in f64 on the host, column by column: a tensor `[n, m]` is held as `m x n`, which is how the papers write the factors.
-pub(super) fn turned(x: Tensor<2>) -> DMatrix<f64> {
+pub(super) fn transposed(x: Tensor<2>) -> DMatrix<f64> {
     let [rows, columns] = x.dims();
     DMatrix::from_iterator(columns, rows, values(x).into_iter().map(f64::from))
 }

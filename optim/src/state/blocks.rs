@@ -60,7 +60,7 @@ impl DynamicMap {
         Self { values, middles, cells: (0..1 << 16).map(cell).collect(), signed }
     }
 
-    /// What each code stands for.
+    /// Value of each code.
     pub fn values(&self) -> &[f32; 256] {
         &self.values
     }

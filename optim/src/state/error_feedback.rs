@@ -1,4 +1,4 @@
-//! What a projection leaves out, kept for the next step: whole, or quantised row by row.
+//! Residual of a projection, kept for the next step: whole, or quantised row by row.
 
 use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::moments::byte_tensor;
 
-/// What becomes of the part of the gradient that the projection leaves out.
+/// Storage of the residual that the projection leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorFeedback {
@@ -22,7 +22,7 @@ pub enum ErrorFeedback {
     Quantised,
 }
 
-/// A kept rest of shape `[rows, columns]`.
+/// A stored residual of shape `[rows, columns]`.
 #[derive(Clone, Debug, RecordState)]
 pub struct ErrorBuffer {
     full: Option<Tensor<2>>,
@@ -111,7 +111,7 @@ fn add_decoded(row: &mut [f32], codes: &[u8], (low, high): (f32, f32), levels: u
 }
 
 impl ErrorBuffer {
-    /// Keeps a rest; none when nothing is to be kept. `levels` is the number of steps between the smallest and the largest value of a row, 1 to
+    /// Stores a residual; none when nothing is to be kept. `levels` is the number of steps between the smallest and the largest value of a row, 1 to
     /// 255; up to 15 levels two codes share a byte.
     pub fn keep(rest: Tensor<2>, how: ErrorFeedback, levels: u8) -> Option<Self> {
         match how {
@@ -121,7 +121,7 @@ impl ErrorBuffer {
         }
     }
 
-    /// Adds the rest to a matrix on the host.
+    /// Adds the residual to a matrix on the host.
     pub(crate) fn add_to(self, matrix: &mut [f32]) {
         if let Some(codes) = self.codes {
             codes.add_to(matrix);
@@ -131,7 +131,7 @@ impl ErrorBuffer {
         }
     }
 
-    /// The rest as it is added to the next gradient, `[rows, columns]`.
+    /// The residual as it is added to the next gradient, `[rows, columns]`.
     pub fn restored(&self) -> Option<Tensor<2>> {
         self.full.clone().or_else(|| self.codes.clone().map(Codes::restored))
     }

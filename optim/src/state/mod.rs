@@ -1,4 +1,4 @@
-//! What optimizers keep between steps: stored moments, quantised values, error feedback, resets, measured bytes.
+//! State kept between steps: stored moments, quantised values, error feedback, resets, measured bytes.
 
 pub mod blocks;
 pub mod error_feedback;

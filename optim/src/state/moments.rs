@@ -1,4 +1,4 @@
-//! How moments are stored between steps: f32, bf16, or 8-bit blocks.
+//! Storage of moments between steps: f32, bf16, or 8-bit blocks.
 
 use burn::optim::{RecordState, StateSink, StateSource};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
@@ -36,7 +36,7 @@ pub struct Storage {
     pub block: usize,
     /// Smallest tensor that is stored as blocks.
     pub min_size: usize,
-    /// Whether a positive second moment never becomes 0.
+    /// Keeps positive second moments above 0.
     pub keep_positive: bool,
 }
 
@@ -47,12 +47,12 @@ impl From<MomentType> for Storage {
 }
 
 impl Storage {
-    /// Whether a tensor of so many values is stored as blocks.
+    /// Reports whether a tensor of `count` elements is stored as blocks.
     pub fn as_blocks(&self, count: usize) -> bool {
         self.kind == MomentType::EightBit && count >= self.min_size
     }
 
-    /// Bytes of one moment of so many values.
+    /// Bytes of one moment of `count` elements.
     pub fn bytes(&self, count: usize) -> usize {
         match self.kind {
             MomentType::Bf16 => 2 * count,
@@ -66,7 +66,7 @@ impl Storage {
         match self.kind {
             MomentType::Bf16 => Moment { whole: Some(values.cast(DType::BF16)), blocks: None },
             _ if self.as_blocks(values.shape().num_elements()) => {
-                Moment { whole: None, blocks: Some(Blocks::of(values, signed, *self)) }
+                Moment { whole: None, blocks: Some(QuantisedMoment::of(values, signed, *self)) }
             }
             _ => Moment { whole: Some(values), blocks: None },
         }
@@ -77,24 +77,24 @@ impl Storage {
 #[derive(Clone, Debug)]
 pub struct Moment<const D: usize> {
     whole: Option<Tensor<D>>,
-    blocks: Option<Blocks>,
+    blocks: Option<QuantisedMoment>,
 }
 
 /// A moment as codes.
 #[derive(Clone, Debug)]
-pub struct Blocks {
+pub struct QuantisedMoment {
     /// Codes, one a value, in row-major order.
     pub codes: Tensor<1, Int>,
     /// Largest magnitude of each block.
     pub largest: Tensor<1>,
     /// Values in a block.
     pub block: usize,
-    /// Whether the map has both signs.
+    /// Uses the map with both signs.
     pub signed: bool,
     shape: Vec<usize>,
 }
 
-impl Blocks {
+impl QuantisedMoment {
     fn of<const D: usize>(moment: Tensor<D>, signed: bool, storage: Storage) -> Self {
         let (shape, device) = (moment.dims().to_vec(), moment.device());
         let (codes, largest) = quantise(map(signed), &values(moment), storage.block, storage.keep_positive && !signed);
@@ -143,15 +143,15 @@ impl<const D: usize> Moment<D> {
     }
 
     /// The codes, where it is stored as such.
-    pub fn blocks(&self) -> Option<&Blocks> {
+    pub fn blocks(&self) -> Option<&QuantisedMoment> {
         self.blocks.as_ref()
     }
 
-    pub(crate) fn from_blocks(blocks: Blocks) -> Self {
+    pub(crate) fn from_blocks(blocks: QuantisedMoment) -> Self {
         Self { whole: None, blocks: Some(blocks) }
     }
 
-    pub(crate) fn into_blocks(self) -> Option<Blocks> {
+    pub(crate) fn into_blocks(self) -> Option<QuantisedMoment> {
         self.blocks
     }
 
@@ -159,7 +159,7 @@ impl<const D: usize> Moment<D> {
     pub fn to_device(self, device: &Device) -> Self {
         Self {
             whole: self.whole.map(|whole| whole.to_device(device)),
-            blocks: self.blocks.map(|blocks| Blocks {
+            blocks: self.blocks.map(|blocks| QuantisedMoment {
                 codes: blocks.codes.to_device(device),
                 largest: blocks.largest.to_device(device),
                 ..blocks
@@ -192,7 +192,7 @@ impl<const D: usize> RecordState for Moment<D> {
         }
         let codes = source.take_tensor(prefix, "codes")?;
         let shape = (0..D).map(|axis| source.take_scalar(prefix, &format!("shape.{axis}"))?.try_into().ok());
-        let blocks = Blocks {
+        let blocks = QuantisedMoment {
             shape: shape.collect::<Option<Vec<usize>>>()?,
             codes: byte_tensor(codes.as_bytes().to_vec(), device),
             largest: Tensor::from_data(source.take_tensor(prefix, "largest")?, device),

@@ -1,4 +1,4 @@
-//! Moments set back in the middle of a run, as the restarts of ReLoRA do ("ReLoRA: High-Rank Training Through Low-Rank Updates", arXiv 2307.05695).
+//! Resets of moments in the middle of a run, as in the restarts of ReLoRA ("ReLoRA: High-Rank Training Through Low-Rank Updates", arXiv 2307.05695).
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,35 +14,35 @@ use serde::{Deserialize, Serialize};
 use crate::check;
 use crate::error::OptimError;
 
-/// What a reset leaves of a moment. Counters of steps stay in any case.
+/// Elements of a moment that a reset sets to 0. Step counters are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Keep {
-    /// Nothing: all values become 0.
-    Nothing,
-    /// The values whose magnitude is above this quantile of all, interpolated linearly; the others become 0.
-    Largest(f64),
-    /// Each value by lot; this is the chance that it becomes 0.
+pub enum MomentReset {
+    /// All of them.
+    Zero,
+    /// Those whose magnitude is at most this quantile, interpolated linearly.
+    Magnitude(f64),
+    /// Each value is zeroed with this probability.
     Random(f64),
 }
 
-impl Keep {
-    /// Refuses a ratio outside 0 to 1.
+impl MomentReset {
+    /// Rejects a ratio outside 0 to 1.
     pub fn validate(self) -> Result<(), OptimError> {
         match self {
-            Self::Nothing => Ok(()),
-            Self::Largest(ratio) | Self::Random(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(()),
-            Self::Largest(ratio) | Self::Random(ratio) => {
+            Self::Zero => Ok(()),
+            Self::Magnitude(ratio) | Self::Random(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(()),
+            Self::Magnitude(ratio) | Self::Random(ratio) => {
                 check::refused("reset", ratio, "the ratio must be above 0 and below 1")
             }
         }
     }
 
-    /// Sets values to 0. What [`Keep::Random`] keeps follows from (seed, key, count) alone.
+    /// Sets elements to 0. The mask of [`MomentReset::Random`] depends only on (seed, key, count).
     pub fn apply(self, values: &mut [f32], [seed, key, count]: [u64; 3]) {
         match self {
-            Self::Nothing => values.fill(0.0),
-            Self::Largest(ratio) => {
+            Self::Zero => values.fill(0.0),
+            Self::Magnitude(ratio) => {
                 let threshold = quantile(values, ratio);
                 for value in values.iter_mut().filter(|value| f64::from(value.abs()) <= threshold) {
                     *value = 0.0;
@@ -74,31 +74,31 @@ fn quantile(values: &[f32], ratio: f64) -> f64 {
     low + (high - low) * share
 }
 
-impl fmt::Display for Keep {
+impl fmt::Display for MomentReset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nothing => f.write_str("zero"),
-            Self::Largest(ratio) => write!(f, "magnitude:{ratio}"),
+            Self::Zero => f.write_str("zero"),
+            Self::Magnitude(ratio) => write!(f, "magnitude:{ratio}"),
             Self::Random(ratio) => write!(f, "random:{ratio}"),
         }
     }
 }
 
-impl From<Keep> for String {
-    fn from(keep: Keep) -> Self {
+impl From<MomentReset> for String {
+    fn from(keep: MomentReset) -> Self {
         keep.to_string()
     }
 }
 
-impl TryFrom<String> for Keep {
+impl TryFrom<String> for MomentReset {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
         let (mode, ratio) = text.split_once(':').unwrap_or((&text, ""));
         let number = ratio.parse::<f64>();
         match (mode, number) {
-            ("zero", _) if text == "zero" => Ok(Self::Nothing),
-            ("magnitude", Ok(ratio)) => Ok(Self::Largest(ratio)),
+            ("zero", _) if text == "zero" => Ok(Self::Zero),
+            ("magnitude", Ok(ratio)) => Ok(Self::Magnitude(ratio)),
             ("random", Ok(ratio)) => Ok(Self::Random(ratio)),
             _ => {
                 Err(format!("reset is {text}: it must be zero, magnitude:RATIO or random:RATIO, such as magnitude:0.9"))
@@ -107,7 +107,7 @@ impl TryFrom<String> for Keep {
     }
 }
 
-/// An optimizer whose moments can be set back.
+/// An optimizer whose moments can be reset.
 pub trait ResetMoments: Optimizer {
     /// Lets `change` work on the values of each moment, one after the other; what else the state holds stays.
     fn reset<const D: usize>(&self, state: Self::State<D>, change: &mut dyn FnMut(&mut [f32])) -> Self::State<D>;
@@ -122,32 +122,32 @@ pub(crate) fn changed<const D: usize>(moment: Tensor<D>, change: &mut dyn FnMut(
 
 /// One reset.
 #[derive(Clone, Copy, Debug)]
-pub struct MomentReset {
-    /// What is left.
-    pub keep: Keep,
-    /// Seed of what is left by lot.
+pub struct ResetOrder {
+    /// Elements that it sets to 0.
+    pub reset: MomentReset,
+    /// Seed of the random mask.
     pub seed: u64,
     /// Its number in the run, from 1.
     pub number: u64,
 }
 
-/// Handle of the optimizers whose moments can be set back.
+/// Handle of optimizers whose moments can be reset.
 ///
-/// `ModuleOptimizer` shows a state to nobody but the optimizer that steps its parameter: a reset is a step in which such an optimizer leaves the
+/// `ModuleOptimizer` shows a state only to the optimizer that steps its parameter: a reset is a step in which such an optimizer leaves the
 /// parameter alone and changes its state instead.
 #[derive(Clone, Debug, Default)]
-pub struct MomentResets(Arc<Mutex<Option<MomentReset>>>);
+pub struct MomentResets(Arc<Mutex<Option<ResetOrder>>>);
 
 impl MomentResets {
-    /// Lets an optimizer follow this handle; `key` tells its random draws apart.
+    /// Lets an optimizer follow this handle; `key` is that of its random draws.
     pub fn follow<O: ResetMoments>(&self, optimizer: O, key: u64) -> Resettable<O> {
         Resettable { optimizer, key, resets: self.clone() }
     }
 
-    /// Sets the moments of these parameters back. Every optimizer in `optimizer` that steps one of them must follow this handle.
+    /// Resets the moments of these parameters. Every optimizer in `optimizer` that steps one of them must follow this handle.
     pub fn apply<M: Module>(
         &self,
-        reset: MomentReset,
+        reset: ResetOrder,
         optimizer: &mut ModuleOptimizer,
         module: M,
         parameters: &[ParamId],
@@ -160,12 +160,12 @@ impl MomentResets {
         module
     }
 
-    fn order(&self) -> MutexGuard<'_, Option<MomentReset>> {
+    fn order(&self) -> MutexGuard<'_, Option<ResetOrder>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Says which parameters take part: their values stand for gradients that nobody looks at.
+/// Selects parameters: their values stand in for gradients, which are not used.
 struct Named<'a> {
     parameters: &'a [ParamId],
     grads: GradientsParams,
@@ -198,7 +198,7 @@ impl<O: ResetMoments> Optimizer for Resettable<O> {
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
         let order = *self.resets.order();
-        let Some(MomentReset { keep, seed, number }) = order else {
+        let Some(ResetOrder { reset: keep, seed, number }) = order else {
             return self.optimizer.step(lr, tensor, grad, state);
         };
         let mut moment = 0;
@@ -222,12 +222,12 @@ mod tests {
     #[test]
     fn words_read_back_and_others_are_refused() {
         for text in ["zero", "magnitude:0.9", "random:0.999"] {
-            assert_eq!(Keep::try_from(text.to_string()).unwrap().to_string(), text);
+            assert_eq!(MomentReset::try_from(text.to_string()).unwrap().to_string(), text);
         }
         for text in ["", "none", "zero:0.5", "magnitude", "random:much", "zero,random:0.9"] {
-            assert!(Keep::try_from(text.to_string()).unwrap_err().contains("magnitude:0.9"), "{text}");
+            assert!(MomentReset::try_from(text.to_string()).unwrap_err().contains("magnitude:0.9"), "{text}");
         }
-        for keep in [Keep::Largest(0.0), Keep::Random(1.0), Keep::Largest(f64::NAN)] {
+        for keep in [MomentReset::Magnitude(0.0), MomentReset::Random(1.0), MomentReset::Magnitude(f64::NAN)] {
             assert!(keep.validate().is_err(), "{keep}");
         }
     }
@@ -239,15 +239,15 @@ mod tests {
             assert!((quantile(&values, ratio) - expected).abs() < 1e-12, "{ratio}");
         }
         let mut kept = values;
-        Keep::Largest(0.5).apply(&mut kept, [0; 3]);
+        MomentReset::Magnitude(0.5).apply(&mut kept, [0; 3]);
         assert_eq!(kept, [-4.0, 0.0, 3.0, 0.0, 0.0], "the value at the threshold goes");
     }
 
     #[test]
-    fn lots_keep_their_share_and_follow_from_their_numbers() {
+    fn random_reset_keeps_the_expected_fraction_and_is_reproducible() {
         let draw = |numbers| {
             let mut values = vec![1.0; 10_000];
-            Keep::Random(0.8).apply(&mut values, numbers);
+            MomentReset::Random(0.8).apply(&mut values, numbers);
             values
         };
         let kept: f32 = draw([1, 2, 3]).iter().sum();

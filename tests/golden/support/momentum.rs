@@ -1,7 +1,7 @@
 //! Steps of matrix optimizers with momentum.
 
 use burn::tensor::{Device, Tensor};
-use lowrank_optim::{Coefficients, MatrixRule, Place, Scaling};
+use lowrank_optim::{Coefficients, MatrixId, MatrixRule, Scaling};
 
 use super::case::{Array, Case, Outcome, host};
 
@@ -17,7 +17,7 @@ pub const SCALINGS: &[(&str, Scaling)] = &[
     ("none", Scaling::None),
 ];
 
-pub const PLACE: Place = Place { key: 0, number: 0, count: 1 };
+pub const PLACE: MatrixId = MatrixId { key: 0, number: 0, count: 1 };
 
 pub fn near_largest(expected: &Array, what: &str, ours: Vec<f32>) -> Result<(), String> {
     expected.near(what, &ours, 1e-5 * expected.largest(), 0.0).map(|_| ())

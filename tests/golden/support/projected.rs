@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lowrank_optim::{
-    ByMatrix, ByMatrixState, Projected, ProjectedConfig, ProjectedState, Projector, ProjectorKind, Renewal, Rest, Side,
-    Subspace,
+    ByMatrix, ByMatrixState, Projected, ProjectedConfig, ProjectedState, Projector, ProjectorKind, Renewal, Residual,
+    Side, Subspace,
 };
 
 use super::case::{Array, Case, Outcome, host};
@@ -146,7 +146,7 @@ pub fn compare(
     }
     if let Some(error) = &state.error {
         check("error", host(error.restored().ok_or("an error buffer without content")?))?;
-    } else if case.has("error") && config.rest != Rest::None {
+    } else if case.has("error") && config.residual != Residual::None {
         return Err("no error buffer is kept".into());
     }
     if case.has("error_codes") {

@@ -5,7 +5,7 @@ use lowrank_models::adapter::Rule;
 use lowrank_models::linear::{OptimizerRequest, RunFacts};
 use lowrank_models::{Llama, LlamaSteps};
 use lowrank_optim::registry::{self, Options};
-use lowrank_optim::{Hooks, OptimError, StateMeter, Stepped};
+use lowrank_optim::{Assignment, Hooks, OptimError, StateMeter};
 
 use super::BuildError;
 use crate::config::Config;
@@ -17,7 +17,7 @@ pub struct Optimizer {
     /// What rule and parameterization do around its steps.
     pub hooks: Hooks<Llama>,
     /// Who steps each parameter.
-    pub parameters: Vec<Stepped>,
+    pub parameters: Vec<Assignment>,
 }
 
 /// Options of the optimizer that the configuration gives.

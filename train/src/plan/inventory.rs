@@ -3,7 +3,7 @@
 use lowrank_models::adapter::{AdapterConfig, Attach, Report, Rule};
 use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource};
 use lowrank_optim::registry::optimizer as find;
-use lowrank_optim::{StateMeter, Who};
+use lowrank_optim::{AssignedTo, StateMeter};
 
 use super::parts::{ModelBytes, SegmentBytes};
 use crate::build::{self, BuildError};
@@ -60,17 +60,17 @@ impl Inventory {
         let method = find(&config.optimizer.name)?;
         let options = build::optimizer_options(config);
         let options = rule.options(method.name, options)?;
-        for stepped in build::optimizer(config, rule, &model, &meter)?.parameters {
-            let parameter = &stepped.parameter;
+        for assignment in build::optimizer(config, rule, &model, &meter)?.parameters {
+            let parameter = &assignment.parameter;
             let values: usize = parameter.shape.iter().product();
             let shape = match parameter.shape.as_slice() {
                 [rows, columns] => [*rows, *columns],
                 _ => [values, 1],
             };
-            let state = match stepped.who {
-                Who::Method(_) => method.state_bytes(&options, shape)?,
-                Who::Descent => 0,
-                Who::TooSmall(_) | Who::AdamW => 8 * values,
+            let state = match assignment.optimizer {
+                AssignedTo::Method(_) => method.state_bytes(&options, shape)?,
+                AssignedTo::Descent => 0,
+                AssignedTo::TooSmall(_) | AssignedTo::AdamW => 8 * values,
             };
             let segment = inventory.bytes.of_parameter(parameter.id);
             segment.trained += 4 * values as u64;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_kernels::instructions::instruction_set;
 use lowrank_models::Llama;
-use lowrank_optim::{StateMeter, Stepped, Who};
+use lowrank_optim::{AssignedTo, Assignment, StateMeter};
 
 use super::checkpoint::{
     CheckpointError, Checkpoints, ExpectedState, StageRecord, TrainerState, folder_hash, restore_training,
@@ -195,7 +195,7 @@ fn trainer(
     stage: &mut Stage,
     schedule: Schedule,
     loaded: Option<&Loaded>,
-) -> Result<(Trainer<Llama>, Vec<Stepped>), RunError> {
+) -> Result<(Trainer<Llama>, Vec<Assignment>), RunError> {
     let build::Optimizer { optimizer, hooks, parameters } = build::optimizer(config, &*subject.rule, &model, meter)?;
     if let Some(Loaded { path, .. }) = loaded {
         expected_state(config, subject, &model)?.check(path).map_err(RunError::Damaged)?;
@@ -293,10 +293,10 @@ fn trainer_options(config: &Config, schedule: Schedule) -> TrainerOptions {
 }
 
 /// How many parameters each optimizer steps; the list stands in TensorBoard.
-fn who_steps(method: &str, parameters: &[Stepped]) -> String {
-    let count = |is: fn(&Who) -> bool| parameters.iter().filter(|stepped| is(&stepped.who)).count();
-    let own = count(|who| matches!(who, Who::Method(_)));
-    let small = count(|who| matches!(who, Who::TooSmall(_)));
+fn who_steps(method: &str, parameters: &[Assignment]) -> String {
+    let count = |is: fn(&AssignedTo) -> bool| parameters.iter().filter(|assignment| is(&assignment.optimizer)).count();
+    let own = count(|who| matches!(who, AssignedTo::Method(_)));
+    let small = count(|who| matches!(who, AssignedTo::TooSmall(_)));
     let mut text = format!("{method} updates {own} hidden matrices, adamw {} other parameters", parameters.len() - own);
     if small > 0 {
         text.push_str(&format!(", including {small} hidden matrices too small for this rank"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use lowrank_models::{Llama, Sampling};
-use lowrank_optim::{StateMeter, Stepped};
+use lowrank_optim::{Assignment, StateMeter};
 
 use super::checkpoint::{Checkpoints, TrainerState, save_training, state_bytes};
 use super::clock::Clock;
@@ -29,7 +29,7 @@ pub struct Training {
     pub(super) clock: Option<Clock>,
     pub(super) checkpoints: Checkpoints,
     pub(super) meter: StateMeter,
-    pub(super) parameters: Vec<Stepped>,
+    pub(super) parameters: Vec<Assignment>,
     pub(super) logs: Logs,
     pub(super) state: TrainerState,
     pub(super) summary: Summary,

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use burn::module::{Module, ParamGroup, ParamId};
 use lowrank_optim::registry::{Entry, OptionError, Options, Registered};
 use lowrank_optim::rules::GradientRule;
-use lowrank_optim::{HiddenMatrices, Parameter, Part, Role, StateMeter};
+use lowrank_optim::{Parameter, ParameterRoles, Part, Role, StateMeter};
 use serde::de::DeserializeOwned;
 
 use crate::ground::config::AdapterConfig;
@@ -93,7 +93,7 @@ impl dyn Rule + '_ {
     }
 
     /// The trained parameters, each as rule and structure have it stepped.
-    pub fn parameters<M: Module>(&self, module: &M) -> HiddenMatrices {
+    pub fn parameters<M: Module>(&self, module: &M) -> ParameterRoles {
         let mut adapters: BTreeMap<ParamId, (TensorRole, f64)> = BTreeMap::new();
         each_adapter(module, |_, adapter| {
             for attached in &adapter.stack {
@@ -102,7 +102,7 @@ impl dyn Rule + '_ {
                 }
             }
         });
-        HiddenMatrices::of(module).trained(|parameter| {
+        ParameterRoles::of(module).trained(|parameter| {
             let found = adapters.get(&parameter.id).copied();
             let matrix = parameter.shape.len() == 2;
             if let Some((role, lr_scale)) = found {

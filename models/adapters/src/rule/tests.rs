@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_kernels::host::values as host;
 use lowrank_optim::registry::{Options, optimizer as find};
 use lowrank_optim::rules::{LoraProMode, NormOf};
-use lowrank_optim::{StateMeter, Who};
+use lowrank_optim::{AssignedTo, StateMeter};
 use serde_json::Value;
 
 #[derive(Module, Debug)]
@@ -146,16 +146,16 @@ fn settings_that_a_rule_does_not_support_are_rejected_with_the_reason() {
 fn modes_without_moments_on_the_factors_take_descent_and_keep_no_state_in_the_optimizer() {
     let config = AdapterConfig::new("lora").with_rank(2).with_targets(Targets::parse("first"));
     for (mode, who, optimizer_bytes, rule_bytes) in [
-        (LoraProMode::Full, Who::Descent, 0, 2 * 4 * 6 * 8),
-        (LoraProMode::Efficient, Who::Method("adamw"), 2 * 4 * 2 * (6 + 8), 0),
-        (LoraProMode::Sgd, Who::Descent, 0, 0),
+        (LoraProMode::Full, AssignedTo::Descent, 0, 2 * 4 * 6 * 8),
+        (LoraProMode::Efficient, AssignedTo::Method("adamw"), 2 * 4 * 2 * (6 + 8), 0),
+        (LoraProMode::Sgd, AssignedTo::Descent, 0, 0),
     ] {
         let rule: &dyn Rule = &LoraProRule { mode, ..LoraProRule::default() };
         let mut model = model(&rule.prepared(config.clone()).unwrap());
         let options = rule.options("adamw", Options::new()).unwrap();
         let meter = StateMeter::new();
         let (mut optimizer, report) = find("adamw").unwrap().init(&options, &rule.parameters(&model), &meter).unwrap();
-        assert!(report.len() == 2 && report.iter().all(|stepped| stepped.who == who));
+        assert!(report.len() == 2 && report.iter().all(|assignment| assignment.optimizer == who));
         let gradient_rule = rule.gradients(&model, &options, &meter).unwrap().unwrap();
         let grads = GradientsParams::from_grads(loss(&model, 0).backward(), &model);
         meter.start();

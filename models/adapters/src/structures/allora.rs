@@ -3,7 +3,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use lowrank_optim::rules::{NormOf, output_paces};
+use lowrank_optim::rules::{NormOf, output_lr_scales};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Factors, Method, Structure};
 use crate::init::factors as init;
 
-/// `y = x W + (x A) B`. Gradients of A and B see the gradient of the output times [`output_paces`]; all others see it as it is.
+/// `y = x W + (x A) B`. Gradients of A and B see the gradient of the output times [`output_lr_scales`]; all others see it as it is.
 #[derive(Module, Debug)]
 pub struct Allora {
     /// The factor at the input `[d_in, rank]`.
@@ -46,7 +46,7 @@ impl Default for AlloraOptions {
 impl Allora {
     /// The pace `[d_out]` of each output at the present values, without gradient.
     pub fn paces(&self) -> Tensor<1> {
-        output_paces(self.a.val(), self.b.val(), self.options.eta, self.options.norm_of)
+        output_lr_scales(self.a.val(), self.b.val(), self.options.eta, self.options.norm_of)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the fused operations share: access to the CPU backend's memory, exponentials.
+//! Parts that fused operations share: access to the CPU backend's memory, exponentials.
 //!
 //! Loops run on fixed partitions and partial sums are added in order: results do not depend on the number of threads.
 
@@ -15,7 +15,7 @@ pub(super) use crate::vectorised::vectorised;
 /// Rows that one task of a parallel loop takes.
 pub(super) const ROWS: usize = 64;
 
-/// Whether tensors of this device live in the CPU backend's memory.
+/// Reports whether tensors of this device live in the CPU backend's memory.
 pub(super) fn on_flex(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => true,
@@ -25,7 +25,7 @@ pub(super) fn on_flex(device: &Device) -> bool {
     }
 }
 
-/// Whether the fused form can take this tensor.
+/// Reports whether the fused form supports this tensor.
 pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
     super::fused::FUSED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && on_flex(&x.device())
 }
@@ -83,7 +83,7 @@ impl Cleared {
         })
     }
 
-    /// What the parts hold now.
+    /// The contents of the parts.
     pub fn into_values(mut self) -> Vec<f32> {
         assert_eq!(self.cleared.into_inner(), self.count, "all parts were gone through");
         // SAFETY: there is room for so many values, which have been initialised.

@@ -134,10 +134,10 @@ mod fused {
         }
     }
 
-    /// What the backward pass needs.
+    /// Tensors that the backward pass needs.
     #[derive(Clone, Debug)]
     struct Kept {
-        /// Where the weight or A learns.
+        /// Present if the weight or A is trained.
         x: Option<FlexTensor>,
         /// `scale x A`, where B learns.
         h: Option<FlexTensor>,

@@ -177,7 +177,7 @@ impl Kernel {
     }
 }
 
-/// What [`multiply`] was asked for.
+/// Arguments of [`multiply`].
 struct Target<'a> {
     out: *mut f32,
     strides: [usize; 2],

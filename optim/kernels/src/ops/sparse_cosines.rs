@@ -15,7 +15,7 @@ pub fn pixels(positions: &[f32], shape: [usize; 2]) -> Vec<[usize; 2]> {
     rows.iter().zip(columns).map(|(row, column)| [pixel(row, shape[0]), pixel(column, shape[1])]).collect()
 }
 
-/// Whether positions have a slope on this device.
+/// Reports whether positions have a gradient on this device.
 #[cfg_attr(not(feature = "flex"), allow(unused_variables))]
 pub fn moves_positions(device: &Device) -> bool {
     #[cfg(feature = "flex")]

@@ -121,7 +121,7 @@ mod fused {
         }
     }
 
-    /// What the backward pass needs.
+    /// Tensors that the backward pass needs.
     #[derive(Clone, Debug)]
     struct Kept {
         inputs: [FlexTensor; 4],

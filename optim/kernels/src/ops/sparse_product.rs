@@ -26,7 +26,7 @@ struct Lane([f32; LANE]);
 
 /// A sparse matrix, grouped by its rows or by its columns.
 pub(super) struct Sparse {
-    /// Where the entries of each group begin, and where the last group ends.
+    /// Start of each group's entries, and the end of the last group.
     starts: Vec<usize>,
     /// Place in the other dimension, and value.
     entries: Vec<(u32, f32)>,
@@ -130,7 +130,7 @@ pub(super) fn add_slopes(
     })
 }
 
-/// What a task of [`add_slopes`] takes.
+/// Work of one task of [`add_slopes`].
 struct Work<'a> {
     dy: &'a [f32],
     dx: Option<&'a mut [f32]>,

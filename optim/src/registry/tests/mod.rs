@@ -7,9 +7,9 @@ use lowrank_kernels::host::values;
 use serde_json::Value;
 
 use super::*;
-use crate::parameters::HiddenMatrices;
+use crate::parameters::ParameterRoles;
 use crate::state::meter::StateMeter;
-use crate::state::reset::{Keep, MomentReset, MomentResets};
+use crate::state::reset::{MomentReset, MomentResets, ResetOrder};
 
 mod refusals;
 
@@ -56,7 +56,7 @@ impl Run {
     fn of(method: &Method, options: &Options, module: Matrix) -> Self {
         let meter = StateMeter::new();
         let (optimizer, _) = method
-            .init(options, &HiddenMatrices::of(&module), &meter)
+            .init(options, &ParameterRoles::of(&module), &meter)
             .unwrap_or_else(|error| panic!("{} {options:?}: {error}", method.name));
         Self { optimizer, meter, module }
     }
@@ -362,7 +362,7 @@ fn ranks_up_to_the_smaller_side_are_taken_and_larger_ones_refused() {
                 options.insert("projector".into(), Value::from("svd"));
             }
             let module = Matrix::new([8, 5]);
-            method.init(&options, &HiddenMatrices::of(&module), &StateMeter::new()).map(|_| options)
+            method.init(&options, &ParameterRoles::of(&module), &StateMeter::new()).map(|_| options)
         };
         for rank in [1, 5] {
             let options = with(rank).unwrap();
@@ -382,7 +382,7 @@ fn ranks_up_to_the_smaller_side_are_taken_and_larger_ones_refused() {
 fn moments_are_set_back_where_that_is_defined_and_refused_elsewhere() {
     for (method, options) in variants(6) {
         let (meter, resets, module) = (StateMeter::new(), MomentResets::default(), Matrix::new([6, 8]));
-        let built = method.init_resettable(&options, &HiddenMatrices::of(&module), &meter, &resets);
+        let built = method.init_resettable(&options, &ParameterRoles::of(&module), &meter, &resets);
         let (optimizer, _) = match built {
             Ok(built) => built,
             Err(error) => {
@@ -402,7 +402,7 @@ fn moments_are_set_back_where_that_is_defined_and_refused_elsewhere() {
         };
         assert!(!still(&mut run), "{}", method.name);
         let (before, id) = (run.weight(), run.module.weight.id);
-        let reset = MomentReset { keep: Keep::Nothing, seed: 1, number: 1 };
+        let reset = ResetOrder { reset: MomentReset::Zero, seed: 1, number: 1 };
         run.module = resets.apply(reset, &mut run.optimizer, run.module.clone(), &[id]);
         assert_eq!(run.weight(), before, "{}", method.name);
         assert!(still(&mut run), "{} {options:?}", method.name);

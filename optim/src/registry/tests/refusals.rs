@@ -62,7 +62,7 @@ fn senseless_options_are_refused_by_name_and_with_a_reason() {
         }
         options.insert(option.to_string(), value.clone());
         let refusal = method.check(&options).expect_err(&format!("{name} {option} {value}")).to_string();
-        assert!(refusal.contains(option) || refusal.contains("states"), "{name} {option} {value}: {refusal}");
+        assert!(refusal.contains(option) || refusal.contains("on_renewal"), "{name} {option} {value}: {refusal}");
     }
     let dct = optimizer("dct-adamw").unwrap();
     assert!(dct.check(&Options::new()).unwrap_err().to_string().contains("rank"));
@@ -81,11 +81,11 @@ fn every_number_is_used_or_rejected_by_name() {
                 let mut options = base.clone();
                 options.insert(option.name.clone(), value.clone());
                 let module = Matrix::new([8, 5]);
-                match method.init(&options, &HiddenMatrices::of(&module), &StateMeter::new()) {
+                match method.init(&options, &ParameterRoles::of(&module), &StateMeter::new()) {
                     Ok(_) => drop(Run::of(method, &options, module).step(wave([8, 5], 1.0))),
                     Err(error) => {
                         let text = error.to_string();
-                        let known = [option.name.as_str(), "rank", "density", "states", "ns_steps", "projector"];
+                        let known = [option.name.as_str(), "rank", "density", "on_renewal", "ns_steps", "projector"];
                         assert!(
                             known.iter().any(|name| text.contains(name)),
                             "{} {}: {text}",

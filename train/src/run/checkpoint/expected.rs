@@ -7,7 +7,7 @@ use burn::module::{Module, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Bytes, Device, Tensor, TensorData};
 use burn_pack::{Reader as Pack, Scalar};
-use lowrank_optim::{StateMeter, Stepped};
+use lowrank_optim::{Assignment, StateMeter};
 use safetensors::Dtype;
 
 use super::CheckpointError;
@@ -45,13 +45,13 @@ impl ExpectedState {
         optimizer: &ModuleOptimizer,
         meter: &StateMeter,
         model: &M,
-        parameters: &[Stepped],
+        parameters: &[Assignment],
     ) -> Result<Self, CheckpointError> {
         let device = model.devices().into_iter().next().map_or_else(Device::default, Device::inner);
         let mut known: BTreeMap<(String, Vec<usize>), Fields> = BTreeMap::new();
         let mut expected = BTreeMap::new();
-        for Stepped { parameter, who } in parameters {
-            let kind = (format!("{who:?}"), parameter.shape.clone());
+        for Assignment { parameter, optimizer: assigned } in parameters {
+            let kind = (format!("{assigned:?}"), parameter.shape.clone());
             let fields = match known.get(&kind) {
                 Some(fields) => fields.clone(),
                 None => {
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
     use crate::run::checkpoint::{load_optimizer, save_optimizer};
     use burn::nn::LinearConfig;
-    use lowrank_optim::HiddenMatrices;
+    use lowrank_optim::ParameterRoles;
     use lowrank_optim::registry::{self, Options};
     use safetensors::SafeTensors;
     use safetensors::tensor::TensorView;
@@ -184,7 +184,7 @@ mod tests {
         let device = Device::default().autodiff();
         let model = LinearConfig::new(6, 4).init(&device);
         let meter = StateMeter::new();
-        let hidden = HiddenMatrices::of(&model);
+        let hidden = ParameterRoles::of(&model);
         let (mut optimizer, parameters) =
             registry::optimizer("adamw").unwrap().init(&Options::new(), &hidden, &meter).unwrap();
         let expected = ExpectedState::of(&optimizer, &meter, &model, &parameters).unwrap();
@@ -249,7 +249,7 @@ mod tests {
         let device = Device::default().autodiff();
         let model = LinearConfig::new(6, 4).init(&device);
         let meter = StateMeter::new();
-        let hidden = HiddenMatrices::of(&model);
+        let hidden = ParameterRoles::of(&model);
         let (mut optimizer, parameters) =
             registry::optimizer("adamw").unwrap().init(&Options::new(), &hidden, &meter).unwrap();
         let expected = ExpectedState::of(&optimizer, &meter, &model, &parameters).unwrap();

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use lowrank_models::Llama;
-use lowrank_optim::{ModulePath, Stepped};
+use lowrank_optim::{Assignment, ModulePath};
 
 use super::tensorboard::{TensorBoard, first_step};
 use super::{Metrics, MetricsFile, Screen};
@@ -52,7 +52,7 @@ impl Logs {
     }
 
     /// Which optimizer steps each parameter.
-    pub fn parameters(&mut self, step: u64, parameters: &[Stepped], screen: &Screen) {
+    pub fn parameters(&mut self, step: u64, parameters: &[Assignment], screen: &Screen) {
         let lines: String = parameters.iter().map(|stepped| format!("{stepped}\n")).collect();
         let text = format!("```\n{lines}```\n");
         self.board(screen, |board| board.text("optimizer", first_step(step), &text));
