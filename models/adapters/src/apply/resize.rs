@@ -155,3 +155,39 @@ pub fn sizes<M: Module>(module: &M, name: &str) -> Result<BTreeMap<String, Size>
     let sizes = sizes.into_iter().map(|(path, (_, size))| (path, size));
     Ok(sizes.filter(|(path, size)| asked.get(path).is_some_and(|asked| asked != size)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::AdapterConfig;
+    use crate::bench::{Bench, near};
+
+    fn resized(bench: &Bench, keep: &[usize], append: usize) -> (Bench, usize) {
+        let ask = |_: &str, _: &Adapter| Some(Resize { keep: keep.to_vec(), append });
+        let (bench, changed) = resize(bench.clone(), "default", ask).unwrap();
+        assert_eq!(bench.adapter().place().rank, keep.len() + append);
+        assert_eq!(bench.adapter().control().totals().ranks, keep.len() + append);
+        (bench, changed.len())
+    }
+
+    #[test]
+    fn new_components_of_lora_add_nothing_at_first_and_none_are_the_base() {
+        let bare = Bench::new(9, 6, false);
+        let bench = bare.moved(&AdapterConfig::new("lora").with_rank(3).with_alpha(6.0));
+        let (grown, changed) = resized(&bench, &[0, 1, 2], 2);
+        assert_eq!(changed, 2);
+        near(grown.output(), bench.output(), 1e-6);
+        near(resized(&bench, &[2, 0, 1], 0).0.output(), bench.output(), 1e-6);
+        assert_eq!(resized(&bench, &[0, 1, 2], 0).1, 0, "nothing changed");
+        let (none, _) = resized(&bench, &[], 0);
+        near(none.output(), bare.output(), 0.0);
+        near(none.update(), bare.weight().inner() * 0.0, 0.0);
+        near(resized(&none, &[], 1).0.output(), bare.output(), 1e-6);
+        // What is kept keeps its scale.
+        let (two, _) = resized(&bench, &[0, 1], 0);
+        let (one, _) = resized(&two, &[0], 0);
+        assert_eq!(one.adapter().place().scale, 2.0);
+        let dropped = bench.output() - two.output();
+        assert!(crate::bench::largest(dropped) > 1e-3, "the third component had a part in the output");
+    }
+}

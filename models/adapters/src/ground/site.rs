@@ -194,7 +194,7 @@ impl Site<'_> {
     ) -> Param<Tensor<D>> {
         let (rows, inner): (usize, usize) = (shape[..axis].iter().product(), shape[axis + 1..].iter().product());
         let (old, appended) = (before.dims()[axis], shape[axis] - keep.len());
-        let values = host(before.val().without_autodiff());
+        let values = if old > 0 { host(before.val().without_autodiff()) } else { Vec::new() };
         let new = if appended > 0 { start(self) } else { Vec::new() };
         let mut all = Vec::with_capacity(shape.iter().product());
         for row in 0..rows {
@@ -294,6 +294,9 @@ impl Site<'_> {
         let expected: Vec<usize> = if transposed { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         if data.shape().as_slice() != expected.as_slice() {
             return Err(wrong(format!("has shape {:?}; rank and layer ask for {expected:?}", data.shape().as_slice())));
+        }
+        if count == 0 {
+            return Ok(Vec::new());
         }
         let data = data.convert::<f32>();
         let plain = Device::default();
