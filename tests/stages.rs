@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use burn::module::Param;
 use burn::tensor::Tensor;
 use lowrank_models::Llama;
 use lowrank_optim::{Hook, Hooks, StepInfo};
@@ -31,7 +32,9 @@ impl Hook<Llama> for Decay {
     }
 
     fn before_update(&mut self, _: &StepInfo, mut model: Llama) -> Llama {
-        model.model.norm.weight = model.model.norm.weight.map(|weight: Tensor<1>| weight * 0.999);
+        let norm = &mut model.model.norm.weight;
+        let value = norm.val().without_autodiff().mul_scalar(0.999);
+        *norm = Param::initialized(norm.id, Tensor::from_inner(value)).set_require_grad(true);
         model
     }
 }

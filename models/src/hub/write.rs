@@ -66,7 +66,9 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
     for name in COMPANIONS {
         let source = from.join(name);
         if source.exists() {
-            std::fs::copy(&source, to.join(name)).map_err(ModelError::io(&source))?;
+            // Written anew, so that its permissions are those that the umask leaves.
+            let bytes = std::fs::read(&source).map_err(ModelError::io(&source))?;
+            std::fs::write(to.join(name), bytes).map_err(ModelError::io(to.join(name)))?;
         }
     }
     Ok(())

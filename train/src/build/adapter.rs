@@ -16,12 +16,17 @@ pub fn rule(section: &RuleSection) -> Result<Box<dyn Rule>, BuildError> {
 
 /// The folder of an adapter that is trained on, where the configuration names one in place of a structure.
 pub fn adapter_folder(section: &AdapterSection) -> Result<Option<PeftFolder>, BuildError> {
-    let dir = Path::new(&section.name);
-    if StructureEntry::find(&section.name).is_ok() || section.name.is_empty() || !dir.is_dir() {
+    if !names_adapter_folder(section) {
         return Ok(None);
     }
     alone(section, "the folder says what the adapter is")?;
-    Ok(Some(PeftFolder::open(dir)?))
+    Ok(Some(PeftFolder::open(Path::new(&section.name))?))
+}
+
+/// Reports whether the section names a folder rather than a structure or none.
+pub fn names_adapter_folder(section: &AdapterSection) -> bool {
+    let name = section.name.as_str();
+    !name.is_empty() && name != WHOLE && StructureEntry::find(name).is_err() && Path::new(name).is_dir()
 }
 
 /// Refuses other keys of the section beside the name.

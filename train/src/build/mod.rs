@@ -11,7 +11,7 @@ mod schedule;
 mod size;
 mod warnings;
 
-pub use adapter::{adapter, adapter_folder, rule};
+pub use adapter::{adapter, adapter_folder, names_adapter_folder, rule};
 pub use data::{held_out, prepare_data, prepare_options, source};
 pub use error::BuildError;
 pub use limits::{BEYOND_ANY_MACHINE, check_sizes};

@@ -10,7 +10,7 @@ use lowrank_models::adapter::{self, StepOf};
 use super::RunError;
 use super::checkpoint::{Checkpoints, StageRecord, TrainerState};
 use super::clock::Clock;
-use crate::build::{BuildError, Listener};
+use crate::build::{BuildError, Listener, model_folder, names_adapter_folder};
 use crate::config::{Config, Job};
 use crate::engine::Schedule;
 
@@ -60,13 +60,12 @@ fn warn_of_other_instructions(state: &TrainerState, listener: &dyn Listener) {
 /// which [`steps`] compares.
 pub(super) fn settings(config: &Config) -> BTreeMap<String, String> {
     let mut entries = config.deciding_entries();
-    let is_folder = |name: &str| Path::new(name).is_dir();
     let hashed = [
         ("data.path", true),
         ("data.validation", true),
         ("tokenizer.path", true),
-        ("model.name", config.run.job == Job::Finetune || is_folder(&config.model.name)),
-        ("adapter.name", is_folder(&config.adapter.name)),
+        ("model.name", config.run.job == Job::Finetune || model_folder(&config.model).is_some()),
+        ("adapter.name", names_adapter_folder(&config.adapter)),
         ("train.steps", true),
         ("train.tokens", true),
         ("train.epochs", true),
