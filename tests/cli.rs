@@ -146,7 +146,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
                 "model.parameterization.options.rank=4",
                 "model.parameterization.options.reset=most",
             ],
-            ["reset is most", "magnitude:0.9"],
+            ["options.reset = \"most\"", "magnitude:0.9"],
         ),
         (
             vec![
@@ -154,7 +154,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
                 "model.parameterization.options.rank=4",
                 "model.parameterization.options.reset=random:1",
             ],
-            ["reset is 1", "below 1"],
+            ["options.reset = random:1", "below 1"],
         ),
         (
             vec![
@@ -170,13 +170,13 @@ fn bad_settings_are_refused_and_leave_nothing() {
         ),
         (
             vec!["model.parameterization.name=relora", "model.parameterization.options.rank=4", "optimizer.name=fira"],
-            ["fira", "take adamw"],
+            ["fira", "use adamw"],
         ),
         (vec!["schedule.kind=cosine-restarts"], ["dense has no restarts", "relora"]),
         (vec!["schedule.adjust_steps=5"], ["adjust_steps", "cosine-restarts"]),
         (
             vec!["model.parameterization.name=loro", "model.parameterization.options.rank=4", "optimizer.name=muon"],
-            ["loro", "take adamw"],
+            ["loro", "use adamw"],
         ),
         (
             vec![

@@ -175,7 +175,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (&["adapter.name=lorra"][..], &["lorra", "lora"][..]),
         (&["adapter.rank=0"], &["rank", "at least 1"]),
         (&["adapter.rank=many"], &["adapter.rank", "whole number"]),
-        (&["adapter.alpha=0"], &["alpha", "above 0"]),
+        (&["adapter.alpha=0"], &["alpha", "greater than 0"]),
         (&["adapter.dropout=1"], &["dropout", "below 1"]),
         (&["adapter.init=svd"], &["init", "pissa"]),
         (&["adapter.scaling=half"], &["adapter.scaling", "half"]),
@@ -193,7 +193,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (&["rule.name=allora", "adapter.dropout=0.1"], &["dropout", "allora"]),
         (&["rule.name=lora-pro", "adapter.name=dora"], &["lora-pro", "dora"]),
         (&["rule.name=lora-pro", "optimizer.name=muon"], &["muon", "adamw"]),
-        (&["rule.name=lora-pro", "optimizer.exclude=q_proj"], &["exclude is q_proj", "training rule"]),
+        (&["rule.name=lora-pro", "optimizer.exclude=q_proj"], &["exclude = q_proj", "training rule"]),
         (&["rule.name=lora-pro", "optimizer.weight_decay=0.1"], &["optimizer.weight_decay = 0.1", "set it to 0"]),
         (
             &["rule.name=lora-pro", "rule.options.mode=sgd", "optimizer.weight_decay=0.1"],
@@ -319,7 +319,7 @@ fn adapters_and_rules_are_listed_with_their_options() {
     let told = |args: &[&str]| String::from_utf8(succeeded(shop.run(args)).stdout).unwrap();
     let all = told(&["methods"]);
     for entry in lowrank_models::adapter::STRUCTURES {
-        assert!(all.contains(entry.spec.title), "{}", entry.spec.name);
+        assert!(all.contains(entry.entry.summary), "{}", entry.spec.name);
         let one = told(&["methods", entry.spec.name]);
         for option in entry.entry.options().iter() {
             assert!(one.contains(&option.name), "{} is not in {one}", option.name);

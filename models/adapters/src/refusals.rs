@@ -65,8 +65,8 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
     let cases: Vec<(AdapterConfig, [usize; 2], &[&str])> = vec![
         // From the weight's decomposition.
         (with("svfit", 8, json!({})), [9, 7], &["rank 8", "smaller side, 7"]),
-        (with("svfit", 0, json!({"energy": 0.0})), [9, 7], &["energy = 0", "above 0, at most 1"]),
-        (with("svfit", 0, json!({"energy": 1.5})), [9, 7], &["energy = 1.5", "above 0, at most 1"]),
+        (with("svfit", 0, json!({"energy": 0.0})), [9, 7], &["energy = 0", "greater than 0 and at most 1"]),
+        (with("svfit", 0, json!({"energy": 1.5})), [9, 7], &["energy = 1.5", "greater than 0 and at most 1"]),
         (with("svfit", 3, json!({"energy": 0.5})), [9, 7], &["energy = 0.5", "rank 3", "take"]),
         (with("sorsa", 8, json!({})), [9, 7], &["rank 8", "smaller side, 7"]),
         (with("sorsa", 3, json!({"gamma": -1.0})), [9, 7], &["gamma = -1", "at least 0"]),

@@ -192,7 +192,7 @@ fn bounds(schema: &Map<String, Value>, whole: bool) -> Option<String> {
     let text = match (least, above, most, below) {
         (Some(least), None, Some(most), None) => format!("from {} to {}", plain(least), plain(most)),
         (Some(least), None, None, Some(below)) => format!("from {} to below {}", plain(least), plain(below)),
-        (None, Some(above), Some(most), None) => format!("above {}, at most {}", plain(above), plain(most)),
+        (None, Some(above), Some(most), None) => format!("greater than {} and at most {}", plain(above), plain(most)),
         (None, Some(above), None, Some(below)) => format!("above {} and below {}", plain(above), plain(below)),
         (Some(least), ..) if whole && least == 0.0 => return None,
         (Some(least), ..) => format!("of at least {}", plain(least)),

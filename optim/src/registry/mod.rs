@@ -34,7 +34,7 @@
 //!
 //! let given = serde_json::json!({ "ratio": -1 }).as_object().cloned().unwrap();
 //! let refusal = rule.configure::<WarmConfig>(&given).unwrap_err().under("rule.options");
-//! assert_eq!(refusal.to_string(), "rule.options.ratio = -1: must be a number greater than 0");
+//! assert_eq!(refusal.to_string(), "rule.options.ratio = -1: must be a number greater than 0 and at most 1000000");
 //! assert!(find(Kind::Rule, RULES, "wram").unwrap_err().to_string().contains("did you mean \"warm\"?"));
 //! // A configuration made in code meets the same checks.
 //! assert!(validate(&WarmConfig::new().with_parts(65)).is_err());

@@ -265,7 +265,7 @@ pub fn validate<C: JsonSchema + Serialize>(config: &C) -> Result<(), OptionError
 fn collect(schema: &Value, standard: &Value, above: &[String], specs: &mut Vec<OptionSpec>) {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
     for (name, schema) in properties {
-        let (path, value) = ([above, &[name.clone()]].concat(), &standard[name.as_str()]);
+        let (path, value) = ([above, std::slice::from_ref(name)].concat(), &standard[name.as_str()]);
         if schema.get("properties").is_some() {
             collect(schema, value, &path, specs);
             continue;

@@ -33,7 +33,7 @@ impl MomentReset {
             Self::Zero => Ok(()),
             Self::Magnitude(ratio) | Self::Random(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(()),
             Self::Magnitude(ratio) | Self::Random(ratio) => {
-                check::refused("reset", ratio, "the ratio must be above 0 and below 1")
+                check::refused("reset", ratio, "the ratio must be above 0 and below 1, such as magnitude:0.9")
             }
         }
     }
@@ -100,9 +100,7 @@ impl TryFrom<String> for MomentReset {
             ("zero", _) if text == "zero" => Ok(Self::Zero),
             ("magnitude", Ok(ratio)) => Ok(Self::Magnitude(ratio)),
             ("random", Ok(ratio)) => Ok(Self::Random(ratio)),
-            _ => {
-                Err(format!("reset is {text}: it must be zero, magnitude:RATIO or random:RATIO, such as magnitude:0.9"))
-            }
+            _ => Err("must be zero, magnitude:RATIO or random:RATIO, such as magnitude:0.9".into()),
         }
     }
 }
