@@ -173,7 +173,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
     let shop = Workshop::with_model(20);
     for (settings, parts) in [
         (&["adapter.name=lorra"][..], &["lorra", "lora"][..]),
-        (&["adapter.rank=0"], &["rank", "at least 1"]),
+        (&["adapter.rank=0"], &["rank", "from 1 to"]),
         (&["adapter.rank=many"], &["adapter.rank", "whole number"]),
         (&["adapter.alpha=0"], &["alpha", "greater than 0"]),
         (&["adapter.dropout=1"], &["dropout", "below 1"]),
