@@ -87,6 +87,13 @@ pub fn visit_parameters<M: Module>(module: &M, visitor: &mut impl ParameterVisit
     module.visit(&mut Walk { path: ModulePath::default(), visitor });
 }
 
+/// The id of the parameter at a path.
+///
+/// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
+pub fn parameter_id(path: &str) -> ParamId {
+    ParamId::from(key_of(path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,11 +144,4 @@ mod tests {
         assert_eq!(seen.floats.len(), 2);
         assert_eq!(seen.adapters[..2], ["layers.0.weight.lora.a", "layers.0.weight.lora.b"]);
     }
-}
-
-/// The id of the parameter at a path.
-///
-/// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
-pub fn parameter_id(path: &str) -> ParamId {
-    ParamId::from(key_of(path))
 }

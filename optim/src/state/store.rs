@@ -17,9 +17,12 @@ pub trait StateStore: Send {
     fn get(&mut self, prefix: &str) -> Vec<(String, TensorData)>;
 }
 
+/// A store that is used by several optimizers.
+type SharedStore = Arc<Mutex<dyn StateStore>>;
+
 /// Handle of optimizers with the store that they use now.
 #[derive(Clone, Default)]
-pub struct StoreSlot(Arc<Mutex<Option<Arc<Mutex<dyn StateStore>>>>>);
+pub struct StoreSlot(Arc<Mutex<Option<SharedStore>>>);
 
 impl fmt::Debug for StoreSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,14 +37,14 @@ impl StoreSlot {
     }
 
     /// Runs `work` while the optimizers of this handle use `store`.
-    pub fn through<R>(&self, store: Arc<Mutex<dyn StateStore>>, work: impl FnOnce() -> R) -> R {
+    pub fn through<R>(&self, store: SharedStore, work: impl FnOnce() -> R) -> R {
         self.set(Some(store));
         let result = work();
         self.set(None);
         result
     }
 
-    fn set(&self, store: Option<Arc<Mutex<dyn StateStore>>>) {
+    fn set(&self, store: Option<SharedStore>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = store;
     }
 
