@@ -30,7 +30,7 @@ Examples:
 
 `lowrank methods` lists adapters and rules, `lowrank methods NAME` the options of one, which are set as --set adapter.options.NAME=VALUE and
 --set rule.options.NAME=VALUE. docs/configuration.md lists all keys. Flags win over --set, --set over the file of --config, the file over the
-defaults. The learning rate is the structure's own where none is given (2e-4 of lora), 2e-5 where all weights are trained or the rule is lora-pro.
+defaults. The learning rate is that of rule or structure where none is given (2e-4 of lora), 2e-5 where all weights are trained.
 Ctrl-C finishes the step, saves and exits; --resume resumes bit-exactly, as if the run had not been interrupted.")]
 pub struct Args {
     /// Hugging Face model folder
