@@ -55,7 +55,7 @@ impl StoreSlot {
     }
 }
 
-/// An optimizer whose records go through the store of a [`StoreSlot`].
+/// An optimizer whose records go through the [`StateStore`] of its handle.
 #[derive(Clone, Debug)]
 pub struct Stored<O> {
     optimizer: O,
