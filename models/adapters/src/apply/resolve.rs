@@ -161,7 +161,7 @@ impl AdapterConfig {
             if chosen.is_empty() {
                 let last = found.iter().filter_map(|layer| block_of(&layer.path)).max();
                 return Err(AdapterError::Setting {
-                    key: "layers".into(),
+                    key: "adapter.layers".into(),
                     value: format!("{layers:?}"),
                     reason: match last {
                         Some(last) => format!(
