@@ -62,8 +62,8 @@ pub enum ConfigError {
         origin: Origin,
         /// The most similar key.
         nearest: Option<String>,
-        /// The method whose option it would be, and its options.
-        method: Option<(String, String)>,
+        /// The method whose option it would be, and its options; boxed, since errors travel through many results.
+        method: Option<Box<(String, String)>>,
     },
     /// A key that is written elsewhere.
     #[error("{origin}: there is no key {key}; write {to}")]
@@ -106,8 +106,8 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|near| format!("; did you mean {near}?")).unwrap_or_default()
 }
 
-fn of(method: &Option<(String, String)>) -> String {
-    match method {
+fn of(method: &Option<Box<(String, String)>>) -> String {
+    match method.as_deref() {
         Some((name, options)) if options.is_empty() => format!("; {name} has no options"),
         Some((name, options)) => format!("; options of {name}: {options}"),
         None => String::new(),

@@ -87,7 +87,8 @@ impl Known {
             origin: assignment.origin.clone(),
             nearest: nearest_key(&assignment.key, &known),
             method: method.map(|(name, list)| {
-                (name.clone(), list.iter().map(|option| option.name.as_str()).collect::<Vec<_>>().join(", "))
+                let options = list.iter().map(|option| option.name.as_str()).collect::<Vec<_>>().join(", ");
+                Box::new((name.clone(), options))
             }),
         }
     }
