@@ -1,4 +1,4 @@
-//! Fine-tunes a small network of Burn's own layers through an adapter, and merges it: the network itself does not change.
+//! Fine-tunes a small network of Burn's own layers with an adapter and merges it; the network's code does not change.
 //!
 //! ```text
 //! cargo run --release --example adapt_module -- dora
@@ -38,7 +38,7 @@ impl Network {
     }
 }
 
-/// Steps of AdamW on whatever is not frozen.
+/// Runs steps of AdamW on all parameters that are not frozen.
 fn train(mut network: Network, x: &Tensor<2>, y: &Tensor<2>, lr: f64, steps: usize) -> Network {
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
     for step in 0..=steps {
@@ -52,7 +52,7 @@ fn train(mut network: Network, x: &Tensor<2>, y: &Tensor<2>, lr: f64, steps: usi
     network
 }
 
-/// Losses along the way.
+/// Losses during training.
 struct Losses {
     first_task: f32,
     adapted: f32,

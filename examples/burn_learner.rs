@@ -16,7 +16,7 @@ use burn::train::{Learner, SupervisedTraining};
 use lowrank_models::{LanguageBatch, Llama, LlamaConfig, ids_tensor};
 use lowrank_train::run::report::TensorBoardLogger;
 
-/// Makes batches of windows of text, one byte a token.
+/// Builds batches of text windows, one token per byte.
 #[derive(Clone)]
 struct Windows;
 

@@ -20,7 +20,7 @@ use lowrank_optim::{Hooks, OptimError, StepInfo};
 struct Model {
     first: Linear,
     second: Linear,
-    /// Hooks around the optimizer's steps, which the learner's copies of the model share.
+    /// Hooks around the optimizer's steps, shared by the learner's copies of the model.
     #[module(skip)]
     hooks: Arc<Mutex<Hooks<Model>>>,
 }
@@ -67,7 +67,7 @@ impl InferenceStep for Model {
     }
 }
 
-/// Losses after so many steps with plain LoRA and with LoRA-Pro.
+/// Losses after `steps` steps with plain LoRA and with LoRA-Pro.
 fn compare(steps: usize) -> Result<[(&'static str, f32); 2], OptimError> {
     let device = Device::default().autodiff();
     device.seed(7);
@@ -77,7 +77,7 @@ fn compare(steps: usize) -> Result<[(&'static str, f32); 2], OptimError> {
 
     let plain = base.apply_lora(Lora::new(4, 8.0));
     let mut pro = plain.clone();
-    // In mode full the moments are the rule's, and the optimizer is plain descent.
+    // In mode full the rule keeps the moments, and the optimizer is plain SGD.
     pro.hooks = Arc::new(Mutex::new(Hooks::new().with(LoraProConfig::new().init(&pro)?)));
 
     let train = |model: Model, optimizer: ModuleOptimizer, lr: f64| {

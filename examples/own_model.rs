@@ -22,7 +22,7 @@ struct Network {
     head: Linear,
 }
 
-/// Vectors `x [rows, 6]` and the numbers `y [rows, 1]` to be made of them.
+/// Vectors `x [rows, 6]` and their target numbers `y [rows, 1]`.
 #[derive(Clone)]
 struct Pairs {
     x: Tensor<2>,
@@ -75,7 +75,7 @@ impl SegmentedModel for Network {
     }
 }
 
-/// Random vectors without end.
+/// Endless stream of random vectors.
 struct Vectors;
 
 impl Stream<Pairs> for Vectors {
@@ -94,7 +94,7 @@ impl Stream<Pairs> for Vectors {
     }
 }
 
-/// Losses of some steps.
+/// Losses of the first steps.
 fn losses(steps: usize) -> anyhow::Result<Vec<f64>> {
     let device = Device::default().autodiff();
     device.seed(5);

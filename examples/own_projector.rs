@@ -10,7 +10,7 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use lowrank_optim::{ProjectedConfig, Projector, Renewal, Residual, Subspace};
 
-/// Columns of the Hadamard matrix, others at each renewal. Lengths must be powers of two.
+/// Columns of the Hadamard matrix, different ones at each renewal. Lengths must be powers of two.
 #[derive(Debug)]
 struct Hadamard;
 
@@ -35,7 +35,7 @@ fn main() -> anyhow::Result<()> {
     let device = Device::default().autodiff();
     device.seed(1);
     let mut model = Model { layer: LinearConfig::new(64, 128).with_bias(false).init(&device) };
-    // What the 16 columns leave out moves the weights by its sign, as FRUGAL has it.
+    // The residual outside the 16 columns updates the weights by its sign, as in FRUGAL.
     let pieces =
         ProjectedConfig::new(16).with_update_proj_gap(20).with_residual(Residual::Sign).with_inactive_lr_scale(0.3);
     let mut optimizer = ModuleOptimizer::from(pieces.build_with(Hadamard)?);

@@ -309,7 +309,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
             let taken = tensors.remove(&a).unwrap();
             tensors.insert(format!("{layer}.lora_C.weight"), taken);
         },
-        &[&a, "missing", "lora_C", "no place"],
+        &[&a, "missing", "lora_C", "does not fit"],
     );
     check(&|tensors| tensors.retain(|name, _| !name.starts_with(layer)), &[layer, "missing"]);
     check(&|tensors| tensors.get_mut(&b).unwrap().0 = vec![16, 16], &[&b, "[16, 16]", "[32, 8]"]);
@@ -324,7 +324,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     );
     check(
         &|tensors| drop(tensors.insert("base_model.model.other.weight".into(), (vec![1], vec![0; 4]))),
-        &["other.weight", "no place"],
+        &["other.weight", "does not fit"],
     );
     check(
         &|tensors| {

@@ -206,7 +206,7 @@ fn bad_settings_are_refused_and_leave_nothing() {
         (&["train.tokens=1000"], &["train.tokens", "finetune"]),
         (&["train.epochs=0"], &["no end"]),
         (&["train.epochs=0", "train.minutes=1"], &["schedule.kind"]),
-        (&["train.epochs=-1"], &["train.epochs", "0 or greater"]),
+        (&["train.epochs=-1"], &["train.epochs", "from 0 to"]),
         (&["train.seq_len=129"], &["129", "128 positions"]),
         (&["data.format=text"], &["data.format", "jsonl"]),
         (&["train.backward=per-layer"], &["optimizer.clip", "block_clip"]),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
@@ -86,7 +87,11 @@ impl SegmentedModel for Mlp {
     }
 }
 
+/// Draws of the device's generator, which the tests of this file share, are made by one of them at a time.
+static DRAWS: Mutex<()> = Mutex::new(());
+
 fn model() -> Mlp {
+    let _one = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
     let device = Device::default().autodiff();
     device.seed(3);
     let layer = |d_in, d_out| LinearConfig::new(d_in, d_out).init(&device);
@@ -219,6 +224,7 @@ struct Decay {
 
 impl Decay {
     fn new(meter: &StateMeter) -> Self {
+        let _one = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
         let device = Device::default().autodiff();
         let scale = LinearConfig::new(1, 1).with_bias(false).init(&device).materialize();
         let weight = Param::initialized(7u64.into(), Tensor::ones([1, 1], &Device::default()).autodiff());

@@ -97,7 +97,7 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
         String::from_utf8_lossy(&succeeded(shop.run(&args)).stdout).into_owned()
     };
     let text = plan(&["--memory", "600MiB"]);
-    assert!(text.contains("yes   dense") && text.contains("no    dense") && text.contains("takes: dense"), "{text}");
+    assert!(text.contains("yes   dense") && text.contains("no    dense") && text.contains("uses: dense"), "{text}");
     for word in ["sltrain", "adamw-8bit", "checkpointed", "per-layer", "2 x 2"] {
         assert!(text.contains(word), "{word}: {text}");
     }

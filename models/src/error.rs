@@ -33,7 +33,7 @@ pub enum ModelError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A file whose content is not what it must be.
+    /// A file with invalid content.
     #[error("{path}: {reason}")]
     File {
         /// The file.
@@ -65,7 +65,7 @@ pub enum ModelError {
     /// A sampling setting outside its range.
     #[error("generation: {0}")]
     Sampling(String),
-    /// Outputs that are no numbers, from which nothing can be chosen.
+    /// Outputs that are not finite, from which no token can be chosen.
     #[error("token {token} cannot be chosen: the output for id {id} is {value}; the weights are damaged or too large")]
     NotFinite {
         /// Number of the new token, from 1.

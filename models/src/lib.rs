@@ -1,12 +1,12 @@
-//! LLaMA models for Burn: the model, its files and the fused operations it is made of.
+//! LLaMA models for Burn: the model, its files and its fused operations.
 //!
 //! - [`Llama`] is a Burn module with the configuration fields and parameter names of Hugging Face's implementation.
-//! - [`SegmentedModel`] is what training asks of a model: `Llama` is one, a model of your own can be another.
-//! - [`adapter`] puts trained changes on frozen layers, of this model or of any Burn module.
-//! - [`analysis`] computes what is asked about a model.
+//! - [`SegmentedModel`] is the interface that training needs of a model: `Llama` implements it, and your own model can.
+//! - [`adapter`] attaches trained updates to frozen layers, of this model or of any Burn module.
+//! - [`analysis`] computes properties of a model.
 //! - [`hub`] reads and writes Hugging Face model folders.
 //! - [`generate()`] continues text with a key-value cache.
-//! - [`ops`] are the operations with a fast form on the CPU backend, usable in any Burn model.
+//! - [`ops`] contains operations with a fused implementation on the CPU backend, usable in any Burn model.
 //!
 //! Linear weights are stored `[d_in, d_out]`, as Burn does; files hold the transposed `[d_out, d_in]`.
 

@@ -1,5 +1,5 @@
 //! Models made of blocks that run one after another, and the backward pass block by block: only the inputs of the blocks are kept, each block
-//! runs again when its gradient is due.
+//! runs again when its gradient is computed.
 //!
 //! "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174); updating each block at once is the fused step of "Full Parameter
 //! Fine-tuning for Large Language Models with Limited Resources" (arXiv 2306.09782).
@@ -9,7 +9,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 use lowrank_optim::{ByPointer, Part, PartVisitor};
 
-/// A part of a model whose gradients arise together.
+/// A part of a model whose gradients are computed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Segment {
     /// Parameters before the first block, such as a token embedding.
@@ -20,7 +20,7 @@ pub enum Segment {
     Head,
 }
 
-/// A model that turns a batch into hidden states, passes them through blocks, and makes a loss of the last ones.
+/// A model that turns a batch into hidden states, passes them through blocks, and computes a loss from the last ones.
 ///
 /// Whole, checkpointed and per-layer training, evaluation, and the collection of base gradients work on any model that implements it.
 pub trait SegmentedModel: Module {
@@ -43,7 +43,7 @@ pub trait SegmentedModel: Module {
     /// Output of a block, counted from 0.
     fn block(&self, number: usize, x: Self::Hidden, context: &Self::Context) -> Self::Hidden;
 
-    /// Sum of the losses of all that counts, shape `[1]`, from the output of the last block.
+    /// Sum of the losses of all targets that count, shape `[1]`, from the output of the last block.
     fn loss(&self, x: Self::Hidden, batch: &Self::Batch) -> Tensor<1>;
 
     /// Number of losses in that sum.
@@ -54,7 +54,7 @@ pub trait SegmentedModel: Module {
         Vec::new()
     }
 
-    /// Shows the parameters of a segment to a visitor. Together the segments show every parameter once.
+    /// Passes the parameters of a segment to a visitor. Together the segments contain every parameter once.
     fn visit_segment<V: ModuleVisitor>(&self, segment: Segment, visitor: &mut V);
 
     /// Output of the last block.
@@ -78,7 +78,7 @@ pub trait Hidden: Clone {
     /// A leaf with these values, tracked where something below is trained.
     fn leaf(self, tracked: bool) -> Self;
 
-    /// Takes the gradient of a leaf out of those of a backward pass.
+    /// Removes the gradient of a leaf from the gradients of a backward pass.
     fn gradient(&self, grads: &mut Gradients) -> Option<Self>;
 
     /// Sum of the products with a gradient, shape `[1]`: its backward pass starts with that gradient.
@@ -164,12 +164,12 @@ pub enum WalkPoint {
     BlockForward,
 }
 
-/// The other side of [`walk`]: it has the model, and gets the gradients.
+/// Callbacks of [`walk`]: the walker owns the model and receives the gradients.
 pub trait Walker<M: SegmentedModel> {
     /// Error that ends the walk.
     type Error;
 
-    /// The model as it is: the segments above the one that runs next may have changed.
+    /// The current model: segments above the one that runs next may have been updated.
     fn model(&self) -> &M;
 
     /// Term that is added to the loss of a segment, shape `[1]`.
@@ -180,14 +180,15 @@ pub trait Walker<M: SegmentedModel> {
     /// Called at each point.
     fn measure(&mut self, _point: WalkPoint) {}
 
-    /// Gets the gradients of a segment. Its parameters may change at once: nothing that follows needs them as they were.
+    /// Receives the gradients of a segment. Its parameters may be updated at once: nothing that follows needs the old ones.
     fn gradients(&mut self, segment: Segment, grads: GradientsParams) -> Result<(), Self::Error>;
 }
 
-/// Runs the passes of a step and hands the gradients of their weighted sum to the walker: those of the head first, then of each block from the
-/// last one down to the `lowest` segment with a trained parameter. Only one segment's gradients exist at a time unless the walker keeps them.
+/// Runs the passes of a step and delivers the gradients of their weighted sum to the walker: those of the head first, then of each block
+/// from the last one down to the `lowest` segment with a trained parameter. Only one segment's gradients exist at a time unless the walker
+/// keeps them.
 ///
-/// Returns the sums of all losses, pass after pass; when one is not finite, there are no gradients.
+/// Returns the sums of all losses, pass after pass; if one is not finite, no gradients are computed.
 pub fn walk<M: SegmentedModel, W: Walker<M>>(
     passes: &[ForwardPass<'_, M>],
     lowest: Segment,
@@ -291,7 +292,7 @@ fn taken<H: Hidden>(leaves: &[H], grads: &mut Gradients) -> Option<Vec<Option<H>
     taken.iter().any(Option::is_some).then_some(taken)
 }
 
-/// Takes the gradients of tied parameters out of those of the head.
+/// Removes the gradients of tied parameters from those of the head.
 struct Tied<'a> {
     ids: Vec<ParamId>,
     from: &'a mut GradientsParams,
@@ -308,7 +309,7 @@ impl ModuleVisitor for Tied<'_> {
     }
 }
 
-/// Adds gradients to those that are there.
+/// Adds gradients to existing ones.
 struct Joined<'a> {
     from: &'a mut GradientsParams,
     into: &'a mut GradientsParams,

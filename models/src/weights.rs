@@ -1,4 +1,4 @@
-//! Sources of the first values of a model's parameters: random numbers or a file.
+//! Sources of the initial values of a model's parameters: random numbers or a file.
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -20,7 +20,7 @@ pub enum Layout {
     Transposed,
 }
 
-/// Gives each parameter its first value while a model is built.
+/// Source of the initial value of each parameter while a model is built.
 ///
 /// Paths are the names of Hugging Face's files, such as `model.layers.0.self_attn.q_proj.weight`; shapes are the model's.
 pub trait WeightSource {
@@ -100,7 +100,7 @@ impl WeightSource for RandomWeights {
         if let Some(choose) = chosen {
             return choose(self);
         }
-        // Takes memory for the positions drawn, not for all there are.
+        // Uses memory for the drawn positions only, not for all possible ones.
         let mut random = StdRng::seed_from_u64(self.seed ^ key_of(path));
         let drawn = rand::seq::index::sample(&mut random, below, count);
         let mut positions: Vec<i32> = drawn.iter().map(|position| position as i32).collect();

@@ -4,7 +4,7 @@
 //! cargo bench -p lowrank-optim --features flex
 //! ```
 //!
-//! Every figure is to be read against that of AdamW for the same shape in the same run.
+//! Compare every figure with that of AdamW for the same shape in the same run.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn steps(group: &mut BenchmarkGroup<WallTime>, name: &str, shape: [usize; 2], op
     group.bench_function(format!("{name}/{}x{}", shape[0], shape[1]), |bencher| {
         bencher.iter(|| {
             next = (next + 1) % gradients.len();
-            // A gradient that nobody else holds, as a backward pass gives it.
+            // An unshared gradient, as a backward pass produces it.
             let g = gradients[next].clone().mul_scalar(1.0);
             let own = std::mem::replace(&mut w, Tensor::empty([0, 0], &device));
             (w, state) = optimizer.step(1e-4, own, g, state.take());

@@ -1,4 +1,4 @@
-//! Rejections of what several options decide together; a single option states what it allows in its field.
+//! Rejections that depend on several options; the allowed values of a single option are stated at its field.
 
 use crate::error::OptimError;
 use crate::registry::options::OptionError;

@@ -32,7 +32,7 @@ pub struct Clipped {
     pub grads: GradientsParams,
     /// Norm of all gradients together before clipping.
     pub norm: f64,
-    /// Bytes that the gradients take.
+    /// Bytes of the gradients.
     pub bytes: u64,
 }
 
@@ -140,7 +140,7 @@ fn chunk_sum_of_squares(values: &[f32]) -> (f64, u64) {
         }
     }
     let sum = sums.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
-    // The square of a finite f32 is finite in f64: only then is it worth counting.
+    // The square of a finite f32 is finite in f64: only other sums need counting.
     match sum.is_finite() {
         true => (sum, 0),
         false => (sum, values.iter().filter(|value| !value.is_finite()).count() as u64),

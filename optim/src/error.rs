@@ -31,7 +31,7 @@ pub enum OptimError {
         path: String,
         /// The factor with a gradient.
         present: &'static str,
-        /// The factor without.
+        /// The factor without a gradient.
         missing: &'static str,
     },
     /// A module without matrices for a low-rank optimizer.

@@ -1,6 +1,6 @@
-//! Hooks: what a method does around the steps of a training loop besides the optimizer's update.
+//! Hooks: actions of a method around the steps of a training loop besides the optimizer's update.
 //!
-//! A hook is asked in this order; a loop that updates blocks one by one asks it about one block at a time:
+//! Hooks are called in this order; a loop that updates blocks one by one calls them for one block at a time:
 //!
 //! ```text
 //! begin_step        before the forward pass
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! [`Hooks`] is a list of them: the trainer holds one, and so can a loop written by hand or an overridden
-//! [`TrainStep::optimize`](burn::train::TrainStep::optimize), where [`Hooks::update`] is the one line.
+//! [`TrainStep::optimize`](burn::train::TrainStep::optimize), where [`Hooks::update`] is the one call needed.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ use burn::tensor::Tensor;
 
 use crate::part::Part;
 
-/// Error of a hook, of whatever type it has.
+/// Error of a hook, of any type.
 pub type HookError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Position of a step in its run.
@@ -49,14 +49,14 @@ impl StepInfo {
 
 /// Actions around the steps of a training loop. Every method does nothing unless it is overridden.
 ///
-/// A hook keeps its own state; what of it must survive a restart goes into its record. Methods that take a [`Part`] see the whole model, or
-/// one segment of it where segments are updated one by one: a hook leaves alone what the part does not contain.
+/// A hook keeps its own state; state that must survive a restart goes into its record. Methods that take a [`Part`] see the whole model, or
+/// one segment of it where segments are updated one by one: a hook must not change parameters outside the part.
 #[allow(unused_variables)]
 pub trait Hook<M: Module>: Send {
     /// Name, which is that of its file in checkpoints: letters, digits and hyphens.
     fn name(&self) -> &'static str;
 
-    /// Reason why it needs all gradients at once; none where it also works on one segment after another.
+    /// Reason why the hook needs all gradients at once; none if it also works on one segment after another.
     fn needs_all_gradients(&self) -> Option<String> {
         None
     }
@@ -81,7 +81,7 @@ pub trait Hook<M: Module>: Send {
         Ok(grads)
     }
 
-    /// Changes gradients after they are clipped: what it returns is what the optimizer sees.
+    /// Changes gradients after they are clipped: the optimizer uses the returned gradients.
     fn after_clipping(
         &mut self,
         step: &StepInfo,
@@ -106,12 +106,12 @@ pub trait Hook<M: Module>: Send {
         model
     }
 
-    /// Trained parameters that stay as they are in this step, asked after [`Hook::begin_step`].
+    /// Trained parameters that are not updated in this step; called after [`Hook::begin_step`].
     fn frozen(&self) -> &[ParamId] {
         &[]
     }
 
-    /// State between steps, for a checkpoint; an empty record where it keeps none.
+    /// State between steps, for a checkpoint; an empty record if there is none.
     fn to_record(&self) -> OptimizerRecord {
         OptimizerRecord::default()
     }
@@ -120,7 +120,7 @@ pub trait Hook<M: Module>: Send {
     fn load_record(&mut self, record: OptimizerRecord) {}
 }
 
-/// The hooks of a training loop, asked one after the other.
+/// The hooks of a training loop, called in order.
 pub struct Hooks<M: Module>(Vec<Box<dyn Hook<M>>>);
 
 impl<M: Module> Default for Hooks<M> {
@@ -168,7 +168,7 @@ impl<M: Module> Hooks<M> {
         self.0.iter().map(|hook| &**hook)
     }
 
-    /// As [`Hooks::iter`], to be changed.
+    /// Mutable variant of [`Hooks::iter`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut (dyn Hook<M> + 'static)> {
         self.0.iter_mut().map(|hook| &mut **hook)
     }
@@ -183,7 +183,7 @@ impl<M: Module> Hooks<M> {
         self.0.iter_mut().try_for_each(|hook| hook.begin_step(step, model))
     }
 
-    /// Sum of the terms of all, shape `[1]`; none when no hook has one.
+    /// Sum of the terms of all hooks, shape `[1]`; none when no hook has one.
     pub fn loss_term(&self, step: &StepInfo, part: &dyn Part) -> Result<Option<Tensor<1>>, HookError> {
         let mut sum: Option<Tensor<1>> = None;
         for hook in &self.0 {
@@ -231,12 +231,12 @@ impl<M: Module> Hooks<M> {
         self.0.iter_mut().fold(model, |model, hook| hook.end_step(step, model, optimizer))
     }
 
-    /// Parameters that stay as they are in this step.
+    /// Parameters that are not updated in this step.
     pub fn frozen(&self) -> Vec<ParamId> {
         self.iter().flat_map(|hook| hook.frozen().iter().copied()).collect()
     }
 
-    /// A whole step of the optimizer with all that the hooks do around it once there are gradients, without clipping: for loops that have the
+    /// Runs a whole step of the optimizer with all hook calls that follow the backward pass, without clipping: for loops that have the
     /// gradients of the whole module at once. [`Hooks::begin_step`] and [`Hooks::loss_term`] belong before the backward pass. The optimizer
     /// steps at the rates `lr`, which may differ between groups of parameters.
     ///
@@ -267,7 +267,7 @@ mod tests {
     use burn::optim::SgdConfig;
     use burn::tensor::Device;
 
-    /// Writes down what it is asked.
+    /// Records its calls.
     struct Log(&'static str, Arc<Mutex<Vec<String>>>);
 
     impl Log {

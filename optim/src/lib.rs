@@ -4,13 +4,13 @@
 //!   [`FrugalConfig`], [`LdAdamConfig`], [`ApolloConfig`]; any other combination of their pieces with [`ProjectedConfig`] and a [`Projector`]
 //!   of your own.
 //! - Optimizers with orthogonal updates: [`MuonConfig`], [`TrionConfig`], [`DionConfig`].
-//! - [`AdamW8bitConfig`]: moments of one byte; [`AdamW`]: the measure of the others, in one pass over memory.
+//! - [`AdamW8bitConfig`]: 8-bit moments; [`AdamW`]: the reference for the others, in one pass over memory.
 //! - [`loro`]: steps of two factors along the manifold of their product, and the optimizer that takes them.
-//! - [`ParameterRoles`]: which parameters of a module they are meant for.
+//! - [`ParameterRoles`]: the parameters of a module that they are meant for.
 //! - [`GlobalNormClip`]: clipping by the norm of all gradients together.
 //! - [`rules`]: passes over the gradients of a whole module that work on pairs of factors.
-//! - [`Hook`]: what a method does around the steps of a training loop, for the trainer, a loop of your own or Burn's `Learner`.
-//! - [`StateMeter`]: the bytes that optimizer states really take.
+//! - [`Hook`]: actions of a method around the steps of a training loop, for the trainer, a loop of your own or Burn's `Learner`.
+//! - [`StateMeter`]: the bytes that optimizer states actually use.
 //! - [`registry`]: the list of optimizers by name, with their options and the memory they take.
 
 extern crate alloc;

@@ -53,7 +53,7 @@ impl<R: MatrixRule> ByMatrix<R> {
         Self { rule, others, place: None, met: Arc::default() }
     }
 
-    /// For one matrix whose place is known; without it matrices are numbered in the order of their first steps.
+    /// Assigns the optimizer to one matrix; without it, matrices are numbered in the order of their first steps.
     pub fn at(mut self, place: MatrixId) -> Self {
         self.place = Some(place);
         self

@@ -1,4 +1,4 @@
-//! Identity of a matrix among those of its optimizer.
+//! Identification of the matrices of an optimizer.
 
 /// Identity of a matrix among those of its optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ pub trait MethodConfig: Config {
     /// The bare optimizer, or the reason why the configuration is rejected.
     fn optimizer(&self) -> Result<Self::Optimizer, OptimError>;
 
-    /// The optimizer of one matrix whose place among the others is known.
+    /// The optimizer of one matrix with this identity.
     fn at(optimizer: Self::Optimizer, place: MatrixId) -> Self::Optimizer;
 
     /// Reports whether the method steps matrices of this shape, instead of plain AdamW.

@@ -23,7 +23,7 @@ use crate::state::reset::{MomentResets, ResetMoments};
 pub enum Role {
     /// A matrix inside the model.
     Hidden,
-    /// A matrix that turns ids into vectors.
+    /// A matrix that maps ids to vectors.
     Embedding,
     /// The last matrix, which gives the outputs.
     Head,
@@ -73,7 +73,7 @@ pub struct ParameterRoles {
 }
 
 impl ParameterRoles {
-    /// Looks at all parameters of a module.
+    /// Assigns roles to all parameters of a module.
     pub fn of<M: Module>(module: &M) -> Self {
         let mut finder = Finder::default();
         visit_parameters(module, &mut finder);
@@ -131,7 +131,7 @@ impl ParameterRoles {
         self.parameters.iter().filter(|parameter| parameter.role == Role::Hidden)
     }
 
-    /// The group of hidden matrices, for [`ModuleOptimizer::with_group`]; that there are none is an error.
+    /// The group of hidden matrices, for [`ModuleOptimizer::with_group`]; having none is an error.
     pub fn group(&self) -> Result<ParamGroup, OptimError> {
         let ids: Vec<ParamId> = self.hidden().map(|parameter| parameter.id).collect();
         if ids.is_empty() {
@@ -239,7 +239,7 @@ pub enum AssignedTo {
     TooSmall(&'static str),
     /// AdamW.
     AdamW,
-    /// Plain descent: a rule has made the gradient the step.
+    /// Plain SGD: a rule has already turned the gradient into the update.
     Descent,
 }
 
@@ -278,7 +278,7 @@ impl fmt::Display for ParameterRoles {
     }
 }
 
-/// The role of a matrix at this path.
+/// Returns the role of a matrix at this path.
 fn role(path: &ModulePath) -> Role {
     let named = |words: &[&str], starts: &[&str]| {
         let is = |part: &str| words.contains(&part) || starts.iter().any(|start| part.starts_with(start));

@@ -11,17 +11,17 @@ use burn::tensor::{Bool, Float, Gradients, Int, Tensor};
 
 /// Parameters that a visitor can walk: those of a module, or of one of its segments.
 pub trait Part {
-    /// Shows every parameter to a visitor; `walk` takes any `ModuleVisitor`.
+    /// Passes every parameter to a visitor; `walk` takes any `ModuleVisitor`.
     fn visit_part(&self, visitor: &mut dyn PartVisitor);
 }
 
 impl dyn Part + '_ {
-    /// Shows every parameter to a visitor of modules.
+    /// Passes every parameter to a module visitor.
     pub fn walk<V: ModuleVisitor>(&self, visitor: &mut V) {
         self.visit_part(visitor);
     }
 
-    /// The gradients of the part's trained parameters, as `GradientsParams::from_grads` has them of a module.
+    /// The gradients of the part's trained parameters, as `GradientsParams::from_grads` returns them for a module.
     pub fn gradients(&self, grads: Gradients) -> GradientsParams {
         struct Take {
             grads: Gradients,
@@ -62,7 +62,7 @@ impl<M: Module> Part for M {
     }
 }
 
-/// A `ModuleVisitor` as a trait object; all of them are.
+/// A `ModuleVisitor` as a trait object, implemented for all of them.
 pub trait PartVisitor {
     /// As [`ModuleVisitor::enter_module`].
     fn enter(&mut self, name: &str, container: &str);
@@ -78,7 +78,7 @@ pub trait PartVisitor {
     fn flag(&mut self, flag: &Param<Flag>);
 }
 
-/// Shows a parameter of unknown rank to the method of its rank.
+/// Passes a parameter of unknown rank to the method of its rank.
 macro_rules! of_rank {
     ($visitor:ident.$method:ident($param:ident: $kind:ty) for $($rank:literal)*) => {
         $(if let Some(param) = $param.downcast_ref::<Param<Tensor<$rank, $kind>>>() {

@@ -6,7 +6,8 @@ use lowrank_kernels::random::key_of;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
 
-/// Names from the root of a module to the one that is visited. Variants of an enum have no name in it: what a layer holds is its own affair.
+/// Names from the root of a module to the one that is visited. Variants of an enum are not named in it: the representation of a layer is
+/// not part of its path.
 #[derive(Clone, Debug, Default)]
 pub struct ModulePath {
     names: Vec<Option<String>>,
@@ -36,7 +37,7 @@ impl ModulePath {
         self.names.iter().flatten().map(String::as_str)
     }
 
-    /// Types of the modules on the way, such as `Struct:Embedding`.
+    /// Types of the modules along the path, such as `Struct:Embedding`.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.containers.iter().map(String::as_str)
     }
@@ -47,7 +48,7 @@ impl ModulePath {
     }
 }
 
-/// A visitor of parameters with their paths; [`visit_parameters`] leads it through a module.
+/// A visitor of parameters with their paths; [`visit_parameters`] passes it through a module.
 #[allow(unused_variables)]
 pub trait ParameterVisitor {
     /// Visits a float parameter.
@@ -89,7 +90,7 @@ pub fn visit_parameters<M: Module>(module: &M, visitor: &mut impl ParameterVisit
 
 /// The id of the parameter at a path.
 ///
-/// Ids are made from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
+/// Ids are derived from paths so that optimizer state finds its parameter again after the weights went through a file that has no ids.
 pub fn parameter_id(path: &str) -> ParamId {
     ParamId::from(key_of(path))
 }

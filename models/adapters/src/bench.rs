@@ -1,4 +1,4 @@
-//! One layer with an adapter, for the properties of structures.
+//! A single layer with an adapter, for property tests of structures.
 
 use std::collections::BTreeMap;
 
@@ -64,12 +64,12 @@ pub fn largest(x: Tensor<2>) -> f32 {
     x.inner().abs().max().into_scalar()
 }
 
-/// Whether two tensors differ by at most this share of the largest value.
+/// Returns true if two tensors differ by at most this fraction of the largest value.
 pub fn close<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) -> bool {
     furthest(ours, expected, share).is_none()
 }
 
-/// Tells where two tensors differ by more than this share of the largest value.
+/// Reports where two tensors differ by more than this fraction of the largest value.
 #[track_caller]
 pub fn near<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) {
     if let Some(told) = furthest(ours, expected, share) {
@@ -100,28 +100,28 @@ pub fn rank(matrix: &Tensor<2>) -> usize {
 }
 
 impl Bench {
-    /// A bare layer of fixed values.
+    /// Creates a bare layer of fixed values.
     pub fn new(d_in: usize, d_out: usize, bias: bool) -> Self {
         let bias = bias.then(|| Tensor::from_data(TensorData::new(values(d_out, 0.7), [d_out]), &Device::default()));
         Self::of(matrix(d_in, d_out, 0.37), bias)
     }
 
-    /// A bare layer of this weight `[d_in, d_out]`.
+    /// Creates a bare layer with this weight `[d_in, d_out]`.
     pub fn of(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
         Self { layer: Dense::from_parts(weight.autodiff(), bias.map(Tensor::autodiff)) }
     }
 
-    /// With an adapter attached so.
+    /// Attaches an adapter as `attach` specifies.
     pub fn attach(&self, attach: Attach) -> Result<Self, String> {
         attach.factored().to(self.clone()).map(|(bench, _)| bench).map_err(|error| error.to_string())
     }
 
-    /// With an adapter that begins by itself.
+    /// Attaches an adapter with its own initialisation.
     pub fn with(&self, config: &AdapterConfig) -> Self {
         self.attach(Attach::new(config.clone())).expect("an adapter that can be attached")
     }
 
-    /// With an adapter of these tensors.
+    /// Attaches an adapter with these tensors.
     pub fn with_tensors(&self, config: &AdapterConfig, tensors: Tensors) -> Self {
         let given = tensors.into_iter().map(|(field, (values, shape))| (field, TensorData::new(values, shape)));
         self.given(config, given.collect()).expect("an adapter of its own tensors")
@@ -131,17 +131,17 @@ impl Bench {
         self.attach(Attach::new(config.clone()).with_tensors(BTreeMap::from([("layer".to_string(), tensors)])))
     }
 
-    /// A layer `[d_in, d_out]` with bias and an adapter that begins by itself.
+    /// Creates a layer `[d_in, d_out]` with bias and an adapter with its own initialisation.
     pub fn fresh(config: &AdapterConfig, [d_in, d_out]: [usize; 2]) -> Result<Self, String> {
         Self::new(d_in, d_out, true).attach(Attach::new(config.clone()))
     }
 
-    /// The same with an adapter of these tensors, laid out as in files.
+    /// Creates the same layer with an adapter of these tensors, in the layout of files.
     pub fn holding(config: &AdapterConfig, [d_in, d_out]: [usize; 2], tensors: GivenTensors) -> Result<Self, String> {
         Self::new(d_in, d_out, true).given(config, tensors)
     }
 
-    /// The same with an adapter of drawn values for tensors of these names and shapes.
+    /// Creates the same layer with an adapter of random tensors with these names and shapes.
     pub fn filled(config: &AdapterConfig, shape: [usize; 2], tensors: &[(impl ToString, Vec<usize>)]) -> Self {
         let tensors = tensors.iter().enumerate().map(|(seed, (name, shape))| {
             let draws = &mut StdRng::seed_from_u64(100 + seed as u64);
@@ -151,14 +151,14 @@ impl Bench {
         Self::holding(config, shape, tensors.collect()).expect("an adapter of its own tensors")
     }
 
-    /// The newest adapter.
+    /// Newest adapter.
     pub fn adapter(&self) -> Adapter {
         let mut found = None;
         each_adapter(self, |_, adapter| found = adapter.stack.last().cloned());
         found.expect("a layer with an adapter")
     }
 
-    /// The adapter's tensors.
+    /// Tensors of the adapter.
     pub fn tensors(&self) -> Tensors {
         let all = self.adapter().tensors().into_iter();
         let host = all.map(|(tensor, data)| {
@@ -168,28 +168,28 @@ impl Bench {
         host.collect()
     }
 
-    /// The values of one of them.
+    /// Values of one tensor.
     pub fn values(&self, field: &str) -> Vec<f32> {
         self.tensors().remove(field).expect("a tensor of the adapter").0
     }
 
-    /// One of them, laid out as in files.
+    /// One tensor, in the layout of files.
     pub fn tensor<const D: usize>(&self, field: &str) -> Tensor<D> {
         let (values, shape) = self.tensors().remove(field).expect("a tensor of the adapter");
         Tensor::from_data(TensorData::new(values, shape), &Device::default())
     }
 
-    /// The update `[d_in, d_out]`.
+    /// Update `[d_in, d_out]`.
     pub fn update(&self) -> Tensor<2> {
         self.adapter().structure().delta_weight(&self.layer.weight.base()).expect("an update").inner()
     }
 
-    /// The output less that of the base.
+    /// Output minus that of the base.
     pub fn branch(&self, x: Tensor<2>) -> Tensor<2> {
         self.forward(x.clone().autodiff()).inner() - self.base(x)
     }
 
-    /// The output of the base.
+    /// Output of the base.
     pub fn base(&self, x: Tensor<2>) -> Tensor<2> {
         let adapter = self.adapter();
         adapter.control().switch(false);
@@ -198,13 +198,13 @@ impl Bench {
         y
     }
 
-    /// Changes the values of a tensor by their places.
+    /// Changes the values of a tensor by index.
     pub fn change(tensors: &mut Tensors, field: &str, change: impl Fn(usize, f32) -> f32) {
         let (values, _) = tensors.get_mut(field).expect("a tensor of the adapter");
         values.iter_mut().enumerate().for_each(|(place, value)| *value = change(place, *value));
     }
 
-    /// An adapter of tensors without structure: frozen ones as they begin, trained ones moved.
+    /// Attaches an adapter of unstructured tensors: frozen ones as initialised, trained ones moved.
     pub fn moved(&self, config: &AdapterConfig) -> Self {
         let start = self.with(config);
         let mut tensors = start.tensors();
@@ -216,44 +216,44 @@ impl Bench {
         self.with_tensors(config, tensors)
     }
 
-    /// A batch `[rows, d_in]`.
+    /// Batch `[rows, d_in]`.
     pub fn input(&self, rows: usize) -> Tensor<2> {
         matrix(rows, self.layer.weight.base().dims()[0], 0.11).autodiff()
     }
 
-    /// What comes out for any input.
+    /// Output for any input.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         self.layer.forward(x)
     }
 
-    /// What comes out for 5 rows.
+    /// Output for 5 rows.
     pub fn output(&self) -> Tensor<2> {
         self.forward(self.input(5))
     }
 
-    /// The bare layer's weight.
+    /// Weight of the bare layer.
     pub fn weight(&self) -> Tensor<2> {
         self.layer.weight.base().inner()
     }
 
-    /// The merged weight.
+    /// Merged weight.
     pub fn merged(&self) -> Tensor<2> {
         self.layer.weight.val().inner()
     }
 
-    /// The bare layer's bias and the merged one.
+    /// Bias of the bare layer and the merged one.
     pub fn biases(&self) -> [Option<Tensor<1>>; 2] {
         let bias = self.layer.bias.as_ref().map(|bias| bias.val().inner());
         [bias.clone(), self.adapter().structure().merged_bias(&self.weight(), bias).map(|bias| bias.inner())]
     }
 
-    /// The layer with its adapter merged.
+    /// Returns the layer with its adapter merged.
     pub fn merge(&self) -> Self {
         let [_, bias] = self.biases();
         Self::of(self.merged(), bias)
     }
 
-    /// Gradients of the squared distance of the output from a target.
+    /// Gradients of the squared distance between the output and a target.
     pub fn gradients(&self) -> GradientsParams {
         let [rows, d_out] = self.output().dims();
         let error = self.output() - matrix(rows, d_out, 0.53).autodiff();
@@ -265,7 +265,7 @@ impl Bench {
         GradientsParams::from_grads(loss.backward(), self)
     }
 
-    /// The gradient of a tensor, laid out as in files.
+    /// Gradient of a tensor, in the layout of files.
     pub fn slope(&self, mut grads: GradientsParams, field: &str) -> Vec<f32> {
         let shapes = self.adapter().shapes();
         let tensor = shapes.iter().find(|tensor| tensor.field == field).expect("a tensor of the adapter");
@@ -280,14 +280,14 @@ impl Bench {
         }
     }
 
-    /// Whether the gradient of each trained tensor is anything but zero.
+    /// Reports for each trained tensor whether its gradient is non-zero.
     pub fn learning(&self) -> BTreeMap<String, bool> {
         let trained = self.adapter().shapes().into_iter().filter(|tensor| tensor.role != super::TensorRole::Frozen);
         let moves = |tensor: &str| self.slope(self.gradients(), tensor).iter().any(|slope| *slope != 0.0);
         trained.map(|tensor| (tensor.field.clone(), moves(&tensor.field))).collect()
     }
 
-    /// After some steps.
+    /// Trains for some steps.
     pub fn trained(&self, steps: usize) -> Self {
         let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
         (0..steps).fold(self.clone(), |bench, _| {
@@ -296,7 +296,7 @@ impl Bench {
         })
     }
 
-    /// The layer and its merged weights after steps of half the squared distance from targets.
+    /// Layer and merged weights after steps on half the squared distance to the targets.
     pub fn steps(mut self, mut optimizer: ModuleOptimizer, lr: f64, steps: usize) -> (Self, Vec<Tensor<2>>) {
         let [d_in, d_out] = self.weight().dims();
         let mut weights = Vec::new();
@@ -309,7 +309,7 @@ impl Bench {
         (self, weights)
     }
 
-    /// The sum of penalties.
+    /// Sum of the penalties.
     pub fn penalty(&self, at: PenaltyAt) -> Tensor<1> {
         penalty(self, at).expect("a penalty").inner()
     }

@@ -1,14 +1,15 @@
-//! Adapters: trained changes of a layer whose weight stays as it is.
+//! Adapters: trained changes of a layer whose weight is frozen.
 //!
-//! An adapter has a structure ([`STRUCTURES`], each in the file of its name), a start, a scaling and a training rule; [`AdapterConfig`] asks for
-//! one, [`Attach`] puts it on the linear layers of any Burn module. There Burn composes the weight; on layers that ask
-//! [`AdapterStack::linear`] for their output adapters run factored, so that neither the dense update nor the dense gradient of the weight is formed.
+//! An adapter has a structure ([`STRUCTURES`], each in the file of its name), an initialisation, a scaling and a
+//! training rule; [`AdapterConfig`] selects one, [`Attach`] attaches it to the linear layers of any Burn module. There
+//! Burn composes the weight; on layers that call [`AdapterStack::linear`] for their output, adapters run factored, so
+//! that neither the dense update nor the dense gradient of the weight is formed.
 //!
-//! The base weight is never changed: an adapter that begins as part of the weight takes that part from what it stands on. Disabling one
-//! ([`Control::switch`]) or removing it ([`detach`]) restores the base weights bit for bit.
+//! The base weight is never changed: an initial product that is part of the weight is subtracted from it. Disabling an
+//! adapter ([`Control::switch`]) or removing it ([`detach`]) restores the base weights bit for bit.
 //!
-//! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and name it in `structures/mod.rs`; a structure of another crate is made
-//! known by [`register`].
+//! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and list it in `structures/mod.rs`;
+//! [`register`] adds a structure of another crate.
 //!
 //! Imports go one way: `ground` (what an adapter is) < `init` < `structures` < `registry` < `apply` (on the layers of a module) < `rule`.
 

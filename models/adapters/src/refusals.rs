@@ -1,11 +1,11 @@
-//! What the specifications of the structures refuse, each with the numbers and words that the refusal must tell.
+//! Rejections by the structures' specifications, each with the numbers and words that the message must contain.
 
 use serde_json::{Value, json};
 
 use crate::bench::Bench;
 use crate::{AdapterConfig, Alpha, Rank, STRUCTURES, Scaling, StructureEntry};
 
-/// What is missing from a refusal, if anything.
+/// Parts missing from an error message, if any.
 fn lacking(config: &AdapterConfig, shape: [usize; 2], parts: &[&str]) -> Option<String> {
     let error = match Bench::fresh(config, shape) {
         Ok(_) => return Some(format!("{config:?} is taken")),
@@ -20,7 +20,7 @@ fn refused(config: &AdapterConfig, shape: [usize; 2], parts: &[&str]) {
     assert_eq!(lacking(config, shape, parts), None);
 }
 
-/// A structure with options and a rank, 0 for its own.
+/// Configuration of a structure with options and a rank, 0 for its default.
 fn with(structure: &str, rank: usize, options: Value) -> AdapterConfig {
     let Value::Object(options) = options else { unreachable!("options are an object") };
     AdapterConfig { options, rank: (rank > 0).then_some(rank), ..AdapterConfig::new(structure) }
@@ -63,7 +63,7 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         with("tera", 0, json!({"out_modes": outs, "in_modes": ins, "ranks": ranks}))
     };
     let cases: Vec<(AdapterConfig, [usize; 2], &[&str])> = vec![
-        // From the weight's decomposition.
+        // Based on the decomposition of the weight.
         (with("svfit", 8, json!({})), [9, 7], &["rank 8", "smaller side, 7"]),
         (with("svfit", 0, json!({"energy": 0.0})), [9, 7], &["energy = 0", "greater than 0 and at most 1"]),
         (with("svfit", 0, json!({"energy": 1.5})), [9, 7], &["energy = 1.5", "greater than 0 and at most 1"]),
@@ -81,7 +81,7 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         (with("salt", 2, json!({"reg_multiplier": -1.0})), [9, 7], &["reg_multiplier = -1", "at least 0"]),
         (with("loldu", 8, json!({})), [9, 7], &["rank 8", "smaller side, 7"]),
         (with("loldu", 2, json!({"z_init": "half"})), [9, 7], &["z_init", "half"]),
-        // From random or fixed bases.
+        // Based on random or fixed bases.
         (with("randlora", 2, json!({"sparse": true, "very_sparse": true})), [8, 8], &["very_sparse", "choose one"]),
         (with("randlora", 2, json!({"sparse": true, "dist": "normal"})), [8, 8], &["normal", "no meaning"]),
         (with("randlora", 2, json!({"dist": "even"})), [8, 8], &["dist", "even"]),

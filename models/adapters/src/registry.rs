@@ -1,4 +1,4 @@
-//! Search for a structure by its name: those of this crate, and those that others registered.
+//! Lookup of structures by name: those of this crate and registered ones.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -8,10 +8,10 @@ use crate::ground::entry::StructureEntry;
 use crate::ground::error::AdapterError;
 use crate::structures::STRUCTURES;
 
-/// Structures of other crates.
+/// Registered structures of other crates.
 static REGISTERED: RwLock<Vec<&'static StructureEntry>> = RwLock::new(Vec::new());
 
-/// Makes a structure of another crate known by its name, to configurations and to files that are read.
+/// Registers a structure of another crate, so that configurations and adapter files can use it.
 ///
 /// ```
 /// # use lowrank_adapters::{AdapterError, StructureEntry, register};
@@ -26,7 +26,7 @@ pub fn register(entry: &'static StructureEntry) -> Result<(), AdapterError> {
     let name = entry.spec.name;
     match STRUCTURES.iter().chain(registered.iter().copied()).find(|known| known.spec.name == name) {
         None => registered.push(entry),
-        // The same structure once more.
+        // The same structure registered again.
         Some(known) if std::ptr::eq(known, entry) => {}
         Some(known) => {
             return Err(AdapterError::Refused(format!(
@@ -39,7 +39,7 @@ pub fn register(entry: &'static StructureEntry) -> Result<(), AdapterError> {
 }
 
 impl StructureEntry {
-    /// The structure of a name, of this crate or registered.
+    /// Returns the structure with this name, of this crate or registered.
     pub fn find(name: &str) -> Result<&'static Self, AdapterError> {
         let registered = REGISTERED.read().unwrap_or_else(PoisonError::into_inner);
         let all: Vec<&'static Self> = STRUCTURES.iter().chain(registered.iter().copied()).collect();

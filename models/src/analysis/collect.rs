@@ -1,4 +1,4 @@
-//! Gradients of base weights over some samples, before an adapter exists: what starts such as `lora-sb` begin from.
+//! Gradients of base weights over some samples, before an adapter exists: the input of initialisations such as `lora-sb`.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,8 @@ use lowrank_adapters::{AdapterConfig, AdapterError, BaseGradients, each_adapter,
 
 /// Sums the gradients of the weights that a configuration adapts over the first `samples` rows of the batches; the last batch is cut.
 ///
-/// The loss is the sum over all tokens, so that it does not matter how samples lie in batches. Only one block's gradients exist at a time beside
-/// the sums on the host. The model stays as it is, whatever of it is frozen.
+/// The loss is the sum over all tokens, so that it does not matter how samples lie in batches. Only one block's gradients exist at a time,
+/// in addition to the sums on the host. The model is unchanged, including its frozen parts.
 pub fn collect_gradients<M: SegmentedModel>(
     model: &M,
     config: &AdapterConfig,
@@ -67,7 +67,7 @@ pub fn collect_gradients<M: SegmentedModel>(
     )))
 }
 
-/// Adds up the gradients that a walk over the model hands out.
+/// Adds up the gradients that a walk over the model produces.
 struct Sums<'a, M> {
     model: &'a M,
     paths: &'a BTreeMap<ParamId, String>,

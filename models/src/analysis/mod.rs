@@ -1,4 +1,4 @@
-//! What is computed about a model, and not by it.
+//! Analyses of a model, computed from the outside.
 
 mod collect;
 

@@ -10,7 +10,7 @@ use crate::error::ModelError;
 use crate::linear::Parameterization;
 use crate::llama::LlamaConfig;
 
-/// A `config.json`: what the model needs, and the remaining keys, which are kept when the model is written again.
+/// A `config.json`: the settings that the model uses, and the remaining keys, which are kept when the model is written again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HubConfig {
     /// Shape and constants.
@@ -33,7 +33,7 @@ fn fixed_values() -> [(&'static str, Value); 4] {
 }
 
 impl HubConfig {
-    /// Reads `config.json`, refusing other architectures and settings.
+    /// Reads `config.json`, rejecting other architectures and settings.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let text = read_text(path)?;
         Self::parse(&text).map_err(|reason| ModelError::File { path: path.to_path_buf(), reason })
@@ -88,7 +88,7 @@ impl HubConfig {
         // Taken from either place above.
         keys.map.remove("rope_theta");
         llama.validate().map_err(|error| error.to_string())?;
-        // What says how the file was written would be untrue of the next one.
+        // Keys that describe how the file was written would be wrong for the next file.
         for stale in
             ["architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "_model_name_or_path"]
         {
@@ -97,7 +97,7 @@ impl HubConfig {
         Ok(Self { llama, extra: keys.map })
     }
 
-    /// Tokens that end a generated text: those of `generation_config.json` beside the configuration, else those under `eos_token_id` here.
+    /// Tokens that end a generated text: those of `generation_config.json` next to the configuration, else those under `eos_token_id` here.
     pub fn end_tokens(&self, dir: &Path) -> Result<Vec<u32>, ModelError> {
         let path = dir.join(GENERATION);
         if !path.exists() {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::ModelError;
 
-/// Opens a file. A pipe or a device in its place is refused: reading one may wait for ever.
+/// Opens a file. A pipe or a device in its place is rejected: reading one may block forever.
 pub(super) fn open(path: &Path) -> Result<File, ModelError> {
     match std::fs::metadata(path).map_err(ModelError::io(path))?.is_file() {
         true => File::open(path).map_err(ModelError::io(path)),
@@ -14,7 +14,7 @@ pub(super) fn open(path: &Path) -> Result<File, ModelError> {
     }
 }
 
-/// Text of a file, as [`open`].
+/// Reads the text of a file; see [`open`].
 pub(super) fn read_text(path: &Path) -> Result<String, ModelError> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text).map_err(ModelError::io(path))?;

@@ -35,7 +35,7 @@ impl ModelFolder {
         Ok(Self { dir: dir.to_path_buf(), config })
     }
 
-    /// Loads the model in f32. A tensor that is missing, left over or of another shape is refused.
+    /// Loads the model in f32. A tensor that is missing, left over or of another shape is rejected.
     pub fn load(&self, device: &Device) -> Result<Llama, ModelError> {
         let mut files = self.files()?;
         let model = Llama::build(&self.config.llama, &mut files, device)?;
@@ -43,8 +43,8 @@ impl ModelFolder {
         Ok(model)
     }
 
-    /// Loads a dense model below a parameterization that starts from dense weights: what it adds to them is drawn from the seed. A
-    /// weight that is missing is refused, as are tensors that are left over.
+    /// Loads a dense model for a parameterization that starts from dense weights: its additional tensors are drawn from the seed. A
+    /// missing weight is rejected, as are tensors that are left over.
     pub fn load_below(
         &self,
         parameterization: &Parameterization,
@@ -150,7 +150,7 @@ impl TensorFiles {
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         let (bytes, dtype) = self.entry(name, shape)?;
         if bytes.is_empty() {
-            // No memory has no alignment to read numbers from.
+            // An empty buffer is not aligned for reading numbers.
             return Ok(Vec::new());
         }
         let dtype = match dtype {
@@ -207,12 +207,12 @@ impl TensorFiles {
         }
     }
 
-    /// Takes tensors off the list that hold nothing the model needs.
+    /// Removes tensors from the list that the model does not use.
     fn ignore(&mut self, needless: impl Fn(&str) -> bool) {
         self.tensors.retain(|name, _| !needless(name));
     }
 
-    /// Some programs write a tied head twice; a copy that differs is no tie.
+    /// Some programs write a tied head twice; a copy that differs is not tied.
     fn drop_tied_copy(&mut self, copy: &str, original: &str) -> Result<(), ModelError> {
         let (Some(head), Some(table)) = (self.tensors.get(copy).cloned(), self.tensors.get(original).cloned()) else {
             return Ok(());
@@ -330,7 +330,7 @@ fn without_weights(dir: &Path) -> ModelError {
     }
 }
 
-/// Weights in a form that is not read.
+/// Files of weights in an unsupported format.
 const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// The header of a safetensors file and the offset of its data. Checks the size of the file against it.

@@ -7,7 +7,7 @@ use crate::llama::RopeScaling;
 /// Content of the rotary keys.
 #[derive(Debug, Default)]
 pub(super) struct Settings {
-    /// Base of the angles, where it stands among the rotary settings.
+    /// Base of the angles, if it is part of the rotary settings.
     pub theta: Option<f64>,
     pub scaling: Option<RopeScaling>,
 }
@@ -17,7 +17,7 @@ const PARAMETERS: &str = "rope_parameters";
 const SCALING: &str = "rope_scaling";
 /// Positions of the training, which some configurations have outside the settings.
 const ORIGINAL: &str = "original_max_position_embeddings";
-/// Keys that a kind has no use for and that `transformers` passes over; they belong to other kinds or say how the settings came to be.
+/// Keys that a kind does not use and that `transformers` ignores: they belong to other kinds or describe the origin of the settings.
 const PASSED_OVER: [&str; 11] = [
     ORIGINAL,
     "factor",
@@ -33,7 +33,7 @@ const PASSED_OVER: [&str; 11] = [
 ];
 
 impl Settings {
-    /// Takes the settings out of a configuration. What would change the numbers in a way that is not known here is refused by its key.
+    /// Takes the settings out of a configuration. Unknown keys that would change the computation are rejected by name.
     pub fn take(map: &mut Map<String, Value>) -> Result<Self, String> {
         let mut object = |key: &str| match map.remove(key) {
             None | Some(Value::Null) => Ok(None),
@@ -87,7 +87,7 @@ impl Settings {
         Ok(Self { theta, scaling: Some(scaling) })
     }
 
-    /// Refuses angles for a part of each head.
+    /// Rejects angles for a part of each head.
     fn partial(map: &mut Map<String, Value>, place: &str, settings: &mut Map<String, Value>) -> Result<(), String> {
         const KEY: &str = "partial_rotary_factor";
         for (place, value) in [("", map.remove(KEY)), (place, settings.remove(KEY))] {
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused_by_its_key() {
         for (config, part) in [
-            (json!({SCALING: {"type": "longrope", "short_factor": [1], "long_factor": [1]}}), "short_factor"),
+            (json!({SCALING: {"type": "longrope", "short_factor": [1], "long_factor": [1]}}), "long_factor"),
             (json!({SCALING: {"type": "su", "factor": 2}}), "\"su\""),
             (json!({SCALING: {"type": "linear"}}), "factor"),
             (json!({SCALING: {"type": "linear", "factor": "two"}}), "rope_scaling.rope_type"),

@@ -21,8 +21,8 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes `config.json` and the weights in f32 into an existing folder.
 ///
-/// `extra` are further keys of `config.json`, for example `eos_token_id`. Files of the same names are replaced, one after the other: give
-/// a fresh folder and rename it when an interruption must not leave half a model. A model that carries adapters is refused.
+/// `extra` are further keys of `config.json`, for example `eos_token_id`. Files of the same names are replaced, one after the other: use
+/// a new folder and rename it when an interruption must not leave half a model. A model with adapters is rejected.
 pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_bytes: u64) -> Result<(), ModelError> {
     let mut collector = Collector::default();
     model.visit(&mut collector);
@@ -61,12 +61,12 @@ const COMPANIONS: [&str; 5] = [
     "generation_config.json",
 ];
 
-/// Copies tokenizer, chat template and generation settings of one model folder, as far as it has them, into another.
+/// Copies tokenizer, chat template and generation settings of one model folder, if present, into another.
 pub fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
     for name in COMPANIONS {
         let source = from.join(name);
         if source.exists() {
-            // Written anew, so that its permissions are those that the umask leaves.
+            // Written instead of copied, so that the umask determines the permissions.
             let bytes = std::fs::read(&source).map_err(ModelError::io(&source))?;
             std::fs::write(to.join(name), bytes).map_err(ModelError::io(to.join(name)))?;
         }
@@ -80,7 +80,7 @@ fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
 
 fn write_shard(shard: Vec<(String, Stored)>, path: &Path) -> Result<(), ModelError> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    // The library makes files for their owner alone; one that is made plainly has the permissions that the umask leaves.
+    // The library makes files for their owner alone; a file created directly has the permissions that the umask allows.
     let permissions = File::create(path).and_then(|file| file.metadata()).map_err(ModelError::io(path))?.permissions();
     safetensors::serialize_to_file(shard, Some(metadata), path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::Io { path: path.to_path_buf(), source },
@@ -107,17 +107,17 @@ fn split(tensors: Vec<(String, Stored)>, limit: u64) -> Vec<Vec<(String, Stored)
     shards
 }
 
-/// A tensor that is brought into the order of the file only when its turn to be written comes.
+/// A tensor that is converted to the order of the file only when it is written.
 struct Stored {
     /// Values in the model's order.
     flat: Flat,
     /// Shape in the file.
     shape: Vec<usize>,
-    /// The file's order is the transposed one.
+    /// True if the file stores the transposed matrix.
     transposed: bool,
 }
 
-/// Values one after another; each takes 4 bytes.
+/// Contiguous elements of 4 bytes each.
 enum Flat {
     Float(Tensor<1>),
     Whole(Tensor<1, Int>),
@@ -156,7 +156,7 @@ impl View for Stored {
     }
 }
 
-/// The bytes of a row-major `rows x columns` matrix in the transposed order, without a copy between: in tiles that stay in the cache.
+/// The bytes of a row-major `rows x columns` matrix in the transposed order, without an intermediate copy: in tiles that stay in the cache.
 fn transposed_bytes(values: &[f32], rows: usize, columns: usize) -> Vec<u8> {
     const TILE: usize = 32;
     let mut out = vec![0; 4 * values.len()];
@@ -172,7 +172,7 @@ fn transposed_bytes(values: &[f32], rows: usize, columns: usize) -> Vec<u8> {
     out
 }
 
-/// Whether files hold the parameter of so many dimensions at a path the other way round, as those of linear layers.
+/// Returns true if files store the parameter with this path and number of dimensions transposed, as those of linear layers.
 pub(super) fn is_transposed(path: &ModulePath, dimensions: usize) -> bool {
     let linear = |container: &str| container == "Enum:Linear" || container == "Struct:Dense";
     dimensions == 2 && path.containers().any(linear)

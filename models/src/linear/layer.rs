@@ -9,14 +9,14 @@ pub trait LinearLayer: Any {
     /// `x [rows, d_in]` to `[rows, d_out]`.
     fn forward(&self, x: Tensor<2>) -> Tensor<2>;
 
-    /// The dense weight `[d_in, d_out]` that gives the same outputs, without gradient; none where a non-linearity is between the factors.
+    /// The dense weight `[d_in, d_out]` that gives the same outputs, without gradient; none if a non-linearity separates the factors.
     fn to_dense(&self) -> Option<Tensor<2>>;
 }
 
 /// A layer of a model with its path.
 pub type NamedLayer<'a> = (String, &'a mut (dyn LinearLayer + 'static));
 
-/// The layer, when it is of this kind.
+/// Returns the layer if it is of this type.
 pub(super) fn layer_of<'a, L: LinearLayer>(layer: &'a mut (dyn LinearLayer + 'static)) -> Option<&'a mut L> {
     let layer: &mut dyn Any = layer;
     layer.downcast_mut()

@@ -1,5 +1,5 @@
-//! Two factors that now and then step along the manifold of their products ("Parameter and Memory Efficient Pretraining via Low-rank Riemannian
-//! Optimization", ICLR 2025). The layer is [`LowRank`] with another start; the difference lies in its steps.
+//! Two factors that periodically step along the manifold of their products ("Parameter and Memory Efficient Pretraining via Low-rank
+//! Riemannian Optimization", ICLR 2025). The layer is [`LowRank`] with another initialisation; the difference lies in its steps.
 
 use burn::tensor::Tensor;
 use lowrank_optim::OptimError;
@@ -81,7 +81,7 @@ impl LinearMethod for LoroOptions {
         self.rank
     }
 
-    /// All state is reset after an exact step, also where the first warm-up has not come to its end.
+    /// All state is reset after an exact step, also during the first warm-up.
     fn restarts(&self) -> Option<RestartPlan> {
         Some(RestartPlan {
             every: self.exact_every,
@@ -111,7 +111,7 @@ impl LinearMethod for LoroOptions {
     }
 }
 
-/// Exact steps of all layers of a model, after which all optimizer state is dropped.
+/// Exact steps of all layers of a model, after which all optimizer state is reset.
 #[derive(Debug)]
 struct ExactSteps {
     /// Updates from one exact step to the next.
@@ -150,7 +150,7 @@ impl LinearSteps for ExactSteps {
         self.handle.begin_step(step.is_multiple_of(self.every));
     }
 
-    /// Takes the exact steps whose directions the factors' optimizers have left. When one fails, none is taken.
+    /// Takes the exact steps whose directions the factors' optimizers have stored. If one fails, none is applied.
     fn after_update(&self, layers: Vec<NamedLayer>) -> Result<(), OptimError> {
         let mut pairs = Vec::new();
         for (path, layer) in layers {

@@ -150,7 +150,7 @@ impl Lost {
         }
     }
 
-    /// Factors and channels of a dense weight `[d_in, d_out]`, given its leading factors.
+    /// Computes factors and channels from a dense weight `[d_in, d_out]`, given its leading factors.
     pub fn start(dense: &[f32], a: Vec<f32>, b: Vec<f32>, [d_in, d_out]: [usize; 2], count: usize) -> LostStart {
         let rank = a.len() / d_in;
         let norm = |channel: usize| {

@@ -96,7 +96,7 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// The layer at a path; `inits` say how the factors start.
+    /// The layer at a path; `inits` are the initialisations of the factors.
     pub(super) fn at(
         builder: &mut Builder,
         path: &str,
@@ -121,7 +121,7 @@ impl LinearLayer for LowRank {
     }
 }
 
-/// The factors of the best approximation of an ordinary dense beginning, which share the roots of its singular values.
+/// The factors of the best approximation of the usual dense initialisation, which share the roots of its singular values.
 pub(super) fn spectral_factors(
     random: &mut RandomWeights,
     path: &str,
@@ -135,14 +135,14 @@ pub(super) fn spectral_factors(
         .map_err(|reason| ModelError::Config(format!("{path}.weight has no leading directions: {reason}")))?;
     let left = dense.matmul(right.clone());
     let singular = left.clone().square().sum_dim(0).sqrt();
-    // A direction without energy has no left vector; its factors are zero.
+    // A direction with singular value 0 has no left vector; its factors are zero.
     let roots = singular.clone().sqrt();
     let a = left / roots.clone().clamp_min(f32::MIN_POSITIVE);
     let b = (right * roots).transpose();
     Ok((host(a), host(b)))
 }
 
-/// Computes the start that several parameters of a layer share once.
+/// Computes an initialisation that several parameters of a layer share, only once.
 pub(super) fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, ModelError>) -> Result<&T, ModelError> {
     match cell.get() {
         Some(made) => Ok(made),

@@ -1,4 +1,4 @@
-//! The linear layer that every weight matrix of a block goes through, and the parameterizations it may hold instead of a dense weight.
+//! The linear layer that every weight matrix of a block goes through, and the parameterizations that can replace its dense weight.
 //!
 //! Matrices are stored `[d_in, d_out]` and `y = x W`; the papers and the files write the transposes, `d_out x d_in`.
 

@@ -10,7 +10,7 @@ use super::steps::{LinearSteps, RunFacts};
 use crate::error::ModelError;
 use crate::weights::Builder;
 
-/// Description of a parameterization: its registry entry, and further facts for a run.
+/// Description of a parameterization: its registry entry, and its properties in a run.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterizationSpec {
     /// Registry entry; its memory formula states the elements that a `d_in x d_out` weight becomes.
@@ -71,7 +71,7 @@ pub trait LinearMethod: Debug {
     where
         Self: Sized;
 
-    /// Rejects values that do not go together; each option states its own allowed values in its field.
+    /// Rejects incompatible values; the allowed values of each single option are stated at its field.
     fn check(&self) -> Result<(), OptionError> {
         Ok(())
     }

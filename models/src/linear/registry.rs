@@ -80,7 +80,7 @@ macro_rules! parameterizations {
                 }
             }
 
-            /// As [`Linear::layer`], to be changed.
+            /// Mutable variant of [`Linear::layer`].
             pub fn layer_mut(&mut self) -> &mut (dyn LinearLayer + 'static) {
                 match self {
                     $(Self::$variant(layer) => layer,)*
@@ -166,7 +166,7 @@ impl From<Parameterization> for Options {
     }
 }
 
-/// As model files hold it: the name and all options.
+/// Conversion from the form in model files: the name and all options.
 impl TryFrom<Options> for Parameterization {
     type Error = ModelError;
 
@@ -191,7 +191,7 @@ impl Linear {
         self.layer().forward(x)
     }
 
-    /// The dense weight `[d_in, d_out]` that gives the same outputs, without gradient; none where a non-linearity is between the factors.
+    /// The dense weight `[d_in, d_out]` that gives the same outputs, without gradient; none if a non-linearity separates the factors.
     pub fn to_dense(&self) -> Option<Tensor<2>> {
         self.layer().to_dense()
     }

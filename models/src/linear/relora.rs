@@ -175,7 +175,7 @@ pub struct ReLora {
     pub a: Param<Tensor<2>>,
     /// Second factor `[rank, d_out]`, zero after a restart.
     pub b: Param<Tensor<2>>,
-    /// `q` of a scale `tanh(q)` that is trained; none for `alpha / rank`.
+    /// `q` of a scale `tanh(q)` that is trained; none for a fixed `alpha / rank`.
     pub scaling: Option<Param<Tensor<1>>>,
     #[module(skip)]
     scale: f64,
@@ -294,7 +294,7 @@ mod tests {
         let mut layer = layer([8, 10], 3);
         let start = layer.weight.val().inner();
         for cycle in 1..=4 {
-            // What training makes of the factors.
+            // Stands for trained factors.
             layer.a = trained(layer.a.id, draw([8, 3], 10 + cycle).inner());
             layer.b = trained(layer.b.id, draw([3, 10], 20 + cycle).inner());
             layer.restart(layer.fresh(1, cycle));

@@ -109,7 +109,7 @@ pub struct SlTrain {
     pub a: Param<Tensor<2>>,
     /// Second factor `[rank, d_out]`, zero at the start.
     pub b: Param<Tensor<2>>,
-    /// Values of the sparse part, one a position.
+    /// Values of the sparse part, one per position.
     pub sparse_value: Param<Tensor<1>>,
     /// Positions `output * d_in + input`, ascending; drawn once and never changed.
     pub sparse_index: Param<Tensor<1, Int>>,

@@ -37,7 +37,7 @@ pub struct RunFacts {
 
 /// Steps around those of the optimizer.
 pub trait LinearSteps: Debug + Send {
-    /// The optimizer that goes with them.
+    /// Returns the optimizer that these steps require.
     fn optimizer(&self, request: &OptimizerRequest) -> Result<Built, OptimError>;
 
     /// Called before the updates of a step, counted from 1.
@@ -59,7 +59,7 @@ pub trait LinearSteps: Debug + Send {
 pub enum StateChange {
     /// No change.
     None,
-    /// All state is dropped.
+    /// All state is reset.
     Clear,
     /// Moments of these parameters are reset.
     Reset {

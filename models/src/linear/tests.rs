@@ -93,7 +93,7 @@ fn layers_give_the_outputs_of_their_dense_weight_or_have_none() {
     }
 }
 
-/// With the optimizer and the steps that belong to each.
+/// Uses the optimizer and the steps of each parameterization.
 #[test]
 fn trained_tensors_move_and_frozen_ones_do_not() {
     for entry in PARAMETERIZATIONS {

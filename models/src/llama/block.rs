@@ -56,7 +56,7 @@ impl DecoderBlock {
         ]
     }
 
-    /// As [`DecoderBlock::linears`], to be changed.
+    /// Mutable variant of [`DecoderBlock::linears`].
     pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
         [
             ("self_attn.q_proj", &mut self.self_attn.q_proj),

@@ -94,10 +94,10 @@ impl LlamaConfig {
         })
     }
 
-    /// Refuses a configuration that no model can have, naming the fields.
+    /// Rejects a configuration that no model can have, naming the fields.
     pub fn validate(&self) -> Result<(), ModelError> {
         let refuse = |reason: String| Err(ModelError::Config(reason));
-        // The largest values keep every product of sizes within 64 bits, whatever a file claims.
+        // The largest values keep every product of sizes within 64 bits, whatever values a file contains.
         for (field, value, most) in [
             ("vocab_size", self.vocab_size, 1 << 25),
             ("hidden_size", self.hidden_size, 1 << 17),
@@ -136,7 +136,7 @@ impl LlamaConfig {
         Ok(())
     }
 
-    /// `hidden_size / num_attention_heads`, refused when it leaves a remainder.
+    /// `hidden_size / num_attention_heads`, rejected if it leaves a remainder.
     pub fn default_head_dim(hidden_size: usize, heads: usize) -> Result<usize, ModelError> {
         if heads == 0 || !hidden_size.is_multiple_of(heads) {
             return Err(ModelError::Config(format!(
@@ -146,7 +146,7 @@ impl LlamaConfig {
         Ok(hidden_size / heads)
     }
 
-    /// Number of trainable values.
+    /// Number of trainable parameters.
     pub fn parameters(&self) -> usize {
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         tables * self.vocab_size * self.hidden_size
@@ -154,7 +154,7 @@ impl LlamaConfig {
             + self.hidden_size
     }
 
-    /// Trained values in place of the seven matrices of one block.
+    /// Number of trained parameters in place of the seven matrices of one block.
     pub fn block_matrices(&self) -> usize {
         self.block_shapes().map(|shape| self.parameterization.method().values(shape)).sum()
     }
@@ -165,13 +165,13 @@ impl LlamaConfig {
         self.num_hidden_layers * block
     }
 
-    /// Values that the forward pass of a block keeps for the backward pass, for each token, on the CPU backend: its input, what both norms
-    /// give, queries, keys, values and the attention's output, the sum after it, and the three inner parts of the feed-forward part.
+    /// Elements that the forward pass of a block keeps for the backward pass, per token, on the CPU backend: its input, the outputs of both
+    /// norms, queries, keys, values and the attention's output, the sum after it, and the three inner parts of the feed-forward part.
     pub fn kept(&self) -> usize {
         let queries = self.num_attention_heads * self.head_dim;
         let keys = self.num_key_value_heads * self.head_dim;
         let whole = 4 * self.hidden_size + 2 * queries + 2 * keys + 3 * self.intermediate_size;
-        // Scales of the norms, and of each head the logarithm of its sum.
+        // Scales of the norms, and the logarithm of the softmax sum of each head.
         let scales = 2 + self.num_attention_heads;
         let linear: usize = self.block_shapes().map(|[d_in, _]| self.parameterization.method().kept(d_in)).sum();
         whole + scales + linear

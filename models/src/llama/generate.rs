@@ -33,7 +33,7 @@ impl Sampling {
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
     }
 
-    /// Refuses settings outside their range.
+    /// Rejects settings outside their range.
     pub fn validate(&self) -> Result<(), ModelError> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             let message = format!("temperature is {}; it must be 0 (greedy) or greater", self.temperature);
@@ -81,7 +81,7 @@ impl Sampling {
 /// Continues `prompt` by at most `tokens` tokens and passes each to `each`, which returns false to stop.
 ///
 /// The model must be one for inference ([`Module::valid`](burn::module::Module::valid)): nothing is recorded for a backward pass.
-/// Refuses a prompt that is empty or has ids outside the vocabulary, and a sum of tokens beyond the model's positions.
+/// Rejects a prompt that is empty or has ids outside the vocabulary, and a sum of tokens beyond the model's positions.
 pub fn generate(
     model: &Llama,
     prompt: &[i32],

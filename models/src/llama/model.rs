@@ -24,7 +24,7 @@ use lowrank_adapters::{AdapterError, Attach, Report};
 /// Token embedding.
 #[derive(Module, Debug)]
 pub struct Embedding {
-    /// One row a token id: `[vocab_size, hidden_size]`.
+    /// One row per token id: `[vocab_size, hidden_size]`.
     pub weight: Param<Tensor<2>>,
 }
 
@@ -75,7 +75,7 @@ impl Llama {
         Ok(Self { model: LlamaBody { embed_tokens, layers, norm }, lm_head, config: config.clone() })
     }
 
-    /// The same model with dense weights, which other programs read. Refused where no dense weight gives the same outputs.
+    /// The same model with dense weights, which other programs can read. Rejected if no dense weight gives the same outputs.
     pub fn to_dense(&self, device: &Device) -> Result<Self, ModelError> {
         let mut weights = BTreeMap::new();
         for (layer, block) in self.model.layers.iter().enumerate() {
@@ -104,7 +104,7 @@ impl Llama {
         Self::build(&config, &mut Given { weights }, device)
     }
 
-    /// The model with an adapter on those of its linear layers that match, and everything else frozen.
+    /// Attaches an adapter to the matching linear layers and freezes everything else.
     pub fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
         if !self.config.parameterization.is_dense() {
             return Err(AdapterError::Refused(format!(
@@ -115,7 +115,7 @@ impl Llama {
         attach.factored().to(self)
     }
 
-    /// The linear layers of all blocks with their paths, to be changed.
+    /// Mutable references to the linear layers of all blocks, with their paths.
     pub fn linears_mut(&mut self) -> Vec<NamedLayer<'_>> {
         let blocks = self.model.layers.iter_mut().enumerate();
         let layers = blocks.flat_map(|(number, block)| {
@@ -179,7 +179,7 @@ impl Llama {
         ops::linear(last, self.head_weight())
     }
 
-    /// Checks that ids have an embedding, before they reach a kernel that could not say which one was wrong.
+    /// Checks that ids have an embedding, before they reach a kernel that cannot report which one is wrong.
     pub fn check_ids(&self, ids: &[i32]) -> Result<(), ModelError> {
         match ids.iter().position(|id| usize::try_from(*id).map_or(true, |id| id >= self.config.vocab_size)) {
             None => Ok(()),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 
-/// Change of the rotary angles that lets a model see further than it was trained to, as under `rope_scaling` in `config.json`.
+/// Change of the rotary angles that extends a model beyond its training context, as under `rope_scaling` in `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
@@ -60,7 +60,7 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// Refuses values that no model can have, naming the field.
+    /// Rejects values that no model can have, naming the field.
     pub fn validate(&self) -> Result<(), ModelError> {
         let positive =
             |fields: &[(&str, f64)]| match fields.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {

@@ -1,4 +1,4 @@
-//! Matrix products of training at their own sizes: GFLOP/s and share of the peak, beside `gemm` as Burn's CPU backend calls it.
+//! Matrix products of training at their own sizes: GFLOP/s and share of the peak, compared with `gemm` as Burn's CPU backend calls it.
 //!
 //! ```text
 //! cargo bench -p lowrank-kernels --features flex --bench products [-- FILTER]
@@ -16,7 +16,7 @@ use criterion::{Criterion, Throughput, criterion_group};
 use lowrank_kernels::instructions::{InstructionSet, instruction_set};
 use lowrank_kernels::ops;
 
-/// Rows, inputs and outputs of a layer, and where it stands.
+/// Rows, inputs and outputs of a layer, and its place in the model.
 const LAYERS: [(&str, [usize; 3]); 18] = [
     ("llama-9m attention", [1024, 128, 128]),
     ("llama-9m feed-forward", [1024, 128, 352]),
@@ -90,7 +90,7 @@ fn products(criterion: &mut Criterion) {
 fn seconds(threads: usize) -> f64 {
     let clock = if threads == 1 { libc::CLOCK_THREAD_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is ours to be written.
+    // SAFETY: the structure is borrowed mutably.
     unsafe { libc::clock_gettime(clock, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
@@ -98,7 +98,7 @@ fn seconds(threads: usize) -> f64 {
 /// Sums of the loop below, which do not wait for each other.
 const CHAINS: usize = 12;
 
-/// GFLOP/s of one thread that does nothing but multiply and add: none where no loop is written for the instruction set.
+/// GFLOP/s of one thread that only multiplies and adds; none if there is no loop for the instruction set.
 fn peak() -> Option<f64> {
     const STEPS: usize = 200_000;
     let (run, lanes): (fn(usize), usize) = match instruction_set() {
@@ -135,7 +135,7 @@ mod peak {
             }
             black_box(sums);
         }
-        // SAFETY: chosen where the processor has the instructions.
+        // SAFETY: selected only if the processor has the instructions.
         unsafe { run(steps) }
     }
 
@@ -150,7 +150,7 @@ mod peak {
             }
             black_box(sums);
         }
-        // SAFETY: chosen where the processor has the instructions.
+        // SAFETY: selected only if the processor has the instructions.
         unsafe { run(steps) }
     }
 }

@@ -32,7 +32,7 @@ pub enum DctBasis {
     Random,
 }
 
-/// The transform of one length. There is one in the process for each length, made when it is first asked for.
+/// The transform of one length. There is one in the process for each length, created on first use.
 pub struct Dct {
     n: usize,
     forward: Arc<dyn Fft<f32>>,
@@ -84,7 +84,7 @@ impl Dct {
         })
     }
 
-    /// `D`, `[n, n]`; made once for each device.
+    /// `D`, `[n, n]`; created once per device.
     pub fn tensor(&self, basis: DctBasis, device: &Device) -> Tensor<2> {
         let mut made = self.tensors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((_, _, tensor)) = made.iter().find(|(kind, place, _)| *kind == basis && place == device) {
@@ -140,7 +140,8 @@ impl Dct {
         vectorised(
             #[inline(always)]
             || {
-                // Rounding errors of a shared transform are as large as the larger row asks for: powers of two, which are exact, make both alike.
+                // Rounding errors of a shared transform scale with the larger row: exact powers of two bring both rows to the same
+                // magnitude.
                 let (largest_a, largest_b) = (largest(a), largest(b));
                 let apart = (largest_a >> 23) as i32 - (largest_b >> 23) as i32;
                 let scaled = apart != 0 && [largest_a, largest_b].iter().all(|bits| (1..INFINITE).contains(bits));
@@ -177,7 +178,7 @@ impl Dct {
             z[n / 2] = Complex32::new(a[n - 1], b[n - 1]);
         }
         self.forward.process_with_scratch(z, scratch);
-        // The spectrum of a real row is its own mirror image, which parts the two.
+        // The spectrum of a real row is its own mirror image, which separates the two.
         let half = (0.5 / n as f32).sqrt();
         (a[0], b[0]) = (z[0].re * (n as f32).sqrt().recip(), z[0].im * (n as f32).sqrt().recip());
         let spectra = z[1..].iter().zip(z[1..].iter().rev());

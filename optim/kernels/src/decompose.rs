@@ -10,10 +10,10 @@ use crate::eigen::{dot, leading_eigenvectors};
 use crate::host::values;
 use crate::vectorised::vectorised;
 
-/// Sweeps after which an eigenvalue iteration gives up; it needs a few for each value.
+/// Sweeps after which an eigenvalue iteration stops without result; it needs a few for each value.
 const SWEEPS: usize = 100;
 
-/// Why a matrix has no leading directions.
+/// Reason why a matrix has no leading directions.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum DirectionsError {
     /// Some element is infinite or NaN.
@@ -22,7 +22,7 @@ pub enum DirectionsError {
     /// All elements are zero.
     #[error("the matrix is zero")]
     Zero,
-    /// The eigenvalue iteration gave up.
+    /// The eigenvalue iteration did not converge.
     #[error("the eigenvalues of the matrix did not converge")]
     NotConverged,
 }
@@ -43,7 +43,7 @@ pub fn leading_directions(matrix: &Tensor<2>, rank: usize, right: bool) -> Resul
 pub struct ThinSvd {
     /// Left directions `[rows, rank]`.
     pub left: Tensor<2>,
-    /// Singular values, falling.
+    /// Singular values, descending.
     pub values: Vec<f64>,
     /// Right directions `[columns, rank]`.
     pub right: Tensor<2>,
@@ -53,7 +53,8 @@ pub struct ThinSvd {
 const STRONG: f64 = 1e-2;
 
 /// The leading part of a singular value decomposition, in f64, on the host. The entry of greatest magnitude of each left direction is positive;
-/// directions without energy are filled up to orthonormal ones, as are all where there are no leading ones. The rank is at most the smaller side.
+/// directions with singular value 0 are completed to an orthonormal set, as are all if there are no leading ones. The rank is at most the
+/// smaller side.
 pub fn thin_svd(matrix: &Tensor<2>, rank: usize) -> ThinSvd {
     let device = matrix.device();
     let [rows, columns] = matrix.dims();
@@ -122,7 +123,7 @@ pub fn pivoted_lu(matrix: &Tensor<2>) -> PivotedLu {
     }
 }
 
-/// The inverse of a square matrix, worked out in f64; none where a product with it would lose more than f32 has digits.
+/// The inverse of a square matrix, computed in f64; none if a product with it would lose more than f32 has digits.
 pub fn inverse(matrix: &Tensor<2>) -> Option<Tensor<2>> {
     let dense = host(matrix);
     let inverse = dense.clone().try_inverse()?;
@@ -155,7 +156,7 @@ fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> Result<DMatrix<f64>,
         None => by_rotations(gram, rank.min(n))?,
     };
     if !thin {
-        // From the directions of the other side; those without energy are filled up.
+        // From the directions of the other side; those with singular value 0 are completed.
         found = if right { g.transpose() * found } else { &g * found };
         found = orthonormal(found.resize_horizontally(rank, 0.0), 0);
     }
@@ -167,7 +168,7 @@ fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> Result<DMatrix<f64>,
     Ok(found)
 }
 
-/// Columns of a Gram matrix that are made together.
+/// Columns of a Gram matrix that are computed together.
 const GRAM_COLUMNS: usize = 64;
 
 /// `G^T G`, scaled so that its largest element is 1.
@@ -206,12 +207,12 @@ fn gram(g: &DMatrix<f64>) -> DMatrix<f64> {
     });
     let mut gram = DMatrix::from_vec(n, n, gram);
     gram.fill_lower_triangle_with_upper_triangle();
-    // The largest element of such a matrix stands on its diagonal.
+    // The largest element of such a matrix is on its diagonal.
     let largest = gram.diagonal().amax();
     gram / largest
 }
 
-/// Leading eigenvectors the slow way, which always converges for finite matrices as far as is known.
+/// Computes leading eigenvectors by a slower method that is expected to converge for all finite matrices.
 fn by_rotations(gram: DMatrix<f64>, rank: usize) -> Result<DMatrix<f64>, DirectionsError> {
     let (n, sweeps) = (gram.nrows(), SWEEPS * gram.nrows().max(32));
     let eigen = SymmetricEigen::try_new(gram, f64::EPSILON, sweeps).ok_or(DirectionsError::NotConverged)?;
@@ -234,7 +235,7 @@ fn points_down(column: &[f64]) -> bool {
 }
 
 /// The orthonormal factor of a thin QR decomposition whose other factor has a positive diagonal, `[n, r]` for `[n, r]`. Dependent columns are
-/// replaced by unit vectors orthogonal to the rest; values that are not finite give the first unit vectors.
+/// replaced by unit vectors orthogonal to the others; values that are not finite give the first unit vectors.
 pub fn orthonormal_factor(matrix: &Tensor<2>) -> Tensor<2> {
     let (shape, device) = (matrix.dims(), matrix.device());
     tensor(&orthonormal(host(matrix), 0), shape, &device)
@@ -256,7 +257,7 @@ fn orthonormal(mut y: DMatrix<f64>, orthogonal: usize) -> DMatrix<f64> {
         let size = y.column(j).norm();
         reduce(&mut y, j);
         let mut rest = y.column(j).norm();
-        // Less than rounding leaves no direction; so small a rest is noise of the subtraction.
+        // Less than rounding leaves no direction; so small a remainder is rounding noise.
         while rest <= 1e-12 * largest || rest <= 1e-14 * size || rest == 0.0 {
             y.column_mut(j).fill(0.0);
             y[(unit % n, j)] = 1.0;
@@ -277,7 +278,7 @@ fn orthonormal(mut y: DMatrix<f64>, orthogonal: usize) -> DMatrix<f64> {
     y
 }
 
-/// Takes the parts along the columns before `j` out of column `j`.
+/// Subtracts the components along the columns before `j` from column `j`.
 fn reduce(y: &mut DMatrix<f64>, j: usize) {
     let n = y.nrows();
     let (before, rest) = y.as_mut_slice().split_at_mut(j * n);

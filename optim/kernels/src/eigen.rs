@@ -8,14 +8,15 @@ use crate::vectorised::vectorised;
 const CLUSTER: f64 = 1e-3;
 /// Error of vectors and of their residuals, as a share of the largest eigenvalue, up to which they are accepted.
 const TOLERANCE: f64 = 1e-12;
-/// Solutions of an inverse iteration; two reach working precision, the third mends an unlucky start.
+/// Solutions of an inverse iteration; two reach working precision, the third corrects an unlucky start.
 const ITERATIONS: usize = 3;
 /// Eigenvalues that are bisected together.
 const LANES: usize = 16;
 
-/// The `rank` leading eigenvectors of a symmetric matrix `[n, n]` whose largest elements are near 1, falling by eigenvalue, one after another.
+/// The `rank` leading eigenvectors of a symmetric matrix `[n, n]` whose largest elements are near 1, by descending eigenvalue, one after
+/// another.
 ///
-/// None where they do not come out orthonormal to working precision, as may happen for eigenvalues that coincide; another way must be taken then.
+/// None if they are not orthonormal to working precision, as can happen for equal eigenvalues; the caller then needs another method.
 pub(crate) fn leading_eigenvectors(matrix: Vec<f64>, n: usize, rank: usize) -> Option<Vec<f64>> {
     let reduced = Tridiagonal::of(matrix, n);
     let values = reduced.leading_values(rank);
@@ -33,7 +34,7 @@ struct Tridiagonal {
     diagonal: Vec<f64>,
     /// Element `i` couples `i - 1` and `i`; the first is 0.
     coupling: Vec<f64>,
-    /// Row `i` begins with the `i` elements of a reflection's vector.
+    /// Row `i` starts with the `i` elements of a reflection's vector.
     reflections: Vec<f64>,
     /// Twice the reciprocal square of each vector's length, or 0 for no reflection.
     weights: Vec<f64>,
@@ -42,7 +43,8 @@ struct Tridiagonal {
 }
 
 impl Tridiagonal {
-    /// Row by row from the last one, on the lower triangle. The change that a reflection makes is applied when the next one reads the matrix.
+    /// Reduces row by row from the last one, on the lower triangle. The change that a reflection makes is applied when the next one reads
+    /// the matrix.
     fn of(mut a: Vec<f64>, n: usize) -> Self {
         let (mut diagonal, mut coupling, mut weights) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
         // The pending change is `v w^T + w v^T`.
@@ -86,7 +88,7 @@ impl Tridiagonal {
         Self { n, diagonal, coupling, reflections: a, weights, size }
     }
 
-    /// The largest eigenvalues, falling, each halved into by the number of those below.
+    /// The largest eigenvalues, descending, each by bisection on the number of eigenvalues below.
     fn leading_values(&self, rank: usize) -> Vec<f64> {
         let smallest = f64::EPSILON * f64::EPSILON * self.size;
         let squares: Vec<f64> = self.coupling.iter().map(|c| c * c).collect();
@@ -165,7 +167,7 @@ impl Tridiagonal {
         vectors
     }
 
-    /// Whether the vectors are orthonormal and solve the equation, to working precision.
+    /// Reports whether the vectors are orthonormal and solve the equation, to working precision.
     fn solved_by(&self, values: &[f64], vectors: &[f64]) -> bool {
         let n = self.n;
         let vectors: Vec<&[f64]> = vectors.chunks_exact(n).collect();
@@ -186,7 +188,7 @@ impl Tridiagonal {
         })
     }
 
-    /// From an eigenvector of the tridiagonal matrix to that of the matrix.
+    /// Transforms an eigenvector of the tridiagonal matrix into one of the original matrix.
     fn reflect_back(&self, vector: &mut [f64]) {
         vectorised(
             #[inline(always)]

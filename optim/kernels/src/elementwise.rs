@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::host::{Memory, is_cpu};
 use crate::vectorised::vectorised;
 
-/// Values that one task takes.
+/// Elements that one task processes.
 pub const CHUNK: usize = 1 << 14;
 
 /// Adam's moments and direction.
@@ -16,9 +16,9 @@ pub struct Adam {
     pub beta_1: f32,
     /// Decay of the second moment.
     pub beta_2: f32,
-    /// One less the first decay, rounded once: in f32 the difference would lose five digits.
+    /// One minus the first decay, rounded once: in f32 the difference would lose five digits.
     pub share_1: f32,
-    /// One less the second decay.
+    /// One minus the second decay.
     pub share_2: f32,
     /// Factor of the root of the second moment: its correction of bias.
     pub root: f32,
@@ -75,7 +75,7 @@ pub fn adam<const D: usize>(g: Tensor<D>, m: Tensor<D>, v: Tensor<D>, f: Adam) -
     [g.tensor(), m.tensor(), v.tensor()]
 }
 
-/// Adam's direction with what it does to a weight: `w keep - rate direction`.
+/// Adam's direction and its effect on a weight: `w keep - rate direction`.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     /// The direction.
@@ -142,7 +142,7 @@ pub fn norm(x: &Tensor<2>) -> f64 {
     if !is_cpu(&x.device()) {
         return f64::from(x.clone().square().sum().sqrt().into_scalar::<f32>());
     }
-    // A fixed partition, summed in its order: the same bits whatever the threads do.
+    // A fixed partition, summed in its order: the same bits for any number of threads.
     let sums: Vec<f64> = Memory::of(x.clone())
         .read()
         .par_chunks(CHUNK)

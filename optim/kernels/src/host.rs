@@ -29,14 +29,14 @@ pub fn is_cpu(device: &Device) -> bool {
     }
 }
 
-/// The values of an f32 tensor, to be changed in place.
+/// Elements of an f32 tensor for changes in place.
 pub struct Memory<const D: usize> {
     data: TensorData,
     device: Device,
 }
 
 impl<const D: usize> Memory<D> {
-    /// Takes the tensor's memory, or a copy of it where others hold the tensor.
+    /// Uses the tensor's memory, or a copy if the tensor is shared.
     pub fn of(x: Tensor<D>) -> Self {
         let device = x.device();
         Self { data: x.into_data().convert::<f32>(), device }
@@ -58,7 +58,7 @@ impl<const D: usize> Memory<D> {
         }
     }
 
-    /// The tensor again.
+    /// Returns the elements as a tensor.
     pub fn tensor(self) -> Tensor<D> {
         Tensor::from_data(self.data, &self.device)
     }

@@ -11,7 +11,7 @@ pub const VARIABLE: &str = "LOWRANK_SIMD";
 /// Vector instructions of a processor, each set containing those before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InstructionSet {
-    /// What every processor of the architecture has.
+    /// Instructions of every processor of the architecture.
     Baseline,
     /// AVX2 with fused multiplication and addition.
     Avx2,
@@ -61,7 +61,7 @@ impl fmt::Display for InstructionSet {
     }
 }
 
-/// A value of `LOWRANK_SIMD` that cannot be followed.
+/// A value of `LOWRANK_SIMD` that is not supported.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum InstructionSetError {
     /// Names no instruction set.
@@ -79,14 +79,14 @@ pub enum InstructionSetError {
 
 /// The instruction set of this process: the best of its processor unless `LOWRANK_SIMD` forces another.
 ///
-/// Read once. A value that cannot be followed counts as `auto`; programs refuse it with [`check_environment`] when they start.
+/// Read once. A value that is not supported counts as `auto`; programs reject it with [`check_environment`] when they start.
 #[inline]
 pub fn instruction_set() -> InstructionSet {
     static SET: OnceLock<InstructionSet> = OnceLock::new();
     *SET.get_or_init(|| environment().unwrap_or_else(|_| InstructionSet::best()))
 }
 
-/// Whether `LOWRANK_SIMD` can be followed.
+/// Rejects a value of `LOWRANK_SIMD` that is not supported.
 pub fn check_environment() -> Result<(), InstructionSetError> {
     environment().map(drop)
 }

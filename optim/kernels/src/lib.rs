@@ -4,7 +4,7 @@
 //! - [`dct`]: cosine transforms of rows.
 //! - [`decompose`]: singular directions, orthonormal factors, triangles and inverses on the host.
 //! - [`newton_schulz`]: matrices with singular values near 1.
-//! - [`elementwise`] and [`vectorised`]: one pass over memory, with the vectors of the processor at hand.
+//! - [`elementwise`] and [`vectorised`]: one pass over memory, with the vector instructions of the processor.
 //! - [`instructions`]: the instruction set that all of them use.
 //! - [`random`]: seeded draws that depend only on their purpose.
 //! - [`host`]: elements of tensors on the host.

@@ -1,4 +1,4 @@
-//! Random numbers that are a function of what they are for: nothing but the count of draws has to be remembered.
+//! Random numbers that depend only on their purpose: only the count of draws has to be stored.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::rngs::StdRng;
@@ -25,7 +25,7 @@ pub fn normal(rng: &mut StdRng, count: usize) -> Vec<f32> {
     (0..count.div_ceil(2)).flat_map(|_| pair()).take(count).collect()
 }
 
-/// Draws of a normal distribution, `[n, r]`: where an iteration starts.
+/// Draws of a normal distribution, `[n, r]`: the start of an iteration.
 pub fn normal_matrix(seed: u64, key: u64, shape: [usize; 2], device: &Device) -> Tensor<2> {
     let draws = normal(&mut generator(seed, key, 0), shape[0] * shape[1]);
     Tensor::from_data(TensorData::new(draws, shape), device)

@@ -1,4 +1,4 @@
-//! Loops compiled for the vectors of the processor at hand.
+//! Loops compiled for the vector instructions of the processor.
 
 use pulp::{Arch, NullaryFnOnce};
 
@@ -11,7 +11,7 @@ use crate::instructions::{InstructionSet, instruction_set};
 #[inline]
 pub fn vectorised<R>(run: impl FnMut() -> R) -> R {
     struct Run<F>(F);
-    // Called by reference: to call it once and for all goes through a function of the compiler's that is inlined or not.
+    // Called by reference: calling it by value goes through a compiler-generated function that may not be inlined.
     impl<R, F: FnMut() -> R> NullaryFnOnce for Run<F> {
         type Output = R;
         #[inline(always)]

@@ -91,7 +91,7 @@ impl AdamWConfig {
         elementwise::AdamW {
             adam: Adam { root: root as f32, ..Adam::new(beta_1, beta_2, epsilon) },
             keep: keep as f32,
-            // Decay that comes after also shrinks the update.
+            // Decay after the update also shrinks the update.
             rate: if self.decay_after { rate * keep } else { rate } as f32,
         }
     }

@@ -60,7 +60,7 @@ pub struct AdamW8bit {
 /// State of [`AdamW8bit`] for one parameter.
 #[derive(Clone, Debug, RecordState)]
 pub struct AdamW8bitState<const D: usize> {
-    /// Of a tensor that keeps f32 moments.
+    /// State of a tensor that keeps f32 moments.
     pub plain: Option<AdamWState<D>>,
     /// Steps taken, for a tensor with 8-bit moments.
     pub time: usize,

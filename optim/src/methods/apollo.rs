@@ -58,12 +58,12 @@ pub struct ApolloConfig {
 }
 
 impl ApolloConfig {
-    /// APOLLO-Mini: one direction and one factor a matrix.
+    /// APOLLO-Mini: one direction and one factor per matrix.
     pub fn mini() -> Self {
         Self::new().with_rank(1).with_granularity(Granularity::Matrix).with_scale(128.0)
     }
 
-    /// Its pieces.
+    /// Its components.
     pub fn projected(&self) -> ProjectedConfig {
         ProjectedConfig::new(self.rank)
             .with_density(0.25)

@@ -83,7 +83,7 @@ pub struct DctAdamWConfig {
 }
 
 impl DctAdamWConfig {
-    /// Its pieces.
+    /// Its components.
     pub fn projected(&self) -> ProjectedConfig {
         ProjectedConfig::new(self.rank)
             .with_density(0.0)

@@ -1,4 +1,4 @@
-//! GaLore whose rest moves the weights too.
+//! GaLore with a weight update from the residual too.
 
 use burn::config::Config;
 use schemars::JsonSchema;
@@ -57,7 +57,7 @@ pub struct FiraConfig {
 }
 
 impl FiraConfig {
-    /// Its pieces.
+    /// Its components.
     pub fn projected(&self) -> ProjectedConfig {
         ProjectedConfig::new(self.rank)
             .with_density(0.0)

@@ -1,4 +1,4 @@
-//! Adam on a part of the gradient, its sign for everything else.
+//! Adam on a part of the gradient, its sign for the remaining part.
 
 use burn::config::Config;
 use schemars::JsonSchema;
@@ -83,7 +83,7 @@ pub struct FrugalConfig {
 }
 
 impl FrugalConfig {
-    /// Its pieces.
+    /// Its components.
     pub fn projected(&self) -> ProjectedConfig {
         ProjectedConfig::new(self.rank)
             .with_density(self.density)

@@ -84,7 +84,7 @@ impl GaLoreConfig {
         Self::eight_bit(rank).with_proj_bits(4).with_weight_bits(8).with_lazy_queue(5)
     }
 
-    /// Its pieces.
+    /// Its components.
     pub fn projected(&self) -> ProjectedConfig {
         ProjectedConfig::new(self.rank)
             .with_density(0.0)

@@ -48,7 +48,7 @@ pub struct LdAdamConfig {
 }
 
 impl LdAdamConfig {
-    /// Its pieces.
+    /// Its components.
     pub fn projected(&self) -> ProjectedConfig {
         ProjectedConfig::new(self.rank)
             .with_density(0.0)

@@ -77,7 +77,7 @@ impl LoroConfig {
         Ok(options::validate(self)?)
     }
 
-    /// The optimizer of a module whose hidden matrices are the factors, and who steps each parameter.
+    /// The optimizer of a module whose hidden matrices are the factors, and the optimizer assigned to each parameter.
     pub fn init(&self, hidden: &ParameterRoles, meter: &StateMeter, steps: &LoroSteps) -> Result<Built, OptimError> {
         let factor = |factor: LoroAdamW, _| LoroAdamW { steps: steps.clone(), ..factor };
         let optimizer = hidden.assemble(self, meter, |others, _| others, factor)?;
@@ -126,7 +126,7 @@ impl Optimizer for LoroAdamW {
         let ratio = correction(beta_2).sqrt() / correction(beta_1);
         let exact = self.steps.next().exact;
         let Some(shape) = <[usize; 2]>::try_from(&tensor.dims()[..]).ok().filter(|_| exact) else {
-            // The decay goes with the corrected step and without c.
+            // The decay uses the corrected step without the factor c.
             let decay = weight_decay * ratio / lr_scale;
             let lazy = self.config.others().with_lr_scale(lr_scale).with_weight_decay(decay).build();
             return lazy.step(lr, tensor, grad, state);
@@ -178,7 +178,7 @@ pub fn exact_step(factors: &Factors, directions: &Factors, step: f64) -> Result<
     let (Some(rm_inverse), Some(rn_inverse)) = (inverse(&rm), inverse(&rn)) else {
         return refuse("the columns of a factor depend on one another; re-initialise it or lower the rank");
     };
-    // They stand for G V and U^T G.
+    // These represent G V and U^T G.
     let p = dm * rn_inverse;
     let q = rm_inverse.transpose() * dn.transpose();
     let k0 = &q * &v;
@@ -256,7 +256,7 @@ mod tests {
         assert!((gram(&one.m) - gram(&one.n)).abs().max().into_scalar::<f32>() < 1e-4);
     }
 
-    /// As the paper has it, against the steps of the optimizer.
+    /// Compares the optimizer's steps with the formula of the paper.
     #[test]
     fn lazy_steps_follow_the_corrected_directions_and_then_decay() {
         let config = LoroConfig::new(0.25).with_weight_decay(0.3);
@@ -291,7 +291,7 @@ mod tests {
         // One step of Adam goes along the signs of the gradient, but for its epsilon.
         assert!((step / 0.02 - 0.001f64.sqrt() / 0.1).abs() < 1e-6, "{step}");
         assert!(far(direction.clone() * step, direction.sign() * 0.02) < 1e-3);
-        // The state goes on as after a lazy step.
+        // The state continues as after a lazy step.
         steps.begin_step(false);
         let lazy = optimizer.step(0.02, m, g, None).1.unwrap();
         let exact = state.unwrap();

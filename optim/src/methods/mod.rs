@@ -1,4 +1,4 @@
-//! Published optimizers, one file a method.
+//! Published optimizers, one file per method.
 
 pub mod adamw;
 pub mod adamw_8bit;

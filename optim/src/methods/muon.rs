@@ -1,4 +1,4 @@
-//! Momentum whose update is made orthogonal.
+//! Momentum with orthogonalised updates.
 
 use burn::config::Config;
 use burn::optim::RecordState;

@@ -1,4 +1,4 @@
-//! Momentum whose leading DCT columns are made orthogonal.
+//! Momentum with orthogonalised updates from its leading DCT columns.
 
 use burn::config::Config;
 use burn::tensor::{Device, Tensor};

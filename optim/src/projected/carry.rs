@@ -7,7 +7,7 @@ use crate::projected::parts::{Moments, StepParts};
 use crate::projected::subspace::{Open, index_tensor};
 use lowrank_kernels::ops::MatrixProduct;
 
-/// Squares above this count as this much where they are mixed.
+/// Upper limit of squares when they are mixed.
 const HUGE: f32 = 1e34;
 
 impl StepParts<'_> {

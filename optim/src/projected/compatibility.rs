@@ -10,7 +10,7 @@ use crate::registry::options;
 use crate::state::error_feedback::ErrorFeedback;
 
 impl ProjectedConfig {
-    /// Rejects values outside what the options allow and pieces that do not go together.
+    /// Rejects values outside what the options allow and incompatible components.
     pub fn validate(&self) -> Result<(), OptimError> {
         options::validate(self)?;
         self.rank_fits()?;

@@ -1,4 +1,4 @@
-//! Pieces of a projected optimizer, and what they store.
+//! Pieces of a projected optimizer, and their stored state.
 
 use burn::config::Config;
 use lowrank_kernels::dct::DctBasis;
@@ -351,7 +351,7 @@ impl ProjectedConfig {
         }
     }
 
-    /// Vectors or values of the subspace of a matrix.
+    /// Number of vectors or elements of the subspace of a matrix.
     pub fn rank_of(&self, shape @ [rows, columns]: [usize; 2]) -> usize {
         let side = if self.right(shape) { columns } else { rows };
         match self.projector {
@@ -359,7 +359,7 @@ impl ProjectedConfig {
             ProjectorKind::Columns | ProjectorKind::Rows => (self.density * side as f64) as usize,
             ProjectorKind::Randk => (self.density * (rows * columns) as f64) as usize,
             ProjectorKind::Block => 0,
-            // APOLLO's quarter and FRUGAL's share round to nearest; a subspace that is wanted has a vector.
+            // APOLLO's quarter and FRUGAL's share round to nearest; a requested subspace has at least one vector.
             _ if self.density > 0.0 => ((self.density * side as f64).round() as usize).max(1),
             _ => 0,
         }

@@ -1,7 +1,7 @@
 //! The whole step of DCT-AdamW in three passes over memory, on the CPU backend.
 //!
-//! Lines are what is transformed: rows on the right, columns on the left. Every line of the gradient is transformed once; the low-rank gradient
-//! and Adam's direction go back through one transform, as real and imaginary part.
+//! Lines are the transformed vectors: rows on the right, columns on the left. Every line of the gradient is transformed once; the low-rank
+//! gradient and Adam's direction go back through one transform, as real and imaginary part.
 
 use std::cell::RefCell;
 
@@ -38,14 +38,14 @@ pub fn fits(c: &ProjectedConfig, w: &Tensor<2>, s: &ProjectedState) -> bool {
         && is_cpu(&w.device())
 }
 
-/// Lines that one task takes; even, because two share a transform.
+/// Lines that one task processes; even, because two share a transform.
 const LINES: usize = 32;
 
-/// Rows of a transposition that one task takes: a cache line of values.
+/// Rows of a transposition that one task processes: one cache line of elements.
 const TILE: usize = 16;
 
 thread_local! {
-    /// Two matrices' worth of lines, kept from step to step.
+    /// Two matrices' worth of lines, reused from step to step.
     static LINES_MEMORY: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
@@ -159,7 +159,7 @@ impl FusedStep<'_> {
         (w, s)
     }
 
-    /// Transforms all lines; gives the score of each basis vector when it is asked for.
+    /// Transforms all lines; returns the score of each basis vector if requested.
     fn transform(&self, dct: &Dct, x: &mut [f32], scored: bool) -> Vec<f32> {
         let n = if self.right { self.shape[1] } else { self.shape[0] };
         let parts: Vec<Vec<f32>> = x
@@ -186,7 +186,7 @@ impl FusedStep<'_> {
                 },
             )
             .collect();
-        // Summed in the order of the lines, whatever the threads did.
+        // Summed in the order of the lines, for any number of threads.
         let mut scores = vec![0.0; if scored { n } else { 0 }];
         for part in parts {
             scores.iter_mut().zip(part).for_each(|(score, part): (&mut f32, f32)| *score += part);
@@ -194,7 +194,7 @@ impl FusedStep<'_> {
         scores
     }
 
-    /// Moments in the places of the vectors that stay; others start at 0.
+    /// Moments at the positions of the remaining vectors; others start at 0.
     fn carried(&self, moment: Tensor<2>, old: &[i32], new: &[i32]) -> Tensor<2> {
         let from: Vec<Option<usize>> = new.iter().map(|index| old.binary_search(index).ok()).collect();
         let mut memory = Memory::of(moment);
@@ -232,7 +232,7 @@ impl FusedStep<'_> {
             || (dct.scratch(), vec![0.0; n]),
             |(scratch, spare), ((x, y), (low, direction))| {
                 if self.c.residual == Residual::None {
-                    // The rest is not wanted: two directions share a transform.
+                    // The residual is not needed: two directions share a transform.
                     for (pair, values) in y.chunks_mut(2 * n).zip(direction.chunks(2 * rank)) {
                         let (a, b) = pair.split_at_mut(n);
                         let (for_a, for_b) = values.split_at(rank);
@@ -253,7 +253,7 @@ impl FusedStep<'_> {
         );
     }
 
-    /// Moves the weights and keeps the rest.
+    /// Moves the weights and stores the residual.
     fn finish(
         &self,
         lr: f64,
@@ -322,7 +322,7 @@ impl FusedStep<'_> {
     }
 }
 
-/// `[rows, columns]` as `[columns, rows]`.
+/// Transposes `[rows, columns]` to `[columns, rows]`.
 fn transpose(from: &[f32], [rows, columns]: [usize; 2], to: &mut [f32]) {
     to.par_chunks_mut(TILE * rows).enumerate().for_each(|(number, to)| {
         let (first, count) = (number * TILE, to.len() / rows);
@@ -374,7 +374,7 @@ mod tests {
                         }
                         let rest = |s: &ProjectedState| s.error.as_ref().and_then(ErrorBuffer::restored).map(values);
                         for (a, b) in rest(&state_a).iter().flatten().zip(rest(&state_b).iter().flatten()) {
-                            // One code of the quantisation, where rounding decides.
+                            // One code of the quantisation, which depends on rounding.
                             assert!((a - b).abs() < 0.05, "{shape:?} at {time}: {a} {b}");
                         }
                         (w, state) = (a, state_a);

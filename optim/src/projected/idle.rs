@@ -1,7 +1,7 @@
 //! Columns that have had no gradient yet.
 //!
-//! Codes between the smallest and the largest value of a row do not have 0 among them, so that a residual that is quantised row by row says
-//! something small of a column that was never used. Adam would make a step of full size of it.
+//! Codes between the smallest and the largest value of a row need not include 0, so that a residual quantised row by row holds
+//! a small value for a column that was never used. Adam would turn it into a step of full size.
 
 use burn::tensor::Tensor;
 

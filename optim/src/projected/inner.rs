@@ -10,7 +10,7 @@ use crate::projected::parts::{Moments, StepParts};
 pub struct Inside {
     pub low: Tensor<2>,
     pub direction: Tensor<2>,
-    /// On top of the learning rate: the correction of bias.
+    /// Additional factor of the learning rate: the bias correction.
     pub factor: f64,
     pub moment_1: Tensor<2>,
     pub moment_2: Option<Tensor<2>>,

@@ -1,4 +1,4 @@
-//! Projected optimizers: projector, inner optimizer, rest rule and moment storage, each chosen on its own.
+//! Projected optimizers: projector, inner optimizer, residual rule and moment storage, each chosen independently.
 
 mod build;
 mod carry;

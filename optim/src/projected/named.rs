@@ -1,12 +1,12 @@
 //! Common interface of published methods with a projection.
 
-/// Gives the configuration of a published method what all optimizers have, by way of its pieces.
+/// Gives the configuration of a published method the common interface of optimizers, by way of its components.
 macro_rules! named {
     ($config:ident) => {
         crate::adam::adam_builders!($config);
 
         impl $config {
-            /// Rejects values outside what the options allow and pieces that do not go together.
+            /// Rejects values outside what the options allow and incompatible components.
             pub fn validate(&self) -> Result<(), crate::error::OptimError> {
                 crate::registry::options::validate(self)?;
                 self.projected().validate()

@@ -9,7 +9,7 @@ use crate::projected::subspace::Open;
 pub struct StepParts<'a> {
     pub c: &'a ProjectedConfig,
     pub right: bool,
-    /// The gradient, with what error feedback adds.
+    /// The gradient, with the residual of error feedback.
     pub g: Tensor<2>,
     pub subspace: Open,
 }

@@ -19,11 +19,11 @@ use crate::state::quantised::QuantisedMatrix;
 /// Request for a subspace.
 #[derive(Clone, Copy, Debug)]
 pub struct Renewal<'a> {
-    /// The matrix whose subspace is looked for, `[R, C]`: the gradient with what error feedback adds, or a mix of it with the momentum.
+    /// Matrix `[R, C]` whose subspace is chosen: the gradient plus the residual of error feedback, or its mix with the momentum.
     pub gradient: &'a Tensor<2>,
     /// Projects rows (`G P`) instead of columns (`P^T G`).
     pub right: bool,
-    /// Vectors, or values, to choose.
+    /// Number of vectors or elements to choose.
     pub rank: usize,
     /// The subspace so far.
     pub previous: Option<&'a Subspace>,
@@ -41,7 +41,7 @@ impl Renewal<'_> {
         self.gradient.dims()[usize::from(self.right)]
     }
 
-    /// The subspace where the gradient gives none: the one so far, or else the first one, of unit vectors.
+    /// The fallback for a gradient without directions: the previous subspace, or else the first unit vectors.
     fn kept(&self, reason: DirectionsError, first: impl FnOnce() -> Subspace) -> Subspace {
         count_failure(reason);
         self.previous.cloned().unwrap_or_else(first)
@@ -54,20 +54,20 @@ impl Renewal<'_> {
     }
 }
 
-/// Renewals of this process that found no directions and kept the subspace they had.
+/// Renewals of this process that found no directions and kept the previous subspace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RenewalFailures {
     /// The gradient was zero.
     pub zero: u64,
     /// The gradient had elements that were not finite.
     pub not_finite: u64,
-    /// The eigenvalue iteration gave up.
+    /// The eigenvalue iteration did not converge.
     pub not_converged: u64,
 }
 
 static FAILURES: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
-/// Number of renewals since the process started that kept the subspace they had, by their reason.
+/// Number of renewals since the process started that kept the previous subspace, by reason.
 pub fn renewal_failures() -> RenewalFailures {
     let [zero, not_finite, not_converged] = [0, 1, 2].map(|place: usize| FAILURES[place].load(Ordering::Relaxed));
     RenewalFailures { zero, not_finite, not_converged }
@@ -84,7 +84,7 @@ fn count_failure(reason: DirectionsError) {
 
 /// A way to choose the subspace of a gradient.
 pub trait Projector: Debug + Send + Sync {
-    /// The subspace from here on.
+    /// Returns the new subspace.
     fn choose(&self, renewal: &Renewal) -> Subspace;
 }
 
@@ -162,7 +162,7 @@ impl DctColumns {
         if right { rows } else { rows.transpose() }
     }
 
-    /// Multiplies each score with the norm of its basis vector, which changes something for the sum of magnitudes alone.
+    /// Multiplies each score with the norm of its basis vector, which only affects the sum of magnitudes.
     fn weigh(&self, scores: &mut [f32]) {
         let n = scores.len();
         let d = values(Dct::of(n).tensor(self.basis, &burn::tensor::Device::default()));
@@ -264,12 +264,12 @@ impl Projector for RandomEntries {
     }
 }
 
-/// The whole of some matrices and nothing of the others, in turn.
+/// All of some matrices and nothing of the others, in turn.
 #[derive(Clone, Copy, Debug)]
 pub struct ActiveMatrices {
     /// Share of matrices that are active.
     pub density: f64,
-    /// In which order they take their turn.
+    /// Order in which they become active.
     pub order: BlockOrder,
 }
 

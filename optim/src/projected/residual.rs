@@ -17,7 +17,7 @@ const GUARD: f64 = 1e-8;
 const FORGOTTEN: f64 = 1e-12;
 
 impl StepParts<'_> {
-    /// Error feedback for the next step: the residual, and momentum that a renewal loses where the configuration wants it.
+    /// Error feedback for the next step: the residual and, if configured, momentum that a renewal loses.
     pub fn keep_error(
         &self,
         low: Option<&Tensor<2>>,
@@ -40,7 +40,8 @@ impl StepParts<'_> {
         ErrorBuffer::keep(rest, how, self.c.error_levels)
     }
 
-    /// Ratio of the inner optimizer's direction to the gradient: one factor a row on the right, one a column on the left, or one.
+    /// Ratio of the inner optimizer's direction to the gradient: one factor per row on the right, one per column on the left, or a single
+    /// one.
     fn scaling(&self, inside: &Inside) -> Tensor<2> {
         if self.c.granularity == Granularity::Matrix {
             let factor = norm(&inside.direction) / (norm(&inside.low) + GUARD);
@@ -51,14 +52,14 @@ impl StepParts<'_> {
         norms(&inside.direction) / norms(&inside.low).add_scalar(GUARD)
     }
 
-    /// The scaled residual, as Fira has it.
+    /// The scaled residual, as in Fira.
     pub fn scaled_rest(&self, inside: &Inside, s: &mut ProjectedState) -> Tensor<2> {
         let inner = self.subspace.back(&inside.low);
         let inner = if self.c.residual == Residual::Scaled { inner.mul_scalar(self.c.scale) } else { inner };
         self.limited((self.g.clone() - inner) * self.scaling(inside), s)
     }
 
-    /// The scaled gradient, as APOLLO has it.
+    /// The scaled gradient, as in APOLLO.
     pub fn scaled_gradient(&self, inside: &Inside, s: &mut ProjectedState) -> Tensor<2> {
         let scaled = self.g.clone() * self.scaling(inside);
         let root = self.c.scale.sqrt();
@@ -96,7 +97,7 @@ impl StepParts<'_> {
         if self.c.residual == Residual::Sgd {
             return Some(rest);
         }
-        // In a full basis the rest is rounding, whose sign would be a step of full size.
+        // In a full basis the residual is rounding error, whose sign would give a step of full size.
         let full = self.subspace.columns.as_ref().is_some_and(|columns| columns.dims()[0] == columns.dims()[1]);
         Some(match full {
             true => {

@@ -23,7 +23,7 @@ use crate::state::quantised::quantise_groups;
 /// A projected optimizer's rule for one matrix.
 ///
 /// Matrices are taken as they are stored: Burn's linear layers hold `[d_in, d_out]`, so that for a square weight the standard side is the
-/// transpose of a PyTorch run; the side can be chosen. A gradient with values that are not finite must be refused before
+/// transpose of a PyTorch run; the side can be chosen. A gradient with values that are not finite must be rejected before
 /// ([`GlobalNormClip`](crate::GlobalNormClip) does): here it would end in the weights.
 #[derive(Clone, Debug)]
 pub struct Projected {
@@ -191,14 +191,14 @@ impl Projected {
         s.cosines = Some(Tensor::from_data(TensorData::new(queue, [count]), &device));
     }
 
-    /// Weights rounded at random to a grid of small integers, where the configuration wants it.
+    /// Weights rounded at random to a grid of small integers, if configured.
     fn on_grid(&self, w: Tensor<2>, s: &ProjectedState) -> Tensor<2> {
         let c = &self.config;
         if c.weight_bits == 0 {
             return w;
         }
         let (shape, device) = (w.dims(), w.device());
-        // Apart from the draws of projectors, whose counts are small.
+        // Distinct from the draws of projectors, whose counts are small.
         let mut rng = generator(c.seed, s.key, 1 << 63 | s.time as u64);
         let groups = quantise_groups(&values(w), c.weight_bits, c.weight_group, Some(&mut rng));
         Tensor::from_data(TensorData::new(groups.restored(c.weight_group), shape), &device)
@@ -215,7 +215,7 @@ impl StepParts<'_> {
         }
     }
 
-    /// Direction of the weights, for a step by the learning rate times the factor of the inside.
+    /// Direction of the weights, for a step by the learning rate times the factor of the inner update.
     fn direction(&self, inside: Option<&Inside>, s: &mut ProjectedState) -> Option<Tensor<2>> {
         let c = self.c;
         let direction = inside.map(|inside| match c.residual {
@@ -227,7 +227,7 @@ impl StepParts<'_> {
             _ => self.subspace.back(&inside.direction).mul_scalar(c.scale),
         });
         let Some(rest) = self.state_free(inside) else { return direction };
-        // The factor of the inside comes on top of the whole direction.
+        // The factor of the inner update multiplies the whole direction.
         let rest = rest.mul_scalar(c.inactive_lr_scale / inside.map_or(1.0, |inside| inside.factor));
         Some(direction.map_or(rest.clone(), |direction| direction + rest))
     }

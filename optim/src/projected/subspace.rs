@@ -11,7 +11,7 @@ use crate::state::quantised::QuantisedMatrix;
 
 /// A subspace of the gradient of an `[R, C]` matrix. On the right it is spanned by vectors of `n = C` values and the low-rank gradient is
 /// `G P`, `[R, r]`; on the left `n = R` and it is `P^T G`, `[r, C]`.
-// There is one a matrix: some hundred bytes beside the moments of thousands of values.
+// There is one per matrix: some hundred bytes in addition to moments of thousands of elements.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Subspace {
@@ -45,7 +45,7 @@ pub enum Subspace {
 }
 
 impl Subspace {
-    /// Vectors that span it, `[n, r]`, where it is made of such.
+    /// Vectors that span it, `[n, r]`, if it consists of vectors.
     pub fn columns(&self, n: usize, device: &Device) -> Option<Tensor<2>> {
         match self {
             Self::Dense(columns) => Some(columns.clone()),
@@ -62,7 +62,7 @@ impl Subspace {
         }
     }
 
-    /// Indices of its vectors or values, where it is made of such.
+    /// Indices of its vectors or elements, if it is stored by indices.
     pub fn indices(&self) -> Option<Vec<i32>> {
         match self {
             Self::Dct(_, indices) | Self::Coordinates(indices) | Self::Entries(indices) => Some(host::indices(indices)),
@@ -70,7 +70,7 @@ impl Subspace {
         }
     }
 
-    /// With the columns at hand: what several products in a step need only once.
+    /// Computes the columns once for the products of a step.
     pub(crate) fn open(&self, shape: [usize; 2], right: bool, device: &Device) -> Open {
         let n = if right { shape[1] } else { shape[0] };
         let columns = match self {
@@ -103,7 +103,7 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// The low-rank gradient; none of nothing.
+    /// The low-rank gradient; none for the empty subspace.
     pub fn project(&self, g: &Tensor<2>) -> Option<Tensor<2>> {
         let axis = usize::from(self.right);
         match (&self.subspace, &self.columns) {
@@ -123,7 +123,7 @@ impl Open {
         }
     }
 
-    /// A low-rank matrix in full size.
+    /// Projects a low-rank matrix back to full size.
     pub fn back(&self, low: &Tensor<2>) -> Tensor<2> {
         let axis = usize::from(self.right);
         match (&self.subspace, &self.columns) {
@@ -155,7 +155,7 @@ pub(crate) fn index_tensor(indices: Vec<i32>, device: &Device) -> Tensor<1, Int>
 
 const DCT: [DctBasis; 3] = [DctBasis::Dct3, DctBasis::Dct2, DctBasis::Random];
 
-// By hand: the derive knows no enums.
+// Written by hand, as the derive does not support enums.
 impl RecordState for Subspace {
     fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
         let kind = |kind: &str, out: &mut StateSink| out.push_scalar(prefix, kind, true.into());

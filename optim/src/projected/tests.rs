@@ -1,4 +1,4 @@
-//! Properties that the papers' methods must have, whatever the numbers.
+//! Properties that the papers' methods must have for any numbers.
 
 use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor};
@@ -222,7 +222,7 @@ fn a_gradient_without_directions_keeps_the_subspace() {
         for bad in [g.zeros_like(), g.clone() * f32::NAN, g.clone() * f32::INFINITY] {
             let renewal = Renewal { gradient: &bad, previous: Some(&before), count: 1, ..first };
             assert_eq!(columns(&projector.choose(&renewal)), columns(&before));
-            // With nothing before it begins with unit vectors.
+            // Without a previous subspace it starts with unit vectors.
             let renewal = Renewal { gradient: &bad, ..first };
             let unit = Tensor::<2>::eye(9, &Device::default()).slice([0..9, 0..4]);
             assert_eq!(columns(&projector.choose(&renewal)), values(unit));

@@ -1,4 +1,4 @@
-//! Values that an option allows: a JSON schema, checked and put into words.
+//! Values that an option allows: a JSON schema, with its check and its description in words.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ impl Allowed {
         &self.schema
     }
 
-    /// Whether the value is allowed.
+    /// Returns true if the value is allowed.
     pub fn accepts(&self, value: &Value) -> bool {
         accepts(&self.schema, value)
     }
@@ -79,7 +79,7 @@ fn is_a(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Equal, and 4 as good as 4.0.
+/// Compares values, with 4 equal to 4.0.
 fn same(a: &Value, b: &Value) -> bool {
     a == b || a.is_number() && a.as_f64() == b.as_f64()
 }
@@ -105,7 +105,7 @@ fn choices(schema: &Value) -> Vec<Choice> {
             match one.get("const").and_then(word) {
                 Some(word) => found.push(Choice { word, help: help(one) }),
                 None => match choices(one) {
-                    // Bounds beside words: no choice of some words.
+                    // Bounds in addition to words: not a choice of words.
                     words if words.is_empty() => return Vec::new(),
                     words => found.extend(words),
                 },

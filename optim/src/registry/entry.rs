@@ -9,21 +9,21 @@ use super::options::{OptionError, OptionList, Options};
 pub enum Kind {
     /// Moves the weights by their gradients.
     Optimizer,
-    /// What a linear layer holds in place of a dense weight.
+    /// Replacement of a linear layer's dense weight.
     Parameterization,
-    /// What an adapter adds to a frozen weight.
+    /// Form of the update that an adapter adds to a frozen weight.
     Structure,
-    /// How the tensors of an adapter start.
+    /// Initialisation of an adapter's tensors.
     Initialisation,
-    /// How an adapter is trained.
+    /// Training rule of an adapter.
     Rule,
-    /// How ranks are distributed over the layers.
+    /// Distribution of ranks over the layers.
     Allocation,
     /// A term that is added to the loss.
     Penalty,
-    /// How several adapters become one.
+    /// Combination of several adapters into one.
     Composition,
-    /// What the loss is.
+    /// Loss function.
     Objective,
     /// The stages of a run.
     Recipe,
@@ -46,12 +46,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Where a method was published.
+/// Publication of a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paper {
     /// Title.
     pub title: &'static str,
-    /// arXiv id, or another place such as `ICLR 2025`.
+    /// arXiv id, or another publication such as `ICLR 2025`.
     pub place: &'static str,
 }
 
@@ -63,7 +63,7 @@ impl Paper {
     }
 }
 
-/// Description of a method: what help, documentation and checks are derived from.
+/// Description of a method: the source of help, documentation and checks.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     /// Kind.
@@ -72,15 +72,15 @@ pub struct Entry {
     pub name: &'static str,
     /// Papers, the method's own first.
     pub papers: &'static [Paper],
-    /// One line on what it does.
+    /// Summary of the method in one line.
     pub summary: &'static str,
-    /// Memory it takes, as a formula in words; empty when it takes none.
+    /// Memory use, as a formula in words; empty if there is none.
     pub memory: &'static str,
-    /// Learning rate to start from, where the method needs another than its kind's usual one.
+    /// Learning rate to start from, if it differs from the usual one of the kind.
     pub lr: Option<f64>,
-    /// What it needs from the rest of the run, one line each.
+    /// Requirements on the rest of the run, one line each.
     pub needs: &'static [&'static str],
-    /// What it cannot be combined with, one line each.
+    /// Incompatible settings, one line each.
     pub refuses: &'static [&'static str],
     /// Options with their defaults, read off its configuration.
     pub options: fn() -> OptionList,

@@ -8,7 +8,7 @@ use super::nearest::{distance, is_slip, nearest};
 /// A name that no method has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownName {
-    /// Kind that was looked for; none when any would do.
+    /// Requested kind; none if any kind was accepted.
     pub kind: Option<Kind>,
     /// The name.
     pub name: String,
@@ -36,7 +36,7 @@ impl fmt::Display for UnknownName {
 impl std::error::Error for UnknownName {}
 
 impl UnknownName {
-    /// With the most similar name of other kinds, where it is nearer than those of its own.
+    /// Uses the most similar name of other kinds if it is nearer than those of its own.
     pub fn or_of<'a>(self, others: impl IntoIterator<Item = &'a Entry>) -> Self {
         let own = self.nearest.as_ref().map_or(usize::MAX, |(_, near)| distance(&self.name, near));
         let other = others

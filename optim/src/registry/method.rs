@@ -1,4 +1,4 @@
-//! An optimizer of the registry: its description and how it is built.
+//! An optimizer of the registry: its description and its constructor.
 
 use std::ops::Deref;
 
@@ -11,7 +11,7 @@ use crate::parameters::{Assignment, ParameterRoles};
 use crate::state::meter::StateMeter;
 use crate::state::reset::MomentResets;
 
-/// An optimizer, and who steps each parameter.
+/// An optimizer, and the optimizer assigned to each parameter.
 pub type Built = (ModuleOptimizer, Vec<Assignment>);
 
 /// One optimizer; its description is that of its [`Entry`].
@@ -19,11 +19,11 @@ pub type Built = (ModuleOptimizer, Vec<Assignment>);
 pub struct Method {
     /// Description.
     pub entry: Entry,
-    /// Checks the options together.
+    /// Check of the combination of options.
     pub(crate) check: fn(&Entry, &Options) -> Result<(), OptimError>,
     pub(crate) bytes: fn(&Entry, &Options, [usize; 2]) -> Result<usize, OptimError>,
     pub(crate) build: fn(&Entry, &Options, &ParameterRoles, &StateMeter) -> Result<Built, OptimError>,
-    /// None where what a reset leaves of the state is not defined.
+    /// None if a reset of the state is not defined.
     pub(crate) resettable: Option<BuildResettable>,
     /// Optimizer that the planner replaces by this one where its state does not fit; none where it is not offered.
     pub saves_state_of: Option<&'static str>,
@@ -77,7 +77,7 @@ impl Registered for Method {
 }
 
 impl Method {
-    /// Rejects unknown options, missing ones, values that are not allowed and options that do not go together.
+    /// Rejects unknown options, missing ones, values that are not allowed and incompatible options.
     pub fn check(&self, given: &Options) -> Result<(), OptimError> {
         (self.check)(&self.entry, given)
     }
@@ -87,12 +87,12 @@ impl Method {
         (self.bytes)(&self.entry, given, shape)
     }
 
-    /// Whether its moments can be reset in the middle of a run.
+    /// Returns true if its moments can be reset in the middle of a run.
     pub fn is_resettable(&self) -> bool {
         self.resettable.is_some()
     }
 
-    /// The optimizer for the parameters of a module, whose states report to the meter, and who steps each parameter.
+    /// The optimizer for the parameters of a module, whose states report to the meter, and the optimizer assigned to each parameter.
     pub fn init(&self, given: &Options, hidden: &ParameterRoles, meter: &StateMeter) -> Result<Built, OptimError> {
         (self.build)(&self.entry, given, hidden, meter)
     }

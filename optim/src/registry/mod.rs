@@ -1,7 +1,7 @@
 //! Registry: one kind of entry for every method, and one statement of each option.
 //!
 //! An option is a field of the method's configuration. Its doc comment is the help, its default that of the standard configuration, and what it
-//! allows is stated beside it for [`schemars`]. Help, documentation, the JSON schema and all refusals follow from that:
+//! allows is stated next to it for [`schemars`]. Help, documentation, the JSON schema and all rejections follow from that:
 //!
 //! ```
 //! use burn::config::Config;
@@ -44,9 +44,9 @@
 //! - A field that is a struct is a group: its fields are options of the method, as the four of
 //!   [`AdamOptions`](crate::AdamOptions) are. Names of options are unique within a method.
 //! - `extend("enum" = [0, 4, 8])` lists allowed values, `extend("anyOf" = [{ "const": 0 }, { "exclusiveMinimum": 1 }])` states alternatives,
-//!   `extend("x-required" = true)` marks an option without a default, and `extend("x-unset" = "...")` says what an optional one is when
-//!   it is not given.
-//! - What several options decide together is checked in code, by an [`OptionError::value`] that names one of them.
+//!   `extend("x-required" = true)` marks an option without a default, and `extend("x-unset" = "...")` describes the value of an optional
+//!   one if it is not set.
+//! - Conditions on several options are checked in code, with an [`OptionError::value`] that names one of them.
 
 pub(crate) mod allowed;
 pub(crate) mod entry;

@@ -1,6 +1,6 @@
 //! The known name that was probably meant.
 
-/// The known name with the fewest edits, when that is few enough to be a slip.
+/// The known name with the fewest edits, if they are few enough for a typing error.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
@@ -15,7 +15,7 @@ pub fn distance(name: &str, candidate: &str) -> usize {
     strsim::damerau_levenshtein(name, candidate)
 }
 
-/// Whether so few edits are a slip.
+/// Returns true if this number of edits suggests a typing error.
 pub fn is_slip(edits: usize, candidate: &str) -> bool {
     edits <= 1 + candidate.len() / 3
 }

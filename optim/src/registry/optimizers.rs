@@ -1,4 +1,4 @@
-//! The list of optimizers: what the program offers, the documentation lists and the conformance tests run.
+//! The list of optimizers: the source for the program, the documentation and the conformance tests.
 
 use super::entry::{Entry, Kind, Paper};
 use super::find::find;
@@ -29,7 +29,7 @@ pub static METHODS: &[Method] = &[
     muon::METHOD,
 ];
 
-// AdamW steps what the others leave out, so that they all import its file: its entry stands here, above them.
+// AdamW handles parameters that the others leave out, so that they all import its file: its entry is defined here.
 const ADAMW: Method = method!(
     resettable AdamWConfig,
     AdamWConfig::new().with_beta_2(0.95),

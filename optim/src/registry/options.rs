@@ -17,7 +17,7 @@ pub type Options = Map<String, Value>;
 /// Keyword of a field without a default that makes sense: it has to be given. `#[schemars(extend("x-required" = true))]`.
 const REQUIRED: &str = "x-required";
 
-/// Keyword of an optional field: what it is when it is not given. `#[schemars(extend("x-unset" = "..."))]`.
+/// Keyword of an optional field: its meaning when it is not set. `#[schemars(extend("x-unset" = "..."))]`.
 const UNSET: &str = "x-unset";
 
 /// One option.
@@ -76,7 +76,7 @@ pub enum OptionError {
         key: String,
         /// Its value.
         value: String,
-        /// What is allowed, and what to do.
+        /// Allowed values, and the remedy.
         reason: String,
     },
 }
@@ -102,7 +102,7 @@ impl OptionError {
         }
     }
 
-    /// With the section before the key, so that the message names it as the user typed it.
+    /// Puts the section before the key, so that the message names it as the user typed it.
     pub fn under(mut self, section: &str) -> Self {
         let (Self::Unknown { key, .. } | Self::Missing { key, .. } | Self::Value { key, .. }) = &mut self;
         *key = format!("{section}.{key}");
@@ -116,7 +116,7 @@ impl OptionSpec {
         &self.path
     }
 
-    /// Default for people: a value, or what follows when none is given.
+    /// Default for people: a value, or the meaning of leaving it unset.
     pub fn default_text(&self) -> String {
         match (&self.default, &self.unset) {
             (_, Some(unset)) => unset.clone(),
@@ -132,7 +132,7 @@ impl OptionSpec {
         if self.allowed.accepts(value) {
             return Ok(());
         }
-        // JSON has no infinities: what cannot be written in it was one.
+        // JSON has no infinities: a number that JSON cannot represent was one.
         let shown = if value.is_null() { "not a finite number".into() } else { value.to_string() };
         Err(OptionError::value(&self.name, shown, format!("must be {}", self.must_be())))
     }
@@ -192,7 +192,7 @@ impl OptionList {
         self.specs.iter().find(|spec| spec.name == name)
     }
 
-    /// Whether there are none.
+    /// Returns true if there are none.
     pub fn is_empty(&self) -> bool {
         self.specs.is_empty()
     }
@@ -217,7 +217,7 @@ impl OptionList {
     pub fn configure<C: DeserializeOwned>(&self, method: &str, given: &Options) -> Result<C, OptionError> {
         self.check(method, given)?;
         serde_json::from_value(self.with(given.iter())).map_err(|error| {
-            // What the schema cannot say: the option that fails alone is the one to name.
+            // Errors outside the schema: the option that fails alone is named.
             let alone = given.iter().find_map(|(name, value)| {
                 let error = serde_json::from_value::<C>(self.with([(name, value)])).err()?;
                 Some(OptionError::value(name, value, error.to_string()))

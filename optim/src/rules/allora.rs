@@ -26,7 +26,7 @@ pub enum NormOf {
     BRow,
 }
 
-/// Refuses an eta outside of what single precision can hold squared.
+/// Rejects an eta whose square does not fit single precision.
 pub fn check_eta(eta: f64) -> Result<(), OptimError> {
     match eta > 0.0 && eta <= 1e9 {
         true => Ok(()),
@@ -47,8 +47,8 @@ pub fn output_lr_scales(a: Tensor<2>, b: Tensor<2>, eta: f64, norm_of: NormOf) -
     norms.mul_scalar(eta * eta).add_scalar(1.0).sqrt().recip().mul_scalar(eta)
 }
 
-/// ALLoRA where nothing but gradients can be changed: that of B is as the method has it, that of A stays plain, which it should not. For the
-/// whole method turn the adapters into `allora` (crate `lowrank-models`).
+/// ALLoRA for loops that can only change gradients: that of B follows the method, that of A is unscaled, unlike in the method. For the
+/// complete method convert the adapters to `allora` (crate `lowrank-models`).
 ///
 /// The adapters must have scale 1: the method has none.
 #[derive(Clone, Debug)]
@@ -76,7 +76,7 @@ impl AlloraRowsOnly {
         }
     }
 
-    /// The gradients with that of B scaled; before clipping, which is to see them so.
+    /// The gradients with that of B scaled; called before clipping, which must see the scaled ones.
     pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
         for met in take_pairs(part, &self.pairs, &mut grads, false)? {
             let scales = output_lr_scales(met.a, met.b, self.eta, self.norm_of).unsqueeze::<2>();

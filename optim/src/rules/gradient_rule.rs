@@ -11,12 +11,12 @@ use super::lora_pro::LoraPro;
 use super::multiply::multiplied;
 use crate::{Hook, HookError, OptimError, Part, StepInfo};
 
-/// A pass over gradients after clipping and before the optimizer, for whatever module they are of.
+/// A pass over gradients after clipping and before the optimizer, for any module.
 pub trait GradientRule: Debug + Send {
     /// Name, which is that of its file in checkpoints.
     fn name(&self) -> &'static str;
 
-    /// The gradients as the optimizer is to see them; those of a part of the module are as good.
+    /// The gradients for the optimizer; a part of the module is supported too.
     fn apply(&self, part: &dyn Part, grads: GradientsParams) -> Result<GradientsParams, OptimError>;
 
     /// Factors that parameters are multiplied by just before the optimizer's step: decay that acts on more than one of them together.
@@ -24,7 +24,7 @@ pub trait GradientRule: Debug + Send {
         Vec::new()
     }
 
-    /// State between steps, for a checkpoint; an empty record where it keeps none.
+    /// State between steps, for a checkpoint; an empty record if there is none.
     fn to_record(&self) -> OptimizerRecord {
         OptimizerRecord::default()
     }

@@ -1,4 +1,4 @@
-//! LoRA-FA: A stays as it begins, and the gradient of B is corrected for it.
+//! LoRA-FA: A keeps its initial value, and the gradient of B is corrected for it.
 //!
 //! "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning" (Zhang et al., arXiv 2308.03303). The correction is
 //! that of `peft`'s optimizer; its Adam is [`AdamWConfig`](crate::AdamWConfig) with `legacy_epsilon`, `decay_after` and an epsilon of 1e-6.
@@ -15,10 +15,10 @@ use crate::part::Part;
 /// Damping of the product of A with itself, as in `peft`.
 const DELTA: f64 = 1e-8;
 
-/// Drops the gradient of A and corrects that of B: `(A' A + delta)^-1 gB / scale^2`, so that the step of the merged weight is the gradient of
-/// the weight as far as it lies in the column space of A. After clipping and before the optimizer.
+/// Removes the gradient of A and corrects that of B: `(A' A + delta)^-1 gB / scale^2`, so that the step of the merged weight is the
+/// gradient of the weight as far as it lies in the column space of A. After clipping and before the optimizer.
 ///
-/// Where A is frozen its gradient does not even arise, which saves the most.
+/// If A is frozen its gradient is not computed at all, which saves the most.
 #[derive(Clone, Debug)]
 pub struct LoraFa {
     pairs: Vec<LoraPair>,
@@ -35,7 +35,7 @@ impl LoraFa {
         Self { pairs }
     }
 
-    /// The gradients as the optimizer is to see them; those of a part of the module are as good.
+    /// The gradients for the optimizer; a part of the module is supported too.
     pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
         let met = take_pairs(part, &self.pairs, &mut grads, false)?;
         let corrected: Vec<_> = met.into_par_iter().map(corrected).collect();

@@ -73,8 +73,9 @@ pub struct LoraProConfig {
 
 /// LoRA-Pro as a pass over gradients, after clipping and before the optimizer; once a step, on the sum over micro-batches.
 ///
-/// With `g` the gradient of the weight, the step of the merged weight is to first order along `scale (A gB + gA B)`, which is made as near to
-/// `g` as it can be: the part of `g` in the column space of A and the row space of B. Only the gradients of the factors are needed.
+/// With `g` the gradient of the weight, the step of the merged weight is to first order along `scale (A gB + gA B)`, which is brought as
+/// close to `g` as it can be: the part of `g` in the column space of A and the row space of B. Only the gradients of the factors are
+/// needed.
 ///
 /// The rates of full fine-tuning suit it; those of LoRA are 5 to 10 times too large. It is a handle: clones share their state.
 ///
@@ -94,7 +95,7 @@ pub struct LoraProConfig {
 pub struct LoraPro {
     config: LoraProConfig,
     pairs: Vec<LoraPair>,
-    /// Adam of the equivalent gradients; their states go by the ids of the weights.
+    /// Adam of the equivalent gradients; their states are keyed by the ids of the weights.
     moments: Arc<Mutex<ModuleOptimizer>>,
 }
 
@@ -151,7 +152,7 @@ impl fmt::Debug for LoraPro {
 }
 
 impl LoraPro {
-    /// The gradients as the optimizer is to see them. Pairs without gradients are passed over, so that those of one block alone are as good; a
+    /// The gradients for the optimizer. Pairs without gradients are skipped, so that one block alone is supported too; a
     /// gradient of one factor alone is an error.
     pub fn apply(&self, part: &dyn Part, mut grads: GradientsParams) -> Result<GradientsParams, OptimError> {
         let met = take_pairs(part, &self.pairs, &mut grads, true)?;
@@ -185,7 +186,7 @@ impl LoraPro {
     }
 
     /// Weight decay of mode full: the whole weight, base and product, becomes `1 - lr weight_decay` times what it was. Call it between
-    /// [`LoraPro::apply`] and the optimizer. The base changes: the adapter alone is not the model any more.
+    /// [`LoraPro::apply`] and the optimizer. The base changes: the adapter alone no longer represents the model.
     pub fn decay<M: Module>(&self, module: M, lr: f64) -> M {
         multiplied(module, &self.decay_factors(lr))
     }
@@ -211,7 +212,7 @@ impl LoraPro {
         self.moments().to_record()
     }
 
-    /// Goes on with the moments of a record.
+    /// Restores the moments of a record.
     pub fn load_record(&self, record: OptimizerRecord) {
         let mut moments = self.moments();
         *moments = moments.clone().load_record(record);
@@ -297,7 +298,7 @@ fn closed_form(
     let (eigen_a, eigen_b) = (eigen(&gram_a)?, eigen(&gram_b)?);
     let q = damped_inverse(&eigen_a, delta) * over;
     if gram_b.iter().all(|value| *value == 0.0) {
-        // The gradient of A is zero, but for rounding that the damped inverse would blow up.
+        // The gradient of A is zero, but for rounding that the damped inverse would amplify.
         return Some([DMatrix::zeros(a.nrows(), a.ncols()), grad_b * q]);
     }
     let p = damped_inverse(&eigen_b, delta);
@@ -307,7 +308,7 @@ fn closed_form(
         LoraProX::Sylvester => {
             let (u, v) = (&eigen_b.eigenvectors, &eigen_a.eigenvectors);
             let mut x = u.transpose() * (&p * &across_a * -over) * v;
-            // Where neither factor reaches there is nothing to share.
+            // Components outside the range of both factors cannot be shared.
             let floor = f64::EPSILON * (eigen_a.eigenvalues.max() + eigen_b.eigenvalues.max());
             for (i, b) in eigen_b.eigenvalues.iter().enumerate() {
                 for (j, a) in eigen_a.eigenvalues.iter().enumerate() {

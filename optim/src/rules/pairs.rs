@@ -1,4 +1,4 @@
-//! The two factors of LoRA adapters: where they are in a module, and what they hold.
+//! The two factors of LoRA adapters: their location in a module and their elements.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ pub struct LoraPair {
 }
 
 impl LoraPair {
-    /// The adapters that Burn's [`Module::apply_lora`] attached to a module; that there are none is an error.
+    /// The adapters that Burn's [`Module::apply_lora`] attached to a module; having none is an error.
     pub fn of<M: Module>(module: &M) -> Result<Vec<Self>, OptimError> {
         let mut finder = Finder::default();
         visit_parameters(module, &mut finder);
@@ -46,7 +46,7 @@ impl LoraPair {
     }
 }
 
-/// Burn shows a visitor `weight`, then, inside of `lora`, `a` and `b`.
+/// Burn passes a visitor `weight`, then, inside of `lora`, `a` and `b`.
 #[derive(Default)]
 struct Finder {
     /// Of the last tensor outside of an adapter, and of `a`.
@@ -71,7 +71,8 @@ impl ParameterVisitor for Finder {
     }
 }
 
-/// Burn shows a visitor the factors of its adapters but not their scale. A copy of the module says it, whose adapters are `0 + scale * 1 * 1`.
+/// Burn passes a visitor the factors of its adapters but not their scale. It is read from a copy of the module whose adapters are
+/// `0 + scale * 1 * 1`.
 struct Ones<'a>(&'a [LoraPair]);
 
 impl ModuleMapper for Ones<'_> {
@@ -101,7 +102,7 @@ impl ModuleVisitor for Scales<'_> {
     }
 }
 
-/// Matrices of a module by their ids, without gradient. For the time they are held the module's own are not changed in place.
+/// Matrices of a module by their ids, without gradient. While they are held the module's own are not changed in place.
 pub(super) fn matrices(part: &dyn Part, wanted: &BTreeSet<ParamId>) -> BTreeMap<ParamId, Tensor<2>> {
     struct Collect<'a> {
         wanted: &'a BTreeSet<ParamId>,
@@ -130,8 +131,8 @@ pub(super) struct PairGradients<'a> {
     pub grad_b: Tensor<2>,
 }
 
-/// Takes the gradients of the pairs out of those of a module, or of a part of it. With `both` a gradient of one factor alone is an error, else
-/// that of B is enough.
+/// Removes the gradients of the pairs from those of a module, or of a part of it. With `both` a gradient of one factor alone is an error,
+/// else that of B is enough.
 pub(super) fn take_pairs<'a>(
     part: &dyn Part,
     pairs: &'a [LoraPair],
@@ -168,7 +169,7 @@ pub(super) fn transposed(x: Tensor<2>) -> DMatrix<f64> {
     DMatrix::from_iterator(columns, rows, values(x).into_iter().map(f64::from))
 }
 
-/// The tensor `[n, m]` of a matrix `m x n`, or how many of its values are infinite or not a number.
+/// The tensor `[n, m]` of a matrix `m x n`, or the number of its elements that are infinite or not a number.
 pub(super) fn data(x: &DMatrix<f64>) -> Result<TensorData, u64> {
     let values: Vec<f32> = x.iter().map(|value| *value as f32).collect();
     match values.iter().filter(|value| !value.is_finite()).count() {
@@ -179,7 +180,7 @@ pub(super) fn data(x: &DMatrix<f64>) -> Result<TensorData, u64> {
 
 /// Eigenvalues and eigenvectors of a product of a matrix with itself; values below 0 are rounding. None when something is not finite.
 pub(super) fn eigen(gram: &DMatrix<f64>) -> Option<SymmetricEigen<f64, Dyn>> {
-    /// Sweeps after which the iteration gives up; it needs a few for each value.
+    /// Sweeps after which the iteration stops without result; it needs a few for each value.
     const SWEEPS: usize = 100;
     if gram.iter().any(|value| !value.is_finite()) {
         return None;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 
-/// The 256 values that codes stand for, ascending.
+/// The 256 values that codes represent, ascending.
 pub struct DynamicMap {
     values: [f32; 256],
     /// Half way between a value and the next.
@@ -72,7 +72,7 @@ impl DynamicMap {
         code + u8::from(self.middles[usize::from(code)] < x)
     }
 
-    /// Codes of one block; gives its largest magnitude. The sign of a first moment survives, though a positive one may become 0; with
+    /// Encodes one block and returns its largest magnitude. The sign of a first moment survives, though a positive one may become 0; with
     /// `keep_positive` a positive second moment does not.
     pub fn encode(&self, values: &mut [f32], codes: &mut [u8], keep_positive: bool) -> f32 {
         let largest = vectorised(
@@ -134,7 +134,7 @@ pub fn quantise(map: &DynamicMap, values: &[f32], block: usize, keep_positive: b
     (codes, largest)
 }
 
-/// The values that codes stand for.
+/// The values that codes represent.
 pub fn dequantise(map: &DynamicMap, codes: &[u8], largest: &[f32], block: usize) -> Vec<f32> {
     let mut values = vec![0.0; codes.len()];
     codes

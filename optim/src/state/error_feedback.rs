@@ -32,7 +32,7 @@ pub struct ErrorBuffer {
 /// Codes with the range of each row.
 #[derive(Clone, Debug)]
 struct Codes {
-    /// One or two codes a byte, the first in the high half; a row begins with a byte of its own.
+    /// One or two codes per byte, the first in the high half; each row starts at a new byte.
     bytes: Tensor<1, Int>,
     low: Tensor<1>,
     high: Tensor<1>,
@@ -58,10 +58,10 @@ pub fn quantise_row(row: &[f32], levels: u8) -> QuantisedRow {
     QuantisedRow { codes, low, high }
 }
 
-/// Lanes of the reductions, which would be taken one by one otherwise.
+/// Lanes of the reductions, which would run element by element otherwise.
 const LANES: usize = 16;
 
-/// Codes of a row, one a byte; gives its smallest and largest value.
+/// Encodes a row, one code per byte; returns its smallest and largest value.
 fn encode(row: &[f32], levels: u8, codes: &mut [u8]) -> (f32, f32) {
     vectorised(
         #[inline(always)]
@@ -79,7 +79,7 @@ fn encode(row: &[f32], levels: u8, codes: &mut [u8]) -> (f32, f32) {
             let top = f32::from(levels);
             let unit = (high - low) / top;
             if unit > 0.0 && unit.is_finite() {
-                // A whole number below 256 stands in the lowest byte of its sum with 2^23.
+                // A whole number below 256 is in the lowest byte of its sum with 2^23.
                 const WHOLE: f32 = 8_388_608.0;
                 for (code, x) in codes.iter_mut().zip(row) {
                     let exact = ((x - low) / unit + 0.5).floor();
@@ -111,8 +111,8 @@ fn add_decoded(row: &mut [f32], codes: &[u8], (low, high): (f32, f32), levels: u
 }
 
 impl ErrorBuffer {
-    /// Stores a residual; none when nothing is to be kept. `levels` is the number of steps between the smallest and the largest value of a row, 1 to
-    /// 255; up to 15 levels two codes share a byte.
+    /// Stores a residual; none if no residual is kept. `levels` is the number of steps between the smallest and the largest value of a row,
+    /// 1 to 255; up to 15 levels two codes share a byte.
     pub fn keep(rest: Tensor<2>, how: ErrorFeedback, levels: u8) -> Option<Self> {
         match how {
             ErrorFeedback::None => None,
@@ -152,7 +152,7 @@ impl ErrorBuffer {
     }
 }
 
-/// Up to so many levels a code takes half a byte.
+/// Number of levels up to which a code takes half a byte.
 const HALF_BYTE: u8 = 15;
 
 /// Bytes that a row of codes takes.
@@ -225,7 +225,7 @@ fn pack(codes: &[u8]) -> u8 {
     codes[0] << 4 | codes.get(1).copied().unwrap_or(0)
 }
 
-// By hand: the derive would read the bytes back as integers of four bytes.
+// Written by hand: the derive would read the bytes back as integers of four bytes.
 impl RecordState for Codes {
     fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
         out.push_tensor(prefix, "bytes", self.bytes.to_data());

@@ -83,7 +83,7 @@ pub struct Moment<const D: usize> {
 /// A moment as codes.
 #[derive(Clone, Debug)]
 pub struct QuantisedMoment {
-    /// Codes, one a value, in row-major order.
+    /// Codes, one per element, in row-major order.
     pub codes: Tensor<1, Int>,
     /// Largest magnitude of each block.
     pub largest: Tensor<1>,
@@ -133,7 +133,7 @@ pub(crate) fn byte_tensor(bytes: Vec<u8>, device: &Device) -> Tensor<1, Int> {
 }
 
 impl<const D: usize> Moment<D> {
-    /// The values in f32.
+    /// Returns the elements in f32.
     pub fn restored(self) -> Tensor<D> {
         match (self.whole, self.blocks) {
             (Some(whole), _) => whole.cast(DType::F32),
@@ -142,7 +142,7 @@ impl<const D: usize> Moment<D> {
         }
     }
 
-    /// The codes, where it is stored as such.
+    /// The codes, if the moment is stored as codes.
     pub fn blocks(&self) -> Option<&QuantisedMoment> {
         self.blocks.as_ref()
     }
@@ -168,7 +168,7 @@ impl<const D: usize> Moment<D> {
     }
 }
 
-// By hand: the derive would read bf16 values and bytes back in the device's default types.
+// Written by hand: the derive would read bf16 values and bytes back in the device's default types.
 impl<const D: usize> RecordState for Moment<D> {
     fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
         if let Some(whole) = &self.whole {

@@ -9,14 +9,14 @@ use rand::rngs::StdRng;
 
 use crate::state::moments::byte_tensor;
 
-/// Integers of groups of consecutive values, with what turns them back.
+/// Integers of groups of consecutive values, with the parameters to decode them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantisedGroups {
-    /// From 0 to `2^bits - 1`, one a value.
+    /// From 0 to `2^bits - 1`, one per element.
     pub codes: Vec<u8>,
-    /// Value of a step, one a group.
+    /// Value of a step, one per group.
     pub scales: Vec<f32>,
-    /// Code of the value 0, one a group.
+    /// Code of the value 0, one per group.
     pub zeros: Vec<f32>,
 }
 
@@ -33,7 +33,7 @@ pub fn quantise_groups(values: &[f32], bits: u32, group: usize, mut rng: Option<
     for values in values.chunks(group) {
         let low = values.iter().copied().fold(0.0, f32::min);
         let high = values.iter().copied().fold(0.0, f32::max);
-        // Codes cannot say that a value is not finite: the scale of its group does.
+        // Codes cannot represent a value that is not finite: the scale of its group does.
         let is_finite = values.iter().all(|x| x.is_finite());
         let scale = if is_finite { (high - low).max(MIN_RANGE) / top } else { f32::NAN };
         let zero = if is_finite { (-(low / scale).round_ties_even()).clamp(0.0, top) } else { 0.0 };
@@ -90,7 +90,7 @@ impl QuantisedMatrix {
         Self { codes: byte_tensor(codes, &device), scales: floats(scales), zeros: floats(zeros), shape, bits, group }
     }
 
-    /// The matrix that the codes stand for.
+    /// The matrix that the codes represent.
     pub fn restored(&self) -> Tensor<2> {
         let count = self.shape[0] * self.shape[1];
         let data = self.codes.to_data();
@@ -102,7 +102,7 @@ impl QuantisedMatrix {
         Tensor::from_data(TensorData::new(groups.restored(self.group), self.shape), &self.scales.device())
     }
 
-    /// Bytes of a matrix of so many values.
+    /// Bytes of a matrix of this number of elements.
     pub fn bytes(count: usize, bits: u32, group: usize) -> usize {
         let codes = if bits <= 4 { count.div_ceil(2) } else { count };
         codes + 8 * count.div_ceil(group)
@@ -172,7 +172,7 @@ mod tests {
             for (i, (restored, x)) in groups.restored(16).iter().zip(&original).enumerate() {
                 assert!(restored.is_finite());
                 let constant = i >= 64;
-                // Half a step of the zero's own rounding comes on top at the ends.
+                // At the ends the rounding of the zero adds half a step.
                 assert!(constant || (restored - x).abs() <= groups.scales[i / 16] * 1.01, "{bits} {i} {restored} {x}");
             }
         }

@@ -38,7 +38,7 @@ impl MomentReset {
         }
     }
 
-    /// Sets elements to 0. The mask of [`MomentReset::Random`] depends only on (seed, key, count).
+    /// Applies the reset. The mask of [`MomentReset::Random`] depends only on (seed, key, count).
     pub fn apply(self, values: &mut [f32], [seed, key, count]: [u64; 3]) {
         match self {
             Self::Zero => values.fill(0.0),
@@ -107,11 +107,11 @@ impl TryFrom<String> for MomentReset {
 
 /// An optimizer whose moments can be reset.
 pub trait ResetMoments: Optimizer {
-    /// Lets `change` work on the values of each moment, one after the other; what else the state holds stays.
+    /// Applies `change` to the elements of each moment in order; the remaining state is unchanged.
     fn reset<const D: usize>(&self, state: Self::State<D>, change: &mut dyn FnMut(&mut [f32])) -> Self::State<D>;
 }
 
-/// Values of a tensor after `change` worked on them.
+/// Applies `change` to the elements of a tensor.
 pub(crate) fn changed<const D: usize>(moment: Tensor<D>, change: &mut dyn FnMut(&mut [f32])) -> Tensor<D> {
     let mut memory = Memory::of(moment);
     change(memory.write());
@@ -125,7 +125,7 @@ pub struct ResetOrder {
     pub reset: MomentReset,
     /// Seed of the random mask.
     pub seed: u64,
-    /// Its number in the run, from 1.
+    /// Number of the reset in the run, from 1.
     pub number: u64,
 }
 
@@ -163,7 +163,7 @@ impl MomentResets {
     }
 }
 
-/// Selects parameters: their values stand in for gradients, which are not used.
+/// Selects parameters: their values are used in place of gradients, which are ignored.
 struct Named<'a> {
     parameters: &'a [ParamId],
     grads: GradientsParams,

@@ -7,7 +7,7 @@ use burn::optim::{DynOptimizer, DynState, Optimizer, StateSink, StateSource};
 use burn::tensor::kind::BridgeTensor;
 use burn::tensor::{Device, TensorData};
 
-/// Place where the tensors of optimizer states go to and come from, instead of a record that holds them all: no more than one parameter's state
+/// Destination and source of the tensors of optimizer states, instead of a record with all of them: no more than one parameter's state
 /// is copied at a time. A record keeps the numbers in addition to the tensors.
 pub trait StateStore: Send {
     /// Stores a tensor of a state.

@@ -1,4 +1,4 @@
-//! What the configuration says of adapter and training rule.
+//! Adapter and training rule of a configuration.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -9,12 +9,12 @@ use lowrank_models::hub::peft::PeftFolder;
 use super::BuildError;
 use crate::config::{AdapterSection, Config, RuleSection};
 
-/// The training rule of the configuration.
+/// Returns the training rule of the configuration.
 pub fn rule(section: &RuleSection) -> Result<Box<dyn Rule>, BuildError> {
     Ok(<dyn Rule>::named(&section.name, &section.options)?)
 }
 
-/// The folder of an adapter that is trained on, where the configuration names one in place of a structure.
+/// Folder of an adapter to continue training, if the configuration names one instead of a structure.
 pub fn adapter_folder(section: &AdapterSection) -> Result<Option<PeftFolder>, BuildError> {
     if !names_adapter_folder(section) {
         return Ok(None);
@@ -23,13 +23,13 @@ pub fn adapter_folder(section: &AdapterSection) -> Result<Option<PeftFolder>, Bu
     Ok(Some(PeftFolder::open(Path::new(&section.name))?))
 }
 
-/// Reports whether the section names a folder rather than a structure or none.
+/// Returns true if the section names a folder rather than a structure or none.
 pub fn names_adapter_folder(section: &AdapterSection) -> bool {
     let name = section.name.as_str();
     !name.is_empty() && name != WHOLE && StructureEntry::find(name).is_err() && Path::new(name).is_dir()
 }
 
-/// Refuses other keys of the section beside the name.
+/// Rejects other keys of the section in addition to the name.
 fn alone(section: &AdapterSection, reason: &str) -> Result<(), BuildError> {
     let name = &section.name;
     match *section == (AdapterSection { name: name.clone(), ..AdapterSection::default() }) {
@@ -40,7 +40,7 @@ fn alone(section: &AdapterSection, reason: &str) -> Result<(), BuildError> {
     }
 }
 
-/// The adapter of the configuration; none when all weights are trained.
+/// Adapter of the configuration; none if all weights are trained.
 pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
     let section = &config.adapter;
     if section.name == WHOLE {
@@ -66,7 +66,7 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
     }))
 }
 
-/// In place of a structure: no adapter.
+/// Name that stands for no adapter.
 const WHOLE: &str = "none";
 
 fn patterns<T: FromStr>(key: &str, given: &[String]) -> Result<Vec<(String, T)>, BuildError> {

@@ -9,13 +9,13 @@ use crate::data::{
 };
 use crate::process::BlockAllocator;
 
-/// The data that the configuration names.
+/// Returns the data that the configuration names.
 pub fn source(config: &Config) -> Source {
     let section = &config.data;
     Source { paths: section.path.clone(), format: section.format, field: section.field.clone() }
 }
 
-/// The part of the data to measure on.
+/// Returns the part of the data used for validation.
 pub fn held_out(config: &Config) -> HeldOut {
     let section = &config.data;
     match section.validation.is_empty() {
@@ -24,12 +24,12 @@ pub fn held_out(config: &Config) -> HeldOut {
     }
 }
 
-/// What the configuration says of text and tokenizer.
+/// Text and tokenizer settings of the configuration.
 pub fn prepare_options(config: &Config) -> Result<PrepareOptions, BuildError> {
     let folder = model_folder(&config.model);
     let tokenizer = match config.tokenizer.path.as_str() {
         "bytes" => TokenizerChoice::Bytes,
-        // A model that exists has a tokenizer of its own.
+        // An existing model has its own tokenizer.
         "" => match folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.exists()) {
             Some(path) => TokenizerChoice::File(path),
             None => TokenizerChoice::Train(config.tokenizer.vocab_size),
@@ -43,7 +43,7 @@ pub fn prepare_options(config: &Config) -> Result<PrepareOptions, BuildError> {
     Ok(PrepareOptions { source, tokenizer, held_out: held_out(config), seed: config.train.seed })
 }
 
-/// Prepares the data, showing how far it is.
+/// Prepares the data and reports progress.
 pub fn prepare_data(config: &Config, listener: &mut dyn Listener) -> Result<Prepared, BuildError> {
     let options = prepare_options(config)?;
     let mut shown = None;
@@ -67,7 +67,7 @@ pub fn prepare_data(config: &Config, listener: &mut dyn Listener) -> Result<Prep
     }
     let fresh = shown.is_some_and(|stage| stage != Stage::Verify);
     listener.end();
-    // Training a tokenizer takes more than it leaves.
+    // Training a tokenizer needs more memory than it keeps.
     BlockAllocator::begin_anew();
     let skipped = prepared.facts.skipped;
     if fresh && !skipped.is_nothing() {

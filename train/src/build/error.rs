@@ -9,7 +9,7 @@ use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::process::DeviceError;
 
-/// A configuration from which no run can be built, or files that do not allow it.
+/// Configuration that no run can be built from, or files that do not allow it.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant says whose error it carries
 pub enum BuildError {
@@ -27,13 +27,13 @@ pub enum BuildError {
     Option(#[from] OptionError),
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Two settings that do not go together.
+    /// Incompatible settings.
     #[error("{0}")]
     Settings(String),
 }
 
 impl BuildError {
-    /// Whether the cause is what was given (data, settings, files) rather than a failure while working.
+    /// Returns true if the cause is the input (data, settings, files) rather than a failure while working.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Data(error) => error.is_input(),

@@ -1,16 +1,17 @@
-//! Sizes of a run against the memory of the machine, before anything is allocated.
+//! Sizes of a run compared with the memory of the machine, before anything is allocated.
 
 use lowrank_models::LlamaConfig;
 
 use super::BuildError;
 use crate::config::{Config, bytes};
 
-/// Memory that no machine has: what is larger is a slip, even where nothing is allocated.
+/// Memory that no machine has: larger sizes are a mistake, even if nothing is allocated.
 pub const BEYOND_ANY_MACHINE: u64 = 1 << 44;
 
-/// Rejects a model or a micro-batch whose least memory is more than there is.
+/// Rejects a model or a micro-batch whose minimum memory exceeds the available memory.
 ///
-/// The least is counted: weights in f32, and hidden states of one layer. The ranges of the keys keep all products below 2^127.
+/// The minimum counts weights in f32 and the hidden states of one layer. The ranges of the keys keep all products below
+/// 2^127.
 pub fn check_sizes(config: &Config, llama: &LlamaConfig, memory: u64) -> Result<(), BuildError> {
     let product = |factors: &[usize]| factors.iter().map(|factor| *factor as u128).product::<u128>();
     let weights = 4 * llama.parameters() as u128;

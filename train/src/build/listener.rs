@@ -1,19 +1,19 @@
-//! Progress and remarks while a run is built.
+//! Progress and messages while a run is built.
 
-/// Receiver of progress and remarks. Building takes time and makes choices, and knows no terminal.
+/// Receiver of progress and messages. Building takes time and makes choices, but has no access to the terminal.
 pub trait Listener {
-    /// Starts something of `total` units; 0 when their number is not known.
+    /// Starts a task of `total` units; 0 if their number is not known.
     fn begin(&mut self, title: &str, total: u64);
 
-    /// Number of units that are done.
+    /// Reports the number of completed units.
     fn advance(&self, done: u64);
 
-    /// Ends what was started last.
+    /// Ends the task that was started last.
     fn end(&mut self);
 
-    /// A remark.
+    /// Shows a message.
     fn line(&self, text: &str);
 
-    /// A remark that is shown also to those who want to see nothing else.
+    /// Shows a message even in quiet mode.
     fn warn(&self, text: &str);
 }

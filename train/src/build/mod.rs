@@ -1,4 +1,5 @@
-//! Parts of a run from its configuration, one file a section. The planner asks here too, so that it counts what a run would really build.
+//! Parts of a run built from its configuration, one file per section. The planner uses the same code, so that it counts
+//! what a run would build.
 
 mod adapter;
 mod data;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::BuildError;
 use crate::config::{ModelSection, ParameterizationSection};
 
-/// The shape of the model in the default job: learns something worth seeing in some minutes on two cores.
+/// Shape of the model in the default job: learns visibly within minutes on two cores.
 fn default_shape(vocab_size: usize) -> LlamaConfig {
     LlamaConfig {
         vocab_size,
@@ -30,7 +30,7 @@ fn default_shape(vocab_size: usize) -> LlamaConfig {
     }
 }
 
-/// What the linear layers hold, of the options that are given and the defaults of the others.
+/// Parameterization of the linear layers, from the given options and the defaults of the others.
 fn parameterization(model: &ModelSection) -> Result<Parameterization, BuildError> {
     let ParameterizationSection { name, options } = &model.parameterization;
     let parsed = entry(name)?.parse(options);
@@ -41,13 +41,13 @@ fn entry(name: &str) -> Result<&'static ParameterizationEntry, BuildError> {
     Ok(ParameterizationEntry::find(name).map_err(ModelError::from)?)
 }
 
-/// The folder of a model to go on from, when the section names one rather than a shape.
+/// Folder of a model to continue from, if the section names one rather than a shape.
 pub fn model_folder(model: &ModelSection) -> Option<&Path> {
     let path = Path::new(&model.name);
     path.join("config.json").exists().then_some(path)
 }
 
-/// The model's configuration for text of so many ids, with further keys for `config.json`. A folder keeps the shape that it has.
+/// Configuration of the model for `vocab_size` ids, with further keys for `config.json`. A folder keeps its shape.
 pub fn model_config(model: &ModelSection, vocab_size: usize, separator: Option<u32>) -> Result<HubConfig, BuildError> {
     if let Some(folder) = model_folder(model) {
         let mut hub = ModelFolder::open(folder)?.config;
@@ -103,13 +103,13 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: Option<u
     Ok(HubConfig { llama, extra: Map::from_iter(extra) })
 }
 
-/// The names of the parameterizations with a property.
+/// Names of the parameterizations with a property.
 pub(super) fn parameterizations(holds: fn(&ParameterizationSpec) -> bool) -> String {
     let specs = PARAMETERIZATIONS.iter().map(|entry| entry.spec());
     specs.filter(|spec| holds(spec)).map(|spec| spec.name).collect::<Vec<_>>().join(", ")
 }
 
-/// The section without the keys that give a shape.
+/// Returns the section without the keys that set a shape.
 fn shapeless(model: &ModelSection) -> ModelSection {
     ModelSection {
         hidden_size: None,

@@ -1,4 +1,4 @@
-//! The optimizer of a run, and what its parameterization does around updates.
+//! Optimizer of a run, and the hooks of its rule and parameterization.
 
 use burn::optim::ModuleOptimizer;
 use lowrank_models::adapter::Rule;
@@ -10,24 +10,24 @@ use lowrank_optim::{Assignment, Hooks, OptimError, StateMeter};
 use super::BuildError;
 use crate::config::Config;
 
-/// What turns gradients into updates.
+/// Optimizer with its hooks.
 pub struct Optimizer {
     /// The optimizer itself.
     pub optimizer: ModuleOptimizer,
-    /// What rule and parameterization do around its steps.
+    /// Hooks of rule and parameterization around its steps.
     pub hooks: Hooks<Llama>,
-    /// Who steps each parameter.
+    /// Assignment of each parameter to an optimizer.
     pub parameters: Vec<Assignment>,
 }
 
-/// Options of the optimizer that the configuration gives.
+/// Options of the optimizer in the configuration.
 pub fn optimizer_options(config: &Config) -> Options {
     let mut options = config.optimizer.options.clone();
     options.insert("weight_decay".into(), config.optimizer.weight_decay.into());
     options
 }
 
-/// Gives an optimizer that needs a rank, where none is given, a quarter of the model's width, and returns it.
+/// Sets the rank of an optimizer that needs one and has none to a quarter of the model's width, and returns it.
 pub fn usual_rank(config: &mut Config, hidden_size: usize) -> Option<usize> {
     let options = registry::optimizer(&config.optimizer.name).ok()?.options();
     let needed = options.get("rank").is_some_and(|rank| rank.default.is_none());
@@ -39,7 +39,7 @@ pub fn usual_rank(config: &mut Config, hidden_size: usize) -> Option<usize> {
     Some(rank)
 }
 
-/// The optimizer of the configuration for what of this model is trained.
+/// Returns the optimizer of the configuration for the trained parameters of this model.
 pub fn optimizer(config: &Config, rule: &dyn Rule, model: &Llama, meter: &StateMeter) -> Result<Optimizer, BuildError> {
     let section = &config.optimizer;
     let method = registry::optimizer(&section.name)?;

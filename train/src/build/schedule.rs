@@ -7,7 +7,8 @@ use super::model::parameterizations;
 use crate::config::Config;
 use crate::engine::{Restarts, Schedule, ScheduleKind};
 
-/// The schedule of the configuration for a run of so many steps, which must fit the restarts of the parameterization.
+/// Returns the schedule of the configuration for a run of a given number of steps, which must fit the restarts of the
+/// parameterization.
 pub fn schedule(
     config: &Config,
     parameterization: &Parameterization,

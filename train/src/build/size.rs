@@ -5,13 +5,13 @@ use burn::tensor::{Int, Tensor};
 use lowrank_models::Llama;
 use lowrank_optim::ModulePath;
 
-/// Sizes of a model's tensors.
+/// Sizes of the tensors of a model.
 #[derive(Default)]
 pub struct Size {
     path: ModulePath,
     /// Bytes of each tensor by its path.
     pub tensors: Vec<(String, u64)>,
-    /// Number of values that are trained.
+    /// Number of trained parameters.
     pub trained: u64,
 }
 
@@ -34,7 +34,7 @@ impl ModuleVisitor for Size {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        // An adapter would compose the weight.
+        // `val` would compose the weight of an adapted layer.
         let tensor = param.base();
         let values = tensor.shape().num_elements();
         self.tensors.push((self.path.joined(), (values * tensor.dtype().size()) as u64));

@@ -1,10 +1,10 @@
-//! Settings that are allowed and probably not meant.
+//! Settings that are allowed but probably unintended.
 
 use lowrank_models::LlamaConfig;
 
 use crate::config::Config;
 
-/// Warnings about settings that are allowed and probably not meant.
+/// Warnings about settings that are allowed but probably unintended.
 pub fn warnings(config: &Config, llama: &LlamaConfig, total_steps: Option<u64>) -> Vec<String> {
     let mut warnings = Vec::new();
     let warmup = config.warmup_steps(total_steps);

@@ -96,7 +96,7 @@ fn model(args: &Args, device: &Device) -> Result<Llama, BuildError> {
     Ok(Llama::random(&LlamaConfig::named(&args.model, args.vocab_size)?, 0, device)?)
 }
 
-/// A structure that has no meaning on one of the layers has the reason in its row.
+/// Row of a structure; contains the reason if the structure does not support one of the layers.
 fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, BuildError> {
     let config = AdapterConfig::new(name).with_targets(Targets::parse(&args.targets));
     let spec = config.entry().map_err(ModelError::from)?.spec;
@@ -120,7 +120,7 @@ fn row(args: &Args, name: &str, model: Llama) -> Result<Vec<String>, BuildError>
     ])
 }
 
-/// Trains some steps; the median of their seconds.
+/// Trains some steps and returns their median duration in seconds.
 fn steps(args: &Args, mut model: Llama) -> Result<f64, BuildError> {
     let mut optimizer = AdamWConfig::new().init();
     let plain = model.model.norm.weight.val().device().inner();
@@ -143,7 +143,7 @@ fn steps(args: &Args, mut model: Llama) -> Result<f64, BuildError> {
         model = optimizer.step(1e-4, model, grads);
         seconds.push(begin.elapsed().as_secs_f64());
     }
-    // The first step makes the optimizer's state.
+    // The first step creates the optimizer's state.
     let mut timed = seconds.split_off(1);
     timed.sort_by(f64::total_cmp);
     Ok(timed[timed.len() / 2])

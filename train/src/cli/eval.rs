@@ -142,7 +142,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The configuration, and what of the data is measured.
+/// Configuration, and the part of the data to measure.
 fn config(args: &Args) -> Result<(Config, HeldOut), crate::config::ConfigError> {
     let mut layers = Layers::default();
     for setting in &args.set {

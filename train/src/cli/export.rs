@@ -25,7 +25,7 @@ pub struct Args {
     out: PathBuf,
 }
 
-/// Reads, multiplies out, writes beside and renames.
+/// Reads the model, multiplies factors out, and writes the folder under a temporary name before renaming it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     folder::refuse_existing(&args.out)?;
     let device = device("cpu").map_err(BuildError::from)?;

@@ -91,5 +91,5 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.training.run(Job::Finetune, layers, name, usual)
 }
 
-/// Learning rate where the update is that of full fine-tuning.
+/// Learning rate for updates like those of full fine-tuning.
 const SLOW: f64 = 2e-5;

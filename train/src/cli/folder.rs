@@ -1,4 +1,4 @@
-//! Writing a model folder in place of none.
+//! Writing of a new model folder.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use lowrank_models::hub::{self, MAX_SHARD_BYTES, ModelFolder};
 use crate::build::BuildError;
 use crate::process::files;
 
-/// Refuses a folder that is there.
+/// Rejects an existing folder.
 pub fn refuse_existing(out: &Path) -> Result<(), BuildError> {
     match out.exists() {
         true => Err(BuildError::Settings(format!("{} exists already; name another folder", out.display()))),
@@ -17,12 +17,12 @@ pub fn refuse_existing(out: &Path) -> Result<(), BuildError> {
     }
 }
 
-/// Writes a model with the companions of the folder it came from: beside, then renamed.
+/// Writes a model with the companion files of its source folder, under a temporary name that is then renamed.
 pub fn write(model: &Llama, from: &ModelFolder, from_dir: &Path, out: &Path) -> anyhow::Result<()> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(".".as_ref());
     std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let beside = files::unfinished(out);
-    // What a killed process left.
+    // Remains of a killed process.
     files::remove_if_there(&beside)
         .and_then(|()| std::fs::create_dir(&beside))
         .with_context(|| format!("cannot write in {}", parent.display()))?;

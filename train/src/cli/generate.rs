@@ -88,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(asked) => text.chat_prompt(asked)?,
         None => text.prompt(&args.prompt, !args.no_special)?,
     };
-    // Of an answer the question is no part.
+    // The question is not part of the answer.
     let first = if asked.is_some() { ids.len() } else { 0 };
     let (tokenizer, ends) = (&text.tokenizer, &text.ends);
     let prompt: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
@@ -98,7 +98,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     generate(&model, &prompt, args.tokens, &sampling, |id| {
         let id = id as u32;
         ids.push(id);
-        // A character may need several tokens: what may still change is held back.
+        // A character may need several tokens: text that may still change is held back.
         let written = tokenizer
             .decode(&ids[first..])
             .map_err(|error| anyhow::Error::from(BuildError::from(error)))
@@ -121,7 +121,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The conversation in a file.
+/// Reads the conversation in a file.
 fn conversation(path: &Path) -> Result<Conversation, BuildError> {
     let bytes = std::fs::read(path).map_err(DataError::read(path))?;
     let bad = |problem: String| DataError::Template { path: path.to_path_buf(), problem };

@@ -30,7 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The manifest of a checkpoint whose files are all as they were saved; none for other folders.
+/// Manifest of a checkpoint whose files are all unchanged; none for other folders.
 fn checked(dir: &Path) -> Result<Option<Manifest>, RunError> {
     let is_checkpoint = ["manifest.json", "trainer.json"].iter().any(|name| dir.join(name).exists());
     is_checkpoint.then(|| verify(dir)).transpose().map_err(RunError::Damaged)
@@ -104,7 +104,7 @@ fn model(args: &Args) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Tensors with their shapes, and how many values there are.
+/// Tensors with their shapes, and the total number of elements.
 fn listed<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>) -> String {
     let mut total = 0;
     let rows: Vec<Vec<String>> = tensors

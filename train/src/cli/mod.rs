@@ -51,7 +51,7 @@ enum Command {
     Adapters(adapters::Args),
 }
 
-/// Parses the arguments of the process, runs the command and reports what went wrong.
+/// Parses the arguments of the process, runs the command and reports errors.
 ///
 /// Exit codes: 0 done, 2 bad input (arguments, configuration, data, files), 1 a failure while working, 130 and 143 stopped by SIGINT and SIGTERM
 /// with everything saved.
@@ -78,7 +78,7 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(code) => code,
-        // Who reads our output has seen enough: that is no failure.
+        // The reader of our output has seen enough: this is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", told(&error));
@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// An error and its causes, those that it tells already left out.
+/// Error message with its causes, without those that the message already contains.
 fn told(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

@@ -16,12 +16,12 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Whether there are none.
+    /// Returns true if there are no adapters.
     pub fn is_empty(&self) -> bool {
         self.dirs.is_empty()
     }
 
-    /// The model with the adapters on it, in their order. What the folders have that is passed over is told.
+    /// Attaches the adapters to the model, in order. Reports contents of the folders that are ignored.
     pub fn on(&self, mut model: Llama) -> Result<Llama, BuildError> {
         for (place, dir) in self.dirs.iter().enumerate() {
             if self.dirs[..place].contains(dir) {

@@ -9,7 +9,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-/// Lines with columns as wide as their widest cell; the last column is as wide as it wants.
+/// Formats rows with columns as wide as their widest cell; the last column is not padded.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

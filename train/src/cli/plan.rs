@@ -56,7 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let freedom = Freedom::of(&layers, Job::Pretrain);
     let mut found = candidates(&config, freedom, shape.hidden_size, &|config| forecaster.forecast(config))?;
     let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);
-    // Of those that do not fit, the nearest is the most interesting one.
+    // If none fits, the nearest one is the most interesting.
     found.sort_by_key(|candidate| if fits(candidate) { (false, 0) } else { (true, candidate.forecast.peak) });
     let mut rows = vec![HEAD.map(String::from).to_vec()];
     rows.extend(found.iter().map(|candidate| row(candidate, limit.map(|_| fits(candidate)))));
@@ -124,10 +124,10 @@ fn dense_values(llama: &LlamaConfig) -> u64 {
     dense.parameters() as u64
 }
 
-/// Ids of the tokenizer that the run would have.
+/// Number of ids of the run's tokenizer.
 fn vocabulary(config: &Config) -> Result<usize, BuildError> {
     if model_folder(&config.model).is_some() {
-        // The folder's own configuration counts.
+        // The configuration of the folder counts.
         return Ok(1);
     }
     Ok(match config.tokenizer.path.as_str() {

@@ -1,4 +1,4 @@
-//! What `lowrank pretrain` and `lowrank finetune` have in common.
+//! Common part of `lowrank pretrain` and `lowrank finetune`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -77,11 +77,11 @@ pub struct TrainingArgs {
     quiet: bool,
 }
 
-/// Where runs go that were given no folder.
+/// Parent of the folders of runs without an explicit one.
 const RUNS: &str = "runs";
 
 impl SettingArgs {
-    /// File, settings and flags in the order in which they win.
+    /// Layers of file, settings and flags in order of precedence.
     pub fn layers(&self) -> Result<Layers, ConfigError> {
         let mut layers = Layers::default();
         if let Some(path) = &self.config {
@@ -108,7 +108,7 @@ impl SettingArgs {
 }
 
 impl TrainingArgs {
-    /// File, settings and flags in the order in which they win.
+    /// Layers of file, settings and flags in order of precedence.
     pub fn layers(&self) -> Result<Layers, ConfigError> {
         let mut layers = self.settings.layers()?;
         for (flag, key, value) in [("--steps", "train.steps", self.steps), ("--seed", "train.seed", self.seed)] {
@@ -134,7 +134,8 @@ impl TrainingArgs {
         }
     }
 
-    /// Trains, and prints what came out. `name` is what a new folder is called; `adjust` changes the configuration of a new run.
+    /// Trains and prints the results. `name` is the name of a new folder; `adjust` changes the configuration of a new
+    /// run.
     pub fn run(
         &self,
         job: Job,
@@ -159,7 +160,7 @@ impl TrainingArgs {
         if ["train.steps", "train.tokens", "train.epochs"].iter().any(|key| layers.has(key))
             && !layers.has("train.minutes")
         {
-            // Who says how long a run is means that, and not the minutes of the default job.
+            // An explicit length of the run replaces the minutes of the default job.
             config.train.minutes = 0.0;
         }
         if !resumed {
@@ -188,17 +189,17 @@ impl TrainingArgs {
     }
 }
 
-/// Paths as texts.
+/// Paths as strings.
 pub fn texts(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
 }
 
-/// The last part of a path.
+/// Last component of a path.
 pub fn last_name(path: &str) -> Option<String> {
     Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned())
 }
 
-/// The configuration that a run was begun with.
+/// Configuration that a run was started with.
 fn saved_config(dir: &Path, job: Job) -> Result<Config, RunError> {
     let path = dir.join("config.toml");
     if !path.exists() {
@@ -209,7 +210,7 @@ fn saved_config(dir: &Path, job: Job) -> Result<Config, RunError> {
     Ok(layers.resolve(&Config::of(job)).map_err(BuildError::from)?)
 }
 
-/// What came out; `base` is the model that an adapter was trained on.
+/// Report of the results; `base` is the model that an adapter was trained on.
 fn report(finished: &Finished, base: Option<&str>) -> String {
     let summary = &finished.summary;
     let mut text = String::new();

@@ -1,26 +1,26 @@
-//! Keys with values, as they are given.
+//! Keys with their given values.
 
 use toml::{Table, Value};
 
 use super::error::Origin;
 
-/// A key given a value.
+/// Value given to a key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assignment {
-    /// `section.key`.
+    /// Key as `section.key`.
     pub key: String,
-    /// The value.
+    /// Value of the key.
     pub value: Value,
-    /// Where it came from.
+    /// Origin of the value.
     pub origin: Origin,
 }
 
-/// The last text that a key is given.
+/// Last string given to a key.
 pub fn text<'a>(assignments: &'a [Assignment], key: &str) -> Option<&'a str> {
     assignments.iter().rev().find(|assignment| assignment.key == key)?.value.as_str()
 }
 
-/// Puts a value at `section.key`, however deep.
+/// Sets a value at `section.key`, at any depth.
 pub fn put(table: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         None => drop(table.insert(key.to_string(), value)),

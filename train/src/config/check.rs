@@ -1,10 +1,10 @@
-//! Rejections of what several keys decide together.
+//! Rejections that depend on several keys.
 
 use super::Config;
 use super::error::{ConfigError, Origin};
 use crate::engine::BackwardMode;
 
-/// Rejects settings that do not go together; what a single key allows stands in its section.
+/// Rejects incompatible settings; the allowed values of a single key are in its section.
 pub fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), ConfigError> {
     let entries = config.entries();
     let refuse = |key: &str, reason: &str| {

@@ -1,11 +1,11 @@
-//! The page that documents all keys.
+//! Page that documents all keys.
 
 use std::fmt::Write;
 
 use super::keys::{Key, sections};
 use super::{Job, SLOTS};
 
-/// The page that documents all keys, in Markdown.
+/// Page that documents all keys, in Markdown.
 pub fn documentation() -> String {
     let mut page = String::from(
         "# Configuration\n\n\

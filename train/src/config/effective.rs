@@ -11,7 +11,7 @@ use super::sections::{
     RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
 };
 
-/// The whole configuration of a run; the keys are documented in their sections.
+/// Whole configuration of a run; the keys are documented in their sections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)] // each section is documented where it is declared
@@ -31,7 +31,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults of a job.
+    /// Defaults of a job.
     pub fn of(job: Job) -> Self {
         let config = Self { run: RunSection { job, ..RunSection::default() }, ..Self::default() };
         match job {
@@ -53,12 +53,12 @@ impl Config {
         }
     }
 
-    /// The whole effective configuration as a file.
+    /// Formats the whole effective configuration as a file.
     pub fn to_toml(&self) -> String {
         self.table().to_string()
     }
 
-    /// All sections, without the keys that have no meaning in this job.
+    /// All sections, without the keys that are not supported in this job.
     pub(super) fn table(&self) -> Table {
         let mut table = match Value::try_from(self) {
             Ok(Value::Table(table)) => table,
@@ -90,10 +90,10 @@ impl Config {
         entries
     }
 
-    /// The entries that decide the result: a run can be resumed only with the same ones.
+    /// Entries that determine the result: a run can be resumed only with the same ones.
     ///
-    /// Where things are written, what is logged and how often, the device and the number of threads are not among them; when the run
-    /// ends is only where the schedule depends on it.
+    /// Output paths, logging, the device and the number of threads are not among them; the end of the run is only
+    /// included if the schedule depends on it.
     pub fn deciding_entries(&self) -> BTreeMap<String, String> {
         let mut entries = self.entries();
         let free = [
@@ -118,12 +118,12 @@ impl Config {
         entries
     }
 
-    /// Whether steps, tokens or epochs limit the run.
+    /// Returns true if steps, tokens or epochs limit the run.
     pub fn has_steps(&self) -> bool {
         self.train.steps > 0 || self.train.tokens > 0 || self.train.epochs > 0.0
     }
 
-    /// Steps of the warm-up in a run of so many steps.
+    /// Number of warm-up steps in a run of `total_steps`.
     pub fn warmup_steps(&self, total_steps: Option<u64>) -> u64 {
         match (self.schedule.warmup_steps, total_steps) {
             (0, Some(total)) => (self.schedule.warmup_fraction * total as f64).ceil() as u64,
@@ -131,7 +131,7 @@ impl Config {
         }
     }
 
-    /// Steps of the whole run with so many rows in an epoch, where steps, tokens or epochs limit it.
+    /// Steps of the whole run with `rows` rows in an epoch, if steps, tokens or epochs limit it.
     pub fn total_steps(&self, rows: u64) -> Option<u64> {
         // The ranges of the three keep their product far below 2^64.
         let a_step = (self.train.batch * self.train.accumulation) as u64;

@@ -7,16 +7,16 @@ use lowrank_optim::registry::OptionError;
 
 use super::Job;
 
-/// Where a value came from.
+/// Origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The defaults.
+    /// Default value.
     Default,
-    /// A line of a file.
+    /// Line of a file.
     File(PathBuf, usize),
     /// `--set`.
     Set,
-    /// A flag of its own.
+    /// Flag of the command line.
     Flag(&'static str),
 }
 
@@ -31,18 +31,18 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A configuration that cannot be used.
+/// Configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
+    /// File that cannot be read.
     #[error("{path}: {source}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// Reason given by the system.
         source: std::io::Error,
     },
-    /// The file is no TOML.
+    /// File that is not valid TOML.
     #[error("{path}: {message}")]
     Syntax {
         /// The file.
@@ -58,46 +58,46 @@ pub enum ConfigError {
     Unknown {
         /// The key.
         key: String,
-        /// Where it stands.
+        /// Origin of the key.
         origin: Origin,
-        /// The most similar key.
+        /// Most similar key.
         nearest: Option<String>,
-        /// The method whose option it would be, and its options; boxed, since errors travel through many results.
+        /// Method that has such an option, and its options; boxed to keep errors small.
         method: Option<Box<(String, String)>>,
     },
-    /// A key that is written elsewhere.
+    /// Key that belongs to another section.
     #[error("{origin}: there is no key {key}; write {to}")]
     Moved {
         /// The key.
         key: String,
-        /// Where it stands.
+        /// Origin of the key.
         origin: Origin,
-        /// The key to write.
+        /// Key to use instead.
         to: String,
     },
-    /// A key of another command.
+    /// Key of another command.
     #[error("{key} ({origin}) is not supported in `lowrank {}`; remove it", job.name())]
     Elsewhere {
         /// The key.
         key: String,
-        /// Where it stands.
+        /// Origin of the key.
         origin: Origin,
-        /// What the run does.
+        /// Kind of the run.
         job: Job,
     },
-    /// A value that the key does not allow.
+    /// Value that the key does not allow.
     #[error("{key} = {value} ({origin}): {reason}")]
     Value {
         /// The key.
         key: String,
         /// The value.
         value: String,
-        /// Where it came from.
+        /// Origin of the value.
         origin: Origin,
-        /// What is allowed.
+        /// Allowed values.
         reason: String,
     },
-    /// Options of a method that do not go together.
+    /// Incompatible options of a method.
     #[error(transparent)]
     Option(#[from] OptionError),
 }

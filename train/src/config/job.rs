@@ -1,4 +1,4 @@
-//! Kinds of runs, and which keys belong to each.
+//! Kinds of runs, and the keys of each.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ impl Job {
         }
     }
 
-    /// Whether the key is supported in such a run.
+    /// Returns true if the key is supported in such a run.
     pub fn knows(self, key: &str) -> bool {
         let others: &[&str] = match self {
             Self::Pretrain => &["adapter.", "rule.", "data.learn_prompt", "data.packing", "data.too_long"],

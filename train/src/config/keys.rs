@@ -7,7 +7,7 @@ use super::{Config, Job};
 /// One key: a field of a section.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// `section.key`.
+    /// Key as `section.key`.
     pub name: String,
     /// Default, documentation and allowed values.
     pub option: OptionSpec,
@@ -16,11 +16,11 @@ pub struct Key {
 /// One section.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// Name.
+    /// Name of the section.
     pub name: &'static str,
-    /// One line on what it is about.
+    /// One-line description.
     pub help: String,
-    /// Its keys, in the order of its fields.
+    /// Keys, in the order of its fields.
     pub keys: Vec<Key>,
 }
 
@@ -43,7 +43,7 @@ fn section(job: Job, name: &'static str, list: OptionList) -> Section {
 }
 
 impl Key {
-    /// Whether it is the table of a method's own options.
+    /// Returns true for the table of a method's own options.
     pub fn is_options(&self) -> bool {
         self.name.ends_with(".options")
     }

@@ -1,4 +1,4 @@
-//! Keys that can be given, with what each allows.
+//! Supported keys with their allowed values.
 
 use lowrank_optim::registry::{Entry, Kind, OptionList, OptionSpec, find};
 use toml::{Table, Value};
@@ -9,7 +9,7 @@ use super::keys::{Key, sections};
 use super::methods::{SLOTS, Slot, moved, nearest_key};
 use super::{Config, Job};
 
-/// What can be given: keys of the sections and options of the methods that these name.
+/// Supported keys: those of the sections and the options of the methods that they name.
 pub struct Known {
     job: Job,
     keys: Vec<Key>,
@@ -17,7 +17,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// Options of methods that are not chosen any more are removed from the table.
+    /// Collects the supported keys. Options of methods that are no longer selected are removed from the table.
     pub fn of(given: &[Assignment], base: &Config, table: &mut Table) -> Result<Self, ConfigError> {
         let entries = base.entries();
         let mut methods = Vec::new();
@@ -43,7 +43,7 @@ impl Known {
         Ok(Self { job: base.run.job, keys, methods })
     }
 
-    /// The value in the form that the section wants, if the key exists and allows it.
+    /// Returns the value in the form that the section needs, if the key exists and allows it.
     pub fn checked(&self, assignment: &Assignment) -> Result<Value, ConfigError> {
         let Assignment { key, origin, .. } = assignment;
         if let Some(known) = self.keys.iter().find(|known| known.name == *key && !known.is_options()) {
@@ -54,7 +54,7 @@ impl Known {
             Some((name, list, option))
         });
         if let Some((name, list, option)) = options {
-            // One setting has one key.
+            // Each setting has a single key.
             if key == "optimizer.options.weight_decay" {
                 return Err(ConfigError::Moved {
                     key: key.clone(),
@@ -94,13 +94,13 @@ impl Known {
     }
 }
 
-/// Whether the key, or the table of options that it belongs to, is one of any job.
+/// Returns true if the key, or the table of options that it belongs to, exists in any job.
 fn is_known_elsewhere(key: &str) -> bool {
     let is = |known: &Key| known.name == key || known.is_options() && key.starts_with(&format!("{}.", known.name));
     [Job::Pretrain, Job::Finetune].into_iter().flat_map(sections).any(|section| section.keys.iter().any(is))
 }
 
-/// The value in the form that the option wants, if it is allowed.
+/// Returns the value in the form that the option needs, if it is allowed.
 fn allowed(option: &OptionSpec, assignment: &Assignment) -> Result<Value, ConfigError> {
     let value = fitting(option.allowed.schema(), &assignment.value);
     let is_allowed = serde_json::to_value(&value).is_ok_and(|json| option.allowed.accepts(&json));
@@ -115,7 +115,7 @@ fn allowed(option: &OptionSpec, assignment: &Assignment) -> Result<Value, Config
     })
 }
 
-/// A number where a text is wanted is one, a whole number serves as a number, and a single value as a list of one.
+/// Converts a value to the type of the schema: a number to a string, an integer to a float, a single value to a list.
 fn fitting(schema: &serde_json::Value, value: &Value) -> Value {
     let wants = |name: &str| {
         let kind = &schema["type"];
@@ -129,7 +129,7 @@ fn fitting(schema: &serde_json::Value, value: &Value) -> Value {
     }
 }
 
-/// The refusal of a name that no method of the kind has, with the nearest one of any kind.
+/// Error for a name that no method of the kind has, with the nearest one of any kind.
 fn unknown_method(given: &[Assignment], slot: Slot, name: &str) -> ConfigError {
     let others: Vec<Entry> = SLOTS.into_iter().flat_map(Slot::methods).collect();
     let key = slot.name_key();

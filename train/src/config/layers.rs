@@ -42,7 +42,7 @@ impl Layers {
         }
     }
 
-    /// Adds `section.key=value`; a value that is no TOML counts as text.
+    /// Adds `section.key=value`; a value that is not valid TOML counts as a string.
     pub fn set(&mut self, text: &str) -> Result<(), ConfigError> {
         let (key, value) = text.split_once('=').ok_or_else(|| ConfigError::Assignment(text.to_string()))?;
         let value = toml::from_str::<Table>(&format!("value = {}", value.trim()))
@@ -58,19 +58,19 @@ impl Layers {
         self.assignments.push(Assignment { key: key.to_string(), value: value.into(), origin: Origin::Flag(flag) });
     }
 
-    /// Adds the value of a flag that is given.
+    /// Adds the value of an optional flag, if given.
     pub fn optional(&mut self, flag: &'static str, key: &str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
             self.flag(flag, key, value);
         }
     }
 
-    /// Whether any layer gives the key a value.
+    /// Returns true if any layer sets the key.
     pub fn has(&self, key: &str) -> bool {
         self.assignments.iter().any(|assignment| assignment.key == key)
     }
 
-    /// The configuration of all layers over `base`, checked.
+    /// Resolves and checks the configuration of all layers over `base`.
     pub fn resolve(&self, base: &Config) -> Result<Config, ConfigError> {
         self.check_job(base.run.job)?;
         let mut table = base.table();
@@ -104,7 +104,7 @@ impl Layers {
         Err(ConfigError::Value { key, value: value.to_string(), origin, reason })
     }
 
-    /// The schedule that a parameterization with restarts has in its paper; one that is asked for wins.
+    /// Sets the schedule from the paper of a parameterization with restarts, unless one is given.
     fn default_schedule(&self, base: &Config, table: &mut Table) {
         let name = text(&self.assignments, "model.parameterization.name")
             .filter(|name| *name != base.model.parameterization.name);

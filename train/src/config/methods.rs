@@ -4,10 +4,10 @@ use lowrank_models::adapter::{RULES, STRUCTURES, StructureEntry};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry};
 use lowrank_optim::registry::{Entry, Kind, METHODS, OptionList, Registered, nearest};
 
-/// A section with a `name` and `options`.
+/// Section with a `name` and `options`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// The section, such as `model.parameterization`.
+    /// Name of the section, such as `model.parameterization`.
     pub section: &'static str,
     /// Kind of the methods.
     pub kind: Kind,
@@ -43,7 +43,7 @@ impl Slot {
         self.methods().into_iter().map(|method| method.name).collect()
     }
 
-    /// Options of the method of a name; none when there is no such method.
+    /// Options of the method with this name; none if there is no such method.
     pub fn options(self, name: &str) -> Option<OptionList> {
         if self.kind == Kind::Structure {
             // Structures of other crates are registered at run time.
@@ -53,7 +53,7 @@ impl Slot {
     }
 }
 
-/// Where an option of any method that was typed in a section of its own has to be written.
+/// Correct key of an option that was given in a section named after its method.
 pub fn moved(key: &str) -> Option<String> {
     if key == "model.parameterization" {
         return Some("model.parameterization.name".into());
@@ -64,12 +64,12 @@ pub fn moved(key: &str) -> Option<String> {
     Some(format!("{}.options.{option}", slot.section))
 }
 
-/// The known key with the fewest edits, when that is few enough to be a slip.
+/// Known key with the fewest edits, if there are few enough for a typing error.
 pub fn nearest_key(key: &str, known: &[String]) -> Option<String> {
     nearest(key, known.iter().map(String::as_str)).map(str::to_string)
 }
 
-/// Whether a parameterization restarts, and the learning rate with it.
+/// Returns true if a parameterization restarts, and the learning rate with it.
 pub fn restarts(name: &str) -> bool {
     ParameterizationEntry::find(name).is_ok_and(|entry| entry.spec().period.is_some())
 }

@@ -43,7 +43,7 @@ fn table(description: &str) -> Value {
     json!({ "type": "object", "description": description, "additionalProperties": false, "properties": {} })
 }
 
-/// The table of a name inside another.
+/// Table with this name inside another.
 fn below<'a>(place: &'a mut Value, name: &str) -> &'a mut Value {
     if !place["properties"][name].is_object() {
         place["properties"][name] = table("");
@@ -51,7 +51,7 @@ fn below<'a>(place: &'a mut Value, name: &str) -> &'a mut Value {
     &mut place["properties"][name]
 }
 
-/// A list takes a single value as well.
+/// Extends the schema of a list to accept a single value.
 fn value(schema: &Value) -> Value {
     match (schema["type"] == "array", schema.as_object()) {
         (true, Some(object)) => {

@@ -1,6 +1,6 @@
-//! Numbers for people.
+//! Human-readable numbers.
 
-/// Bytes in binary units.
+/// Formats bytes in binary units.
 pub fn bytes(value: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut scaled = value as f64;
@@ -17,7 +17,8 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
-/// Bytes of a text such as `8GiB`, `1.5 GiB`, `900MB` or `4096`; none when it is no such thing. K, M, G and T alone count as binary.
+/// Parses bytes from a text such as `8GiB`, `1.5 GiB`, `900MB` or `4096`; none for invalid texts. K, M, G and T alone
+/// count as binary.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
@@ -37,7 +38,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     (value >= 1.0 && value < 2f64.powi(60)).then_some(value as u64)
 }
 
-/// Whole numbers with a comma after each three digits.
+/// Formats integers with thousands separators.
 pub fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut grouped = String::new();
@@ -50,7 +51,7 @@ pub fn count(value: u64) -> String {
     grouped
 }
 
-/// Seconds as hours, minutes and seconds.
+/// Formats seconds as hours, minutes and seconds.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match (whole / 3600, whole / 60 % 60, whole % 60) {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::{DataError, Order, Shards};
 
-/// Target of a position that does not count.
+/// Target of a position that is ignored.
 pub const IGNORE: i32 = -100;
 
 /// Token windows for one forward pass; every vector is row-major, `[batch, seq_len]`.
@@ -13,47 +13,47 @@ pub struct Batch {
     pub inputs: Vec<i32>,
     /// The token that follows each input, or [`IGNORE`].
     pub targets: Vec<i32>,
-    /// For each position the index, inside its row, at which its document begins: the last separator at or before it, or 0.
+    /// Index within the row of the start of each position's document: the last separator at or before it, or 0.
     pub starts: Vec<i32>,
-    /// Rows.
+    /// Number of rows.
     pub batch: usize,
-    /// Positions in a row.
+    /// Number of positions in a row.
     pub seq_len: usize,
-    /// Fields of the examples in the rows, where they keep any.
+    /// Fields of the examples in the rows, if they have any.
     pub tags: Vec<Tag>,
 }
 
-/// Fields of an example beside its text, such as a label, a domain or a client.
+/// Fields of an example in addition to its text, such as a label, a domain or a client.
 pub type Fields = serde_json::Map<String, serde_json::Value>;
 
-/// An example inside a batch with its fields.
+/// Example inside a batch with its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tag {
-    /// Its row.
+    /// Row of the example.
     pub row: usize,
-    /// Its first position in the row.
+    /// First position in the row.
     pub start: usize,
-    /// Its positions.
+    /// Number of positions.
     pub len: usize,
-    /// Its fields.
+    /// Fields of the example.
     pub fields: Arc<Fields>,
 }
 
 impl Tag {
-    /// The same in another row.
+    /// Moves the tag to another row.
     pub fn in_row(self, row: usize) -> Self {
         Self { row, ..self }
     }
 }
 
 impl Batch {
-    /// Targets that count.
+    /// Number of targets that are not ignored.
     pub fn counted(&self) -> u64 {
         self.targets.iter().filter(|&&t| t != IGNORE).count() as u64
     }
 }
 
-/// Rows in the order in which a run sees them.
+/// Rows in the order of a run.
 pub trait Samples {
     /// Rows of a batch.
     fn batch(&self) -> usize;
@@ -61,7 +61,8 @@ pub trait Samples {
     /// Rows in one epoch.
     fn rows(&self) -> u64;
 
-    /// The samples `position..position + batch`, counted from 0 over the whole run; what is read once ends with a smaller batch.
+    /// The samples `position..position + batch`, counted from 0 over the whole run; data that is read once ends with a
+    /// smaller batch.
     fn at(&self, position: u64) -> Result<Batch, DataError>;
 }
 
@@ -72,7 +73,7 @@ pub fn epoch(samples: &dyn Samples) -> impl Iterator<Item = Result<Batch, DataEr
 
 /// Cuts the stream of tokens into windows of `seq_len` inputs and serves them as batches.
 ///
-/// Window `w` begins at token `w * seq_len`, so the windows of one epoch predict every token but the very first.
+/// Window `w` starts at token `w * seq_len`, so the windows of one epoch predict every token but the very first.
 #[derive(Debug, Clone)]
 pub struct Batches {
     shards: Shards,
@@ -83,7 +84,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Training batches in the order of [`Order`]. When the tokens do not divide evenly, the last window begins earlier
+    /// Training batches in the order of [`Order`]. If the tokens do not divide evenly, the last window starts earlier
     /// and repeats a part of the one before it, so that no token is left out.
     ///
     /// # Errors
@@ -95,8 +96,8 @@ impl Batches {
         Ok(batches)
     }
 
-    /// Validation batches: the windows one after the other, every token but the very first predicted exactly once. The last
-    /// window is filled up with separators whose targets are [`IGNORE`]; the last batch may have fewer rows.
+    /// Validation batches: the windows in order, every token but the very first predicted exactly once. The last window
+    /// is padded with separators whose targets are [`IGNORE`]; the last batch may have fewer rows.
     ///
     /// # Errors
     /// Fewer than two tokens, or a size of 0.
@@ -122,7 +123,7 @@ impl Batches {
         Ok(Self { windows: (tokens - 1).div_ceil(seq_len as u64), shards, batch, seq_len, order: None })
     }
 
-    /// Appends the row whose inputs begin at token `first`, of which `len` have a target.
+    /// Appends the row whose inputs start at token `first`; `len` of them have a target.
     fn row(&self, first: u64, len: u64, batch: &mut Batch) -> Result<(), DataError> {
         let separator = self.shards.separator() as i32;
         let begin = batch.inputs.len();
@@ -150,7 +151,7 @@ impl Samples for Batches {
         self.windows
     }
 
-    /// Refuses a token outside the vocabulary, and a position beyond the end of the validation data.
+    /// Rejects a token outside the vocabulary, and a position beyond the end of the validation data.
     fn at(&self, position: u64) -> Result<Batch, DataError> {
         let rows = match self.order {
             Some(_) => self.batch,
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    /// `count` tokens, token `i` being `1 + i`, but 0 at every position in `separators`.
+    /// Creates `count` tokens, token `i` being `1 + i`, but 0 at every position in `separators`.
     fn shards(count: u32, separators: &[u32]) -> (tempfile::TempDir, Shards) {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("tokens");

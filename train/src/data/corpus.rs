@@ -1,4 +1,4 @@
-//! The text that every machine which has built the project already has.
+//! Text available on every machine that has built the project.
 
 use std::path::{Path, PathBuf};
 

@@ -1,10 +1,10 @@
-//! A document: one text of the data.
+//! A document: a single text of the data.
 
-/// One text.
+/// Single text of the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// File, and line where there are several in it.
+    /// File, and line if the file holds several documents.
     pub name: String,
-    /// The text.
+    /// Text of the document.
     pub text: String,
 }

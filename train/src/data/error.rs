@@ -1,149 +1,149 @@
 use std::path::{Path, PathBuf};
 
-/// What can go wrong between text and batches. Every message names the file and says what to do.
+/// Error between text and batches. Every message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// A stream of another crate failed.
+    /// Failure of another crate's stream.
     #[error(transparent)]
     Stream(Box<dyn std::error::Error + Send + Sync>),
-    /// A file or folder of the data cannot be read.
+    /// Unreadable file or folder of the data.
     #[error("cannot read {path}: {source}; check the path and its permissions")]
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         source: std::io::Error,
     },
-    /// A file of the cache or of an output folder cannot be written.
+    /// File of the cache or of an output folder that cannot be written.
     #[error("cannot write {path}: {source}; check the free space and the permissions")]
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// The cause.
+        /// Cause of the failure.
         source: std::io::Error,
     },
-    /// The output folder is there already.
+    /// Existing output folder.
     #[error("{path} exists already; give another folder or delete it first")]
     Exists {
         /// The folder.
         path: PathBuf,
     },
-    /// The built-in corpus is not on this machine.
+    /// Missing built-in corpus.
     #[error(
         "the default text, the sources of the burn crates, is not in {looked}; give your own text with `--data PATH`, or let `cargo fetch` download the sources"
     )]
     NoCorpus {
-        /// The folder searched.
+        /// Folder that was searched.
         looked: String,
     },
-    /// No path was given.
+    /// Missing path.
     #[error("no data: give a file or folder with `--data PATH`")]
     NoPath,
-    /// A file that was named as text is not UTF-8.
+    /// File named as text that is not UTF-8.
     #[error("{path} is not UTF-8 text (first bad byte at {offset}); convert it, or leave it out")]
     NotUtf8 {
         /// The file.
         path: PathBuf,
-        /// Position of the first bad byte.
+        /// Position of the first invalid byte.
         offset: u64,
     },
-    /// A file is text in another form than is read.
+    /// Text file in an unsupported encoding.
     #[error("{path} {problem}")]
     Encoding {
         /// The file.
         path: PathBuf,
-        /// What it is and what to do.
+        /// Encoding and remedy.
         problem: String,
     },
-    /// A line of a JSON lines file does not parse.
+    /// Line of a JSON lines file that cannot be parsed.
     #[error("{path} line {line}: not valid JSON ({message}); correct or remove the line")]
     Json {
         /// The file.
         path: PathBuf,
         /// Line number from 1.
         line: u64,
-        /// What the parser said.
+        /// Message of the parser.
         message: String,
     },
-    /// A line of a JSON lines file has no usable text.
+    /// Line of a JSON lines file without usable text.
     #[error("{path} line {line}: {problem}; name the field that holds the text with `--set data.field=NAME`")]
     Field {
         /// The file.
         path: PathBuf,
         /// Line number from 1.
         line: u64,
-        /// What is wrong with the field.
+        /// Problem with the field.
         problem: String,
     },
-    /// A line of a JSON lines file is no example to learn from.
+    /// Line of a JSON lines file that is not a training example.
     #[error("{path} line {line}: {problem}")]
     Example {
         /// The file.
         path: PathBuf,
         /// Line number from 1.
         line: u64,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         problem: String,
     },
-    /// A chat template cannot be read.
+    /// Unreadable chat template.
     #[error("{path}: {problem}")]
     Template {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         problem: String,
     },
-    /// A Parquet file cannot be used.
+    /// Unusable Parquet file.
     #[error("{path}: {problem}")]
     Parquet {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         problem: String,
     },
-    /// No document with text was found.
+    /// Data without a document that has text.
     #[error("no text in {paths}: {skipped}; give other data with `--data PATH`")]
     Empty {
-        /// The paths searched.
+        /// Paths that were searched.
         paths: String,
-        /// What was passed over.
+        /// Files and documents that were skipped.
         skipped: String,
     },
-    /// A setting has a value that makes no sense.
+    /// Invalid value of a setting.
     #[error("{key} = {value}: {problem}")]
     Setting {
         /// The key.
         key: &'static str,
-        /// Its value.
+        /// Value of the setting.
         value: String,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         problem: String,
     },
-    /// The validation documents cannot be chosen.
+    /// Validation documents that cannot be chosen.
     #[error("cannot set validation text aside: {problem}")]
     Split {
-        /// Why, and what to do.
+        /// Reason and remedy.
         problem: String,
     },
-    /// A tokenizer cannot be loaded, trained or used.
+    /// Tokenizer that cannot be loaded, trained or used.
     #[error("tokenizer {name}: {problem}")]
     Tokenizer {
-        /// The file, or what else the tokenizer is known by.
+        /// File, or other name of the tokenizer.
         name: String,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         problem: String,
     },
-    /// There are fewer tokens than one sample needs.
+    /// Fewer tokens than one sample needs.
     #[error("{path} holds {tokens} tokens but one sample needs {needed}; give more text or a smaller `--seq-len`")]
     TooFewTokens {
-        /// The folder of token files.
+        /// Folder of token files.
         path: PathBuf,
-        /// Tokens there are.
+        /// Number of tokens.
         tokens: u64,
-        /// Tokens needed: the sequence length and one.
+        /// Number of tokens needed: the sequence length plus one.
         needed: u64,
     },
-    /// A token id is not in the vocabulary.
+    /// Token id outside the vocabulary.
     #[error(
         "{path}: token {token} at position {position} is outside the vocabulary of {vocab_size}; make the token files again with the tokenizer of this model"
     )]
@@ -152,23 +152,24 @@ pub enum DataError {
         path: PathBuf,
         /// Position in the file, in tokens.
         position: u64,
-        /// The id.
+        /// Token id.
         token: u32,
-        /// Ids there are.
+        /// Size of the vocabulary.
         vocab_size: u32,
     },
-    /// Token files are damaged or of another kind.
+    /// Damaged token files, or files of another kind.
     #[error("{path}: {problem}; make the token files again (delete the folder)")]
     Shard {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Problem with the file.
         problem: String,
     },
 }
 
 impl DataError {
-    /// Whether the cause is in what the user gave (data, paths, settings) rather than a failure of the machine while writing.
+    /// Returns true if the cause is the user's input (data, paths, settings) rather than a failure of the machine while
+    /// writing.
     pub fn is_input(&self) -> bool {
         !matches!(self, Self::Write { .. })
     }

@@ -1,14 +1,14 @@
-//! The part of the data that is not learned from.
+//! The part of the data that is not trained on.
 
 use super::Source;
 
-/// The part of the data that a model is measured on.
+/// Part of the data that a model is validated on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeldOut {
-    /// A part of the data, between 0 and 1, chosen by the seed.
+    /// Fraction of the data, between 0 and 1, chosen by the seed.
     Fraction(f64),
     /// Other data.
     Source(Source),
-    /// All of it: nothing is learned from.
+    /// All of the data: there is no training.
     Everything,
 }

@@ -19,15 +19,15 @@ pub enum Json {
     Text(String),
     /// An array.
     List(Vec<Json>),
-    /// An object; of equal keys the last one counts, at the position of the first.
+    /// An object; of equal keys the last value counts, at the position of the first.
     Object(Vec<(String, Json)>),
 }
 
-/// Characters of a value that a message shows.
+/// Maximum number of characters of a value in a message.
 const SHOWN: usize = 60;
 
 impl Json {
-    /// The value of a key of an object.
+    /// Value of a key of an object.
     pub fn get(&self, key: &str) -> Option<&Json> {
         match self {
             Self::Object(entries) => entries.iter().find(|(known, _)| known == key).map(|(_, value)| value),
@@ -35,7 +35,7 @@ impl Json {
         }
     }
 
-    /// A string.
+    /// Content of a string.
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
@@ -43,7 +43,7 @@ impl Json {
         }
     }
 
-    /// The items of an array.
+    /// Items of an array.
     pub fn list(&self) -> Option<&[Json]> {
         match self {
             Self::List(items) => Some(items),
@@ -51,7 +51,7 @@ impl Json {
         }
     }
 
-    /// The same as a value of `serde_json`.
+    /// Converts the value to one of `serde_json`.
     pub fn to_value(&self) -> serde_json::Value {
         match self {
             Self::Null => serde_json::Value::Null,
@@ -63,7 +63,7 @@ impl Json {
         }
     }
 
-    /// JSON text whose objects are sorted by key: the same for objects that differ in the order of their keys alone.
+    /// JSON text with the keys of objects sorted: equal for objects that differ only in the order of their keys.
     pub fn sorted_text(&self) -> String {
         let mut out = String::new();
         self.write_sorted(&mut out);
@@ -100,7 +100,7 @@ impl Json {
     }
 }
 
-/// The value for a message: its beginning where it is long.
+/// Formats the value for a message; long values are truncated.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.sorted_text();

@@ -1,4 +1,4 @@
-//! Files with one JSON value after another: on a line each, or in an array.
+//! Files with a sequence of JSON values: one per line, or in an array.
 
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use super::DataError;
 use super::json::Json;
 use super::open::{Reader, open};
 
-/// The values of a file, one in memory at a time.
+/// Reads the values of a file, one at a time.
 pub(super) struct JsonLines {
     path: PathBuf,
     reader: Reader,
     line: u64,
-    /// True for a file that is one array, whose items are the values.
+    /// True if the file is a single array, whose items are the values.
     array: bool,
-    /// True once the end of the array was read.
+    /// True after the end of the array was read.
     done: bool,
 }
 
@@ -22,7 +22,7 @@ impl JsonLines {
     pub fn open(path: PathBuf) -> Result<Self, DataError> {
         let mut reader = open(&path)?;
         let mut line = 0;
-        // An array begins with its bracket; the items are what is read.
+        // An array starts with its bracket; the items are read as values.
         let array = loop {
             let space = reader.fill_buf().map_err(DataError::read(&path))?;
             let blank = space.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
@@ -44,7 +44,7 @@ impl JsonLines {
         &self.path
     }
 
-    /// The next value, as `read` makes it of its bytes, with the number of its line, from 1; empty lines are passed over.
+    /// Returns the next value, parsed by `read` from its bytes, with its line number, from 1; empty lines are skipped.
     pub fn next<T>(
         &mut self,
         read: impl FnOnce(&[u8]) -> serde_json::Result<T>,
@@ -62,7 +62,7 @@ impl JsonLines {
         Ok(Some((line, value)))
     }
 
-    /// As [`JsonLines::next`], whole.
+    /// Same as [`JsonLines::next`], for a whole value.
     pub fn next_value(&mut self) -> Result<Option<(u64, Json)>, DataError> {
         self.next(|bytes| serde_json::from_slice(bytes))
     }
@@ -81,7 +81,7 @@ impl JsonLines {
         }
     }
 
-    /// The bytes of the next item of an array, up to its comma.
+    /// Bytes of the next item of an array, up to its comma.
     fn item(&mut self) -> Result<Option<Vec<u8>>, DataError> {
         if self.done {
             return Ok(None);
@@ -92,7 +92,7 @@ impl JsonLines {
         loop {
             let buffer = self.reader.fill_buf().map_err(DataError::read(&self.path))?;
             if buffer.is_empty() {
-                // The parser says what is missing.
+                // The parser reports what is missing.
                 return Ok(Some(bytes));
             }
             let mut used = 0;
@@ -122,7 +122,7 @@ impl JsonLines {
         }
     }
 
-    /// Behind the closing bracket there is nothing.
+    /// Rejects content after the closing bracket.
     fn end(&mut self) -> Result<Option<Vec<u8>>, DataError> {
         self.skip(|byte| byte == b']' || byte.is_ascii_whitespace())?;
         match (&mut self.reader).take(1).bytes().next() {

@@ -6,8 +6,9 @@
 //!
 //! For fine-tuning, JSON lines -> [`Examples`] -> [`Rows`] -> [`Batch`], all in memory.
 //!
-//! [`prepare()`] does everything up to the shards once and keeps the result in a cache; [`Batches`] reads from them. Nothing here holds more
-//! than some megabytes of text in memory, and nothing writes to the terminal: long work reports through a callback taking [`Progress`].
+//! [`prepare()`] runs everything up to the shards once and keeps the result in a cache; [`Batches`] reads from them.
+//! Nothing here holds more than some megabytes of text in memory or writes to the terminal: long operations report
+//! through a callback with [`Progress`].
 
 mod batch;
 mod chat;

@@ -12,16 +12,17 @@ use super::DataError;
 /// A file that is being read.
 pub(super) type Reader = Box<dyn BufRead + Send>;
 
-/// First bytes of compressed files.
+/// Magic bytes of compressed files.
 const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
-/// Compressions that are not read, with the program that undoes them.
+/// Unsupported compressions, with the program that decompresses them.
 const OTHERS: [(&[u8], &str, &str); 3] =
     [(b"BZh", "bzip2", "bunzip2"), (b"\xfd7zXZ\x00", "xz", "unxz"), (b"PK\x03\x04", "zip", "unzip")];
 const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 const UTF16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
-/// Opens a file: gzip and Zstandard are decompressed, a UTF-8 mark is passed over; other compressions and UTF-16 are refused by name.
+/// Opens a file: gzip and Zstandard are decompressed, a UTF-8 byte-order mark is skipped; other compressions and UTF-16
+/// are rejected by name.
 pub(super) fn open(path: &Path) -> Result<Reader, DataError> {
     let file = File::open(path).map_err(DataError::read(path))?;
     let (begin, file) = peeked(file).map_err(DataError::read(path))?;
@@ -54,14 +55,14 @@ pub(super) fn open(path: &Path) -> Result<Reader, DataError> {
     Ok(Box::new(reader))
 }
 
-/// The first bytes of a stream, and the stream with them.
+/// Returns the first bytes of a stream, and the stream including them.
 fn peeked<R: Read + Send>(mut reader: R) -> std::io::Result<(Vec<u8>, impl Read + Send)> {
     let mut begin = Vec::new();
     (&mut reader).take(8).read_to_end(&mut begin)?;
     Ok((begin.clone(), std::io::Cursor::new(begin).chain(reader)))
 }
 
-/// All frames of a Zstandard file, one after another.
+/// Concatenated frames of a Zstandard file.
 struct Frames<R: BufRead> {
     decoder: Option<StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>,
     source: Option<R>,

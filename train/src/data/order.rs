@@ -1,13 +1,13 @@
 use std::num::NonZeroU64;
 
-/// Enough rounds for a balanced Feistel network to pass as a random permutation on small domains as well.
+/// Enough rounds for a balanced Feistel network to be a good pseudorandom permutation on small domains as well.
 const ROUNDS: usize = 6;
 
-/// The order in which samples are visited: a different permutation of `n` windows in each epoch.
+/// Order in which samples are visited: a different permutation of `n` windows in each epoch.
 ///
-/// It is a pure function of the seed and the position, needs no memory and no state, so a run that resumes at a position sees
-/// exactly what it would have seen. The permutation is a Feistel network over the next power of four, walked until it
-/// lands inside `0..n` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+/// It is a pure function of the seed and the position without memory or state, so a run that resumes at a position sees
+/// exactly the same samples as without the interruption. The permutation is a Feistel network over the next power of
+/// four, iterated until it reaches `0..n` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Order {
     n: u64,
@@ -16,19 +16,19 @@ pub struct Order {
 }
 
 impl Order {
-    /// An order over `n` windows.
+    /// Creates an order over `n` windows.
     pub fn new(n: NonZeroU64, seed: u64) -> Self {
         let n = n.get();
         let bits = u64::BITS - (n - 1).leading_zeros();
         Self { n, seed, half_bits: bits.div_ceil(2).max(1) }
     }
 
-    /// Windows in one epoch.
+    /// Number of windows in one epoch.
     pub fn windows(&self) -> u64 {
         self.n
     }
 
-    /// The epoch and the window of the sample at `position`, counted from 0 over the whole run.
+    /// Returns the epoch and the window of the sample at `position`, counted from 0 over the whole run.
     pub fn window(&self, position: u64) -> (u64, u64) {
         let epoch = position / self.n;
         let key = mix(mix(self.seed) ^ epoch);
@@ -52,7 +52,7 @@ impl Order {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) after its increment.
+/// Finaliser of SplitMix64 (Steele, Lea and Flood, 2014) after its increment.
 fn mix(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Text to token files, once.
+//! One-time conversion of text to token files.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,25 +19,25 @@ use super::{
     Tokenizer,
 };
 
-/// Which tokenizer to use.
+/// Choice of the tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenizerChoice {
-    /// One token a byte.
+    /// One token per byte.
     Bytes,
     /// A `tokenizer.json`.
     File(PathBuf),
-    /// Byte-pair encoding learned from the training documents, with so many ids.
+    /// Byte-pair encoding learned from the training documents, with this number of ids.
     Train(usize),
 }
 
-/// What to prepare.
+/// Options of preparing text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrepareOptions {
     /// The text.
     pub source: Source,
     /// The tokenizer.
     pub tokenizer: TokenizerChoice,
-    /// What is held out; of a fraction at least one document is on each side, and a single document is cut at a line end.
+    /// Held-out data; for a fraction each side has at least one document, and a single document is split at a line end.
     pub held_out: HeldOut,
     /// Seed of the choice of held-out documents.
     pub seed: u64,
@@ -46,15 +46,15 @@ pub struct PrepareOptions {
 /// Tokens ready for training.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    /// Folder with everything.
+    /// Folder of the prepared files.
     pub dir: PathBuf,
     /// Training tokens.
     pub train: Shards,
     /// Held-out tokens.
     pub validation: Shards,
-    /// The tokenizer that made them.
+    /// Tokenizer of these tokens.
     pub tokenizer: Tokenizer,
-    /// What was found on the way.
+    /// Facts found while preparing.
     pub facts: Facts,
 }
 
@@ -64,34 +64,35 @@ impl Prepared {
         self.train.mapped_bytes() + self.validation.mapped_bytes()
     }
 
-    /// Refuses tokens for which a model with an embedding of so many rows has none.
+    /// Rejects token ids beyond the rows of the model's embedding.
     pub fn check_ids(&self, rows: usize) -> Result<(), DataError> {
         [&self.train, &self.validation].into_iter().try_for_each(|side| side.check_ids(rows))
     }
 }
 
-/// What preparing found.
+/// Facts found while preparing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     /// Bits that `gzip -9` needs for each byte of the held-out text.
     pub gzip_bits_per_byte: f64,
-    /// What was passed over.
+    /// Files and documents that were skipped.
     pub skipped: Skipped,
 }
 
 /// Name of the file of [`Facts`].
 const FACTS: &str = "facts.json";
-/// Changes when the same options would give other files.
+/// Version, to be changed if the same options produce other files.
 const VERSION: u32 = 3;
-/// Documents are encoded together until they have so many bytes.
+/// Bytes of documents that are encoded together.
 const ENCODE_TOGETHER: usize = 4 << 20;
-/// A tokenizer learns from a random part of about so many bytes when there are more, so that the words fit in memory.
+/// Maximum text for training a tokenizer: of more, a random part of about this size is used, so that the words fit in
+/// memory.
 const LEARN_FROM: u64 = 256 << 20;
 
-/// Prepares text in a folder of the cache, or opens it when that was done before.
+/// Prepares text in a folder of the cache, or opens the folder if it exists.
 ///
-/// Several processes may share a cache. A folder of token files is used where it is; its tokens must be those of the tokenizer
-/// in the options, unless that is one to be trained.
+/// Several processes may share a cache. A folder of token files is used in place; its tokens must be those of the
+/// tokenizer in the options, unless that is one to be trained.
 pub fn prepare(
     options: &PrepareOptions,
     cache: &Path,
@@ -129,7 +130,7 @@ pub fn prepare(
     open(&dir)
 }
 
-/// The folder of token files that the source names, if it does.
+/// Folder of token files that the source names, if any.
 fn shards_folder(source: &Source) -> Result<Option<&Path>, DataError> {
     let named = |folder: &PathBuf| match source.format {
         Format::Shards => true,
@@ -170,7 +171,7 @@ fn open(dir: &Path) -> Result<Prepared, DataError> {
     Ok(prepared)
 }
 
-/// Writes `train/`, `validation/` and the tokenizer into a new folder, which appears when all is done.
+/// Writes `train/`, `validation/` and the tokenizer into a new folder, which appears only when it is complete.
 pub fn tokenize(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), DataError> {
     if let Some(folder) = shards_folder(&options.source)? {
         return Err(DataError::Setting {
@@ -185,8 +186,8 @@ pub fn tokenize(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(P
     }
 }
 
-/// Builds a folder beside its place and moves it there, unless another process does so at the same time, for which it waits.
-/// Says whether it was built here.
+/// Builds a folder under a temporary name and moves it into place, unless another process is building it, in which case
+/// it waits. Returns true if it was built here.
 fn build(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<bool, DataError> {
     let before = key(options)?;
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -195,7 +196,8 @@ fn build(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress
     let lock = beside.with_extension("lock");
     let held = File::create(&lock).map_err(DataError::write(&lock))?;
     held.lock().map_err(DataError::write(&lock))?;
-    // Whoever waits for the lock, or makes a new one, finds the complete folder and leaves it alone: then the lock may go.
+    // Processes that wait for the lock, or create a new one, find the complete folder and keep it: the lock can then be
+    // removed.
     let unlock = || drop(std::fs::remove_file(&lock));
     if dir.exists() {
         unlock();
@@ -206,7 +208,7 @@ fn build(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress
         false => Err(changed("the data")),
     });
     if let Err(error) = built {
-        // What stays now is removed by the next attempt. The lock is left: another process may wait for it and build.
+        // Remains are removed by the next attempt. The lock is kept: another process may wait for it and build.
         let _ = std::fs::remove_dir_all(&beside);
         return Err(error);
     }
@@ -215,7 +217,7 @@ fn build(options: &PrepareOptions, dir: &Path, progress: &mut dyn FnMut(Progress
     Ok(true)
 }
 
-/// Writes everything into `beside`, instead of what an interrupted process left there.
+/// Writes everything into `beside`, replacing the remains of an interrupted process.
 fn fill(options: &PrepareOptions, beside: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), DataError> {
     if beside.exists() {
         std::fs::remove_dir_all(beside).map_err(DataError::write(beside))?;
@@ -252,7 +254,7 @@ fn fill(options: &PrepareOptions, beside: &Path, progress: &mut dyn FnMut(Progre
     write_synced(&path, text.as_bytes())
 }
 
-/// A document in pieces no larger than those of text files: learning from a text takes many times its size.
+/// Splits a document into pieces no larger than those of text files: training on a text takes many times its size.
 fn in_pieces(document: Result<Document, DataError>) -> Vec<Result<Document, DataError>> {
     let document = match document {
         Ok(document) if document.text.len() > PIECE => document,
@@ -277,7 +279,7 @@ fn encode_all(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Facts, DataError> {
     let mut documents = options.source.documents()?;
-    // Documents to measure on follow those to learn from, where they are other data.
+    // Held-out documents follow the training documents, if they are other data.
     let mut others = match &options.held_out {
         HeldOut::Source(source) => Some(source.documents()?),
         _ => None,
@@ -316,7 +318,7 @@ fn encode_all(
         if group.is_empty() {
             break;
         }
-        // A text that is longer than the pieces of text files is encoded part by part.
+        // A text longer than the pieces of text files is encoded in parts.
         let at_once = |text: &String| (text.len() <= PIECE).then(|| tokenizer.encode_whole(text));
         let encoded: Vec<Option<Result<Vec<u32>, DataError>>> =
             group.par_iter().map(|(_, text)| at_once(text)).collect();
@@ -349,7 +351,7 @@ fn encode_all(
     Ok(Facts { gzip_bits_per_byte: 8.0 * compressed as f64 / held_out_bytes as f64, skipped: documents.skipped })
 }
 
-/// Hash of everything that decides what the files become: names, sizes and times of the text, and the options.
+/// Hash of everything that determines the files: names, sizes and times of the text, and the options.
 fn key(options: &PrepareOptions) -> Result<String, DataError> {
     let mut hasher = Sha256::new();
     let tokenizer = match &options.tokenizer {
@@ -375,7 +377,8 @@ fn key(options: &PrepareOptions) -> Result<String, DataError> {
     Ok(format!("{:x}", hasher.finalize()))
 }
 
-/// Time of the last change of a file in any way, which no program sets: a file may be changed and keep its size and the time of its content.
+/// Time of a file's last change of any kind, which programs cannot set: a file can change and keep its size and
+/// modification time.
 #[cfg(unix)]
 fn changed_at(metadata: &std::fs::Metadata) -> (u64, i64, i64) {
     use std::os::unix::fs::MetadataExt;
@@ -386,7 +389,7 @@ fn changed_at(metadata: &std::fs::Metadata) -> (u64, i64, i64) {
 #[cfg(not(unix))]
 fn changed_at(_: &std::fs::Metadata) {}
 
-/// Counts what is written.
+/// Writer that counts bytes.
 struct Counter(u64);
 
 impl Write for Counter {

@@ -1,6 +1,6 @@
 //! Progress of long operations.
 
-/// What a long operation is doing.
+/// Stage of a long operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Reading the text once to choose what is held out.
@@ -13,7 +13,7 @@ pub enum Stage {
     Verify,
 }
 
-/// How far a long operation has come.
+/// Progress of a long operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// The operation.

@@ -1,15 +1,16 @@
-//! Examples as rows of batches: one a row, or several where they fit.
+//! Examples as rows of batches: one per row, or several if they fit.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use super::{Batch, DataError, Example, IGNORE, Order, Samples, Tag};
 
-/// Rows of examples. A batch is as wide as its longest row; shorter ones are filled up at the end, where nothing sees it and nothing counts.
+/// Rows of examples. A batch is as wide as its longest row; shorter ones are padded at the end, where nothing attends
+/// and nothing counts.
 #[derive(Clone, Debug)]
 pub struct Rows {
     examples: Vec<Example>,
-    /// Numbers of the examples in each row.
+    /// Indices of the examples in each row.
     rows: Vec<Vec<usize>>,
     batch: usize,
     fill: i32,
@@ -17,17 +18,18 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// One example a row; `fill` is the token that rows are filled up with. Both numbers are at least 1.
+    /// Creates rows of one example each; `fill` is the padding token. Both numbers are at least 1.
     pub fn new(examples: Vec<Example>, batch: usize, fill: u32) -> Self {
         let rows = (0..examples.len()).map(|number| vec![number]).collect();
         Self { examples, rows, batch: batch.max(1), fill: fill as i32, order: None }
     }
 
-    /// Several examples a row, up to `width` tokens: each goes where the least room is left, in the order of the seed.
+    /// Packs several examples into a row, up to `width` tokens: each goes where the least space is left, in the order
+    /// of the seed.
     pub fn packed(mut self, width: usize, seed: u64) -> Self {
         let Some(count) = NonZeroU64::new(self.examples.len() as u64) else { return self };
         let order = Order::new(count, seed);
-        // Rows by the room that is left.
+        // Rows by the space that is left.
         let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         self.rows.clear();
         for position in 0..count.get() {
@@ -52,7 +54,7 @@ impl Rows {
         self
     }
 
-    /// Without end, in another order in each epoch.
+    /// Repeats endlessly, in a different order in each epoch.
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.order = NonZeroU64::new(self.rows.len() as u64).map(|count| Order::new(count, seed));
         self
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
     use crate::data::{Fields, epoch};
 
-    /// Examples of these lengths; the tokens tell which one it is.
+    /// Examples of these lengths; the tokens identify the example.
     fn examples(lengths: &[usize]) -> Vec<Example> {
         let example = |(number, len): (usize, &usize)| Example {
             inputs: vec![number as i32 + 1; *len],

@@ -8,23 +8,23 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Tokens in one file at most, unless a [`ShardWriter`] is told otherwise.
+/// Maximum number of tokens in one file, unless a [`ShardWriter`] is given another one.
 pub const TOKENS_PER_FILE: u64 = 64 << 20;
 
-/// Tokens that are written at a time.
+/// Number of tokens written at a time.
 const TOGETHER: usize = 1 << 20;
 const MANIFEST: &str = "manifest.json";
 const VERSION: u32 = 1;
 
-/// What a folder of token files holds; stored beside them as `manifest.json`.
+/// Contents of a folder of token files; stored in the folder as `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Version of the format.
     pub version: u32,
-    /// Ids there are; a token is stored in two bytes up to 65,536 of them and in four above, little endian.
+    /// Number of ids; a token is stored in two bytes for up to 65,536 of them and in four above, little endian.
     pub vocab_size: u32,
-    /// The id that begins every document.
+    /// Id at the start of every document.
     pub separator: u32,
     /// Fingerprint of the tokenizer that made the tokens.
     pub tokenizer: String,
@@ -42,9 +42,9 @@ pub struct ShardFile {
     pub name: String,
     /// Tokens in the file, separators included.
     pub tokens: u64,
-    /// Documents that begin in the file.
+    /// Documents that start in the file.
     pub documents: u64,
-    /// Bytes of text of the documents that begin in the file.
+    /// Bytes of text of the documents that start in the file.
     pub text_bytes: u64,
     /// SHA-256 of the file.
     pub sha256: String,
@@ -66,7 +66,7 @@ impl Manifest {
     }
 }
 
-/// Writes token files into a folder beside the final one, which appears only when everything is complete.
+/// Writes token files into a temporary folder, which gets its final name only when everything is complete.
 pub struct ShardWriter {
     folder: PathBuf,
     partial: PathBuf,
@@ -78,7 +78,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Begins token files that will be in `folder`, which must not exist. What an interrupted writer left is removed.
+    /// Starts token files that will be in `folder`, which must not exist. Removes the remains of an interrupted writer.
     pub fn create(
         folder: &Path,
         vocab_size: u32,
@@ -112,7 +112,7 @@ impl ShardWriter {
         })
     }
 
-    /// Appends one document: its tokens, the separator first, and the bytes its text has.
+    /// Appends one document: its tokens, the separator first, and the size of its text in bytes.
     pub fn push(&mut self, tokens: &[u32], text_bytes: u64) -> Result<(), DataError> {
         self.write(tokens, Some(text_bytes))
     }
@@ -207,13 +207,14 @@ impl ShardWriter {
 impl Drop for ShardWriter {
     fn drop(&mut self) {
         if !self.finished {
-            // The next writer removes what this attempt cannot.
+            // Remains of this attempt are removed by the next writer.
             let _ = fs::remove_dir_all(&self.partial);
         }
     }
 }
 
-/// Token files, memory-mapped: the operating system reads what is used and drops what is not, so they may be larger than memory.
+/// Memory-mapped token files: the operating system loads the pages in use and evicts others, so they may be larger than
+/// memory.
 ///
 /// Cloning shares the mapping.
 #[derive(Clone)]
@@ -232,7 +233,7 @@ impl std::fmt::Debug for Shards {
 }
 
 impl Shards {
-    /// Whether `folder` looks like one made by [`ShardWriter`].
+    /// Returns true if `folder` looks like one made by [`ShardWriter`].
     pub fn is_at(folder: &Path) -> bool {
         folder.join(MANIFEST).is_file()
     }
@@ -288,7 +289,7 @@ impl Shards {
         let group = rayon::current_num_threads().max(1);
         for first in (0..self.maps.len()).step_by(group) {
             let group = first..self.maps.len().min(first + group);
-            // Collected before looking, so that the first damaged file in order is the one reported.
+            // Results are collected before checking, so that the first damaged file in order is reported.
             let results: Vec<_> = group.clone().into_par_iter().map(|f| self.verify_file(f)).collect();
             results.into_iter().collect::<Result<(), _>>()?;
             done += group.map(|f| self.maps[f].len() as u64).sum::<u64>();
@@ -311,7 +312,7 @@ impl Shards {
         self.maps.iter().map(|map| map.len() as u64).sum()
     }
 
-    /// Refuses tokens for which a model with an embedding of so many rows has none.
+    /// Rejects token ids beyond the rows of the model's embedding.
     pub fn check_ids(&self, rows: usize) -> Result<(), DataError> {
         for (file, entry) in self.manifest.files.iter().enumerate() {
             let mut found = None;
@@ -335,22 +336,22 @@ impl Shards {
         &self.folder
     }
 
-    /// What the folder holds.
+    /// Contents of the folder.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Tokens, separators included.
+    /// Number of tokens, separators included.
     pub fn len(&self) -> u64 {
         self.begins.last().copied().unwrap_or(0)
     }
 
-    /// Whether there is no token.
+    /// Returns true if there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Documents.
+    /// Number of documents.
     pub fn documents(&self) -> u64 {
         self.manifest.files.iter().map(|f| f.documents).sum()
     }
@@ -360,12 +361,12 @@ impl Shards {
         self.manifest.files.iter().map(|f| f.text_bytes).sum()
     }
 
-    /// Ids there are.
+    /// Number of ids.
     pub fn vocab_size(&self) -> u32 {
         self.manifest.vocab_size
     }
 
-    /// The id that begins every document.
+    /// Id at the start of every document.
     pub fn separator(&self) -> u32 {
         self.manifest.separator
     }
@@ -375,7 +376,7 @@ impl Shards {
         &self.manifest.tokenizer
     }
 
-    /// Copies the tokens from `start` on into `out`.
+    /// Copies the tokens starting at `start` into `out`.
     ///
     /// # Errors
     /// The range reaches beyond the end, or a token is outside the vocabulary (the file is damaged).
@@ -389,7 +390,7 @@ impl Shards {
         })
     }
 
-    /// Gives the tokens `start..start + len` to `sink`, in order and without allocating.
+    /// Passes the tokens `start..start + len` to `sink`, in order and without allocating.
     pub(super) fn copy(&self, start: u64, len: u64, mut sink: impl FnMut(u32)) -> Result<(), DataError> {
         let end = match start.checked_add(len) {
             Some(end) if end <= self.len() => end,
@@ -425,7 +426,7 @@ impl Shards {
         Ok(())
     }
 
-    /// The first token outside the vocabulary with its offset; all tokens before it were given to `sink`.
+    /// Returns the first token outside the vocabulary with its offset; all tokens before it were passed to `sink`.
     fn emit(&self, tokens: impl Iterator<Item = u32>, sink: &mut impl FnMut(u32)) -> Option<(usize, u32)> {
         for (offset, token) in tokens.enumerate() {
             if token >= self.manifest.vocab_size {
@@ -437,7 +438,7 @@ impl Shards {
     }
 }
 
-/// The folder in which `folder` is prepared.
+/// Temporary folder in which `folder` is prepared.
 pub(super) fn partial_of(folder: &Path) -> PathBuf {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     folder.with_file_name(format!(".{name}.partial"))
@@ -448,13 +449,13 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(DataError::write(path))
 }
 
-/// Makes a rename into the parent folder of `path` survive a power cut.
+/// Syncs the parent folder of `path`, so that a rename into it survives a power failure.
 pub(super) fn sync_parent(path: &Path) -> Result<(), DataError> {
     let Some(parent) = path.parent() else {
         return Ok(());
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    // Only Unix lets a folder be opened and synced.
+    // Only on Unix can a folder be opened and synced.
     if cfg!(unix) {
         File::open(parent).and_then(|folder| folder.sync_all()).map_err(DataError::write(parent))?;
     }

@@ -33,22 +33,22 @@ pub enum Format {
     Shards,
 }
 
-/// What was passed over.
+/// Number of skipped files and documents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// Files and folders in a folder whose names begin with a dot; what is in such a folder is not counted.
+    /// Files and folders in a folder whose names start with a dot; the contents of such a folder are not counted.
     pub hidden: u64,
-    /// Files of a folder that are not UTF-8 text, or no regular files.
+    /// Files of a folder that are not UTF-8 text, or not regular files.
     pub binary: u64,
     /// Folders of runs and of prepared text in a folder.
     #[serde(default)]
     pub own: u64,
-    /// Documents without a character.
+    /// Documents without text.
     pub empty: u64,
 }
 
 impl Skipped {
-    /// Whether nothing was passed over.
+    /// Returns true if nothing was skipped.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
@@ -64,14 +64,14 @@ impl std::fmt::Display for Skipped {
     }
 }
 
-/// Where documents come from.
+/// Source of documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// Files and folders.
     pub paths: Vec<PathBuf>,
-    /// What the files are.
+    /// Format of the files.
     pub format: Format,
-    /// Field of JSON lines, or column of Parquet, with the text.
+    /// Field of JSON lines, or column of Parquet, that holds the text.
     pub field: String,
 }
 
@@ -87,7 +87,7 @@ pub enum Held {
 }
 
 impl Source {
-    /// Content of the first line of JSON lines; texts where the files are not such.
+    /// Content of the first line of JSON lines; texts for files of other formats.
     pub fn holds(&self) -> Result<Held, DataError> {
         let (files, _) = self.files()?;
         let Some((path, _)) = files.into_iter().next() else { return Ok(Held::Texts) };
@@ -100,7 +100,7 @@ impl Source {
             return Ok(Held::Texts);
         }
         let first = JsonLines::open(path)?.next_value();
-        // What is no JSON is refused where it is read.
+        // Invalid JSON is rejected when it is read.
         let Ok(Some((_, first))) = first else { return Ok(Held::Texts) };
         let is = |key: &str, list: bool| first.get(key).is_some_and(|value| value.list().is_some() == list);
         Ok(match () {
@@ -110,8 +110,8 @@ impl Source {
         })
     }
 
-    /// Every file, in the order of the documents, and whether it was named itself rather than found in a folder; and what was
-    /// passed over in the folders.
+    /// Every file, in the order of the documents, with true if it was named explicitly rather than found in a folder;
+    /// and the files skipped in the folders.
     pub fn files(&self) -> Result<(Vec<(PathBuf, bool)>, Skipped), DataError> {
         if self.paths.is_empty() {
             return Err(DataError::NoPath);
@@ -136,11 +136,12 @@ impl Source {
     }
 }
 
-/// Files by which folders are known that this program wrote: those of a run, of prepared text, and of token files.
+/// Files that identify folders written by this program: those of a run, of prepared text, and of token files.
 const OWN: [[&str; 2]; 3] =
     [["config.toml", "metrics.jsonl"], ["facts.json", "tokenizer.json"], ["config.toml", "checkpoints"]];
 
-/// Files of a folder and the folders in it, sorted by path, links followed; hidden ones, and what this program wrote, are left out and counted.
+/// Files in a folder and its subfolders, sorted by path, links followed; hidden ones and output of this program are
+/// left out and counted.
 pub(super) fn files_below(folder: &Path, skipped: &mut Skipped) -> Result<Vec<PathBuf>, DataError> {
     let Skipped { hidden, binary, own, .. } = skipped;
     let visible = |entry: &walkdir::DirEntry| {
@@ -170,17 +171,17 @@ pub(super) fn files_below(folder: &Path, skipped: &mut Skipped) -> Result<Vec<Pa
     Ok(files)
 }
 
-/// Documents one after another; ends after the first error.
+/// Iterator over documents; ends after the first error.
 pub struct Documents {
     files: VecDeque<(PathBuf, bool)>,
     format: Format,
     field: String,
     open: Option<Rows>,
-    /// What was passed over so far.
+    /// Files and documents skipped so far.
     pub skipped: Skipped,
 }
 
-/// A file that is being read.
+/// File being read.
 enum Rows {
     Text(TextReader),
     Lines(JsonLines),
@@ -215,7 +216,7 @@ impl Documents {
         }
     }
 
-    /// The format of a file, where none is asked for by its name and its beginning.
+    /// Format of a file, detected from its name and its beginning unless one is given.
     fn format_of(&self, path: &Path, named: bool) -> Result<Format, DataError> {
         if self.format != Format::Auto {
             return Ok(self.format);
@@ -232,11 +233,11 @@ impl Documents {
     }
 }
 
-/// Most bytes of a file's beginning that are read to see what it is.
+/// Maximum number of bytes read to detect the format of a file.
 const BEGINNING: u64 = 1 << 20;
 
-/// Whether a `.json` file holds one object after another, on lines or in an array. Of a file that was found in a folder the first must have the
-/// field with the text: others are the settings of some program.
+/// Returns true if a `.json` file holds a sequence of objects, on lines or in an array. In a file found in a folder the
+/// first object must have the text field: others are likely settings of some program.
 fn holds_objects(path: &Path, field: &str, named: bool) -> Result<bool, DataError> {
     let mut begin = Vec::new();
     let file = match open(path) {
@@ -247,7 +248,7 @@ fn holds_objects(path: &Path, field: &str, named: bool) -> Result<bool, DataErro
     let begin = begin.trim_ascii_start();
     let has_field = |json: &[u8]| match serde_json::Deserializer::from_slice(json).into_iter::<Json>().next() {
         Some(Ok(first @ Json::Object(_))) => named || first.get(field).is_some(),
-        // An object longer than the beginning.
+        // The object is longer than the part that was read.
         Some(Err(error)) => error.is_eof() && begin.len() as u64 > BEGINNING / 2,
         _ => false,
     };
@@ -256,7 +257,7 @@ fn holds_objects(path: &Path, field: &str, named: bool) -> Result<bool, DataErro
         Some(b'{') => {
             let line = begin.split(|byte| *byte == b'\n').next().unwrap_or_default();
             let whole = line.len() < begin.len() || begin.len() as u64 >= BEGINNING / 2;
-            // One object alone, such as the settings of a program, is text unless it has the field.
+            // A single object, such as the settings of a program, is text unless it has the field.
             let several = begin[line.len()..].trim_ascii_start().starts_with(b"{");
             match serde_json::from_slice::<Json>(line) {
                 Ok(first @ Json::Object(_)) => first.get(field).is_some() || named && several,
@@ -267,17 +268,17 @@ fn holds_objects(path: &Path, field: &str, named: bool) -> Result<bool, DataErro
     })
 }
 
-/// The text in a field of an object in JSON.
+/// Text in a field of a JSON object.
 fn text_field(json: &[u8], field: &str) -> serde_json::Result<Found> {
     let mut json = serde_json::Deserializer::from_slice(json);
     let found = TextField(field).deserialize(&mut json)?;
     json.end().map(|()| found)
 }
 
-/// Reads of an object the text in a field, and passes over the rest: it is never in memory.
+/// Reads the text in a field of an object and skips all other fields without holding them in memory.
 struct TextField<'a>(&'a str);
 
-/// The text, or what is wrong.
+/// Text, or the problem with it.
 type Found = Result<String, String>;
 
 impl<'de> DeserializeSeed<'de> for TextField<'_> {

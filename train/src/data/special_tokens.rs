@@ -1,4 +1,4 @@
-//! Special tokens as the files of a model folder name them.
+//! Special tokens named by the files of a model folder.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::DataError;
 
-/// The special tokens that `tokenizer_config.json` and `config.json` of a folder name.
+/// Special tokens named by `tokenizer_config.json` and `config.json` of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SpecialTokens {
     /// Keys of `tokenizer_config.json`, such as `bos_token`, with their texts.
@@ -19,11 +19,11 @@ pub(super) struct SpecialTokens {
 
 /// Name of the file with a tokenizer's settings.
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// The keys that name one token each.
+/// Keys that name one token each.
 const KEYS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl SpecialTokens {
-    /// Reads both files as far as the folder has them.
+    /// Reads those of both files that the folder has.
     pub fn read(dir: &Path) -> Result<Self, DataError> {
         let (settings, model) = (json_file(&dir.join(TOKENIZER_CONFIG))?, json_file(&dir.join("config.json"))?);
         let text = |key: &'static str| {
@@ -43,13 +43,13 @@ impl SpecialTokens {
         })
     }
 
-    /// The text of a token by its key.
+    /// Text of a token by its key.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.texts.iter().find(|(known, _)| *known == key).map(|(_, text)| text.as_str())
     }
 }
 
-/// The value in a JSON file; null when there is no such file.
+/// Reads the value in a JSON file; null if there is no such file.
 pub(super) fn json_file(path: &Path) -> Result<Value, DataError> {
     if !path.exists() {
         return Ok(Value::Null);

@@ -1,12 +1,12 @@
-//! Which text is held out.
+//! Selection of the held-out text.
 
 use sha2::{Digest, Sha256};
 
 use super::{DataError, Document, HeldOut, Progress, Source, Stage};
 
-/// Which text is for training and which for validation.
+/// Split of the text into training and validation.
 ///
-/// A document's side follows from the seed and its own text alone: it does not change when others are added, removed
+/// The side of a document depends only on the seed and its own text: it does not change when others are added, removed
 /// or moved, and copies of a document stay together.
 pub(super) struct Split {
     seed: u64,
@@ -16,15 +16,15 @@ pub(super) struct Split {
 }
 
 enum Rule {
-    /// Documents whose hash is below are for validation.
+    /// Documents with a hash below this are for validation.
     Below(u128),
-    /// The only document is for training up to this byte, then for validation.
+    /// The only document is for training up to this byte, and for validation after it.
     Cut(usize),
     /// All documents are on one side.
     Whole { validation: bool },
 }
 
-/// The parts of a document.
+/// Parts of a document.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Parts<'a> {
     pub(super) train: Option<&'a str>,
@@ -32,8 +32,8 @@ pub(super) struct Parts<'a> {
 }
 
 impl Split {
-    /// Reads the data once and chooses a fraction of the documents for validation, but at least one, and at least one for training. A single
-    /// document is cut at a line end.
+    /// Reads the data once and chooses a fraction of the documents for validation, but at least one, and at least one
+    /// for training. A single document is split at a line end.
     pub(super) fn scan(
         source: &Source,
         held_out: &HeldOut,
@@ -46,7 +46,7 @@ impl Split {
         let mut documents = source.documents()?;
         let (mut count, mut bytes) = (0u64, 0u64);
         let (mut lowest, mut highest) = (u64::MAX, 0);
-        // As long as there is one document only.
+        // Set while there is only one document.
         let mut first: Option<Document> = None;
         for document in &mut documents {
             let document = document?;
@@ -96,19 +96,19 @@ impl Split {
         }
     }
 
-    /// Whether a document belongs to a random sample of about `bytes` bytes of all text.
+    /// Returns true if a document belongs to a random sample of about `bytes` bytes of all text.
     pub(super) fn samples(&self, document: &Document, bytes: u64) -> bool {
         let share = bytes as f64 / self.bytes as f64;
         (hashes(self.seed, &document.text).1 as f64) < share * 2f64.powi(64)
     }
 }
 
-/// The number of a text that decides whether it is held out.
+/// Hash of a text that determines whether it is held out.
 pub(super) fn text_hash(seed: u64, text: &str) -> u64 {
     hashes(seed, text).0
 }
 
-/// Which of several texts are held out, by the rule of documents; `hashes` are those of [`text_hash`].
+/// Selects the held-out texts by the rule of documents; `hashes` are those of [`text_hash`].
 pub(super) fn held_out(hashes: &[u64], fraction: f64) -> Result<Vec<bool>, DataError> {
     check(fraction)?;
     let (lowest, highest) = hashes.iter().fold((u64::MAX, 0), |(low, high), hash| (low.min(*hash), high.max(*hash)));
@@ -132,13 +132,13 @@ fn check(fraction: f64) -> Result<(), DataError> {
     }
 }
 
-/// Hashes below this are held out: about `fraction` of all, but at least one, and not all.
+/// Limit below which hashes are held out: about `fraction` of all, but at least one, and not all.
 fn limit(fraction: f64, lowest: u64, highest: u64) -> u128 {
     let wanted = (fraction * 2f64.powi(64)) as u128;
     wanted.clamp(u128::from(lowest) + 1, u128::from(highest))
 }
 
-/// The error for data that is not what it was a moment ago.
+/// Error for data that changed while it was read.
 pub(super) fn changed(name: &str) -> DataError {
     DataError::Split { problem: format!("{name} was changed while it was being read; start again when it is complete") }
 }
@@ -150,7 +150,8 @@ fn hashes(seed: u64, text: &str) -> (u64, u64) {
     (number(0), number(8))
 }
 
-/// Where a single document is cut: at the last line end that leaves at least `fraction` of it, else between two characters.
+/// Position at which a single document is split: the last line end that leaves at least `fraction` of it, or else
+/// between two characters.
 fn cut(document: &Document, fraction: f64) -> Result<usize, DataError> {
     let text = &document.text;
     let wanted = ((1.0 - fraction) * text.len() as f64) as usize;

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use super::open::{Reader, open};
 use super::{DataError, Document};
 
-/// A text file above so many bytes is cut, at line ends, into documents that are not larger: it need not fit in memory, and encoding
-/// a text takes some 200 times its size.
+/// Maximum size of a document in bytes: a larger text file is split at line ends, since it need not fit in memory and
+/// encoding a text takes about 200 times its size.
 pub(super) const PIECE: usize = 1 << 20;
 
-/// The text of a file in pieces that end with a line.
+/// Reads the text of a file in pieces that end with a line.
 pub(super) struct TextReader {
     path: PathBuf,
     file: Reader,
-    /// Read but not yet given out.
+    /// Text that was read but not yet returned.
     rest: Vec<u8>,
     offset: u64,
     pieces: u64,
@@ -23,14 +23,15 @@ pub(super) struct TextReader {
 }
 
 impl TextReader {
-    /// `None` for a binary file that was found in a folder. Reads the file twice, so that a binary one is known before its first piece.
+    /// Opens a file; `None` for a binary file found in a folder. Reads the file twice, so that a binary one is
+    /// recognised before its first piece.
     pub(super) fn open(path: PathBuf, named: bool, limit: usize) -> Result<Option<Self>, DataError> {
         let file = match open(&path) {
             Err(DataError::Encoding { .. }) if !named => return Ok(None),
             file => file?,
         };
         let bad = match first_bad_byte(file, !named) {
-            // A damaged archive in a folder is no text.
+            // A damaged archive in a folder is not text.
             Err(_) if !named => return Ok(None),
             bad => bad.map_err(DataError::read(&path))?,
         };
@@ -44,7 +45,7 @@ impl TextReader {
         }
     }
 
-    /// The next piece.
+    /// Returns the next piece.
     pub(super) fn next(&mut self) -> Result<Option<Document>, DataError> {
         if self.done {
             return Ok(None);
@@ -58,7 +59,7 @@ impl TextReader {
             let head = &bytes[..self.limit];
             let cut = match head.iter().rposition(|&b| b == b'\n') {
                 Some(line_end) => line_end + 1,
-                // A line longer than a piece is cut between two characters.
+                // A line longer than a piece is split between two characters.
                 None => match std::str::from_utf8(head) {
                     Ok(_) => self.limit,
                     Err(e) => e.valid_up_to().max(1),
@@ -81,7 +82,7 @@ impl TextReader {
     }
 }
 
-/// Position of the first byte that is not UTF-8, or, if asked for, is zero.
+/// Position of the first byte that is not UTF-8, or, if requested, is zero.
 fn first_bad_byte(mut reader: impl Read, refuse_zero: bool) -> std::io::Result<Option<u64>> {
     let mut buffer = vec![0; 1 << 16];
     let (mut kept, mut offset) = (0, 0u64);
@@ -93,7 +94,7 @@ fn first_bad_byte(mut reader: impl Read, refuse_zero: bool) -> std::io::Result<O
         let filled = kept + read;
         let valid = match std::str::from_utf8(&buffer[..filled]) {
             Ok(_) => filled,
-            // The end may be the first part of a character.
+            // The end may be an incomplete character.
             Err(e) if e.error_len().is_none() && read > 0 => e.valid_up_to(),
             Err(e) => return Ok(Some(offset + e.valid_up_to() as u64)),
         };

@@ -1,10 +1,10 @@
-//! What forward passes leave for the backward pass: measured, not computed.
+//! Memory that forward passes keep for the backward pass: measured, not computed.
 
 use burn::tensor::Device;
 
 use crate::process::BlockAllocator;
 
-/// Bytes in use at a moment: of large blocks on the CPU, of the pool of a GPU; none where neither tells.
+/// Bytes in use at one time: of large blocks on the CPU, of the pool of a GPU; none if neither reports them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Live(Option<u64>);
 
@@ -13,13 +13,13 @@ impl Live {
         Self(device.memory_pool_usage().map(|pool| pool.bytes_in_use).or_else(BlockAllocator::live))
     }
 
-    /// Bytes that have come since.
+    /// Returns the increase in bytes since then.
     pub fn grown(self, device: &Device) -> Option<u64> {
         Some(Self::of(device).0?.saturating_sub(self.0?))
     }
 }
 
-/// The most that any forward pass of a step left.
+/// Maximum memory kept by any forward pass of a step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Activations(Option<u64>);
 

@@ -1,4 +1,4 @@
-//! What can stop training.
+//! Errors that stop training.
 
 use lowrank_models::ModelError;
 use lowrank_models::adapter::AdapterError;
@@ -7,98 +7,98 @@ use lowrank_optim::{HookError, OptimError};
 use crate::data::DataError;
 use crate::objective::ObjectiveError;
 
-/// An error of the training engine.
+/// Error of the training engine.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The loss is infinite or not a number.
+    /// Loss that is infinite or not a number.
     #[error(
         "step {step}: the loss is {loss}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps"
     )]
     Loss {
-        /// The step that was not taken.
+        /// Step that was not taken.
         step: u64,
-        /// The loss.
+        /// Value of the loss.
         loss: f64,
     },
-    /// A gradient is infinite or not a number.
+    /// Gradient that is infinite or not a number.
     #[error(
         "step {step}: {source}; nothing was updated. Lower optimizer.lr, lengthen the warm-up, or allow some such steps with train.max_skipped_steps"
     )]
     Gradient {
-        /// The step that was not taken.
+        /// Step that was not taken.
         step: u64,
-        /// Names the parameter.
+        /// Error that names the parameter.
         source: OptimError,
     },
-    /// A gradient is infinite or not a number, and the blocks above it are updated already.
+    /// Gradient that is infinite or not a number, after the blocks above it have been updated.
     #[error(
         "step {step}: {source}; the blocks above it are updated already: resume from the last checkpoint, with a lower optimizer.lr or a longer warm-up"
     )]
     BlockGradient {
-        /// The step that was not completed.
+        /// Step that was not completed.
         step: u64,
-        /// Names the parameter.
+        /// Error that names the parameter.
         source: OptimError,
     },
-    /// Micro-batches where blocks are updated one by one.
+    /// Gradient accumulation while blocks are updated one by one.
     #[error(
         "{count} micro-batches a step: with train.backward = per-layer a block is updated before the next micro-batch; set train.accumulation=1"
     )]
     Accumulation {
-        /// How many.
+        /// Number of micro-batches.
         count: usize,
     },
-    /// A gradient rule or the optimizer failed.
+    /// Failure of a gradient rule or the optimizer.
     #[error(transparent)]
     Optim(#[from] OptimError),
-    /// Everything is frozen.
+    /// Model without trained parameters.
     #[error("no tensor of the model is trained: put an adapter on it, or train its weights")]
     NothingTrained,
-    /// An adapter refused something.
+    /// Error of an adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    /// No target of a step counts.
+    /// Step in which all targets are ignored.
     #[error("step {step}: no token of the batch of stream \"{stream}\" counts towards the loss")]
     NoTargets {
-        /// The step.
+        /// Number of the step.
         step: u64,
-        /// The stream.
+        /// Name of the stream.
         stream: String,
     },
-    /// Blocks are updated one by one, and a hook needs all gradients at once.
+    /// Hook that needs all gradients at once while blocks are updated one by one.
     #[error("{hook} needs all gradients at once: {reason}; set train.backward to whole or checkpointed")]
     AllGradients {
-        /// The hook.
+        /// Name of the hook.
         hook: &'static str,
-        /// Its reason.
+        /// Reason of the hook.
         reason: String,
     },
-    /// A hook failed.
+    /// Failure of a hook.
     #[error("{0}")]
     Hook(HookError),
-    /// The objective cannot be.
+    /// Invalid objective.
     #[error(transparent)]
     Objective(#[from] ObjectiveError),
-    /// Trainable tensors that the first update left as they were.
+    /// Trainable tensors that the first update did not change.
     #[error(
         "the first update did not move {count} trainable tensors, the first of them {names}: they get no gradient or belong to no optimizer"
     )]
     NotMoved {
-        /// How many.
+        /// Number of these tensors.
         count: usize,
-        /// The first few.
+        /// Names of the first few.
         names: String,
     },
-    /// The data could not be read.
+    /// Unreadable data.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The model refused something.
+    /// Error of the model.
     #[error(transparent)]
     Model(#[from] ModelError),
 }
 
 impl TrainError {
-    /// The error of a hook, as itself where its type is known.
+    /// Converts the error of a hook, keeping its type if known.
     pub(super) fn hook(error: HookError) -> Self {
         match error.downcast::<AdapterError>() {
             Ok(error) => Self::Adapter(*error),

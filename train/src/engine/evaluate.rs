@@ -6,7 +6,7 @@ use super::TrainError;
 use crate::data::DataError;
 use crate::objective::{Loss, StreamBatch};
 
-/// What an evaluation found.
+/// Result of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
     /// Sum of the cross-entropies in nats.
@@ -16,23 +16,23 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Mean cross-entropy in nats a token.
+    /// Mean cross-entropy in nats per token.
     pub fn loss(&self) -> f64 {
         self.nats / self.tokens as f64
     }
 
-    /// `exp` of the mean cross-entropy.
+    /// Perplexity: `exp` of the mean cross-entropy.
     pub fn perplexity(&self) -> f64 {
         self.loss().exp()
     }
 
-    /// Bits needed for each byte of a text of so many bytes.
+    /// Bits needed for each byte of a text of `text_bytes` bytes.
     pub fn bits_per_byte(&self, text_bytes: u64) -> f64 {
         self.nats / std::f64::consts::LN_2 / text_bytes as f64
     }
 }
 
-/// Token-weighted loss over batches. Goes on until `each`, which is called after every batch, returns false.
+/// Token-weighted loss over batches. Continues until `each`, which is called after every batch, returns false.
 pub fn evaluate<M: SegmentedModel>(
     model: &M,
     loss: &dyn Loss<M>,

@@ -1,4 +1,4 @@
-//! The mean losses of a step: sums over all micro-batches by what counts in them.
+//! Mean losses of a step: sums over all micro-batches divided by the number of losses in them.
 
 use lowrank_models::{Segment, SegmentedModel, Walker};
 use lowrank_optim::StepInfo;
@@ -7,19 +7,19 @@ use super::micro::MicroBatch;
 use super::report::StepReport;
 use crate::objective::Objective;
 
-/// The objective of a step, and the number of losses of each term.
+/// Objective of a step, and the number of losses of each term.
 pub(super) struct Means<'a, M: SegmentedModel> {
     pub objective: &'a Objective<M>,
     pub counted: &'a [u64],
 }
 
 impl<M: SegmentedModel> Means<'_, M> {
-    /// The divisor of each term's sum.
+    /// Divisor of each term's sum.
     pub fn divisors(&self) -> impl Iterator<Item = f64> {
         self.objective.terms().iter().zip(self.counted).map(|(term, counted)| *counted as f64 / term.weight)
     }
 
-    /// The backward pass of a micro-batch block by block, and the sum of the losses of each term.
+    /// Runs the backward pass of a micro-batch block by block and returns the sum of the losses of each term.
     pub fn walk<W: Walker<M>>(
         &self,
         batches: &MicroBatch<M>,
@@ -35,7 +35,7 @@ impl<M: SegmentedModel> Means<'_, M> {
         batches.walk(self.objective, &factors.collect::<Vec<_>>(), lowest, walker)
     }
 
-    /// A report of the losses alone.
+    /// Creates a report of the losses alone.
     pub fn report(&self, step: &StepInfo, sums: &[f64]) -> StepReport {
         let terms: Vec<f64> = sums.iter().zip(self.counted).map(|(sum, counted)| sum / *counted as f64).collect();
         StepReport {

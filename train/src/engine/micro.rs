@@ -1,4 +1,4 @@
-//! The batches of one micro-batch: one of each stream of the objective.
+//! Batches of one micro-batch: one of each stream of the objective.
 
 use burn::tensor::{Device, Tensor};
 use lowrank_models::{ForwardPass, Segment, SegmentedModel, Walker, WeightedLoss, walk};
@@ -9,12 +9,13 @@ use crate::objective::{Objective, StreamBatch, Streams, Term};
 /// One batch of each stream.
 pub(super) struct MicroBatch<M: SegmentedModel> {
     batches: Vec<StreamBatch<M::Batch>>,
-    /// Losses of each term.
+    /// Number of losses of each term.
     pub counted: Vec<u64>,
 }
 
 impl<M: SegmentedModel> MicroBatch<M> {
-    /// Reads micro-batch `number` of a step, when the first stream of `batch` rows has given `samples` rows before the step.
+    /// Reads micro-batch `number` of a step, after the first stream, in batches of `batch` rows, has provided `samples`
+    /// rows before the step.
     pub fn read(
         objective: &Objective<M>,
         streams: &Streams<'_, M::Batch>,
@@ -25,7 +26,7 @@ impl<M: SegmentedModel> MicroBatch<M> {
         for (place, terms) in objective.by_stream().enumerate() {
             let stream = streams.get(&terms[0].stream)?;
             let rows = stream.batch() as u64;
-            // The others go on as many batches as the first.
+            // The other streams advance by as many batches as the first.
             let before = if place == 0 { samples } else { samples / batch * rows };
             let read = stream.at(before + number * rows, device)?;
             counted.extend(terms.iter().map(|term| term.loss.counted(&read)));
@@ -45,7 +46,8 @@ impl<M: SegmentedModel> MicroBatch<M> {
             .collect()
     }
 
-    /// The backward pass block by block of the sum of all terms with these factors, and the sum of the losses of each.
+    /// Runs the backward pass block by block for the sum of all terms with these factors and returns the sum of the
+    /// losses of each.
     pub fn walk<W: Walker<M>>(
         &self,
         objective: &Objective<M>,

@@ -1,4 +1,4 @@
-//! The training engine: steps, schedule, evaluation and samples. It knows nothing of files, the terminal or TensorBoard.
+//! Training engine: steps, schedule, evaluation and samples. It is independent of files, the terminal and TensorBoard.
 
 mod activations;
 mod error;

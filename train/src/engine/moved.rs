@@ -1,4 +1,4 @@
-//! Whether an update moved every trainable tensor.
+//! Check that an update changed every trainable tensor.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use lowrank_optim::ModulePath;
 
 use super::TrainError;
 
-/// Hashes of all trainable tensors, which take no memory worth speaking of.
+/// Hashes of all trainable tensors, which take negligible memory.
 pub(super) struct Fingerprints(BTreeMap<String, u64>);
 
 impl Fingerprints {
@@ -19,14 +19,14 @@ impl Fingerprints {
         Self(visitor.hashes)
     }
 
-    /// Forgets the tensors that rest, and those whose gradient is zero everywhere: the first factor of a product whose second one begins at zero
-    /// has such a gradient and rightly stays.
+    /// Removes tensors frozen in this step, and those whose gradient is zero everywhere: the first factor of a product
+    /// whose second one starts at zero has such a gradient and correctly does not change.
     pub fn excuse<M: Module>(&mut self, model: &M, grads: &GradientsParams, resting: &[ParamId]) {
         let mut visitor = Quiet { grads, resting, path: ModulePath::default(), fingerprints: self };
         model.visit(&mut visitor);
     }
 
-    /// Refuses when a tensor has the same bits as at the time of `self`.
+    /// Returns an error if a tensor has the same bits as at the time of `self`.
     pub fn refuse_unmoved<M: Module>(&self, model: &M) -> Result<(), TrainError> {
         let now = Self::of(model).0;
         let unmoved: Vec<&str> =

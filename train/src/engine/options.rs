@@ -21,22 +21,22 @@ pub enum BackwardMode {
 /// Settings of a [`Trainer`] beyond model, optimizer and data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerOptions {
-    /// Learning rate of each step.
+    /// Learning-rate schedule.
     pub schedule: Schedule,
-    /// Micro-batches whose gradients make one step.
+    /// Number of micro-batches whose gradients make one step.
     pub accumulation: usize,
-    /// Global norm that gradients are scaled down to; none for no clipping.
+    /// Global gradient clipping norm; none for no clipping.
     pub clip: Option<f64>,
-    /// Steps with a non-finite loss or gradient that may be passed over in the whole run.
+    /// Maximum number of steps with a non-finite loss or gradient that may be skipped in the whole run.
     pub max_skipped_steps: u64,
-    /// How gradients are computed.
+    /// Mode of the backward pass.
     pub backward: BackwardMode,
-    /// Norm that the gradients of each block are scaled down to when blocks are updated one by one; none for no clipping.
+    /// Per-block gradient clipping norm when blocks are updated one by one; none for no clipping.
     pub block_clip: Option<f64>,
 }
 
 impl TrainerOptions {
-    /// One micro-batch a step, the whole backward pass at once, and no clipping.
+    /// Default options: one micro-batch per step, the whole backward pass at once, and no clipping.
     pub fn new(schedule: Schedule) -> Self {
         Self {
             schedule,

@@ -1,11 +1,12 @@
 //! Figures of a step.
 
-/// What one step did.
+/// Results of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// The step, counted from 1.
     pub step: u64,
-    /// Weighted sum of the terms of the objective: of a language model with one term the mean cross-entropy in nats over the tokens of the step.
+    /// Weighted sum of the terms of the objective: for a language model with one term, the mean cross-entropy in nats
+    /// over the tokens of the step.
     pub loss: f64,
     /// Mean loss of each term.
     pub terms: Vec<f64>,
@@ -13,16 +14,17 @@ pub struct StepReport {
     pub lr: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Most bytes of gradients that existed at a time.
+    /// Maximum bytes of gradients that existed at a time.
     pub gradient_bytes: u64,
-    /// Most bytes that a forward pass left for the backward pass, where the program's allocator or the device tells.
+    /// Maximum bytes that a forward pass kept for the backward pass, if the program's allocator or the device reports
+    /// them.
     pub activation_bytes: Option<u64>,
-    /// Tokens that counted.
+    /// Number of tokens that were not ignored.
     pub tokens: u64,
-    /// Wall time of the step.
+    /// Wall time of the step in seconds.
     pub seconds: f64,
-    /// Those of them that went into reading the samples.
+    /// Seconds of it spent reading the samples.
     pub data_seconds: f64,
-    /// Whether the update was left out because of a non-finite value.
+    /// True if the update was skipped because of a non-finite value.
     pub skipped: bool,
 }

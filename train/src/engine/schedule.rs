@@ -1,4 +1,4 @@
-//! The learning rate of each step.
+//! Learning rate of each step.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,47 +20,47 @@ pub enum ScheduleKind {
     CosineRestarts,
 }
 
-/// Where [`ScheduleKind::CosineRestarts`] falls to 0.
+/// Steps at which [`ScheduleKind::CosineRestarts`] falls to 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restarts {
-    /// Steps from one to the next; 0 for none.
+    /// Steps between restarts; 0 for none.
     pub every: u64,
     /// Steps of linear warm-up after each.
     pub warmup_steps: u64,
-    /// Steps by which cosine and restarts stand further on.
+    /// Offset of the cosine and the restarts in steps.
     pub adjust_steps: u64,
-    /// Whether the first warm-up has them too.
+    /// True if restarts also happen within the first warm-up.
     pub in_warmup: bool,
 }
 
 impl ScheduleKind {
-    /// Whether the rate depends on how many steps the whole run has.
+    /// Returns true if the learning rate depends on the number of steps of the whole run.
     pub fn needs_total(self) -> bool {
         self != Self::Constant
     }
 }
 
-/// The learning rate as a function of the step.
+/// Learning rate as a function of the step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
-    /// What follows the warm-up.
+    /// Shape after the warm-up.
     pub kind: ScheduleKind,
     /// Highest learning rate.
     pub peak: f64,
     /// Steps of linear warm-up; the first step already has `peak / warmup_steps`.
     pub warmup_steps: u64,
-    /// Steps of the whole run; none when it ends by the clock.
+    /// Steps of the whole run; none if a time limit ends it.
     pub total_steps: Option<u64>,
     /// Last learning rate as a fraction of the peak.
     pub final_fraction: f64,
-    /// Part of the run that [`ScheduleKind::Wsd`] decays over, 0 to 1.
+    /// Fraction of the run over which [`ScheduleKind::Wsd`] decays, 0 to 1.
     pub decay_fraction: f64,
-    /// Where [`ScheduleKind::CosineRestarts`] falls to 0.
+    /// Steps at which [`ScheduleKind::CosineRestarts`] falls to 0.
     pub restarts: Restarts,
 }
 
 impl Schedule {
-    /// The same rate in every step of a run without a fixed end.
+    /// Constant learning rate for a run without a fixed end.
     pub fn constant(peak: f64) -> Self {
         Self {
             kind: ScheduleKind::Constant,
@@ -73,7 +73,7 @@ impl Schedule {
         }
     }
 
-    /// The rate of a step, counted from 1. Steps beyond the run keep the last rate.
+    /// Returns the learning rate of a step, counted from 1. Steps beyond the run keep the last rate.
     pub fn rate(&self, step: u64) -> f64 {
         if self.kind == ScheduleKind::CosineRestarts {
             return self.peak * self.jagged(step.clamp(1, self.total_steps.unwrap_or(u64::MAX).max(1)) - 1);
@@ -99,8 +99,8 @@ impl Schedule {
         self.peak * (self.final_fraction + (1.0 - self.final_fraction) * remaining)
     }
 
-    /// The jagged cosine of "ReLoRA: High-Rank Training Through Low-Rank Updates" (arXiv 2307.05695) after `done` steps, as a part of the peak.
-    /// Unlike the other kinds it begins at 0.
+    /// Jagged cosine of "ReLoRA: High-Rank Training Through Low-Rank Updates" (arXiv 2307.05695) after `done` steps, as
+    /// a fraction of the peak. Unlike the other kinds it starts at 0.
     fn jagged(&self, done: u64) -> f64 {
         let Restarts { every, warmup_steps, adjust_steps, in_warmup } = self.restarts;
         let warmup = self.warmup_steps;

@@ -1,4 +1,4 @@
-//! The engine's side of the backward pass block by block.
+//! Engine side of the block-by-block backward pass.
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
@@ -11,7 +11,7 @@ use super::activations::{Activations, Live};
 use super::moved::Fingerprints;
 use super::updates::Updates;
 
-/// What the forward passes of a walk leave, measured on the way.
+/// Memory kept by the forward passes of a walk, measured during the walk.
 pub(super) struct Measured {
     device: Device,
     start: Live,
@@ -45,7 +45,7 @@ pub(super) struct Gather<'a, M: SegmentedModel> {
     pub model: &'a M,
     pub hooks: &'a Hooks<M>,
     pub step: &'a StepInfo,
-    /// Whether terms of hooks belong to this micro-batch: they are added once a step.
+    /// True if terms of hooks belong to this micro-batch: they are added once per step.
     pub first: bool,
     pub accumulator: &'a mut GradientsAccumulator<M>,
     pub measured: Measured,
@@ -75,7 +75,7 @@ impl<M: SegmentedModel> Walker<M> for Gather<'_, M> {
     }
 }
 
-/// Updates each segment as soon as its gradients are there.
+/// Updates each segment as soon as its gradients are available.
 pub(super) struct Update<'a, M: SegmentedModel> {
     pub updates: &'a mut Updates<M>,
     pub step: &'a StepInfo,
@@ -83,7 +83,7 @@ pub(super) struct Update<'a, M: SegmentedModel> {
     pub fingerprints: Option<Fingerprints>,
     /// Sum of the squared norms of the segments' gradients.
     pub squares: f64,
-    /// Most bytes of gradients at a time.
+    /// Maximum bytes of gradients at a time.
     pub most: u64,
     pub measured: Measured,
 }

@@ -1,4 +1,5 @@
-//! Whole, checkpointed and per-layer steps have the same numbers, whatever is frozen and whichever adapters stand on the model.
+//! Whole, checkpointed and per-layer steps compute the same numbers, for any frozen parameters and adapters of the
+//! model.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +14,10 @@ use super::{BackwardMode, Schedule, TrainError, Trainer, TrainerOptions, evaluat
 use crate::data::{Batch, DataError, IGNORE, Samples};
 use crate::objective::{ModelLoss, Stream, Streams, TokenStream};
 
-/// What every structure can have on layers of these sides, and 8 blocks divide.
+/// Rank that every structure supports on layers of these sides and that 8 blocks divide.
 const RANK: usize = 8;
 
-/// The same four rows in turn, some targets of which do not count.
+/// Stream that repeats the same four rows, some targets of which are ignored.
 struct Rows;
 
 impl Samples for Rows {
@@ -60,7 +61,7 @@ fn attached(model: Llama, config: AdapterConfig) -> Llama {
     }
 }
 
-/// Trained values by path.
+/// Values of the trained parameters by path.
 fn trained(model: &Llama) -> BTreeMap<String, Vec<f32>> {
     #[derive(Default)]
     struct Values(ModulePath, BTreeMap<String, Vec<f32>>);
@@ -89,7 +90,7 @@ fn options(backward: BackwardMode, accumulation: usize) -> TrainerOptions {
     TrainerOptions { accumulation, backward, ..TrainerOptions::new(schedule) }
 }
 
-/// Losses of four steps, the held-out loss after them, and the trained values.
+/// Losses of four steps, the held-out loss after them, and the values of the trained parameters.
 fn run(model: Llama, backward: BackwardMode, accumulation: usize) -> (Vec<f64>, BTreeMap<String, Vec<f32>>) {
     let rows = TokenStream::new(Rows, true);
     let mut trainer = Trainer::new(model, SgdConfig::new().init(), Hooks::new(), options(backward, accumulation));
@@ -136,7 +137,7 @@ fn every_structure_has_the_same_numbers_in_every_mode() {
         };
         same_numbers(entry.spec.name, || attached(model(true), config.clone()));
         let config = AdapterConfig { layers: Some(vec![1, 2]), ..config };
-        // With dropout, where the structure allows it as it is by default.
+        // With dropout, if the structure supports it by default.
         let dropped = AdapterConfig { dropout: 0.25, ..config.clone() };
         let config = if model(false).attach(Attach::new(dropped.clone())).is_ok() { dropped } else { config };
         same_numbers(&format!("{} above block 0", entry.spec.name), || attached(model(false), config.clone()));

@@ -1,4 +1,4 @@
-//! One training step after another.
+//! Trainer that runs one step after another.
 
 use std::time::Instant;
 
@@ -21,38 +21,39 @@ use super::segments::{Gather, Measured, Update};
 use super::updates::Updates;
 use crate::objective::{Objective, Streams};
 
-/// A model in training: the model, its optimizer and how far they are.
+/// Model in training, with its optimizer and progress.
 pub struct Trainer<M: SegmentedModel> {
     updates: Updates<M>,
     objective: Objective<M>,
     options: TrainerOptions,
-    /// Hooks that belong to all stages; those of the stage follow them.
+    /// Number of hooks that belong to all stages; those of the stage follow them.
     lasting_hooks: usize,
     /// Steps and samples before the stage.
     before_stage: [u64; 2],
     device: Device,
-    /// Where the backward pass ends; none when nothing is trained.
+    /// Segment at which the backward pass ends; none if nothing is trained.
     lowest: Option<Segment>,
-    /// The handles of the model's adapters.
+    /// Handles of the model's adapters.
     controls: Vec<Control>,
-    /// Steps taken.
+    /// Number of steps taken.
     pub step: u64,
-    /// Samples (rows of batches) seen.
+    /// Number of samples (rows of batches) seen.
     pub samples: u64,
-    /// Tokens that counted.
+    /// Number of tokens that were not ignored.
     pub tokens: u64,
-    /// Steps passed over because of a non-finite value.
+    /// Number of steps skipped because of a non-finite value.
     pub skipped_steps: u64,
-    /// What forward passes of the step that is being taken left.
+    /// Memory kept by forward passes of the current step.
     activations: Activations,
 }
 
-/// Below this learning rate a step may be smaller than the spacing of f32 around 1, and rightly move nothing.
+/// Learning rate below which a step may be smaller than the spacing of f32 around 1, and correctly change nothing.
 const SMALLEST_VISIBLE_RATE: f64 = 1e-6;
 
 impl<M: SegmentedModel> Trainer<M> {
-    /// Starts before the first step, with the model's own loss as objective. The model must be on an autodiff device; what of it is frozen, and
-    /// its adapters, stay as they are. Penalties of adapters are among the hooks already, after those that are given.
+    /// Creates a trainer before the first step, with the model's own loss as objective. The model must be on an
+    /// autodiff device; its frozen parameters and its adapters do not change. Penalties of adapters are added to the
+    /// hooks, after those that are given.
     pub fn new(model: M, optimizer: ModuleOptimizer, hooks: Hooks<M>, options: TrainerOptions) -> Self {
         Self {
             device: plain_device(&model),
@@ -71,13 +72,13 @@ impl<M: SegmentedModel> Trainer<M> {
         }
     }
 
-    /// With another objective.
+    /// Sets another objective.
     pub fn with_objective(self, objective: Objective<M>) -> Self {
         Self { objective, ..self }
     }
 
-    /// Enters a stage: from here on its objective, its hooks in addition to those of the whole run, and its schedule count, whose first step is
-    /// the one after `before` steps, and whose first sample the one after `before` samples.
+    /// Enters a stage with its objective, its hooks in addition to those of the whole run, and its schedule. The first
+    /// step of the stage is the one after `before` steps, its first sample the one after `before` samples.
     pub fn enter_stage(&mut self, objective: Objective<M>, hooks: Hooks<M>, schedule: Schedule, before: [u64; 2]) {
         self.objective = objective;
         self.updates.hooks.truncate(self.lasting_hooks);
@@ -86,52 +87,53 @@ impl<M: SegmentedModel> Trainer<M> {
         self.before_stage = before;
     }
 
-    /// The learning rate of each step of the stage.
+    /// Learning-rate schedule of the stage.
     pub fn schedule(&self) -> &Schedule {
         &self.options.schedule
     }
 
-    /// As [`Trainer::schedule`], to be changed.
+    /// Mutable access to [`Trainer::schedule`].
     pub fn schedule_mut(&mut self) -> &mut Schedule {
         &mut self.options.schedule
     }
 
-    /// The hooks with their states.
+    /// Hooks with their states.
     pub fn hooks(&self) -> &Hooks<M> {
         &self.updates.hooks
     }
 
-    /// As [`Trainer::hooks`], to be changed.
+    /// Mutable access to [`Trainer::hooks`].
     pub fn hooks_mut(&mut self) -> &mut Hooks<M> {
         &mut self.updates.hooks
     }
 
-    /// The lowest segment with a trained tensor.
+    /// Lowest segment with a trained tensor.
     fn lowest(&self) -> Result<Segment, TrainError> {
         self.lowest.ok_or(TrainError::NothingTrained)
     }
 
-    /// The model as it stands.
+    /// Current model.
     pub fn model(&self) -> &M {
         self.updates.model()
     }
 
-    /// The plain device that the model is on.
+    /// Plain device (without autodiff) of the model.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The optimizer with its state.
+    /// Optimizer with its state.
     pub fn optimizer(&self) -> &ModuleOptimizer {
         &self.updates.optimizer
     }
 
-    /// As [`Trainer::optimizer`], to be changed.
+    /// Mutable access to [`Trainer::optimizer`].
     pub fn optimizer_mut(&mut self) -> &mut ModuleOptimizer {
         &mut self.updates.optimizer
     }
 
-    /// Takes one step on the next samples. `observe` sees the gradients before clipping; none when blocks are updated one by one.
+    /// Takes one step on the next samples. `observe` receives the gradients before clipping; none if blocks are updated
+    /// one by one.
     pub fn step(
         &mut self,
         streams: &Streams<'_, M::Batch>,
@@ -155,7 +157,7 @@ impl<M: SegmentedModel> Trainer<M> {
             BackwardMode::PerLayer => self.step_by_block(&step, &micro, &means, observe),
             _ => self.step_at_once(&step, &micro, &means, observe),
         };
-        // Whatever reads the model between steps sees no dropout.
+        // Code that reads the model between steps must not see dropout.
         self.set_pass(PassInfo::default());
         let mut report = result?;
         self.finish(&step, micro.len() as u64 * first, report.tokens);
@@ -165,7 +167,7 @@ impl<M: SegmentedModel> Trainer<M> {
         Ok(report)
     }
 
-    /// Position and learning rate of the step that comes.
+    /// Position and learning rate of the next step.
     fn step_info(&self) -> StepInfo {
         let schedule = &self.options.schedule;
         let step = self.step + 1;
@@ -178,7 +180,7 @@ impl<M: SegmentedModel> Trainer<M> {
         self.options.schedule.rate(step.saturating_sub(self.before_stage[0]))
     }
 
-    /// Losses that count of each term, over all micro-batches.
+    /// Number of losses of each term, over all micro-batches.
     fn counted(&self, micro: &[MicroBatch<M>]) -> Result<Vec<u64>, TrainError> {
         let sums = (0..self.objective.terms().len()).map(|term| micro.iter().map(|micro| micro.counted[term]).sum());
         let sums: Vec<u64> = sums.collect();
@@ -190,7 +192,7 @@ impl<M: SegmentedModel> Trainer<M> {
         }
     }
 
-    /// A step in which all gradients exist before the update.
+    /// Runs a step in which all gradients exist before the update.
     fn step_at_once(
         &mut self,
         step: &StepInfo,
@@ -233,8 +235,8 @@ impl<M: SegmentedModel> Trainer<M> {
         Ok(report)
     }
 
-    /// Sum of the losses of each term, and the gradient of the weighted sum of their means over all micro-batches: each micro-batch weighs as much
-    /// as counts in it.
+    /// Sum of the losses of each term, and the gradient of the weighted sum of their means over all micro-batches: each
+    /// micro-batch is weighted by its number of losses.
     fn gradients(
         &mut self,
         step: &StepInfo,
@@ -275,7 +277,7 @@ impl<M: SegmentedModel> Trainer<M> {
                 Some(loss) => loss,
                 None => unreachable!("an objective has at least one term"),
             };
-            // Once a step: they are no part of the mean over the micro-batches.
+            // Added once per step: they are not part of the mean over the micro-batches.
             if first && let Some(term) = self.updates.hooks.loss_term(step, model).map_err(TrainError::hook)? {
                 loss = loss + term;
             }
@@ -288,7 +290,7 @@ impl<M: SegmentedModel> Trainer<M> {
         Ok((sums, accumulator.grads()))
     }
 
-    /// A step in which each block is updated before the gradients of the one below it exist.
+    /// Runs a step in which each block is updated before the gradients of the one below it exist.
     fn step_by_block(
         &mut self,
         step: &StepInfo,
@@ -329,7 +331,7 @@ impl<M: SegmentedModel> Trainer<M> {
         Ok(report)
     }
 
-    /// What follows the update of a step, or its leaving out.
+    /// Completes a step after its update, or after skipping it.
     fn finish(&mut self, step: &StepInfo, samples: u64, tokens: u64) {
         self.updates.end_step(step);
         self.step = step.step;
@@ -337,13 +339,14 @@ impl<M: SegmentedModel> Trainer<M> {
         self.tokens += tokens;
     }
 
-    /// Whether this update is the first that must move every tensor: the first of all, or the first after a rate of 0.
+    /// Returns true if this update is the first that must change every tensor: the first of all, or the first after a
+    /// learning rate of 0.
     fn checks_moved(&self, lr: f64) -> bool {
         let first = self.step == self.skipped_steps || self.rate(self.step) < SMALLEST_VISIBLE_RATE;
         first && lr >= SMALLEST_VISIBLE_RATE
     }
 
-    /// The forward pass of the step that is being taken.
+    /// Forward pass of the current step.
     fn pass(&self) -> PassInfo {
         PassInfo::training(self.step, self.options.schedule.total_steps)
     }
@@ -353,7 +356,7 @@ impl<M: SegmentedModel> Trainer<M> {
     }
 }
 
-/// The plain device that a model is on.
+/// Plain device (without autodiff) of a model.
 pub(super) fn plain_device<M: Module>(model: &M) -> Device {
     model.devices().into_iter().next().map_or_else(Device::default, Device::inner)
 }

@@ -1,4 +1,4 @@
-//! A model with what updates it: optimizer and hooks.
+//! Model with its optimizer and hooks.
 
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use lowrank_models::{Segment, SegmentedModel};
@@ -6,9 +6,9 @@ use lowrank_optim::{Hooks, Part, StepInfo};
 
 use super::TrainError;
 
-/// A model, its optimizer and its hooks.
+/// Model, its optimizer and its hooks.
 pub(super) struct Updates<M: SegmentedModel> {
-    // Taken out while the optimizer owns it, so that the update can happen in place.
+    // None while the optimizer owns the model, so that the update can happen in place.
     model: Option<M>,
     pub optimizer: ModuleOptimizer,
     pub hooks: Hooks<M>,
@@ -26,13 +26,13 @@ impl<M: SegmentedModel> Updates<M> {
         }
     }
 
-    /// What comes before the forward pass of a step.
+    /// Runs the hooks before the forward pass of a step.
     pub fn begin_step(&mut self, step: &StepInfo) -> Result<(), TrainError> {
         let Some(model) = &self.model else { return Ok(()) };
         self.hooks.begin_step(step, model).map_err(TrainError::hook)
     }
 
-    /// Gradients of a segment, or of the whole model, as they are clipped.
+    /// Passes the gradients of a segment, or of the whole model, to the hooks before clipping.
     pub fn before_clipping(
         &mut self,
         step: &StepInfo,
@@ -43,7 +43,7 @@ impl<M: SegmentedModel> Updates<M> {
         with_part(model, segment, |part| self.hooks.before_clipping(step, part, grads)).map_err(TrainError::hook)
     }
 
-    /// Updates the model with the clipped gradients of a segment, or of all of it.
+    /// Updates a segment, or the whole model, with the clipped gradients.
     pub fn update(
         &mut self,
         step: &StepInfo,
@@ -61,7 +61,7 @@ impl<M: SegmentedModel> Updates<M> {
         Ok(())
     }
 
-    /// What follows the update of a step, or its leaving out.
+    /// Runs the hooks after the update of a step, or after skipping it.
     pub fn end_step(&mut self, step: &StepInfo) {
         if let Some(model) = self.model.take() {
             self.model = Some(self.hooks.end_step(step, model, &mut self.optimizer));
@@ -69,7 +69,7 @@ impl<M: SegmentedModel> Updates<M> {
     }
 }
 
-/// A segment of a model, or all of it.
+/// Passes a segment of a model, or the whole model, to a function.
 fn with_part<M: SegmentedModel, R>(model: &M, segment: Option<Segment>, work: impl FnOnce(&dyn Part) -> R) -> R {
     match segment {
         Some(segment) => work(&segment.of(model)),

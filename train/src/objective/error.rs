@@ -1,25 +1,25 @@
-//! Objectives that cannot be.
+//! Errors of objectives.
 
-/// An error of an objective or its streams.
+/// Error of an objective or its streams.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ObjectiveError {
-    /// Nothing to minimise.
+    /// Objective without terms.
     #[error("the objective has no term; give it at least one")]
     Empty,
-    /// A weight that is no number or zero.
+    /// Weight that is zero or not a number.
     #[error("the weight of the term on stream \"{stream}\" is {weight}; it must be a number other than 0")]
     Weight {
-        /// The stream.
+        /// Name of the stream.
         stream: String,
-        /// The weight.
+        /// Value of the weight.
         weight: f64,
     },
-    /// A stream that is not there.
+    /// Missing stream.
     #[error("the objective needs the stream \"{stream}\"; there are {known}: add it, or take its term away")]
     Stream {
-        /// The stream.
+        /// Name of the stream.
         stream: String,
-        /// The streams that are there.
+        /// Existing streams.
         known: String,
     },
 }

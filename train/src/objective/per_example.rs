@@ -1,14 +1,15 @@
-//! Gradients of single examples, by micro-batches of one row.
+//! Per-example gradients, by micro-batches of one row.
 
 use burn::optim::GradientsParams;
 use lowrank_models::{Rows, SegmentedModel};
 
 use super::{Loss, StreamBatch};
 
-/// Gradients of the mean loss of each row of a batch, one row after another: `each` gets the number of the row, its mean loss and its gradients,
-/// which are dropped before those of the next row are made. Rows in which nothing counts are left out.
+/// Computes gradients of the mean loss of each row of a batch in turn: `each` receives the index of the row, its mean
+/// loss and its gradients, which are dropped before those of the next row are computed. Rows whose targets are all
+/// ignored are left out.
 ///
-/// Forward and backward pass of a row are whole: what they keep is that of a batch of one row.
+/// Forward and backward pass of a row are whole: they keep as much memory as for a batch of one row.
 pub fn per_example_gradients<M: SegmentedModel, E>(
     model: &M,
     loss: &dyn Loss<M>,
@@ -29,7 +30,7 @@ pub fn per_example_gradients<M: SegmentedModel, E>(
 }
 
 impl<B: Rows> StreamBatch<B> {
-    /// One row of the batch with its tags.
+    /// Returns one row of the batch with its tags.
     pub fn row<M: SegmentedModel<Batch = B>>(&self, row: usize) -> Self {
         let batch = self.batch.narrow(row, 1);
         let tags = self.tags.iter().filter(|tag| tag.row == row).map(|tag| tag.clone().in_row(0)).collect();

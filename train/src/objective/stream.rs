@@ -7,29 +7,30 @@ use burn::tensor::Device;
 use super::ObjectiveError;
 use crate::data::{DataError, Tag};
 
-/// Name of the stream that a run counts its samples by where an objective has one stream.
+/// Name of the main stream, by which a run counts its samples.
 pub const MAIN: &str = "train";
 
-/// A batch of a stream.
+/// Batch of a stream.
 #[derive(Clone, Debug)]
 pub struct StreamBatch<B> {
-    /// The batch as the model takes it.
+    /// Batch in the form that the model uses.
     pub batch: B,
     /// Number of losses that the model's own loss sums over it.
     pub counted: u64,
-    /// Fields of the examples that it is made of, where the stream keeps any.
+    /// Fields of its examples, if the stream keeps any.
     pub tags: Vec<Tag>,
 }
 
-/// Rows in the order in which a run sees them.
+/// Rows in the order of a run.
 pub trait Stream<B> {
     /// Rows of a batch.
     fn batch(&self) -> usize;
 
-    /// Rows of one epoch.
+    /// Number of rows in one epoch.
     fn rows(&self) -> u64;
 
-    /// The rows `position..position + batch`, counted from 0 over the whole run, on a device; what is read once ends with a smaller batch.
+    /// The rows `position..position + batch`, counted from 0 over the whole run, on a device; data that is read once
+    /// ends with a smaller batch.
     fn at(&self, position: u64, device: &Device) -> Result<StreamBatch<B>, DataError>;
 }
 
@@ -41,7 +42,7 @@ pub fn epoch<'a, B>(
     (0..stream.rows()).step_by(stream.batch()).map(|position| stream.at(position, device))
 }
 
-/// The streams of a run by name.
+/// Streams of a run by name.
 pub struct Streams<'a, B>(BTreeMap<&'a str, &'a dyn Stream<B>>);
 
 impl<'a, B> From<&'a dyn Stream<B>> for Streams<'a, B> {
@@ -51,7 +52,7 @@ impl<'a, B> From<&'a dyn Stream<B>> for Streams<'a, B> {
 }
 
 impl<'a, B> Streams<'a, B> {
-    /// One stream, under the name [`MAIN`].
+    /// Creates a single stream with the name [`MAIN`].
     pub fn one(stream: &'a dyn Stream<B>) -> Self {
         stream.into()
     }
@@ -62,7 +63,7 @@ impl<'a, B> Streams<'a, B> {
         self
     }
 
-    /// The stream of a name.
+    /// Returns the stream with this name.
     pub fn get(&self, name: &str) -> Result<&'a dyn Stream<B>, ObjectiveError> {
         self.0.get(name).copied().ok_or_else(|| ObjectiveError::Stream {
             stream: name.to_string(),

@@ -9,18 +9,19 @@ use lowrank_models::SegmentedModel;
 use super::error::ObjectiveError;
 use super::stream::{MAIN, StreamBatch};
 
-/// A loss on the hidden states of a model, or on the logits that the model makes of them.
+/// Loss on the hidden states of a model, or on the logits computed from them.
 pub trait Loss<M: SegmentedModel>: Send + Sync {
-    /// Sum over all that counts, shape `[1]`, from the output of the last block.
+    /// Sum of all losses, shape `[1]`, from the output of the last block.
     fn sum(&self, model: &M, hidden: M::Hidden, batch: &StreamBatch<M::Batch>) -> Tensor<1>;
 
-    /// Number of losses in that sum, which the mean is made with.
+    /// Number of losses in that sum, the divisor of the mean.
     fn counted(&self, batch: &StreamBatch<M::Batch>) -> u64 {
         batch.counted
     }
 }
 
-/// The model's own loss: of a language model the cross-entropy of the next token, over the targets that the stream counts.
+/// Loss of the model itself: for a language model the cross-entropy of the next token, over the targets that the stream
+/// counts.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelLoss;
 
@@ -40,18 +41,18 @@ where
     }
 }
 
-/// A loss with its stream and its weight.
+/// Loss with its stream and its weight.
 pub struct Term<M: SegmentedModel> {
-    /// Name of the stream that its batches come from.
+    /// Name of the stream of its batches.
     pub stream: String,
-    /// Factor of the mean loss; below 0 the loss is raised.
+    /// Factor of the mean loss; a negative factor maximises it.
     pub weight: f64,
     /// The loss.
     pub loss: Arc<dyn Loss<M>>,
 }
 
 impl<M: SegmentedModel> Term<M> {
-    /// A term of a stream.
+    /// Creates a term of a stream.
     pub fn new(stream: impl Into<String>, weight: f64, loss: impl Loss<M> + 'static) -> Self {
         Self { stream: stream.into(), weight, loss: Arc::new(loss) }
     }
@@ -69,22 +70,22 @@ impl<M: SegmentedModel> fmt::Debug for Term<M> {
     }
 }
 
-/// A weighted sum of mean losses, each over its own tokens.
+/// Weighted sum of mean losses, each over its own tokens.
 #[derive(Clone, Debug)]
 pub struct Objective<M: SegmentedModel> {
-    /// Terms of one stream stand together.
+    /// Terms, grouped by stream.
     terms: Vec<Term<M>>,
 }
 
 impl<M: SegmentedModel> Default for Objective<M> {
-    /// The model's own loss on the stream [`MAIN`].
+    /// Uses the model's own loss on the stream [`MAIN`].
     fn default() -> Self {
         Self { terms: vec![Term::new(MAIN, 1.0, ModelLoss)] }
     }
 }
 
 impl<M: SegmentedModel> Objective<M> {
-    /// The sum of these terms. Terms of one stream share its forward pass.
+    /// Creates the sum of these terms. Terms of one stream share its forward pass.
     pub fn new(terms: Vec<Term<M>>) -> Result<Self, ObjectiveError> {
         if terms.is_empty() {
             return Err(ObjectiveError::Empty);
@@ -100,12 +101,12 @@ impl<M: SegmentedModel> Objective<M> {
         Ok(Self { terms: together })
     }
 
-    /// The terms; those of one stream stand together.
+    /// Terms, grouped by stream.
     pub fn terms(&self) -> &[Term<M>] {
         &self.terms
     }
 
-    /// The terms of each stream.
+    /// Terms of each stream.
     pub fn by_stream(&self) -> impl Iterator<Item = &[Term<M>]> {
         self.terms.chunk_by(|a, b| a.stream == b.stream)
     }

@@ -13,7 +13,7 @@ pub struct TokenStream {
 }
 
 impl TokenStream {
-    /// With `document_mask` attention stays inside a document, else it sees the whole row.
+    /// Creates a stream. With `document_mask` attention stays inside a document; otherwise it covers the whole row.
     pub fn new(samples: impl Samples + 'static, document_mask: bool) -> Self {
         Self { samples: Box::new(samples), document_mask }
     }
@@ -31,7 +31,7 @@ impl Stream<LanguageBatch> for TokenStream {
     fn at(&self, position: u64, device: &Device) -> Result<StreamBatch<LanguageBatch>, DataError> {
         let batch = self.samples.at(position)?;
         let tensor = |values: &[i32]| ids_tensor(values, batch.batch, device);
-        // A row that is one document needs no mask.
+        // A row with a single document needs no mask.
         let masked = self.document_mask && batch.starts.iter().any(|start| *start != 0);
         Ok(StreamBatch {
             counted: batch.counted(),

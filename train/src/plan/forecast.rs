@@ -1,4 +1,4 @@
-//! Bytes of a run from what it is made of.
+//! Memory forecast of a run from its parts.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,38 +13,40 @@ use crate::build::BuildError;
 use crate::config::{Config, OptimizerSection};
 use crate::engine::BackwardMode;
 
-/// What a run is expected to take, in bytes.
+/// Expected memory of a run, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forecast {
     /// All weights.
     pub weights: u64,
-    /// Most gradients that exist at a time.
+    /// Maximum gradients that exist at a time.
     pub gradients: u64,
     /// Optimizer state.
     pub state: u64,
-    /// Most that a forward pass leaves for the backward pass.
+    /// Maximum memory that a forward pass keeps for the backward pass.
     pub activations: u64,
-    /// The process at its peak.
+    /// Peak of the process.
     pub peak: u64,
 }
 
-/// The program itself: its code, its threads and small things.
+/// Memory of the program itself: its code, its threads and small allocations.
 const PROGRAM: u64 = 20 << 20;
-/// A tokenizer, for each of its ids.
+/// Memory of a tokenizer per id.
 const TOKENIZER: u64 = 450;
 
-/// Forecasts runs that differ in their settings alone.
+/// Forecasts runs that differ only in their settings.
 pub struct Forecaster<'a> {
     llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
     adapter: Option<&'a AdapterConfig>,
     rule: &'a dyn Rule,
     begun: u64,
-    /// By the settings that decide what tensors there are: building them again for every backward and batch would take its time.
+    /// Inventories by the settings that determine the tensors, to avoid building them again for every backward mode and
+    /// batch.
     inventories: RefCell<BTreeMap<String, Inventory>>,
 }
 
 impl<'a> Forecaster<'a> {
-    /// Of runs whose model has the shape that `llama` tells, with this adapter, in a process that has already `begun` with so many bytes.
+    /// Creates forecasts of runs with the model shape `llama` and this adapter, in a process that already uses `begun`
+    /// bytes.
     pub fn new(
         llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
         adapter: Option<&'a AdapterConfig>,
@@ -69,18 +71,18 @@ impl<'a> Forecaster<'a> {
     }
 }
 
-/// The sizes of one step.
+/// Memory sizes of one step.
 struct Step<'a> {
     inventory: &'a Inventory,
     backward: BackwardMode,
     micro_batches: u64,
-    /// A block's input.
+    /// Input of a block.
     input: u64,
-    /// What a block keeps, its input included.
+    /// Memory kept by a block, including its input.
     block: u64,
-    /// What the backward pass of a block needs beyond that, gradients of weights left out.
+    /// Additional memory of a block's backward pass, without gradients of weights.
     slopes: u64,
-    /// What the loss needs beside what it keeps: the logits of some rows.
+    /// Additional memory of the loss: the logits of some rows.
     logits: u64,
 }
 
@@ -95,7 +97,8 @@ impl<'a> Step<'a> {
             micro_batches: config.train.accumulation as u64,
             input: floats(llama.hidden_size),
             block: floats(llama.kept() + inventory.branches) + 4 * inventory.dense_updates as u64,
-            // The gradients of the gate and of what it multiplies stand beside the gradient of their product; two sums run along.
+            // The gradients of the gate and of its factor exist at the same time as the gradient of their product,
+            // along with two running sums.
             slopes: floats(2 * llama.intermediate_size + 2 * llama.hidden_size) + 4 * inventory.dense_updates as u64,
             logits: 4 * tokens.min(ops::LOSS_ROWS as u64) * llama.vocab_size as u64,
         }
@@ -107,12 +110,12 @@ impl<'a> Step<'a> {
         let layers = blocks.len() as u64;
         let most = |of: fn(&SegmentBytes) -> u64| blocks.iter().map(of).max().unwrap_or(0);
         let block_grads = most(|part| part.trained);
-        // With a tied embedding the loss makes the gradient of the table.
+        // With a tied embedding the loss computes the gradient of the table.
         let head_grads = if self.inventory.llama.tie_word_embeddings { embedding.trained } else { head.trained };
-        // Norm, gradient of the loss at its input, and that of the head, which comes with the loss.
+        // Norm, gradient of the loss at its input, and that of the head, which is computed with the loss.
         let loss = 3 * self.input + head_grads;
         let in_blocks: u64 = blocks.iter().map(|part| part.trained).sum();
-        // Earlier micro-batches have left a gradient of everything.
+        // Earlier micro-batches have accumulated all gradients.
         let gathered = if self.micro_batches > 1 { total.trained } else { 0 };
         let (activations, gradients, passes) = match self.backward {
             BackwardMode::Whole => {
@@ -127,7 +130,7 @@ impl<'a> Step<'a> {
                 let inputs = layers * self.input;
                 let first = inputs + loss + self.logits;
                 let top = inputs + head_grads + self.input + self.block + self.slopes + block_grads;
-                // Once there are gathered gradients, those of a segment are added to them before the next ones come.
+                // With accumulated gradients, those of a segment are added to them before the next ones are computed.
                 let (above, all) = if gathered > 0 { (0, embedding.trained) } else { (in_blocks, total.trained) };
                 let bottom = head_grads + above + self.block + self.slopes;
                 let end = all + self.input;
@@ -143,7 +146,7 @@ impl<'a> Step<'a> {
                 (inputs + self.block.max(loss), gradients, [first, top, 0, end])
             }
         };
-        // A tensor that is saved is copied, and once more in the order of its file.
+        // A saved tensor is copied, and copied again in the order of its file.
         let saving = 2 * largest;
         let work = passes.into_iter().map(|pass| pass + gathered).chain([saving]).max().unwrap_or(0);
         let program = PROGRAM + TOKENIZER * self.inventory.llama.vocab_size as u64;

@@ -1,4 +1,4 @@
-//! The tensors of a run by the part of the model that they belong to.
+//! Tensors of a run by the part of the model that they belong to.
 
 use lowrank_models::adapter::{AdapterConfig, Attach, Report, Rule};
 use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource};
@@ -11,30 +11,30 @@ use crate::config::Config;
 use crate::process;
 use crate::process::BlockAllocator;
 
-/// The tensors of a run.
+/// Tensors of a run.
 #[derive(Clone, Debug)]
 pub struct Inventory {
-    /// The model.
+    /// Configuration of the model.
     pub llama: LlamaConfig,
-    /// Its segments.
+    /// Bytes of its segments.
     pub bytes: ModelBytes,
-    /// Widths between the factors of the adapters on a block's linear layers, together.
+    /// Sum of the inner widths of the adapters on a block's linear layers.
     pub branches: usize,
-    /// Values of dense updates that an adapter forms in the forward pass of a block.
+    /// Elements of dense updates that adapters form in the forward pass of a block.
     pub dense_updates: usize,
 }
 
 impl Inventory {
-    /// Of the run that a configuration describes, with the shape of its model and its adapter.
+    /// Builds the inventory of the run of a configuration, with its model shape and its adapter.
     ///
-    /// The model is built with zeros that nobody ever touches, and takes no memory for them.
+    /// The model consists of zeros that are never touched, and takes no memory for them.
     pub fn of(
         config: &Config,
         llama: &LlamaConfig,
         adapter: Option<&AdapterConfig>,
         rule: &dyn Rule,
     ) -> Result<Self, BuildError> {
-        // What an adapter begins with may take long to compute: on one block in place of all, which are alike.
+        // The initialisation of an adapter may be slow: it runs on one block, since all blocks are alike.
         let built = match adapter {
             Some(_) => LlamaConfig { num_hidden_layers: 1, ..llama.clone() },
             None => llama.clone(),
@@ -43,7 +43,7 @@ impl Inventory {
         let model = Llama::build(&built, &mut Blank, &device)?;
         let (model, report) = match adapter {
             Some(adapter) => {
-                // How it begins changes no size.
+                // The initialisation changes no size.
                 let blank = AdapterConfig { init: "default".into(), layers: None, ..adapter.clone() };
                 let (model, report) = model.attach(Attach::new(blank))?;
                 (rule.freeze(model), Some(report))
@@ -86,19 +86,19 @@ impl Inventory {
             inventory.bytes.blocks = blocks.collect();
         }
         drop(model);
-        // Blocks that are kept would be written with zeros the next time.
+        // Kept blocks would be filled with zeros the next time.
         BlockAllocator::begin_anew();
         Ok(inventory)
     }
 
-    /// The whole model.
+    /// Bytes of the whole model.
     pub fn total(&self) -> SegmentBytes {
         let ModelBytes { entry, blocks, head, .. } = &self.bytes;
         blocks.iter().fold(entry.plus(*head), |sum, block| sum.plus(*block))
     }
 }
 
-/// A block that no adapter stands on, all frozen.
+/// Bytes of a frozen block without adapters.
 fn plain_block(llama: &LlamaConfig) -> SegmentBytes {
     let values = llama.block_shapes().map(|[d_in, d_out]| d_in * d_out).sum::<usize>() + 2 * llama.hidden_size;
     SegmentBytes { weights: 4 * values as u64, ..SegmentBytes::default() }
@@ -112,12 +112,12 @@ fn dense_updates(report: &Report) -> usize {
     if report.structure.dense_forward { adapted_values(report) } else { 0 }
 }
 
-/// Values of the weights that the adapter stands on.
+/// Elements of the weights that the adapter is attached to.
 fn adapted_values(report: &Report) -> usize {
     report.layers.iter().map(|layer| layer.place.shape[0] * layer.place.shape[1]).sum()
 }
 
-/// Zeros that are never written: the system gives no memory for them.
+/// Zeros that are never written: the system allocates no memory for them.
 struct Blank;
 
 impl WeightSource for Blank {

@@ -1,7 +1,8 @@
-//! What a run will take, before it begins.
+//! Memory of a run, estimated before it starts.
 //!
-//! [`Forecaster`] counts the bytes of a run from its configuration alone: exactly what weights, gradients and optimizer state take, and what the CPU
-//! backend's operations keep and need on the way. [`candidates`] varies what is free, and [`choose`] takes what fits a budget and changes least.
+//! [`Forecaster`] counts the bytes of a run from its configuration alone: the exact sizes of weights, gradients and
+//! optimizer state, and the memory that the CPU backend's operations keep and need temporarily. [`candidates`] varies
+//! the unset settings, and [`choose`] selects the cheapest candidate within a limit.
 
 mod forecast;
 mod inventory;

@@ -1,4 +1,4 @@
-//! The tensors of a model by the segment that they belong to.
+//! Tensors of a model by the segment that they belong to.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +10,9 @@ use lowrank_optim::Part;
 /// Bytes of a segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentBytes {
-    /// All its tensors.
+    /// Bytes of all its tensors.
     pub weights: u64,
-    /// Those that are trained, which is what their gradients take.
+    /// Bytes of the trained ones, which is also the size of their gradients.
     pub trained: u64,
     /// Optimizer state.
     pub state: u64,
@@ -33,7 +33,7 @@ impl SegmentBytes {
 pub struct ModelBytes {
     /// Parameters before the first block.
     pub entry: SegmentBytes,
-    /// Each block.
+    /// Segments of the blocks.
     pub blocks: Vec<SegmentBytes>,
     /// Parameters after the last block.
     pub head: SegmentBytes,
@@ -43,7 +43,7 @@ pub struct ModelBytes {
 }
 
 impl ModelBytes {
-    /// Of the weights of a model; what is trained and its state come from its optimizer.
+    /// Counts the weights of a model; trained parameters and their state come from its optimizer.
     pub fn of<M: SegmentedModel>(model: &M) -> Self {
         let none = SegmentBytes::default();
         let blocks = vec![none; model.blocks()];
@@ -55,7 +55,7 @@ impl ModelBytes {
         bytes
     }
 
-    /// The segment of a parameter; the head for one that is in none.
+    /// Returns the segment of a parameter; the head if it is in none.
     pub fn of_parameter(&mut self, id: ParamId) -> &mut SegmentBytes {
         self.segment(self.segments.get(&id).copied().unwrap_or(Segment::Head))
     }
@@ -84,7 +84,7 @@ impl Measure<'_> {
 
 impl ModuleVisitor for Measure<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        // An adapter would compose the weight.
+        // `val` would compose the weight of an adapted layer.
         let tensor = param.base();
         self.add(param.id, tensor.shape().num_elements() * tensor.dtype().size());
     }

@@ -1,4 +1,4 @@
-//! What could be done to make a run fit, and which of it changes least.
+//! Search for the smallest change of settings that makes a run fit.
 
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_optim::registry::{METHODS, Method};
@@ -8,7 +8,7 @@ use crate::build::BuildError;
 use crate::config::{Config, Job, Layers, bytes, parse_bytes};
 use crate::engine::BackwardMode;
 
-/// Which settings of a run may be changed to make it fit: those that nobody asked for.
+/// Settings of a run that may be changed to make it fit: those that were left unset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Freedom {
     parameterization: bool,
@@ -19,7 +19,7 @@ pub struct Freedom {
 }
 
 impl Freedom {
-    /// What the layers leave open.
+    /// Finds the settings that the layers leave unset.
     pub fn of(layers: &Layers, job: Job) -> Self {
         let free = |key: &str| !layers.has(key);
         Self {
@@ -32,19 +32,19 @@ impl Freedom {
     }
 }
 
-/// One way to run.
+/// Candidate settings of a run.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// The whole configuration.
+    /// Whole configuration.
     pub config: Config,
-    /// What it takes.
+    /// Memory forecast.
     pub forecast: Forecast,
-    /// How much it differs from what was asked for; 0 for not at all.
+    /// Cost of its differences from the requested settings; 0 for none.
     pub concessions: f64,
 }
 
 impl Candidate {
-    /// What it is, in the words of the settings.
+    /// Describes the candidate in the words of the settings.
     pub fn told(&self) -> String {
         let Config { model, optimizer, train, .. } = &self.config;
         let mut text = String::new();
@@ -72,8 +72,8 @@ pub fn mode(backward: BackwardMode) -> &'static str {
     }
 }
 
-/// What each change costs, as a choice of one over another: first what leaves the numbers as they are and takes time, then what changes the
-/// optimizer a little, then what clips differently, then what trains another model, and last what sees fewer tokens in a step.
+/// Cost of each change, in order of preference: first changes that only cost time, then small changes of the optimizer,
+/// then other clipping, then another model, and last fewer tokens per step.
 const CHECKPOINTED: f64 = 1.0;
 const SPLIT: f64 = 0.1;
 const SMALLER_STATE: f64 = 2.0;
@@ -81,7 +81,8 @@ const PER_LAYER: f64 = 4.0;
 const SMALLER: f64 = 8.0;
 const FEWER: f64 = 16.0;
 
-/// All ways to run within the freedom, those that change least first. Ways that are refused are left out; when all are, the first refusal is given.
+/// All candidates within the freedom, cheapest first. Rejected ones are left out; if all are, the first rejection is
+/// returned.
 pub fn candidates(
     config: &Config,
     freedom: Freedom,
@@ -170,7 +171,7 @@ fn variations(config: &Config, freedom: Freedom, hidden_size: usize) -> Vec<(Con
     all
 }
 
-/// The way to run that fits `train.memory` and changes least, or why there is none.
+/// Cheapest candidate that fits `train.memory`, or the reason why there is none.
 pub fn choose(
     config: &Config,
     freedom: Freedom,
@@ -202,7 +203,7 @@ pub fn choose(
     )))
 }
 
-/// The bytes of `train.memory`; none where there is no limit.
+/// Bytes of `train.memory`; none if there is no limit.
 pub fn limit(config: &Config) -> Result<Option<u64>, BuildError> {
     let text = config.train.memory.as_str();
     match (text.is_empty(), parse_bytes(text)) {
@@ -224,7 +225,7 @@ mod tests {
         (layers.resolve(&Config::of(Job::Pretrain)).unwrap(), Freedom::of(&layers, Job::Pretrain))
     }
 
-    /// A forecast in which every change saves something.
+    /// Forecast in which every change saves memory.
     fn shrinking(config: &Config) -> Result<Forecast, BuildError> {
         let mut peak = 1000.0;
         for (saves, share) in [
@@ -254,7 +255,7 @@ mod tests {
         assert_eq!(told("280B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 4");
         assert_eq!(told("260B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 2");
 
-        // What is asked for stays.
+        // Requested settings are kept.
         assert_eq!(told("800B", &["train.batch=4"]).unwrap(), "dense, adamw, checkpointed backward, batch 4");
         assert_eq!(told("800B", &["train.backward=whole"]).unwrap(), "dense, adamw-8bit, whole backward, batch 4");
         let clipped = told("700B", &["optimizer.clip=0.5", "optimizer.name=adamw", "train.batch=4"]).unwrap();

@@ -1,36 +1,39 @@
-//! An allocator that tells how much is in use, and gives back what is not.
+//! An allocator that reports the memory in use and returns unused memory to the system.
 //!
-//! A training step frees and asks for the same large blocks again and again. The system's allocator keeps freed memory as it sees fit, often
-//! a third more than was ever in use. This one keeps freed memory for the next requests as long as what is in use and what is kept together
-//! stay within the most that ever was in use: keeping it costs nothing at the peak, and asking again costs no page faults. Kept neighbours are
-//! one, and a request takes a part of what is larger, so that activations leave their memory to gradients and get it back.
+//! A training step repeatedly frees and requests the same large blocks. The system's allocator keeps freed memory at
+//! its own discretion, often a third more than was ever in use. This one keeps freed memory for later requests as long
+//! as used and kept memory together do not exceed the maximum ever in use: keeping it costs nothing at the peak, and
+//! requesting it again causes no page faults. Adjacent free pieces are joined, and a request may use a part of a larger
+//! piece, so that memory moves from activations to gradients and back.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// To be named as a program's `#[global_allocator]`. Blocks below 128 KiB are the system's; elsewhere than on Linux all are.
+/// Allocator for a program's `#[global_allocator]`. Blocks below 128 KiB are left to the system; on systems other than
+/// Linux all are.
 #[derive(Debug)]
 pub struct BlockAllocator;
 
-/// Bytes of large blocks in use; 0 where this allocator is not the program's.
+/// Bytes of large blocks in use; 0 if this is not the program's allocator.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 impl BlockAllocator {
-    /// Bytes of all large blocks that are in use; none in a program with another allocator.
+    /// Bytes of all large blocks in use; none in a program with another allocator.
     pub fn live() -> Option<u64> {
-        // The program's threads and tables alone take some large block.
+        // The threads and tables of a program alone use some large block.
         match LIVE.load(Ordering::Relaxed) {
             0 => None,
             bytes => Some(bytes as u64),
         }
     }
 
-    /// Forgets how much was in use, and gives back what is kept: for what follows after something that took more.
+    /// Resets the maximum in use and returns kept memory to the system, after an operation that needed more than the
+    /// following ones.
     pub fn begin_anew() {
         #[cfg(target_os = "linux")]
         blocks::begin_anew();
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        // SAFETY: gives back free memory of the system's allocator, at any time and on any thread.
+        // SAFETY: returns free memory of the system's allocator, at any time and on any thread.
         unsafe {
             libc::malloc_trim(0)
         };
@@ -38,7 +41,7 @@ impl BlockAllocator {
 }
 
 #[cfg(not(target_os = "linux"))]
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is forwarded unchanged to the system's allocator.
 unsafe impl GlobalAlloc for BlockAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
@@ -66,13 +69,14 @@ mod blocks {
     /// Size from which the system is asked for huge pages, whose first use costs fewer faults.
     const HUGE: usize = 4 << 20;
 
-    /// Mapped memory that nobody uses, by its addresses. The nodes of these maps are small blocks, which are the system allocator's.
+    /// Mapped unused memory, by address. The nodes of these maps are small blocks, which belong to the system's
+    /// allocator.
     struct Free {
         /// Length and age by start.
         pieces: BTreeMap<usize, (usize, u64)>,
-        /// Smallest first; of those of one length the one that was freed last, which may still be in the cache.
+        /// Smallest first; among equal lengths the most recently freed one, which may still be in the cache.
         sizes: BTreeSet<(usize, Reverse<u64>, usize)>,
-        /// Bytes of all.
+        /// Total bytes.
         kept: usize,
         age: u64,
     }
@@ -91,7 +95,7 @@ mod blocks {
             Some(len)
         }
 
-        /// Keeps memory, as one with what is kept on both sides of it.
+        /// Keeps memory, joined with adjacent kept pieces.
         fn add(&mut self, mut start: usize, mut len: usize) {
             let before = self.pieces.range(..start).next_back().map(|(start, (len, _))| (*start, *len));
             if let Some((place, size)) = before.filter(|(place, size)| place + size == start) {
@@ -103,7 +107,7 @@ mod blocks {
             self.insert(start, len, self.age);
         }
 
-        /// The first bytes of the smallest piece that has so many.
+        /// Takes the first bytes of the smallest piece that is large enough.
         fn take(&mut self, len: usize) -> Option<usize> {
             let (size, Reverse(age), start) = *self.sizes.range((len, Reverse(u64::MAX), 0)..).next()?;
             self.remove(start);
@@ -113,7 +117,7 @@ mod blocks {
             Some(start)
         }
 
-        /// Gives so many bytes back to the system, of the smallest pieces first, which are of least use.
+        /// Returns this many bytes to the system, from the smallest, least useful pieces first.
         fn give_back(&mut self, mut bytes: usize) {
             while let (1.., Some((size, Reverse(age), start))) = (bytes, self.sizes.first().copied()) {
                 self.remove(start);
@@ -130,7 +134,7 @@ mod blocks {
     struct Blocks {
         /// Bytes in use.
         live: usize,
-        /// The most that ever was in use.
+        /// Maximum ever in use.
         most: usize,
         free: Free,
     }
@@ -145,7 +149,7 @@ mod blocks {
         BLOCKS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the pages for a layout; none when the system's allocator serves it.
+    /// Bytes of the pages for a layout; none if the system's allocator serves it.
     fn mapped(size: usize, align: usize) -> Option<usize> {
         (size >= LARGE && align <= PAGE).then(|| size.checked_next_multiple_of(PAGE)).flatten()
     }
@@ -157,12 +161,12 @@ mod blocks {
             LIVE.store(live, Ordering::Relaxed);
         }
 
-        /// Gives back what is kept beyond the most that was in use.
+        /// Returns kept memory beyond the maximum in use.
         fn trim(&mut self) {
             self.free.give_back((self.live + self.free.kept).saturating_sub(self.most));
         }
 
-        /// A block of this many bytes, and whether it is fresh from the system and therefore zero.
+        /// Returns a block of this many bytes, and whether it is fresh from the system and therefore zero.
         fn take(&mut self, len: usize) -> (*mut u8, bool) {
             if let Some(start) = self.free.take(len) {
                 self.count(self.live + len);
@@ -191,20 +195,22 @@ mod blocks {
 
     fn map(len: usize) -> *mut u8 {
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new private mapping wherever the system likes touches no memory that is in use.
+        // SAFETY: a new private mapping at an address chosen by the system touches no memory in use.
         let start = unsafe { libc::mmap(null_mut(), len, access, kind, -1, 0) };
         if start == libc::MAP_FAILED {
             return null_mut();
         }
         if len >= HUGE {
-            // SAFETY: advice on the whole of the mapping that was just made; it changes no content, and may be refused.
+            // SAFETY: advice on the whole of the mapping that was just made; it changes no content, and may be
+            // rejected.
             unsafe { libc::madvise(start, len, libc::MADV_HUGEPAGE) };
         }
         start.cast()
     }
 
     fn unmap(start: usize, len: usize) {
-        // SAFETY: these are whole pages that were mapped here, kept, and taken off the list of what is kept: nobody uses them.
+        // SAFETY: these are whole pages that were mapped here, kept, and removed from the list of kept pieces, so they
+        // are unused.
         unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(start), len) };
     }
 
@@ -226,7 +232,7 @@ mod blocks {
             };
             let (block, fresh) = blocks().take(len);
             if !fresh {
-                // SAFETY: its pages have at least so many bytes, and nobody else has them.
+                // SAFETY: its pages have at least this many bytes, and are not shared.
                 unsafe { block.write_bytes(0, layout.size()) };
             }
             block
@@ -249,7 +255,7 @@ mod blocks {
                 }
                 // SAFETY: the block has whole pages of `before` bytes, which the system may move.
                 let moved = unsafe { libc::mremap(block.cast(), before, after, libc::MREMAP_MAYMOVE) };
-                // It refuses pages that were mapped apart from each other, as neighbours that became one may be.
+                // It rejects pages that were mapped separately, such as joined neighbours.
                 if moved != libc::MAP_FAILED {
                     let live = blocks.live - before + after;
                     blocks.count(live);
@@ -264,9 +270,9 @@ mod blocks {
             // SAFETY: the caller promises a size that is not 0 and does not overflow when rounded up to the alignment.
             let target = unsafe { self.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
             if !target.is_null() {
-                // SAFETY: both blocks hold at least the smaller of the sizes, and the new one is nobody else's.
+                // SAFETY: both blocks hold at least the smaller of the sizes, and the new one is not shared.
                 unsafe { std::ptr::copy_nonoverlapping(block, target, layout.size().min(size)) };
-                // SAFETY: as the caller promises; it has the new block from here on.
+                // SAFETY: as the caller promises; the caller uses the new block from here on.
                 unsafe { self.dealloc(block, layout) };
             }
             target
@@ -284,7 +290,7 @@ mod blocks {
 mod tests {
     use super::*;
 
-    /// The tests' own allocator is another one, so that only these tests use the blocks; one test at a time.
+    /// The tests have another global allocator, so that only these tests use the blocks; one test at a time.
     #[test]
     fn blocks_keep_their_content_and_stay_within_the_most_in_use() {
         let work = |thread: usize| {
@@ -334,7 +340,8 @@ mod tests {
         assert_eq!(live, 0, "everything was freed");
         assert!(kept <= most && most > 0);
 
-        // A block of the same size comes back, also in parts, and the parts together; one that does not fit makes room for itself.
+        // A block of the same size is reused, also in parts, and the parts together; one that does not fit makes room
+        // for itself.
         BlockAllocator::begin_anew();
         let layout = |size| Layout::from_size_align(size, 64).unwrap();
         // SAFETY: as above.

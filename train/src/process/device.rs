@@ -1,18 +1,18 @@
-//! The device that a name means.
+//! Devices by name.
 
 use burn::tensor::Device;
 
-/// A device that does not exist or that this build does not support.
+/// Device that does not exist or that this build does not support.
 #[derive(Debug, thiserror::Error)]
 #[error("train.device = \"{name}\": {reason}")]
 pub struct DeviceError {
     /// The name.
     name: String,
-    /// The reason, with the cure.
+    /// Reason and remedy.
     reason: String,
 }
 
-/// The plain device (without autodiff) of a name such as `cpu`, `cuda` or `cuda:1`.
+/// Returns the plain device (without autodiff) of a name such as `cpu`, `cuda` or `cuda:1`.
 pub fn device(name: &str) -> Result<Device, DeviceError> {
     let refuse = |reason: String| DeviceError { name: name.to_string(), reason };
     let (kind, number) = match name.split_once(':') {
@@ -50,10 +50,10 @@ fn kind_of(number: Option<usize>) -> burn::tensor::DeviceKind {
     number.map_or(burn::tensor::DeviceKind::DefaultDevice, burn::tensor::DeviceKind::DiscreteGpu)
 }
 
-/// Limits the CPU threads of the whole process; 0 means one a core. Only the first call of a process has an effect.
+/// Limits the CPU threads of the whole process; 0 means one per core. Only the first call of a process has an effect.
 pub fn set_threads(threads: usize) {
     if threads > 0 {
-        // Fails when the pool runs already, which only a second call in one process can meet.
+        // Fails if the pool is already running, which only happens in a second call of the process.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
 }

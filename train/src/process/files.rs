@@ -1,24 +1,24 @@
-//! Files that are written whole or not at all, and reach the disk.
+//! Files that are written completely or not at all, and synced to disk.
 
 use std::fs::File;
 use std::io::{Result, Write};
 use std::path::{Path, PathBuf};
 
-/// Start of the names of files and folders that are not complete. Whoever finds one after a crash may remove it.
+/// Prefix of the names of incomplete files and folders. Any process that finds one after a crash may remove it.
 pub const UNFINISHED: &str = ".unfinished-";
 
-/// The place beside `path` where it is written before it gets its name.
+/// Temporary path next to `path` where it is written before it gets its name.
 pub fn unfinished(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{UNFINISHED}{name}"))
 }
 
-/// Writes a file whole or not at all, with the permissions that the umask leaves, and brings it to the disk.
+/// Writes a file completely or not at all, with the permissions that the umask leaves, and syncs it to disk.
 ///
 /// One process at a time may write a path; a symbolic link in its place is replaced, not followed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let beside = unfinished(path);
-    // What a killed process left; a file that is created anew follows no link.
+    // Remains of a killed process; a newly created file follows no link.
     remove_if_there(&beside)?;
     let written = File::create_new(&beside).and_then(|mut file| {
         file.write_all(bytes)?;
@@ -33,13 +33,13 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
-/// Brings a file or a folder's list of names to the disk.
+/// Syncs a file or a folder's list of names to disk.
 pub fn sync(path: &Path) -> Result<()> {
-    // Only Unix lets a folder be opened and synced.
+    // Only on Unix can a folder be opened and synced.
     if cfg!(unix) || path.is_file() { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
-/// Brings all files of a folder to the disk, and the folder itself.
+/// Syncs all files of a folder and the folder itself to disk.
 pub fn sync_folder(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
@@ -48,7 +48,7 @@ pub fn sync_folder(dir: &Path) -> Result<()> {
     sync(dir)
 }
 
-/// Makes a name that was given or taken in the folder of `path` survive a power cut.
+/// Syncs the parent folder of `path`, so that a change of names survives a power failure.
 pub fn sync_parent(path: &Path) -> Result<()> {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => sync(Path::new(".")),
@@ -57,7 +57,7 @@ pub fn sync_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a file, or a folder with all that is in it, where there is one.
+/// Removes a file, or a folder with its contents, if it exists.
 pub fn remove_if_there(path: &Path) -> Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
@@ -70,7 +70,7 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes what killed processes left unfinished in a folder.
+/// Removes the unfinished files of killed processes in a folder.
 pub fn remove_unfinished(dir: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
     for entry in entries {

@@ -7,23 +7,23 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 /// Resident memory of the process in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Now.
+    /// Current resident memory.
     pub rss: u64,
-    /// The most it ever was; where the system does not tell, the most that was seen at the calls of [`MemoryUse::now`].
+    /// Peak resident memory; if the system does not report it, the maximum seen by calls of [`MemoryUse::now`].
     pub peak: u64,
 }
 
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
 impl MemoryUse {
-    /// Asks the system.
+    /// Queries the system.
     pub fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").ok();
         let told = status.as_deref().and_then(parse_status).unwrap_or_else(|| {
             let rss = resident().unwrap_or(0);
             Self { rss, peak: rss }
         });
-        // Linux counts lazily: the peak it tells may be a little below a value that it told before.
+        // Linux counts lazily: the reported peak may be slightly below a value that it reported before.
         let most = told.peak.max(told.rss);
         Self { rss: told.rss, peak: SEEN.fetch_max(most, Ordering::Relaxed).max(most) }
     }

@@ -1,4 +1,4 @@
-//! Signals that ask a program to end: the first asks for a good end, the second ends at once.
+//! Signals that ask a program to end: the first requests an orderly end, the second ends it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use signal_hook::consts::SIGHUP;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// A signal that asked the program to end.
+/// Signal that asks the program to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// Ctrl-C.
@@ -20,14 +20,14 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// All signals that are watched on this system.
+    /// All signals watched on this system.
     const ALL: &[Self] = if cfg!(unix) {
         &[Self::Interrupt, Self::Terminate, Self::HangUp]
     } else {
         &[Self::Interrupt, Self::Terminate]
     };
 
-    /// The system's number.
+    /// Signal number of the system.
     pub fn number(self) -> i32 {
         match self {
             Self::Interrupt => SIGINT,
@@ -39,7 +39,7 @@ impl Signal {
         }
     }
 
-    /// Exit code of a program that ended because of it.
+    /// Exit code of a program ended by this signal.
     pub fn exit_code(self) -> i32 {
         128 + self.number()
     }
@@ -52,13 +52,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes over the signals for the rest of the process. One that is ignored, as SIGHUP below `nohup`, stays ignored.
+    /// Takes over the signals until the process ends. An ignored signal, such as SIGHUP under `nohup`, stays ignored.
     pub fn install() -> std::io::Result<Self> {
         let seen = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
         for signal in Signal::ALL.iter().filter(|signal| !is_ignored(**signal)) {
             let number = signal.number();
-            // Registered before what sets the flag, so that it sees only the flag of an earlier signal.
+            // Registered before the handler that sets the flag, so that it sees only the flag of an earlier signal.
             flag::register_conditional_shutdown(number, signal.exit_code(), again.clone())?;
             flag::register(number, again.clone())?;
             flag::register_usize(number, seen.clone(), number as usize)?;
@@ -66,18 +66,18 @@ impl Signals {
         Ok(Self { seen })
     }
 
-    /// The signal that came, if one did.
+    /// Received signal, if any.
     pub fn requested(&self) -> Option<Signal> {
         let seen = self.seen.load(Ordering::Relaxed) as i32;
         Signal::ALL.iter().copied().find(|signal| signal.number() == seen)
     }
 }
 
-/// Whether the process was started with a signal ignored.
+/// Returns true if the process was started with a signal ignored.
 #[cfg(unix)]
 fn is_ignored(signal: Signal) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: a null new action only asks, and the kernel fills the structure, for which all bits zero are valid.
+    // SAFETY: a null new action only queries, and the kernel fills the structure, for which all bits zero are valid.
     unsafe {
         libc::sigaction(signal.number(), std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN
@@ -89,10 +89,10 @@ fn is_ignored(_signal: Signal) -> bool {
     false
 }
 
-/// Sends a signal to a process; false when there is none of this number, or the system has no such signals.
+/// Sends a signal to a process; false if there is no such process or the system has no such signals.
 pub fn send(process: u32, signal: Signal) -> bool {
     #[cfg(unix)]
-    // SAFETY: `kill` takes any numbers and touches no memory.
+    // SAFETY: `kill` accepts any numbers and touches no memory.
     return unsafe { libc::kill(process as i32, signal.number()) == 0 };
     #[cfg(not(unix))]
     {

@@ -1,41 +1,41 @@
-//! Data of a run: rows to learn from and rows to measure on.
+//! Data of a run: training rows and held-out rows.
 
 use crate::data::Tokenizer;
 use crate::objective::TokenStream;
 
-/// Rows to learn from, rows that are held out, and what belongs to them.
+/// Training rows, held-out rows, and related data.
 pub struct RunData {
-    /// Rows to learn from.
+    /// Training rows.
     pub train: TokenStream,
-    /// Rows that are held out.
+    /// Held-out rows.
     pub validation: TokenStream,
-    /// The tokenizer of both.
+    /// Tokenizer of both.
     pub tokenizer: Tokenizer,
-    /// Hash of all that is learned from.
+    /// Hash of all training data.
     pub fingerprint: String,
-    /// Hash of what is held out.
+    /// Hash of the held-out data.
     pub held_out_fingerprint: String,
-    /// The held-out text itself, where it is plain text.
+    /// Held-out text itself, if it is plain text.
     pub held_out: Option<HeldOut>,
-    /// Beginning and end of a sample.
+    /// Start and end of a sample.
     pub sample: SampleStart,
-    /// One line on how much there is.
+    /// One-line description of the amount of data.
     pub told: String,
-    /// Options of `lowrank generate` that ask the model in the form that it learns from.
+    /// Options of `lowrank generate` that prompt the model in the form of its training data.
     pub ask: String,
 }
 
-/// The held-out text.
+/// Held-out text.
 pub struct HeldOut {
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: u64,
     /// Bits that `gzip -9` needs for each byte.
     pub gzip_bits_per_byte: f64,
 }
 
-/// How a sample of the model's writing begins and ends.
+/// Start and end of a generated sample.
 pub struct SampleStart {
-    /// Tokens before the first that the model writes.
+    /// Tokens before the first generated one.
     pub prompt: Vec<i32>,
     /// Tokens that end it.
     pub ends: Vec<i32>,

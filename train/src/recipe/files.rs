@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::Device;
 
-/// The form in which a run saves its model.
+/// Format in which a run saves its model.
 pub trait ModelFiles<M> {
-    /// Error of writing and reading.
+    /// Error of writing or reading.
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// Writes the model into the folder of a checkpoint.
@@ -17,16 +17,16 @@ pub trait ModelFiles<M> {
     fn load(&self, dir: &Path, device: &Device) -> Result<M, Self::Error>;
 }
 
-/// A record of Burn's, `model.bpk`, for models without a format of their own.
+/// Burn record, `model.bpk`, for models without a format of their own.
 ///
-/// It holds tensors and no structure: `start` is a model of the same shape, with the same adapters attached and the same parameters frozen.
-/// Optimizer state is found again by parameter ids, which the record keeps.
+/// It holds tensors without structure: `start` is a model of the same shape, with the same adapters attached and the
+/// same parameters frozen. Optimizer state is matched by parameter ids, which the record keeps.
 #[derive(Clone, Debug)]
 pub struct RecordFiles<M> {
     start: M,
 }
 
-/// A record of Burn's that could not be written or read.
+/// Burn record that could not be written or read.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct RecordError {
@@ -38,7 +38,7 @@ pub struct RecordError {
 const NAME: &str = "model.bpk";
 
 impl<M: Module> RecordFiles<M> {
-    /// Files of models like this one.
+    /// Creates the format for models like this one.
     pub fn new(start: M) -> Self {
         Self { start }
     }

@@ -1,4 +1,4 @@
-//! Fine-tuning: a model of a folder, whole or by an adapter, learns from examples.
+//! Fine-tuning: a model of a folder is trained on examples, whole or with an adapter.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ impl Recipe {
     }
 }
 
-/// Examples and what belongs to them, not yet in rows: how many share a batch may follow from the memory that is left.
+/// Examples and related data, not yet in rows: the batch size may depend on the memory that is left.
 pub struct ReadExamples {
     examples: Examples,
     text: ModelText,
@@ -73,7 +73,7 @@ impl ReadExamples {
         Ok(Self { examples, text, end, ask: ask.into() })
     }
 
-    /// In rows.
+    /// Arranges the examples in rows.
     pub fn into_rows(self, config: &Config) -> Result<RunData, BuildError> {
         let Self { examples, text, end, ask } = self;
         let (section, seq_len, seed) = (&config.data, config.train.seq_len, config.train.seed);
@@ -123,7 +123,7 @@ impl ReadExamples {
 }
 
 impl TrainedModel {
-    /// A model of a folder that learns from examples.
+    /// Model of a folder that is trained on examples.
     pub fn of_folder(config: &Config) -> Result<Self, BuildError> {
         if config.model.name.is_empty() {
             return Err(BuildError::Settings("name the folder of the model to fine-tune with --model DIR".into()));

@@ -1,4 +1,4 @@
-//! A run within a limit of memory.
+//! Runs within a memory limit.
 
 use lowrank_models::LlamaConfig;
 use lowrank_models::adapter::{AdapterConfig, Rule};
@@ -8,7 +8,7 @@ use crate::config::{Config, bytes};
 use crate::plan::{self, Forecast, Forecaster, Freedom};
 use crate::process::{MemoryUse, machine_memory};
 
-/// The configuration, changed as little as needed to stay within its limit of memory.
+/// Returns the configuration, changed as little as needed to stay within its memory limit.
 pub(super) fn fitting(
     config: Config,
     freedom: Freedom,
@@ -23,7 +23,7 @@ pub(super) fn fitting(
         listener.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
     }
     let hidden_size = llama(&config)?.hidden_size;
-    // Tokenizer, examples and token files are there already.
+    // Tokenizer, examples and token files are already in memory.
     let begun = MemoryUse::now();
     if begun.peak > limit {
         listener.warn(&format!("reading the data took {} already, more than train.memory", bytes(begun.peak)));
@@ -34,7 +34,7 @@ pub(super) fn fitting(
     Ok((chosen.config, Some(chosen.forecast)))
 }
 
-/// Fills in what follows from the model's shape, and rejects sizes beyond the memory of the machine.
+/// Fills in settings that follow from the model's shape, and rejects sizes beyond the memory of the machine.
 pub(super) fn complete(config: &mut Config, llama: &LlamaConfig, listener: &dyn Listener) -> Result<(), BuildError> {
     if let Some(rank) = build::usual_rank(config, llama.hidden_size) {
         listener.line(&format!(

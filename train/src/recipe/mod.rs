@@ -1,4 +1,4 @@
-//! Recipes: the stages of a run in order, each with its data, objective, hooks and end, and the model that they train.
+//! Recipes: the stages of a run in order, each with its data, objective, hooks and end, and the trained model.
 
 mod data;
 mod files;

@@ -1,4 +1,4 @@
-//! The model that a run trains: where it starts and what its checkpoints hold.
+//! The model that a run trains: its initial state and its checkpoint files.
 
 use std::path::{Path, PathBuf};
 
@@ -16,27 +16,27 @@ use crate::data::Tokenizer;
 use crate::engine::Schedule;
 use crate::objective::Stream;
 
-/// A model, whole or with an adapter.
+/// Trained model, whole or with an adapter.
 pub struct TrainedModel {
-    /// The model's configuration.
+    /// Configuration of the model.
     pub hub: HubConfig,
-    /// Folder of the model to begin with.
+    /// Folder of the initial model.
     pub(super) folder: Option<PathBuf>,
-    /// The adapter, where one is trained instead of the weights.
+    /// Adapter, if one is trained instead of the weights.
     pub(super) adapter: Option<AdapterConfig>,
-    /// Folder that the adapter is read from before the first step, where it is trained on.
+    /// Folder of an adapter whose training is continued.
     pub(super) begun: Option<PathBuf>,
-    /// How the adapter is trained.
+    /// Training rule of the adapter.
     pub rule: Box<dyn Rule>,
 }
 
 impl TrainedModel {
-    /// The adapter, where one is trained instead of the weights.
+    /// Adapter, if one is trained instead of the weights.
     pub fn adapter(&self) -> Option<&AdapterConfig> {
         self.adapter.as_ref()
     }
 
-    /// Refuses rows that are longer than the model's positions.
+    /// Rejects rows that are longer than the model's positions.
     pub fn check_length(&self, seq_len: usize) -> Result<(), BuildError> {
         let positions = self.hub.llama.max_position_embeddings;
         match seq_len > positions {
@@ -47,12 +47,12 @@ impl TrainedModel {
         }
     }
 
-    /// Folders of the model and of the adapter to begin with.
+    /// Folders of the initial model and adapter.
     pub fn folders(&self) -> [Option<&Path>; 2] {
         [self.folder.as_deref(), self.begun.as_deref()]
     }
 
-    /// The model before the first step.
+    /// Returns the model before the first step.
     pub fn begin(
         &self,
         config: &Config,
@@ -91,13 +91,13 @@ impl TrainedModel {
         Ok(self.rule.freeze(model))
     }
 
-    /// The model's files in checkpoints.
+    /// Format of the model in checkpoints.
     pub fn files<'a>(&'a self, job: Job, tokenizer: &'a Tokenizer) -> TrainedFiles<'a> {
         TrainedFiles { model: self, job, tokenizer }
     }
 }
 
-/// A model, or an adapter alone, as files of a checkpoint.
+/// Format of a model, or of an adapter alone, in a checkpoint.
 pub struct TrainedFiles<'a> {
     model: &'a TrainedModel,
     job: Job,
@@ -114,7 +114,7 @@ impl ModelFiles<Llama> for TrainedFiles<'_> {
         }
         hub::save(model, &hub.extra, dir, hub::MAX_SHARD_BYTES)?;
         match (folder, self.job) {
-            // The model's own files say more than what is made of the tokenizer: its chat template is among them.
+            // The model's own files contain more than those made from the tokenizer, such as its chat template.
             (Some(folder), Job::Finetune) => hub::copy_companions(folder, dir)?,
             _ => self.tokenizer.save(dir)?,
         }
@@ -139,7 +139,7 @@ impl ModelFiles<Llama> for TrainedFiles<'_> {
     }
 }
 
-/// Gradients of the weights that the adapter will stand on, over the first rows of the training data.
+/// Gradients of the weights that the adapter will be attached to, over the first rows of the training data.
 fn gradients(
     config: &Config,
     adapter: &AdapterConfig,

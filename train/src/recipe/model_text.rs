@@ -1,4 +1,4 @@
-//! Tokenizer, chat template and ends of texts of a model folder.
+//! Tokenizer, chat template and end-of-text tokens of a model folder.
 
 use std::path::Path;
 
@@ -7,23 +7,23 @@ use lowrank_models::hub::HubConfig;
 use crate::build::BuildError;
 use crate::data::{ChatTemplate, Conversation, DataError, Tokenizer};
 
-/// How texts are given to a model and taken from it.
+/// Conversion between texts and the tokens of a model.
 pub struct ModelText {
-    /// The model's tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
-    /// The model's chat template, where it has one.
+    /// Chat template of the model, if it has one.
     pub template: Option<ChatTemplate>,
-    /// Tokens that end a generated text, as `generation_config.json` or `config.json` names them.
+    /// Tokens that end a generated text, as named by `generation_config.json` or `config.json`.
     pub ends: Vec<u32>,
     name: String,
 }
 
-/// Ids that a tokenizer may have beyond the rows of the embedding: tokens for padding that were added and never trained.
+/// Maximum number of tokenizer ids beyond the rows of the embedding: padding tokens that were added and never trained.
 fn most_beyond(rows: usize) -> usize {
     16.max(rows / 50)
 }
 
-/// Refuses a tokenizer with far more ids than the embedding has rows, and warns of one with a few more.
+/// Rejects a tokenizer with far more ids than the embedding has rows, and warns about one with a few more.
 pub fn check_vocabulary(ids: usize, rows: usize, folder: &Path) -> Result<Option<String>, BuildError> {
     match ids.saturating_sub(rows) {
         0 => Ok(None),
@@ -49,7 +49,7 @@ impl ModelText {
         })
     }
 
-    /// The token that is put after each text to learn from: the tokenizer's own end, where it ends a generated text too.
+    /// Token added after each training text: the tokenizer's own end token, if it also ends a generated text.
     pub fn end(&self) -> Result<u32, BuildError> {
         let own = self.tokenizer.eos().filter(|eos| self.ends.is_empty() || self.ends.contains(eos));
         let end = own.or(self.ends.first().copied()).or(self.tokenizer.eos()).or(self.tokenizer.separator());
@@ -61,12 +61,13 @@ impl ModelText {
         })
     }
 
-    /// Tokens that end a generated text; at least the one that ends texts to learn from.
+    /// Tokens that end a generated text; at least the one that ends training texts.
     pub fn all_ends(&self) -> Result<Vec<u32>, BuildError> {
         if self.ends.is_empty() { Ok(vec![self.end()?]) } else { Ok(self.ends.clone()) }
     }
 
-    /// Ids of a text to continue, with what the tokenizer puts before it. Special tokens in it mean themselves where `special`.
+    /// Ids of a text to continue, including the tokens that the tokenizer adds before it. Special tokens are recognised
+    /// if `special` is set.
     pub fn prompt(&self, text: &str, special: bool) -> Result<Vec<u32>, BuildError> {
         let ids = match special {
             true => self.tokenizer.with_special_tokens().encode_whole(text)?,
@@ -78,7 +79,7 @@ impl ModelText {
         }
     }
 
-    /// Ids of a conversation with the beginning of an answer, as the template writes them.
+    /// Ids of a conversation and the start of an answer, as written by the template.
     pub fn chat_prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, BuildError> {
         let Some(template) = &self.template else {
             return Err(BuildError::Settings(format!(

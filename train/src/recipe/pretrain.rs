@@ -1,4 +1,4 @@
-//! Pretraining: a model, new or from a folder, learns from text.
+//! Pretraining: a model, new or from a folder, is trained on text.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ impl Recipe {
         let llama = |config: &Config| Ok(model_config(&config.model, ids, separator)?.llama);
         let shape = llama(&config)?;
         complete(&mut config, &shape, listener)?;
-        // Token files that were checked are in memory already.
+        // Verified token files are already in memory.
         let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
         let (config, forecast) = fitting(config, freedom, &llama, None, &PlainRule {}, mapped, listener)?;
         let model = TrainedModel::of_text(&config, &prepared.tokenizer)?;
@@ -73,7 +73,7 @@ impl RunData {
 }
 
 impl TrainedModel {
-    /// A model that learns from text, new or from a folder.
+    /// Model that is trained on text, new or from a folder.
     pub fn of_text(config: &Config, tokenizer: &Tokenizer) -> Result<Self, BuildError> {
         Ok(Self {
             hub: model_config(&config.model, tokenizer.vocab_size(), tokenizer.separator())?,

@@ -1,35 +1,36 @@
-//! The clock of a run.
+//! Time limit of a run.
 
-/// Shares of the time at which the number of steps that fit is estimated anew. The first comes when a step's time is known and next to nothing of the
-/// learning rate's decay has passed.
+/// Fractions of the time limit at which the number of steps that fit is estimated again. At the first one the duration
+/// of a step is known and almost none of the learning-rate decay has passed.
 const ESTIMATES: [f64; 7] = [0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9];
 
-/// A limit of time. The learning rate follows it: the schedule is laid out for the steps that fit, so that it ends when the clock ends the run.
+/// Time limit, which the learning rate follows: the schedule is adjusted to the steps that fit, so that it ends when
+/// the run does.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Clock {
     limit: f64,
-    /// Number of estimates that have been made.
+    /// Number of estimates made so far.
     made: usize,
 }
 
 impl Clock {
-    /// A clock of so many minutes, of which some seconds have passed; none for 0 minutes.
+    /// Creates a clock of `minutes` minutes, of which `seconds` seconds have passed; none for 0 minutes.
     pub fn new(minutes: f64, seconds: f64) -> Option<Self> {
         let limit = minutes * 60.0;
         (limit > 0.0).then(|| Self { limit, made: passed(seconds / limit) })
     }
 
-    /// Whether the time is up.
+    /// Returns true if the time is up.
     pub fn is_over(self, seconds: f64) -> bool {
         seconds >= self.limit
     }
 
-    /// Seconds that are left.
+    /// Remaining seconds.
     pub fn left(self, seconds: f64) -> f64 {
         (self.limit - seconds).max(0.0)
     }
 
-    /// Steps that the whole run will have after `step` steps in so many seconds; none between the times of estimates.
+    /// Estimated steps of the whole run after `step` steps in `seconds` seconds; none between the times of estimates.
     pub fn estimate(&mut self, step: u64, seconds: f64) -> Option<u64> {
         let made = passed(seconds / self.limit);
         if made == std::mem::replace(&mut self.made, made) || step == 0 {
@@ -38,7 +39,7 @@ impl Clock {
         Some(self.fitting(step, seconds))
     }
 
-    /// Steps that the whole run will have at the pace of the first `step` steps.
+    /// Steps of the whole run at the speed of the first `step` steps.
     pub fn fitting(self, step: u64, seconds: f64) -> u64 {
         step + (self.left(seconds) * step as f64 / seconds) as u64
     }

@@ -7,7 +7,7 @@ use super::folder::RunFolderError;
 use crate::build::BuildError;
 use crate::engine::TrainError;
 
-/// An error of a run.
+/// Error of a run.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant says whose error it carries
 pub enum RunError {
@@ -17,41 +17,41 @@ pub enum RunError {
     Train(#[from] TrainError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A checkpoint that was given is not as it was saved.
+    /// Damaged checkpoint that was given.
     #[error(transparent)]
     Damaged(CheckpointError),
     #[error(transparent)]
     Folder(#[from] RunFolderError),
-    /// A run that was started with other settings.
+    /// Run that was started with other settings.
     #[error(
         "{path} was begun with other settings:\n{differences}\na resumed run must give the same result; take these settings back, or start a new run with another --out"
     )]
     OtherSettings {
-        /// The run.
+        /// Folder of the run.
         path: PathBuf,
-        /// One line a setting.
+        /// Differences, one line per setting.
         differences: String,
     },
-    /// There is no checkpoint.
+    /// Missing checkpoint.
     #[error(
         "{path} has no checkpoint to resume from; start the run again with --overwrite in place of --resume, or choose another --out"
     )]
     NoCheckpoint {
-        /// The run.
+        /// Folder of the run.
         path: PathBuf,
     },
-    /// The system refuses.
+    /// Failure of a system operation.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// Operation that was tried.
         what: String,
-        /// The system's reason.
+        /// Reason given by the system.
         source: std::io::Error,
     },
 }
 
 impl RunError {
-    /// Whether the cause is what was given (data, settings, files) rather than a failure while working.
+    /// Returns true if the cause is the input (data, settings, files) rather than a failure while working.
     pub fn is_input(&self) -> bool {
         match self {
             Self::Build(error) => error.is_input(),

@@ -1,4 +1,4 @@
-//! The folder of a run.
+//! Folder of a run.
 
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 
 use crate::process::files;
 
-/// A run's folder, held by this process alone until dropped.
+/// Folder of a run, locked by this process until dropped.
 #[derive(Debug)]
 pub struct RunFolder {
     dir: PathBuf,
     _lock: File,
 }
 
-/// A folder that cannot be used for a run.
+/// Folder that cannot be used for a run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunFolderError {
-    /// The system refuses.
+    /// Failure of a system operation.
     #[error("{path}: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// Reason given by the system.
         source: std::io::Error,
     },
-    /// Another process trains in it.
+    /// Folder in which another process trains.
     #[error("{path} is in use by process {process}; wait for it, stop it, or choose another --out")]
     Locked {
         /// The folder.
@@ -32,26 +32,26 @@ pub enum RunFolderError {
         /// Process id as written by that process.
         process: String,
     },
-    /// It holds results of a run already.
+    /// Folder that already holds results of a run.
     #[error(
         "{path} already holds a run ({found}); continue it with --resume, choose another --out, or replace it with --overwrite"
     )]
     Occupied {
         /// The folder.
         path: PathBuf,
-        /// What was found in it.
+        /// Results that were found.
         found: String,
     },
-    /// It holds no run to continue.
+    /// Folder without a run to continue.
     #[error("{path} holds no run to resume; check --out, or start one without --resume")]
     NoRun {
         /// The folder.
         path: PathBuf,
     },
-    /// Its lock is no file of its own.
+    /// Folder whose lock is not a regular file of its own.
     #[error("{path} is a symbolic link, not the lock of a run; remove it, or choose another --out")]
     Link {
-        /// The lock.
+        /// Path of the lock.
         path: PathBuf,
     },
 }
@@ -59,17 +59,17 @@ pub enum RunFolderError {
 /// Purpose for which a folder is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// A new run; a folder with results of another one is refused.
+    /// A new run; a folder with results of another one is rejected.
     New,
-    /// A new run in place of the one that the folder holds, if it holds one.
+    /// A new run that replaces the one in the folder, if any.
     Overwrite,
-    /// The run that the folder holds.
+    /// The run in the folder.
     Resume,
 }
 
-/// Files of a run's results.
+/// Files of results.
 const RESULTS: [&str; 3] = ["config.toml", "summary.json", "metrics.jsonl"];
-/// Folders of a run's results, with the start of the names in them.
+/// Folders of results, with the prefix of the names in them.
 const RESULT_FOLDERS: [(&str, &str); 2] = [("checkpoints", "step-"), ("tensorboard", "events.out.tfevents")];
 
 impl RunFolder {
@@ -108,7 +108,8 @@ impl RunFolder {
         Ok(Self { dir: dir.to_path_buf(), _lock: lock })
     }
 
-    /// Makes and opens the next free `PARENT/NAME-001`. Of several processes that do so at the same time each gets a folder of its own.
+    /// Creates and opens the next free `PARENT/NAME-001`. Of several processes that do so at the same time, each gets a
+    /// folder of its own.
     pub fn create_next(parent: &Path, name: &str) -> Result<Self, RunFolderError> {
         std::fs::create_dir_all(parent).map_err(io(parent))?;
         let mut number = 1u32;
@@ -122,7 +123,7 @@ impl RunFolder {
         }
     }
 
-    /// Removes the results of the run that the folder holds, and nothing else.
+    /// Removes the results of the run in the folder, and nothing else.
     pub fn clear(&self) -> Result<(), RunFolderError> {
         for path in results(&self.dir) {
             files::remove_if_there(&path).map_err(io(&path))?;
@@ -130,7 +131,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The run in `parent` that was changed last.
+    /// Most recently changed run in `parent`.
     pub fn newest(parent: &Path) -> Option<PathBuf> {
         let entries = std::fs::read_dir(parent).ok()?;
         let runs =
@@ -138,17 +139,17 @@ impl RunFolder {
         runs.max_by_key(|path| std::fs::metadata(path.join("metrics.jsonl")).and_then(|data| data.modified()).ok())
     }
 
-    /// The folder itself.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// A file or folder in it.
+    /// Path of a file or folder in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Writes a file whole or not at all, and brings it to the disk.
+    /// Writes a file completely or not at all, and syncs it to disk.
     pub fn write(&self, name: &str, text: &str) -> Result<(), RunFolderError> {
         let path = self.dir.join(name);
         files::write_whole(&path, text.as_bytes()).map_err(io(&path))
@@ -160,7 +161,7 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> RunFolderError {
     move |source| RunFolderError::Io { path, source }
 }
 
-/// Files and folders that a run left in its folder. An empty file of metrics is none.
+/// Files and folders of a run's results in its folder. An empty file of metrics is ignored.
 fn results(dir: &Path) -> Vec<PathBuf> {
     let is_result = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0);
     let mut found: Vec<PathBuf> = RESULTS.iter().map(|name| dir.join(name)).filter(is_result).collect();

@@ -1,7 +1,7 @@
 //! A whole run, pretraining or fine-tuning: from the configuration to the summary.
 //!
 //! - [`Training`]: the run itself, one step after another.
-//! - [`checkpoint`]: saving and resuming with the same bits.
+//! - [`checkpoint`]: saving and bit-exact resuming.
 //! - [`report`]: metrics, [TensorBoard for Burn's own loop](report::TensorBoardLogger), progress, summary.
 //! - [`RunFolder`]: the folder that holds all of it.
 

@@ -1,4 +1,4 @@
-//! Reports of a run on itself: metrics, progress, summary.
+//! Reports of a run: metrics, progress, summary.
 
 use super::RunError;
 use super::report::{EndedBy, Logs, Metrics, StepView, Summary};
@@ -34,7 +34,7 @@ impl Training {
         }
     }
 
-    /// The summary of a run that was resumed at its end, where it has one.
+    /// Summary of a run that was resumed at its end, if it has one.
     pub(super) fn finished_before(&self) -> Option<Summary> {
         let at_end = self.trainer.step > 0 && self.state.stage + 1 == self.stages.len() && self.ending().is_some();
         if !at_end {
@@ -94,7 +94,7 @@ impl Training {
             rss_bytes: metrics.rss_bytes.unwrap_or(0),
             seconds_left: self.seconds_left(),
         };
-        // Plain lines at every step would drown everything else.
+        // Plain lines at every step would be too many.
         let told = report.step == 1 || due(20.max(self.config.log.every), report.step);
         self.screen.step(&view, told);
         if report.skipped {
@@ -123,7 +123,7 @@ impl Training {
         summary.kept_subspaces = failures.zero + failures.not_finite + failures.not_converged;
         summary.seconds = self.state.seconds;
         summary.tokens_per_second = match self.pace.steps {
-            // A run that was killed after its last step.
+            // The run was killed after its last step.
             0 => self.trainer.tokens as f64 / self.state.seconds.max(f64::MIN_POSITIVE),
             _ => self.pace.tokens as f64 / self.pace.seconds,
         };

@@ -1,4 +1,4 @@
-//! The checkpoint that a run goes on from.
+//! Checkpoint that a run resumes from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,14 @@ use crate::build::{BuildError, Listener, model_folder, names_adapter_folder};
 use crate::config::{Config, Job};
 use crate::engine::Schedule;
 
-/// A checkpoint that a run goes on from.
+/// Checkpoint that a run resumes from.
 pub(super) struct Loaded {
     pub path: PathBuf,
     pub state: TrainerState,
 }
 
-/// The newest checkpoint of a run, or the one that is named, with its state. Refused where the run was started with other settings.
+/// Loads the newest checkpoint of a run, or the named one, with its state. Rejects a run that was started with other
+/// settings.
 pub(super) fn load(
     checkpoints: &Checkpoints,
     from: Option<&str>,
@@ -45,7 +46,7 @@ pub(super) fn load(
     Ok(Loaded { path, state })
 }
 
-/// Warns where the bits may not be those of the processor that the run was started on.
+/// Warns if the results may differ bitwise from those of the processor that the run was started on.
 fn warn_of_other_instructions(state: &TrainerState, listener: &dyn Listener) {
     let (before, now) = (&state.instruction_set, instruction_set());
     if !before.is_empty() && before != now.name() {
@@ -56,8 +57,8 @@ fn warn_of_other_instructions(state: &TrainerState, listener: &dyn Listener) {
     }
 }
 
-/// The settings that decide the result. Places of data and models are not among them, since their contents are hashed, and neither is the length,
-/// which [`steps`] compares.
+/// Settings that determine the result. Paths of data and models are not among them, since their contents are hashed,
+/// and neither is the length, which [`steps`] compares.
 pub(super) fn settings(config: &Config) -> BTreeMap<String, String> {
     let mut entries = config.deciding_entries();
     let hashed = [
@@ -89,13 +90,13 @@ fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>
 /// Hashes of the folders that a run starts from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Bases {
-    /// Of the model.
+    /// Hash of the model folder.
     pub model: Option<String>,
-    /// Of the adapter.
+    /// Hash of the adapter folder.
     pub adapter: Option<String>,
 }
 
-/// Refuses data or folders whose contents are not those that the run was started with.
+/// Rejects data or folders whose contents have changed since the run was started.
 pub(super) fn refuse_changed(
     state: &TrainerState,
     stages: &[StageRecord],
@@ -134,8 +135,8 @@ pub(super) fn refuse_changed(
     Ok(())
 }
 
-/// Steps that the schedule of the current stage is laid out for: as before, or other ones where each step so far would have been the same.
-/// What a clock has shortened depends on the time that is left.
+/// Steps of the current stage's schedule: as before, or a different number if it would not have changed any step so
+/// far. The steps of a run with a time limit depend on the time that is left.
 pub(super) fn steps(
     state: &TrainerState,
     planned: Option<u64>,
@@ -147,7 +148,7 @@ pub(super) fn steps(
     if planned == before {
         return Ok(match (clock, planned, state.total_steps) {
             (None, ..) => planned,
-            // The time was up, and there is more now.
+            // The time was up, and the limit has been raised.
             (Some(clock), Some(planned), Some(total)) if total <= done && !clock.is_over(state.seconds) => {
                 Some(planned.min(clock.fitting(state.step, state.seconds).saturating_sub(state.stage_step)))
             }
@@ -169,7 +170,7 @@ pub(super) fn steps(
     }
 }
 
-/// Refuses another length where adapters do something at a share of the run, and would have done it at another step.
+/// Rejects a different length if adapters change at a fraction of the run and would have changed at a different step.
 pub(super) fn refuse_other_rests(
     state: &TrainerState,
     model: &Llama,

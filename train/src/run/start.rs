@@ -1,4 +1,4 @@
-//! From a recipe, or a checkpoint, to a run that can begin.
+//! Preparation of a run from a recipe or a checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -25,24 +25,24 @@ use crate::recipe::{ModelFiles, Recipe, RunData, Stage, TrainedModel};
 /// Start of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// A new run; a folder with results of another one is refused.
+    /// A new run; a folder with results of another one is rejected.
     New,
-    /// A new run in place of the one that the folder holds.
+    /// A new run that replaces the one in the folder.
     Overwrite,
-    /// The run of the folder goes on from its newest checkpoint, or from the one that is named.
+    /// The run in the folder, resumed from its newest checkpoint or from the named one.
     Resume(Option<String>),
 }
 
 /// Folder of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// This folder.
+    /// Given folder.
     Folder(PathBuf),
     /// The next free `PARENT/NAME-001`.
     Next {
-        /// Folder above it.
+        /// Parent folder.
         parent: PathBuf,
-        /// Start of its name.
+        /// Prefix of its name.
         name: String,
     },
 }
@@ -58,7 +58,7 @@ impl Start {
 }
 
 impl Place {
-    /// Opens the folder where it is there already. It cannot be taken by another run while the data is prepared.
+    /// Opens the folder if it exists. No other run can use it while the data is prepared.
     fn open_existing(&self, start: &Start) -> Result<Option<RunFolder>, RunError> {
         match self {
             Self::Folder(dir) if matches!(start, Start::Resume(_)) || dir.exists() => {
@@ -68,7 +68,7 @@ impl Place {
         }
     }
 
-    /// Makes and opens the folder.
+    /// Creates and opens the folder.
     fn open(&self, start: &Start) -> Result<RunFolder, RunError> {
         Ok(match self {
             Self::Folder(dir) => RunFolder::open(dir, start.opening())?,
@@ -78,8 +78,8 @@ impl Place {
 }
 
 impl Training {
-    /// Makes the run of a configuration ready: data, model, folder. A new folder is made last, so that bad input leaves nothing behind.
-    /// Where the configuration limits memory, what is free is changed so that the run fits.
+    /// Prepares the run of a configuration: data, model, folder. A new folder is created last, so that invalid input
+    /// leaves nothing behind. If the configuration limits memory, unset settings are changed so that the run fits.
     pub fn new(
         config: Config,
         freedom: Freedom,
@@ -94,7 +94,7 @@ impl Training {
         Self::ready(recipe, opened, place, start, screen)
     }
 
-    /// Makes the run of a recipe ready, as [`Training::new`].
+    /// Prepares the run of a recipe, like [`Training::new`].
     pub fn of_recipe(recipe: Recipe, place: &Place, start: &Start, screen: Screen) -> Result<Self, RunError> {
         set_threads(recipe.config.train.threads);
         let opened = place.open_existing(start)?;
@@ -170,7 +170,7 @@ impl Training {
     }
 }
 
-/// The checkpoint that a run goes on from, if it does; refused where it was started with something else.
+/// Checkpoint that a run resumes from, if any; rejected if it was started from something else.
 fn load(
     start: &Start,
     opened: Option<&RunFolder>,
@@ -186,7 +186,7 @@ fn load(
     Ok(Some(loaded))
 }
 
-/// The trainer of a stage, as new or as it was saved, and the parameters that it steps.
+/// Trainer of a stage, new or restored, and the assignment of its parameters.
 fn trainer(
     config: &Config,
     subject: &TrainedModel,
@@ -209,7 +209,7 @@ fn trainer(
     Ok((trainer, parameters))
 }
 
-/// The folder of a run that is ready: nothing of an earlier one is left that was to be overwritten, and it holds the configuration.
+/// Folder of a prepared run: results to be overwritten are removed, and the configuration is written.
 fn claim(opened: Option<RunFolder>, place: &Place, start: &Start, config: &mut Config) -> Result<RunFolder, RunError> {
     let folder = match opened {
         Some(folder) => folder,
@@ -223,7 +223,7 @@ fn claim(opened: Option<RunFolder>, place: &Place, start: &Start, config: &mut C
     Ok(folder)
 }
 
-/// The schedule of a stage, and the steps that it is laid out for.
+/// Schedule of a stage, and its number of steps.
 fn schedule(
     config: &Config,
     subject: &TrainedModel,
@@ -237,7 +237,7 @@ fn schedule(
         }
         None => stage.steps,
     };
-    // The clock shortens a schedule and leaves its warm-up.
+    // The time limit shortens a schedule but not its warm-up.
     Ok((Schedule { total_steps: total, ..schedule(stage.steps)? }, total))
 }
 
@@ -260,7 +260,7 @@ fn bases(subject: &TrainedModel) -> Result<Bases, CheckpointError> {
     Ok(Bases { model: model?, adapter: adapter? })
 }
 
-/// The state that the optimizer of a configuration keeps, found with one of its own.
+/// State that the optimizer of a configuration keeps, determined with a new one.
 fn expected_state(config: &Config, subject: &TrainedModel, model: &Llama) -> Result<ExpectedState, RunError> {
     let meter = StateMeter::new();
     let build::Optimizer { optimizer, parameters, .. } = build::optimizer(config, &*subject.rule, model, &meter)?;
@@ -280,7 +280,7 @@ fn sizes(model: &Llama, data: &RunData, forecast: Option<Forecast>) -> Summary {
     }
 }
 
-/// Settings of the engine.
+/// Options of the engine.
 fn trainer_options(config: &Config, schedule: Schedule) -> TrainerOptions {
     TrainerOptions {
         schedule,
@@ -292,7 +292,7 @@ fn trainer_options(config: &Config, schedule: Schedule) -> TrainerOptions {
     }
 }
 
-/// How many parameters each optimizer steps; the list stands in TensorBoard.
+/// Number of parameters per optimizer; TensorBoard has the full list.
 fn who_steps(method: &str, parameters: &[Assignment]) -> String {
     let count = |is: fn(&AssignedTo) -> bool| parameters.iter().filter(|assignment| is(&assignment.optimizer)).count();
     let own = count(|who| matches!(who, AssignedTo::Method(_)));

@@ -1,4 +1,4 @@
-//! The run itself.
+//! Training loop of a run.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::objective::Streams;
 use crate::process::{Signal, Signals};
 use crate::recipe::{RunData, Stage, TrainedModel};
 
-/// A run between its first and its last step.
+/// Run between its first and its last step.
 pub struct Training {
     pub(super) config: Config,
     pub(super) folder: RunFolder,
@@ -34,12 +34,12 @@ pub struct Training {
     pub(super) state: TrainerState,
     pub(super) summary: Summary,
     pub(super) pace: Pace,
-    /// The last sample of the model's writing, and its step.
+    /// Last generated sample, and its step.
     pub(super) sampled: Option<(u64, String)>,
     pub(super) screen: Screen,
 }
 
-/// Steps of this process, their seconds and tokens.
+/// Steps, seconds and tokens of this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
     pub steps: u64,
@@ -47,22 +47,22 @@ pub(super) struct Pace {
     pub tokens: u64,
 }
 
-/// A run that came to an end.
+/// Finished run.
 #[derive(Clone, Debug)]
 pub struct Finished {
     /// Folder of the run.
     pub folder: PathBuf,
-    /// Figures; those of the last evaluation are missing when a signal ended the run.
+    /// Figures of the run; those of the last evaluation are missing if a signal ended the run.
     pub summary: Summary,
-    /// Steps that were planned.
+    /// Number of planned steps.
     pub planned: Option<u64>,
-    /// Text that the model wrote before the first step; none when the run was resumed.
+    /// Text generated before the first step; none if the run was resumed.
     pub before: Option<String>,
-    /// Text that it wrote after the last.
+    /// Text generated after the last step.
     pub after: Option<String>,
-    /// The signal that ended the run early.
+    /// Signal that ended the run early.
     pub signal: Option<Signal>,
-    /// Options of `lowrank generate` that ask the model in the form that it learned from.
+    /// Options of `lowrank generate` that prompt the model in the form of its training data.
     pub ask: String,
 }
 
@@ -95,7 +95,8 @@ impl Ending {
 const STATE_EVERY: u64 = 100;
 
 impl Training {
-    /// Trains to the end, or to the step during which a signal comes. A run that is at its end already keeps all it has written.
+    /// Trains to the end, or to the step during which a signal is received. A run that is already at its end keeps its
+    /// results.
     pub fn run(mut self) -> Result<Finished, RunError> {
         let signals = Signals::install()
             .map_err(|source| RunError::System { what: "signals cannot be watched".into(), source })?;
@@ -161,12 +162,12 @@ impl Training {
         Ok(ending)
     }
 
-    /// Steps taken in the current stage.
+    /// Number of steps taken in the current stage.
     pub(super) fn done(&self) -> u64 {
         self.trainer.step - self.state.stage_step
     }
 
-    /// The last step of the current stage, where its number is known.
+    /// Last step of the current stage, if its number is known.
     pub(super) fn total(&self) -> Option<u64> {
         self.state.total_steps.map(|steps| self.state.stage_step + steps)
     }
@@ -175,7 +176,7 @@ impl Training {
         &self.stages[self.state.stage]
     }
 
-    /// The end that the current stage has reached.
+    /// Returns the end that the current stage has reached.
     pub(super) fn ending(&self) -> Option<Ending> {
         let reached = |steps: Option<u64>| steps.is_some_and(|steps| self.done() >= steps);
         let time_is_up = self.clock.is_some_and(|clock| clock.is_over(self.state.seconds));
@@ -185,7 +186,7 @@ impl Training {
         }
     }
 
-    /// Lays the schedule out for the steps that fit the time that is left.
+    /// Adjusts the schedule to the steps that fit the remaining time.
     fn follow_clock(&mut self) {
         let (Some(planned), Some(clock)) = (self.current().steps, &mut self.clock) else { return };
         if let Some(fitting) = clock.estimate(self.trainer.step, self.state.seconds) {
@@ -207,7 +208,7 @@ impl Training {
         let state = &mut self.state;
         (state.stage, state.stage_step, state.stage_samples) = (number, before[0], before[1]);
         state.total_steps = stage.steps;
-        // The next stage is measured on other text.
+        // The next stage is validated on other text.
         (state.best_validation_loss, state.best_step) = (None, None);
         Ok(true)
     }
@@ -240,7 +241,7 @@ impl Training {
         Ok(report)
     }
 
-    /// Measures the validation loss, at the end on all held-out text as well. Returns whether it was the best so far.
+    /// Measures the validation loss, at the end on all held-out text as well. Returns true if it is the best so far.
     fn evaluate(&mut self, whole: bool, metrics: &mut Metrics) -> Result<bool, RunError> {
         let (model, device) = (self.trainer.model(), self.trainer.device());
         let data = &self.stages[self.state.stage].data;
@@ -263,7 +264,7 @@ impl Training {
         Ok(self.state.note_validation(self.trainer.step, loss))
     }
 
-    /// Lets the model write, and logs the text. Once a step.
+    /// Generates a sample and logs it, at most once per step.
     fn sample(&mut self) -> Result<Option<String>, RunError> {
         let tokens = self.config.log.sample_tokens;
         let step = self.trainer.step;
@@ -290,7 +291,7 @@ impl Training {
     }
 }
 
-/// Whether something that happens every so many steps happens at this one; 0 is never.
+/// Returns true if something that happens every `every` steps happens at this one; 0 means never.
 pub(super) fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }

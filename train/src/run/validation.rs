@@ -1,4 +1,4 @@
-//! The held-out rows that validation losses are measured on.
+//! Held-out rows for validation losses.
 
 use std::num::NonZeroU64;
 
@@ -9,15 +9,15 @@ use crate::data::Order;
 use crate::engine::{Evaluation, TrainError, evaluate};
 use crate::objective::{ModelLoss, Stream, epoch};
 
-/// Batches of the held-out rows, drawn once over all of them: every validation loss of a stage is measured on the same ones, so that they can be
-/// compared.
+/// Batches of the held-out rows, drawn once over all of them: every validation loss of a stage uses the same ones, so
+/// that the losses are comparable.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Validation {
-    /// Row that each batch begins with, ascending; none for all batches.
+    /// First row of each batch, ascending; none for all batches.
     rows: Option<Vec<u64>>,
 }
 
-/// Keeps the draw apart from the order of the training rows.
+/// Separates the draw from the order of the training rows.
 const STREAM: u64 = 0x76616c6964617465;
 
 impl Validation {
@@ -34,7 +34,7 @@ impl Validation {
         Self { rows }
     }
 
-    /// Loss on the drawn batches.
+    /// Computes the loss on the drawn batches.
     pub fn drawn(
         &self,
         model: &Llama,
@@ -50,12 +50,12 @@ impl Validation {
         }
     }
 
-    /// Loss on all batches.
+    /// Computes the loss on all batches.
     pub fn all(model: &Llama, held_out: &dyn Stream<LanguageBatch>, device: &Device) -> Result<Evaluation, TrainError> {
         evaluate(model, &ModelLoss, epoch(held_out, device), |_| true)
     }
 
-    /// Whether the drawn batches are all that there are.
+    /// Returns true if the drawn batches are all that exist.
     pub fn is_all(&self) -> bool {
         self.rows.is_none()
     }

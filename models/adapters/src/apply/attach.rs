@@ -17,10 +17,10 @@ use crate::ground::stack::{Adapter, AdapterStack, each_adapter};
 use crate::ground::structure::Totals;
 use crate::init::origin::origin;
 
-/// Stands in the place of a layer's path for tensors that all layers share.
+/// Replaces a layer's path for tensors that all layers share.
 pub const SHARED: &str = "";
 
-/// Gradients of base weights `[d_in, d_out]`, summed over some samples, row by row on the host, by the path of their layer.
+/// Gradients of base weights `[d_in, d_out]`, summed over some samples, row-major on the host, by layer path.
 pub type BaseGradients = BTreeMap<String, Vec<f32>>;
 
 /// Attaches an adapter to a module.
@@ -43,7 +43,7 @@ pub struct Attach {
 }
 
 impl Attach {
-    /// A new adapter.
+    /// Creates a new adapter.
     pub fn new(config: AdapterConfig) -> Self {
         Self { config, gradients: BaseGradients::new(), tensors: None, sizes: BTreeMap::new(), factored: false }
     }
@@ -53,30 +53,34 @@ impl Attach {
         &self.config
     }
 
-    /// With gradients of the base weights, for starts that ask for them.
+    /// Adds gradients of the base weights, for initialisations that need them.
     pub fn with_gradients(self, gradients: BaseGradients) -> Self {
         Self { gradients, ..self }
     }
 
-    /// With tensors that were read from a file, by the path of the layer and the name of the field, laid out as in files; those that layers
+    /// Adds tensors read from a file, by layer path and field name, in the layout of the file; tensors that layers
     /// share are under [`SHARED`] by their names, or with the first layer.
     pub fn with_tensors(self, tensors: BTreeMap<String, GivenTensors>) -> Self {
         Self { tensors: Some(tensors), ..self }
     }
 
-    /// With rank and scale of layers where they are others than the configuration gives: those of an adapter that changed its size in a run.
+    /// Sets rank and scale of layers that differ from the configuration: those of an adapter that was resized during a
+    /// run.
     pub fn with_sizes(self, sizes: BTreeMap<String, Size>) -> Self {
         Self { sizes, ..self }
     }
 
-    /// For modules whose linear layers all ask [`AdapterStack::linear`] for their output; other layers see the composed weight alone.
+    /// Declares that all linear layers of the module call [`AdapterStack::linear`] for their output; other layers see
+    /// only the composed weight.
     pub fn factored(self) -> Self {
         Self { factored: true, ..self }
     }
 
-    /// Freezes all parameters of the module, puts the adapter on the layers that match, on top of those that are there, and reports what was done.
+    /// Freezes all parameters of the module, attaches the adapter to the matching layers, on top of existing adapters,
+    /// and reports the result.
     ///
-    /// Fails before anything is changed; the module is lost only where building fails (a file without a tensor, no memory).
+    /// Fails before anything is changed; the module is lost only if building fails (a missing tensor in a file, not
+    /// enough memory).
     pub fn to<M: Module>(self, module: M) -> Result<(M, Report), AdapterError> {
         let found = linear_weights(&module)?;
         let names: Vec<LinearLayer> = found.values().cloned().collect();
@@ -125,7 +129,7 @@ impl Attach {
         let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
         let shared = SharedTensors { given, ..SharedTensors::default() };
         let shared = joined(shared, &self.config, below.values().flatten())?;
-        // Switched off, adapters fold into nothing; those that stay are put back below the new one.
+        // Disabled adapters fold into nothing; those that stay are put back below the new one.
         before.iter().for_each(|(control, _)| control.switch(false));
         let module = if below.is_empty() { module } else { module.materialize() };
         before.iter().for_each(|(control, on)| control.switch(*on));
@@ -175,8 +179,8 @@ impl Attach {
     }
 }
 
-/// With what the adapters that stand on the module have in common already, for another of the same structure; refuses one that would bring
-/// its own.
+/// Adds the shared tensors of the module's existing adapters, for another adapter of the same structure; rejects one
+/// that would bring its own.
 pub(super) fn joined<'a>(
     mut shared: SharedTensors,
     config: &AdapterConfig,
@@ -209,7 +213,7 @@ pub(super) fn joined<'a>(
     Ok(shared)
 }
 
-/// Takes an adapter off; the base keeps its bits.
+/// Removes an adapter and restores the base weights bit for bit.
 pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
     let mut stacks = stacks(&module);
     let all = controls(&stacks);
@@ -223,10 +227,10 @@ pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
     put_back(module, stacks)
 }
 
-/// The module with these adapters in place of those that it has.
+/// Replaces the adapters of a module by these.
 pub(super) fn put_back<M: Module>(module: M, mut stacks: BTreeMap<String, Vec<Adapter>>) -> Result<M, AdapterError> {
     let all = controls(&self::stacks(&module));
-    // Switched off, adapters fold into nothing.
+    // Disabled adapters fold into nothing.
     all.iter().for_each(|(control, _)| control.switch(false));
     let found = linear_weights(&module);
     let module = module.materialize();
@@ -241,7 +245,7 @@ pub fn adapters_of<M: Module>(module: &M) -> Vec<Control> {
     controls(&stacks(module)).into_iter().map(|(control, _)| control).collect()
 }
 
-/// The adapters of every layer that has some.
+/// Adapters of every layer that has any.
 pub(super) fn stacks<M: Module>(module: &M) -> BTreeMap<String, Vec<Adapter>> {
     let mut stacks = BTreeMap::new();
     each_adapter(module, |layer, adapter| {
@@ -263,11 +267,11 @@ fn controls(stacks: &BTreeMap<String, Vec<Adapter>>) -> Vec<(Control, bool)> {
 /// Result of attaching an adapter.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The structure.
+    /// Structure of the adapter.
     pub structure: &'static Spec,
-    /// The handle of the adapter.
+    /// Handle of the adapter.
     pub control: Control,
-    /// The layers.
+    /// Adapted layers.
     pub layers: Vec<Adapted>,
     /// Warnings about settings that are allowed but rarely intended.
     pub warnings: Vec<String>,
@@ -276,23 +280,23 @@ pub struct Report {
 /// A layer that was adapted.
 #[derive(Clone, Debug)]
 pub struct Adapted {
-    /// Its numbers.
+    /// Static properties of the layer.
     pub place: Place,
-    /// Values that are trained.
+    /// Number of trained parameters.
     pub trained: usize,
-    /// Values that are stored for this layer and stay as they are.
+    /// Number of frozen elements stored for this layer.
     pub frozen: usize,
-    /// Bytes of tensors that other layers use too, by key.
+    /// Bytes of tensors shared with other layers, by key.
     pub shared: BTreeMap<String, u64>,
 }
 
 impl Report {
-    /// Values that are trained in all layers.
+    /// Number of trained parameters in all layers.
     pub fn trained(&self) -> usize {
         self.layers.iter().map(|layer| layer.trained).sum()
     }
 
-    /// Bytes stored beside the trained values; what layers share counts once.
+    /// Bytes stored in addition to the trained parameters; shared tensors count once.
     pub fn frozen_bytes(&self) -> u64 {
         let own: usize = self.layers.iter().map(|layer| layer.frozen * 4).sum();
         let shared: BTreeMap<&String, &u64> = self.layers.iter().flat_map(|layer| &layer.shared).collect();
@@ -401,7 +405,7 @@ impl Reparameterizer for &mut Builder<'_> {
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
         let param = param.set_require_grad(false);
-        // A file may lack more than one tensor; another failure ends the building.
+        // A file may lack more than one tensor; any other failure stops the build.
         let going_on = self.failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
         let Some(path) = self.ids.get(&param.id).cloned().filter(|_| going_on && D == 2) else {
             return (param, None);

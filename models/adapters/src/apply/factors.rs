@@ -1,4 +1,4 @@
-//! Adapters as data: the update of a layer as two factors, from its tensors alone.
+//! Adapters as data: the update of a layer as two factors, computed from its tensors alone.
 
 use burn::tensor::{Device, Tensor};
 use lowrank_optim::key_of;
@@ -20,10 +20,10 @@ pub struct LayerFactors {
     pub factors: Factors,
 }
 
-/// The update of one layer's adapter from its tensors, laid out as in files: no model is needed. `shared` is the same for all layers of the
-/// adapter.
+/// Returns the update of one layer's adapter from its tensors, in the layout of files, without a model. `shared` is the
+/// same for all layers of the adapter.
 ///
-/// Refused: updates that are no product, or that depend on the base weight.
+/// Rejects updates that are not a product or that depend on the base weight.
 pub fn factors_of(
     config: &AdapterConfig,
     place: &Place,
@@ -32,7 +32,7 @@ pub fn factors_of(
 ) -> Result<LayerFactors, AdapterError> {
     let entry = config.entry()?;
     let device = Device::default();
-    // Structures that are a product take nothing from the weight once their tensors are given.
+    // Product structures need nothing from the weight once their tensors are given.
     let weight = Tensor::zeros(place.shape, &device);
     let mut site = Site {
         place,

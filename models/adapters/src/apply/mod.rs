@@ -1,4 +1,5 @@
-//! Adapters and the layers of a module: which ones, put on them, changed in size, read without them.
+//! Operations on adapters and the layers of a module: selecting layers, attaching, resizing, and reading without a
+//! model.
 
 pub(crate) mod attach;
 mod factors;

@@ -1,7 +1,7 @@
-//! Components of an adapter appended and dropped in the middle of a run.
+//! Adding and removing components of an adapter during a run.
 //!
-//! The tensors of the layer change their shape and keep their ids: call [`resize`] between two steps, then let the optimizer forget the state of
-//! those that it names. All others keep theirs.
+//! The tensors of the layer change their shape and keep their ids: call [`resize`] between two steps, then reset the
+//! optimizer state of the tensors that it returns. All others keep their state.
 //!
 //! ```no_run
 //! # use burn::module::{Module, ParamGroup};
@@ -31,19 +31,20 @@ use crate::ground::spec::TensorRole;
 use crate::ground::stack::{Adapter, AdapterStack, each_adapted};
 use crate::ground::structure::Totals;
 
-/// Change of the components of one layer's adapter.
+/// Change to the components of one layer's adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resize {
-    /// Numbers of those that stay, in their new order.
+    /// Indices of the components to keep, in their new order.
     pub keep: Vec<usize>,
-    /// Number of new components after them.
+    /// Number of new components appended to them.
     pub append: usize,
 }
 
-/// Changes the components of an adapter on the layers that `ask` gives an answer for. Returns the module, and the ids of the trained tensors whose
-/// shape or order changed.
+/// Changes the components of an adapter on the layers for which `ask` returns a change. Returns the module and the ids
+/// of the trained tensors whose shape or order changed.
 ///
-/// The scale of a layer stays what it was, whatever its rank becomes. Refused: structures of a fixed size, components that do not exist.
+/// The scale of a layer does not change with its rank. Rejects structures of a fixed size and components that do not
+/// exist.
 pub fn resize<M: Module>(
     module: M,
     name: &str,
@@ -97,7 +98,7 @@ pub fn resize<M: Module>(
     Ok((put_back(module, stacks)?, changed))
 }
 
-/// The adapter of one layer with other components, and the ids of the tensors that changed.
+/// Returns the resized adapter of one layer and the ids of the tensors that changed.
 fn on_one_layer(
     attached: &Adapter,
     stored: &Tensor<2>,
@@ -127,7 +128,7 @@ fn on_one_layer(
     let before = attached.shapes();
     let resized = Adapter { structure, place: place.into(), ..attached.clone() };
     let trained = resized.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
-    // With as many components as before the order may be another.
+    // With an unchanged number of components the order may still differ.
     let moved = trained.filter(|tensor| {
         let old = before.iter().find(|old| old.field == tensor.field);
         old.is_none_or(|old| old.shape != tensor.shape) || keep.len() + append == attached.place().rank
@@ -135,7 +136,7 @@ fn on_one_layer(
     Ok((resized.clone(), moved.map(|tensor| tensor.id).collect()))
 }
 
-/// Rank and scale of the layers of an adapter where they are others than its configuration gives.
+/// Rank and scale of an adapter's layers where they differ from its configuration.
 pub fn sizes<M: Module>(module: &M, name: &str) -> Result<BTreeMap<String, Size>, AdapterError> {
     let layers: Vec<_> = linear_weights(module)?.into_values().collect();
     let mut sizes = BTreeMap::new();
@@ -147,7 +148,7 @@ pub fn sizes<M: Module>(module: &M, name: &str) -> Result<BTreeMap<String, Size>
     let Some((control, _)) = sizes.values().next() else {
         return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"")));
     };
-    // An adapter that was made of another one has no places of its own to compare with.
+    // An adapter made from another one has no layers of its own to compare with.
     let asked: BTreeMap<String, Size> = match control.config().places(&layers) {
         Ok(places) => places.into_iter().map(|place| (place.path.clone(), place.size())).collect(),
         Err(_) => return Ok(BTreeMap::new()),
@@ -183,7 +184,7 @@ mod tests {
         near(none.output(), bare.output(), 0.0);
         near(none.update(), bare.weight().inner() * 0.0, 0.0);
         near(resized(&none, &[], 1).0.output(), bare.output(), 1e-6);
-        // What is kept keeps its scale.
+        // Kept components keep their scale.
         let (two, _) = resized(&bench, &[0, 1], 0);
         let (one, _) = resized(&two, &[0], 0);
         assert_eq!(one.adapter().place().scale, 2.0);

@@ -1,4 +1,4 @@
-//! A configuration against the layers of a model: which layers it adapts, and with what numbers.
+//! Matching of a configuration to the layers of a model: the layers it adapts, with their ranks and scales.
 
 use crate::ground::config::{AdapterConfig, Scaling};
 use crate::ground::entry::StructureEntry;
@@ -9,12 +9,12 @@ use crate::ground::spec::{Alpha, Rank};
 use crate::ground::targets::{NamePattern, Targets};
 
 impl AdapterConfig {
-    /// The entry of the structure.
+    /// Registry entry of the structure.
     pub fn entry(&self) -> Result<&'static StructureEntry, AdapterError> {
         StructureEntry::find(&self.structure)
     }
 
-    /// Refuses what no layer can have.
+    /// Rejects settings that are invalid for every layer.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let spec = self.entry()?.spec;
         let refuse = |key: &str, value: String, reason: &str| {
@@ -57,7 +57,7 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// The places of the layers that match, each checked.
+    /// Returns the matching layers, each checked.
     pub fn places(&self, found: &[LinearLayer]) -> Result<Vec<Place>, AdapterError> {
         self.validate()?;
         let chosen = self.chosen(found)?;
@@ -180,7 +180,7 @@ impl AdapterConfig {
     }
 }
 
-/// The number of the block that a layer stands in.
+/// Index of the block that contains a layer.
 fn block_of(path: &str) -> Option<usize> {
     path.split('.').find_map(|part| part.parse().ok())
 }

@@ -1,7 +1,8 @@
-//! Any structure behind one type, so that a crate can bring its own: Burn's modules are generic over their visitors, and a trait object is not.
+//! A type-erased structure, so that other crates can register their own: Burn's modules are generic over their
+//! visitors, and trait objects cannot be.
 //!
-//! Visitors cross the border as a [`Part`]; for mappers parameters have their number of dimensions beside them, as in Burn's own
-//! `reparameterization_dyn.rs`.
+//! Visitors cross the boundary as a [`Part`]; for mappers, parameters carry their number of dimensions, as in Burn's
+//! own `reparameterization_dyn.rs`.
 
 use std::any::Any;
 
@@ -14,27 +15,27 @@ use lowrank_optim::Part;
 use super::spec::Spec;
 use super::structure::{Method, Structure};
 
-/// Any structure: one of this crate, or one that another crate registered.
+/// Any structure, of this crate or registered by another one.
 #[derive(Debug)]
 pub struct AnyStructure(Box<dyn Erased>);
 
 impl AnyStructure {
-    /// A structure of a known type.
+    /// Wraps a structure of a known type.
     pub fn new<T: Method + 'static>(structure: T) -> Self {
         Self(Box::new(structure))
     }
 
-    /// The structure by its interface.
+    /// Returns the structure by its interface.
     pub fn get(&self) -> &dyn Structure {
         &*self.0
     }
 
-    /// Name, paper, options and tensors of the structure.
+    /// Static description of the structure: name, paper, options and tensors.
     pub fn spec(&self) -> &'static Spec {
         self.0.spec()
     }
 
-    /// The structure by its type; none when it is another.
+    /// Returns the structure as its concrete type; none if it has another type.
     pub fn downcast_ref<T: Method + 'static>(&self) -> Option<&T> {
         let any: &dyn Any = &*self.0;
         any.downcast_ref()
@@ -151,10 +152,10 @@ trait ErasedMapper {
     fn exit(&mut self, name: &str, container: &str);
 }
 
-/// Sends what a structure is made of over the border.
+/// Sends the parameters of a structure across the boundary.
 struct ToErased<'a>(&'a mut dyn ErasedMapper);
 
-/// Takes it up on the other side.
+/// Receives them on the other side.
 struct OfErased<'a, M>(&'a mut M);
 
 impl ModuleMapper for ToErased<'_> {

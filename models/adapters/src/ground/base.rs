@@ -8,17 +8,17 @@ use burn::tensor::Tensor;
 use super::pass::Input;
 use lowrank_kernels::ops;
 
-/// The adapters below another one, as it sees them: the first `count` of them over a base.
+/// Adapters below another one, as seen by it: the first `count` of them on a base.
 pub trait Below: Debug {
-    /// The output `[rows, d_out]`.
+    /// Output `[rows, d_out]`.
     fn forward(&self, count: usize, base: Base<'_>, x: Tensor<2>) -> Tensor<2>;
-    /// The weight `[d_in, d_out]` as it acts.
+    /// Effective weight `[d_in, d_out]`.
     fn weight(&self, count: usize, base: Base<'_>) -> Tensor<2>;
-    /// The bias `[d_out]` as it acts.
+    /// Effective bias `[d_out]`.
     fn bias(&self, count: usize, base: Base<'_>) -> Option<Tensor<1>>;
 }
 
-/// The layer that an adapter is attached to: a weight that is never changed, and the adapters below.
+/// Layer that an adapter is attached to: a weight that never changes, and the adapters below.
 #[derive(Clone, Copy, Debug)]
 pub struct Base<'a> {
     weight: &'a Tensor<2>,
@@ -28,42 +28,42 @@ pub struct Base<'a> {
 }
 
 impl<'a> Base<'a> {
-    /// A bare layer: weight `[d_in, d_out]`, bias `[d_out]`.
+    /// Creates a bare layer: weight `[d_in, d_out]`, bias `[d_out]`.
     pub fn new(weight: &'a Tensor<2>, bias: Option<&'a Tensor<1>>) -> Self {
         Self { weight, bias, below: None, less: None }
     }
 
-    /// The same layer with the first `count` of these adapters on it.
+    /// Returns the same layer with the first `count` of these adapters on it.
     pub fn under(self, below: &'a dyn Below, count: usize) -> Self {
         Self { below: (count > 0).then_some((below, count)), less: None, ..self }
     }
 
-    /// The weight and bias alone.
+    /// Returns the stored weight and bias alone.
     fn stored(&self) -> Self {
         Self { below: None, less: None, ..*self }
     }
 
-    /// Without a product that the adapter above starts with.
+    /// Subtracts the product that the adapter above starts from.
     pub(crate) fn less(self, product: Option<&'a LoraAdapter>) -> Self {
         Self { less: product, ..self }
     }
 
-    /// The same layer without its bias.
+    /// Returns the same layer without its bias.
     pub fn without_bias(&self) -> Self {
         Self { bias: None, ..*self }
     }
 
-    /// The stored weight and the product that is taken from it, where no adapter stands between.
+    /// Stored weight and the product subtracted from it, if there is no adapter in between.
     pub(crate) fn bare(&self) -> Option<(&'a Tensor<2>, Option<&'a LoraAdapter>)> {
         self.below.is_none().then_some((self.weight, self.less))
     }
 
-    /// `[d_in, d_out]`.
+    /// Shape `[d_in, d_out]`.
     pub fn shape(&self) -> [usize; 2] {
         self.weight.dims()
     }
 
-    /// `x [rows, d_in]` to `[rows, d_out]`.
+    /// Maps `x [rows, d_in]` to `[rows, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = match self.below {
             Some((below, count)) => below.forward(count, self.stored(), x.clone()),
@@ -87,13 +87,13 @@ impl<'a> Base<'a> {
             return self.forward(input.x);
         }
         if self.is_bare() && !input.drops() {
-            // Nothing in between: one operation that keeps only its inputs.
+            // No adapter in between: one operation that keeps only its inputs.
             return self.biased(ops::low_rank_linear(input.x, self.weight.clone(), a, b, scale));
         }
         self.plus(input, |x| ops::linear(ops::linear(x, a), b).mul_scalar(scale))
     }
 
-    /// The output with `(x A) B` beside it, where A and B learn from each output at a pace `[d_out]` of its own; see
+    /// Output plus `(x A) B`, where A and B use a learning-rate scale `[d_out]` for each output; see
     /// [`ops::paced_low_rank_linear`].
     pub fn plus_paced_product(&self, input: Input, a: Tensor<2>, b: Tensor<2>, pace: Tensor<1>) -> Tensor<2> {
         if self.is_bare() && !input.drops() {
@@ -102,7 +102,7 @@ impl<'a> Base<'a> {
         self.plus(input, |x| ops::paced_product(x, a, b, pace))
     }
 
-    /// The output with that of a dense update `[d_in, d_out]` of the weight: `x (W + update) + b`.
+    /// Output with a dense update `[d_in, d_out]` of the weight: `x (W + update) + b`.
     pub fn plus_update(&self, x: Tensor<2>, update: Tensor<2>) -> Tensor<2> {
         match self.is_bare() {
             true => self.biased(ops::linear(x, self.weight.clone() + update)),
@@ -110,7 +110,7 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// Returns true if there is nothing but the weight and its bias.
+    /// Returns true if there is only the weight and its bias.
     fn is_bare(&self) -> bool {
         self.below.is_none() && self.less.is_none()
     }
@@ -122,7 +122,7 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// The dense weight `[d_in, d_out]` as it acts.
+    /// Effective dense weight `[d_in, d_out]`.
     pub fn weight(&self) -> Tensor<2> {
         let weight = match self.below {
             Some((below, count)) => below.weight(count, self.stored()),
@@ -134,7 +134,7 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// The bias `[d_out]` as it acts.
+    /// Effective bias `[d_out]`.
     pub fn bias(&self) -> Option<Tensor<1>> {
         match self.below {
             Some((below, count)) => below.bias(count, self.stored()),
@@ -143,7 +143,7 @@ impl<'a> Base<'a> {
     }
 }
 
-/// `scale (x A) B`.
+/// Computes `scale (x A) B`.
 pub(crate) fn branch(product: &LoraAdapter, x: Tensor<2>) -> Tensor<2> {
     ops::linear(ops::linear(x, product.a.val()), product.b.val()).mul_scalar(product.scale)
 }

@@ -23,7 +23,7 @@ pub type AdapterOptions = Map<String, Value>;
 /// An adapter to attach.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterConfig {
-    /// Name that tells it from other adapters on the same model.
+    /// Name that distinguishes it from other adapters on the same model.
     pub name: String,
     /// Structure, by its name in the registry.
     pub structure: String,
@@ -33,7 +33,7 @@ pub struct AdapterConfig {
     pub alpha: Option<f64>,
     /// Divisor of alpha; the method's own when none.
     pub scaling: Option<Scaling>,
-    /// Share of the branches' inputs that is dropped in training.
+    /// Fraction of the branches' inputs that is dropped in training.
     pub dropout: f64,
     /// Initialisation: `default`, or another one that the structure supports.
     pub init: String,
@@ -47,7 +47,7 @@ pub struct AdapterConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas of layers whose names match; the first match counts.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// Seed of everything that is drawn.
+    /// Seed of all random draws.
     pub seed: u64,
     /// Options of the structure.
     pub options: AdapterOptions,
@@ -75,27 +75,27 @@ impl Default for AdapterConfig {
 }
 
 impl AdapterConfig {
-    /// A structure with its defaults on all linear layers.
+    /// Creates a configuration of a structure with its defaults on all linear layers.
     pub fn new(structure: &str) -> Self {
         Self { structure: structure.into(), ..Self::default() }
     }
 
-    /// With this rank.
+    /// Sets the rank.
     pub fn with_rank(self, rank: usize) -> Self {
         Self { rank: Some(rank), ..self }
     }
 
-    /// With this alpha.
+    /// Sets alpha.
     pub fn with_alpha(self, alpha: f64) -> Self {
         Self { alpha: Some(alpha), ..self }
     }
 
-    /// On these layers.
+    /// Sets the layers to adapt.
     pub fn with_targets(self, targets: Targets) -> Self {
         Self { targets, ..self }
     }
 
-    /// With an option of the structure.
+    /// Sets an option of the structure.
     pub fn with_option(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.options.insert(name.into(), value.into());
         self

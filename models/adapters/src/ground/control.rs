@@ -1,4 +1,4 @@
-//! State that all layers of one adapter share at run time: switch, forward pass, totals.
+//! Run-time state that all layers of one adapter share: switch, forward pass, totals.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -34,22 +34,22 @@ impl Control {
         &self.0.config.name
     }
 
-    /// Switches the adapter on or off in all its layers; off, the model gives the bits of the base.
+    /// Switches the adapter on or off in all its layers; when off, the model reproduces the base bit for bit.
     pub fn switch(&self, on: bool) {
         self.0.on.store(on, Ordering::Relaxed);
     }
 
-    /// Returns true if it is on.
+    /// Returns true if the adapter is on.
     pub fn is_on(&self) -> bool {
         self.0.on.load(Ordering::Relaxed)
     }
 
-    /// Says which forward pass comes next; see [`PassInfo`].
+    /// Sets the next forward pass; see [`PassInfo`].
     pub fn set_pass(&self, pass: PassInfo) {
         *self.0.pass.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pass);
     }
 
-    /// The forward pass that comes next, or runs.
+    /// Next or running forward pass.
     pub fn pass(&self) -> Arc<PassInfo> {
         self.0.pass.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! A structure by its description and its functions, whatever its type.
+//! A structure as its description and functions, independent of its type.
 
 use lowrank_optim::registry::{Entry, Kind, OptionList, Paper, Registered};
 
@@ -9,14 +9,14 @@ use super::site::{Place, Site};
 use super::spec::{Alpha, Rank, Spec};
 use super::structure::Method;
 
-/// A structure as lists hold it.
+/// Structure as an entry of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct StructureEntry {
-    /// Description, as methods of every kind have one.
+    /// Description common to methods of every kind.
     pub entry: Entry,
     /// Static description beyond the entry: rank, alpha, initialisations, tensors.
     pub spec: &'static Spec,
-    /// Learning rate of AdamW when none is given.
+    /// Default learning rate of AdamW.
     pub lr: f64,
     size: fn(&AdapterOptions) -> Result<(Rank, Alpha), AdapterError>,
     check: fn(&AdapterOptions, &Place) -> Result<(), AdapterError>,
@@ -26,7 +26,7 @@ pub struct StructureEntry {
 }
 
 impl StructureEntry {
-    /// The entry of a structure.
+    /// Entry of a structure.
     pub const fn of<M: Method + 'static>() -> Self {
         Self {
             entry: Entry {
@@ -46,17 +46,17 @@ impl StructureEntry {
         }
     }
 
-    /// Rank and alpha when none are given.
+    /// Default rank and alpha.
     pub fn size(&self, options: &AdapterOptions) -> Result<(Rank, Alpha), AdapterError> {
         (self.size)(options)
     }
 
-    /// Refuses options and places that have no meaning.
+    /// Rejects unsupported options and layers.
     pub fn check(&self, options: &AdapterOptions, place: &Place) -> Result<(), AdapterError> {
         (self.check)(options, place)
     }
 
-    /// Warnings about settings that are allowed at these layers but rarely intended, each once.
+    /// Warnings about settings that are allowed for these layers but rarely intended, without duplicates.
     pub fn warnings(&self, places: &[Place]) -> Vec<String> {
         let mut found = Vec::new();
         for doubt in places.iter().filter_map(self.warning) {
@@ -72,7 +72,7 @@ impl StructureEntry {
         (self.build)(options, site)
     }
 
-    /// The adapter of one layer with the components of `keep`, and new ones up to the rank of the site.
+    /// Builds the adapter of one layer with the components of `keep` and new ones up to the rank of the site.
     pub fn resize(
         &self,
         structure: &AnyStructure,

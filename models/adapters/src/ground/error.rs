@@ -5,56 +5,56 @@ use lowrank_optim::registry::{OptionError, UnknownName};
 /// An error of an adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    /// A name that no structure or rule has.
+    /// Unknown name of a structure or rule.
     #[error(transparent)]
     Unknown(#[from] UnknownName),
-    /// An option of a structure or rule that cannot be used.
+    /// Invalid option of a structure or rule.
     #[error(transparent)]
     Option(#[from] OptionError),
-    /// A setting outside what it allows, or that does not go together with another.
+    /// Setting outside its allowed range, or incompatible with another one.
     #[error("{key} = {value}: {reason}")]
     Setting {
-        /// The setting, with its section.
+        /// Setting, with its section.
         key: String,
-        /// Its value.
+        /// Value of the setting.
         value: String,
-        /// Reason and cure.
+        /// Reason and remedy.
         reason: String,
     },
-    /// A layer that the method has no meaning for.
+    /// Layer that the method does not support.
     #[error("{path} [{d_in}, {d_out}]: {reason}")]
     Place {
-        /// The layer.
+        /// Path of the layer.
         path: String,
-        /// Its inputs.
+        /// Number of inputs.
         d_in: usize,
-        /// Its outputs.
+        /// Number of outputs.
         d_out: usize,
-        /// Reason.
+        /// Reason for the rejection.
         reason: String,
     },
     /// No layer matches.
     #[error("no linear layer matches {what}; there are {known}")]
     NoMatch {
-        /// The targets or pattern.
+        /// Targets or pattern.
         what: String,
-        /// Some layers that exist.
+        /// Some existing layers.
         known: String,
     },
-    /// A tensor of an adapter that is missing, left over or of another shape.
+    /// Missing, unexpected or wrongly shaped tensor of an adapter.
     #[error("adapter tensor {tensor} of {path}: {reason}")]
     Tensor {
-        /// The layer.
+        /// Path of the layer.
         path: String,
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// Reason.
+        /// Reason for the rejection.
         reason: String,
     },
-    /// An operation that this adapter does not support.
+    /// Operation that this adapter does not support.
     #[error("{0}")]
     Refused(String),
-    /// More than one of these.
+    /// Several errors.
     #[error("{}", listed(.0))]
     Several(Vec<AdapterError>),
 }

@@ -1,4 +1,4 @@
-//! Numbers that tell whether tensors are what they were: a guard against mistakes, not against malice.
+//! Fingerprints that show whether tensors have changed: a guard against mistakes, not against malice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,8 @@ use super::site::SharedBytes;
 use super::stack::{Adapter, layer_of};
 use lowrank_kernels::host::values as host;
 
-/// A number for the base weights of some layers, whatever stands on them; the order of the layers does not matter.
+/// Fingerprint of the base weights of some layers, independent of their adapters; the order of the layers does not
+/// matter.
 pub fn base_fingerprint<M: Module>(module: &M, layers: &BTreeSet<String>) -> u64 {
     struct Hash<'a> {
         path: ModulePath,
@@ -39,7 +40,7 @@ pub fn base_fingerprint<M: Module>(module: &M, layers: &BTreeSet<String>) -> u64
     hash.sum
 }
 
-/// A number for the tensors that the layers of an adapter share; none when they share nothing.
+/// Fingerprint of the tensors that the layers of an adapter share; none if they share nothing.
 pub fn shared_fingerprint<'a>(layers: impl Iterator<Item = &'a Adapter>) -> Option<u64> {
     let shared: BTreeMap<String, SharedBytes> =
         layers.flat_map(|layer| layer.structure().shared()).map(|shared| (shared.key.clone(), shared)).collect();
@@ -47,7 +48,7 @@ pub fn shared_fingerprint<'a>(layers: impl Iterator<Item = &'a Adapter>) -> Opti
     numbers.reduce(u64::wrapping_add)
 }
 
-/// FNV-1a over words of 32 bits, begun with a name: any one value that changes changes the number.
+/// FNV-1a over 32-bit words, seeded with a name: changing any single value changes the result.
 pub(crate) fn of_values(name: &str, values: &[f32]) -> u64 {
     values.iter().fold(key_of(name), |hash, value| {
         (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3).rotate_left(23)

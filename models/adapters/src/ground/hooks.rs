@@ -1,4 +1,4 @@
-//! The adapters' own part of each step: penalties, and tensors that stay as they are for a time.
+//! Adapter hooks of each step: penalties, and temporarily frozen tensors.
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -11,7 +11,7 @@ use super::spec::TensorRole;
 use super::stack::{Adapter, each_adapted, each_adapter};
 use super::structure::{PenaltyAt, StepOf};
 
-/// Sum of the penalties of trained adapters that enter at this place, shape `[1]`; none when there are none.
+/// Sum of the trained adapters' penalties that are applied at this point, shape `[1]`; none if there are none.
 pub fn penalty(part: &dyn Part, at: PenaltyAt) -> Option<Tensor<1>> {
     let mut sum: Option<Tensor<1>> = None;
     each_adapted(part, |_, weight, adapter| {
@@ -31,7 +31,7 @@ pub fn penalty(part: &dyn Part, at: PenaltyAt) -> Option<Tensor<1>> {
     sum
 }
 
-/// Adds the gradients of penalties that enter after clipping, divided by the peak learning rate.
+/// Adds the gradients of penalties applied after clipping, divided by the peak learning rate.
 pub fn add_after_clipping(
     part: &dyn Part,
     mut grads: GradientsParams,
@@ -76,7 +76,7 @@ pub fn frozen_this_step(part: &dyn Part, step: StepOf) -> Vec<ParamId> {
     frozen
 }
 
-/// Drops the gradients of frozen tensors, as [`frozen_this_step`] names them.
+/// Drops the gradients of the tensors listed by [`frozen_this_step`].
 pub fn drop_frozen(part: &dyn Part, mut grads: GradientsParams, frozen: &[ParamId]) -> GradientsParams {
     struct Drop<'a> {
         grads: &'a mut GradientsParams,
@@ -95,7 +95,7 @@ pub fn drop_frozen(part: &dyn Part, mut grads: GradientsParams, frozen: &[ParamI
     grads
 }
 
-/// Penalties of a module's adapters, and the time in which their tensors stay as they are, as a hook of any training loop.
+/// Applies the penalties of a module's adapters and freezes their tensors temporarily, as a hook of any training loop.
 #[derive(Clone, Debug, Default)]
 pub struct AdapterSteps {
     frozen: Vec<ParamId>,

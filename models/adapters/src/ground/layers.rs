@@ -9,18 +9,18 @@ use lowrank_optim::ModulePath;
 use super::error::AdapterError;
 use super::stack::{AdapterStack, layer_of};
 
-/// A linear layer of a model, as it is found.
+/// Linear layer found in a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearLayer {
-    /// Its path.
+    /// Path of the layer.
     pub path: String,
-    /// `[d_in, d_out]`.
+    /// Shape `[d_in, d_out]`.
     pub shape: [usize; 2],
-    /// True if it has a bias.
+    /// True if the layer has a bias.
     pub bias: bool,
 }
 
-/// Paths of the linear layers of a module that adapters may stand on.
+/// Paths of a module's linear layers that adapters can be attached to.
 pub fn linear_layers<M: Module>(module: &M) -> Result<BTreeSet<String>, AdapterError> {
     Ok(ids_of(module)?.into_values().collect())
 }

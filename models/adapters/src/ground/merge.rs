@@ -1,4 +1,4 @@
-//! Adapters as part of the weights, and back.
+//! Merging of adapters into the weights, and the reverse.
 
 use std::collections::BTreeMap;
 
@@ -21,23 +21,23 @@ pub struct UnmergeState {
 #[derive(Clone, Debug)]
 struct Kept {
     adapter: AdapterStack,
-    /// Which adapters were on.
+    /// Flags of the adapters that were on.
     on: Vec<bool>,
-    /// Number of the merged weight.
+    /// Fingerprint of the merged weight.
     merged: u64,
-    /// The weight before, where the adapters cannot be taken out of the merged one.
+    /// Original weight, if the adapters cannot be subtracted from the merged one.
     base: Option<Tensor<2>>,
-    /// The bias before and the number of the merged one, where the adapters change it.
+    /// Original bias and the fingerprint of the merged one, if the adapters change it.
     bias: Option<(Tensor<1>, u64)>,
 }
 
-/// The module with the adapters that are on made part of its weights and biases, in their order; those that are off are dropped. Everything is
-/// computed in f32.
+/// Merges the adapters that are on into the weights and biases, in order; drops those that are off. All computation is
+/// in f32.
 ///
-/// Refused where a structure cannot be merged, where a layer would need a bias, and where a merged weight or bias is not finite.
+/// Rejects structures that cannot be merged, layers that would need a bias, and non-finite merged weights or biases.
 pub fn merged<M: Module>(module: M) -> Result<M, AdapterError> {
     let Prepared { layers, biases } = prepared(&module)?;
-    // Without the weights before, which would stay beside the merged ones.
+    // Without the original weights, which would be held in addition to the merged ones.
     let names: Vec<String> = layers.into_keys().collect();
     let module = with_biases(module.materialize(), biases);
     each_weight(&module, |path, weight| match names.iter().any(|name| name == path) {
@@ -47,7 +47,7 @@ pub fn merged<M: Module>(module: M) -> Result<M, AdapterError> {
     Ok(module)
 }
 
-/// As [`merged`], with what [`unmerged`] needs.
+/// Merges as [`merged`] and also returns the state that [`unmerged`] needs.
 pub fn merged_with_unmerge_state<M: Module>(module: M) -> Result<(M, UnmergeState), AdapterError> {
     let Prepared { mut layers, biases } = prepared(&module)?;
     let module = with_biases(module.materialize(), biases);
@@ -63,7 +63,8 @@ pub fn merged_with_unmerge_state<M: Module>(module: M) -> Result<(M, UnmergeStat
     Ok((module, UnmergeState { layers }))
 }
 
-/// A merged module as it was before, its adapters on top of its weights again. Refused where a weight or bias has changed since.
+/// Restores a merged module, with its adapters on top of its original weights. Rejects weights or biases that have
+/// changed since.
 pub fn unmerged<M: Module>(module: M, unmerge_state: UnmergeState) -> Result<M, AdapterError> {
     let changed = |what: &str, path: &str| {
         AdapterError::Refused(format!(
@@ -99,7 +100,7 @@ pub fn unmerged<M: Module>(module: M, unmerge_state: UnmergeState) -> Result<M, 
 /// State that merging a module starts from.
 struct Prepared {
     layers: BTreeMap<String, Kept>,
-    /// Merged biases, where adapters change them.
+    /// Merged biases, if adapters change them.
     biases: BTreeMap<String, Tensor<1>>,
 }
 
@@ -118,7 +119,7 @@ fn prepared<M: Module>(module: &M) -> Result<Prepared, AdapterError> {
 }
 
 impl Kept {
-    /// The merged weight without the adapters, the last one first.
+    /// Merged weight with the adapters subtracted, last one first.
     fn taken_out(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
         let on = self.adapter.stack.iter().zip(&self.on).filter(|(_, on)| **on);
         on.rev().try_fold(merged, |weight, (attached, _)| attached.unmerged(weight)).map(Tensor::detach)
@@ -178,12 +179,12 @@ fn finite<const D: usize>(what: &str, path: &str, values: &Tensor<D>) -> Result<
     }
 }
 
-/// The layer that a bias belongs to.
+/// Path of the layer that a bias belongs to.
 fn biased(parameter: &str) -> Option<&str> {
     parameter.strip_suffix(".bias")
 }
 
-/// Biases of a module, without gradient, by the path of their layer.
+/// Biases of a module, without gradient, by layer path.
 fn biases<M: Module>(module: &M) -> BTreeMap<String, Tensor<1>> {
     #[derive(Default)]
     struct Walk {
@@ -212,7 +213,7 @@ fn biases<M: Module>(module: &M) -> BTreeMap<String, Tensor<1>> {
     walk.found
 }
 
-/// The module with these biases in place of those that it has, by the path of their layer.
+/// Replaces the biases of a module by these, by layer path.
 fn with_biases<M: Module>(module: M, biases: BTreeMap<String, Tensor<1>>) -> M {
     struct Put {
         path: ModulePath,
@@ -245,7 +246,7 @@ fn with_biases<M: Module>(module: M, biases: BTreeMap<String, Tensor<1>>) -> M {
     }
 }
 
-/// Shows the matrices of a module that has no adapters, until one is refused.
+/// Visits the matrices of a module without adapters until one is rejected.
 fn each_weight<M: Module>(
     module: &M,
     see: impl FnMut(&str, Tensor<2>) -> Result<(), AdapterError>,

@@ -1,4 +1,4 @@
-//! Input of an adapted layer: the activations, and the forward pass that they belong to.
+//! Input of an adapted layer: the activations and their forward pass.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,53 +8,53 @@ use lowrank_optim::key_of;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// A forward pass: its position in a run, and values that hold for it alone.
+/// Forward pass: its position in a run, and values specific to it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PassInfo {
     /// Number of the optimizer step, from 0.
     pub step: u64,
-    /// Steps of the whole run; none when it ends by the clock.
+    /// Steps of the whole run; none if a time limit ends it.
     pub total: Option<u64>,
     /// Number of the micro-batch in its step, from 0.
     pub micro_batch: u64,
     /// Micro-batches of a step.
     pub micro_batches: u64,
-    /// True in training; otherwise nothing is dropped.
+    /// True in training; dropout is disabled otherwise.
     pub training: bool,
-    /// Values that hold for this step, by name: a rank, a sparsity.
+    /// Named values of this step, such as a rank or a sparsity.
     pub values: BTreeMap<String, f64>,
 }
 
 impl PassInfo {
-    /// A training pass of a step without micro-batches.
+    /// Creates a training pass of a step without micro-batches.
     pub fn training(step: u64, total: Option<u64>) -> Self {
         Self { step, total, micro_batches: 1, training: true, ..Self::default() }
     }
 
-    /// Number of the pass in the run, from 1; 0 outside of training. Random draws follow from it: a block that runs twice, or a run that is
-    /// resumed, draws the same.
+    /// Number of the pass in the run, from 1; 0 outside of training. Random draws depend only on it, so a recomputed
+    /// block or a resumed run draws the same values.
     pub fn number(&self) -> u64 {
         if self.training { self.step * self.micro_batches + self.micro_batch + 1 } else { 0 }
     }
 }
 
-/// Input of a layer: `x [rows, d_in]`, and the forward pass that it belongs to.
+/// Input of a layer: `x [rows, d_in]` and its forward pass.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// The input as it is.
+    /// Unmodified input.
     pub x: Tensor<2>,
     /// The forward pass.
     pub pass: Arc<PassInfo>,
-    /// Share of the branches' inputs that is dropped in training.
+    /// Fraction of the branches' inputs that is dropped in training.
     pub(crate) dropout: f64,
     /// Seed of the adapter.
     pub(crate) seed: u64,
-    /// Tells this layer's draws from those of others.
+    /// Distinguishes this layer's random draws from those of others.
     pub(crate) layer: u64,
 }
 
 impl Input {
-    /// An input outside of training.
+    /// Creates an input outside of training.
     pub fn new(x: Tensor<2>) -> Self {
         Self { x, pass: Arc::default(), dropout: 0.0, seed: 0, layer: 0 }
     }
@@ -64,17 +64,17 @@ impl Input {
         self.dropout > 0.0 && self.pass.training
     }
 
-    /// Input of the branch, after dropout.
+    /// Returns the input of the branch, after dropout.
     pub fn branch(&self) -> Tensor<2> {
         self.dropped(self.layer, self.x.clone())
     }
 
-    /// Applies dropout to values `[rows, n]` inside a branch; `what` tells positions apart.
+    /// Applies dropout to values `[rows, n]` inside a branch; `what` distinguishes its positions.
     pub fn inside(&self, what: &str, values: Tensor<2>) -> Tensor<2> {
         self.dropped(self.layer ^ key_of(what), values)
     }
 
-    /// A stream of random numbers of this layer and pass, told apart by `what`.
+    /// Returns a random number stream for this layer, pass and `what`.
     pub fn random(&self, what: &str) -> StdRng {
         StdRng::seed_from_u64(self.key(self.layer ^ key_of(what)))
     }

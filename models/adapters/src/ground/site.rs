@@ -1,4 +1,4 @@
-//! One layer that an adapter is built for, and the initial values of its tensors.
+//! Layer that an adapter is built for, and the initial values of its tensors.
 
 use std::collections::BTreeMap;
 
@@ -14,24 +14,24 @@ use lowrank_kernels::host::values as host;
 use lowrank_kernels::random::{normal_values, uniform_values};
 use lowrank_optim::parameter_id;
 
-/// A layer to adapt, by its numbers.
+/// Static properties of a layer to adapt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Place {
     /// Path of the layer, as in model files: `model.layers.0.self_attn.q_proj`.
     pub path: String,
     /// `[d_in, d_out]`.
     pub shape: [usize; 2],
-    /// Rank; 0 for methods without.
+    /// Rank; 0 for methods without one.
     pub rank: usize,
-    /// Alpha; 0 for methods without.
+    /// Alpha; 0 for methods without one.
     pub alpha: f64,
     /// Scale of the update: `alpha / rank`, or `alpha / sqrt(rank)`.
     pub scale: f64,
-    /// Share of values that is dropped in training.
+    /// Fraction of values dropped in training.
     pub dropout: f64,
     /// Initialisation: `default`, or one of [`Spec::inits`].
     pub init: String,
-    /// Layers that the same adapter stands on.
+    /// Number of layers that the same adapter is attached to.
     pub layers: usize,
     /// Largest `d_in` and largest `d_out` among them.
     pub largest: [usize; 2],
@@ -49,17 +49,17 @@ pub struct Size {
 }
 
 impl Place {
-    /// Rank and scale.
+    /// Returns rank and scale.
     pub fn size(&self) -> Size {
         Size { rank: self.rank, scale: self.scale }
     }
 
-    /// Takes another rank and scale than the configuration gives.
+    /// Sets a rank and scale that differ from the configuration.
     pub fn resize(&mut self, Size { rank, scale }: Size) {
         (self.rank, self.scale) = (rank, scale);
     }
 
-    /// Refuses a rank outside 1 to the smaller side.
+    /// Rejects a rank outside 1 to the smaller side.
     pub fn check_rank(&self) -> Result<(), String> {
         let most = self.shape[0].min(self.shape[1]);
         match self.rank {
@@ -73,22 +73,22 @@ impl Place {
 /// Tensors of one layer's adapter read from a file, in the layout of the file, by field name.
 pub type GivenTensors = BTreeMap<String, TensorData>;
 
-/// Tensors that all layers of an adapter share while they are built.
+/// Tensors shared by all layers of an adapter, while it is being built.
 #[derive(Debug, Default)]
 pub struct SharedTensors {
     pub(crate) made: BTreeMap<String, (Vec<usize>, Tensor<1>)>,
-    /// Those read from a file and not yet asked for, by key.
+    /// Tensors read from a file and not yet requested, by key.
     pub(crate) given: GivenTensors,
 }
 
 /// The layer that an adapter is being built for.
 pub struct Site<'a> {
-    /// Numbers of the layer.
+    /// Static properties of the layer.
     pub place: &'a Place,
     pub(crate) name: &'a str,
     pub(crate) spec: &'static Spec,
     pub(crate) seed: u64,
-    /// Device of the new tensors; trained ones are tracked where it is an autodiff device.
+    /// Device of the new tensors; trained ones are tracked if it is an autodiff device.
     pub(crate) device: Device,
     pub(crate) stored: Tensor<2>,
     pub(crate) weight: Tensor<2>,
@@ -98,17 +98,17 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// The weight `[d_in, d_out]` that the adapter stands on, with what adapters below make of it; in f32, without gradient.
+    /// Weight `[d_in, d_out]` that the adapter is attached to, including the adapters below; in f32, without gradient.
     pub fn weight(&self) -> Tensor<2> {
         self.weight.clone()
     }
 
-    /// The weight `[d_in, d_out]` that is stored, without the adapters below; in f32, without gradient.
+    /// Stored weight `[d_in, d_out]`, without the adapters below; in f32, without gradient.
     pub fn stored(&self) -> Tensor<2> {
         self.stored.clone()
     }
 
-    /// The summed gradient `[d_in, d_out]` of the base weight over the first samples, for initialisations that ask for it.
+    /// Summed gradient `[d_in, d_out]` of the base weight over the first samples, for initialisations that need it.
     pub fn gradient(&self) -> Result<Tensor<2>, AdapterError> {
         self.gradient.clone().ok_or_else(|| {
             AdapterError::Refused(format!(
@@ -118,32 +118,32 @@ impl Site<'_> {
         })
     }
 
-    /// The plain device (without autodiff).
+    /// Plain device (without autodiff).
     pub fn plain_device(&self) -> Device {
         self.device.clone().inner()
     }
 
-    /// A stream of random numbers of this layer's own, told apart by `what`.
+    /// Returns a random number stream of this layer for `what`.
     pub fn random(&self, what: &str) -> StdRng {
         StdRng::seed_from_u64(self.seed ^ key_of(&format!("{}.{what}", self.place.path)))
     }
 
-    /// A stream of random numbers that all layers of the adapter have in common.
+    /// Returns a random number stream that is the same in all layers of the adapter.
     pub fn common_random(&self, what: &str) -> StdRng {
         StdRng::seed_from_u64(self.seed ^ key_of(what))
     }
 
-    /// Uniform draws between plus and minus `bound`, from this layer's own stream.
+    /// Draws uniformly between plus and minus `bound` from this layer's own stream.
     pub fn uniform(&self, what: &str, count: usize, bound: f64) -> Vec<f32> {
         uniform_values(&mut self.random(what), count, bound)
     }
 
-    /// Normal draws of deviation `std`, from this layer's own stream.
+    /// Draws from a normal distribution with standard deviation `std`, from this layer's own stream.
     pub fn normal(&self, what: &str, count: usize, std: f64) -> Vec<f32> {
         normal_values(&mut self.random(what), count, std)
     }
 
-    /// A seed for generators that are run again, told apart by `what`.
+    /// Returns a seed for generators that are run again, for `what`.
     pub fn seed_of(&self, what: &str) -> u64 {
         self.random(what).random()
     }
@@ -153,24 +153,24 @@ impl Site<'_> {
         self.given.is_some()
     }
 
-    /// Shape of a tensor that comes from a file, as the file has it.
+    /// Shape of a tensor in the file.
     pub fn given_shape(&self, field: &str) -> Option<Vec<usize>> {
         let data = self.given.as_ref()?.get(field)?;
         Some(data.shape().as_slice().to_vec())
     }
 
-    /// Shape of a shared tensor that is there already.
+    /// Shape of a shared tensor that already exists.
     pub fn shared_made(&self, key: &str) -> Option<Vec<usize>> {
         self.shared.made.get(key).map(|(shape, _)| shape.clone())
     }
 
-    /// Shape of a shared tensor that is there already, or that comes from a file, as the file has it.
+    /// Shape of a shared tensor that already exists or that a file holds.
     pub fn shared_shape(&self, key: &str) -> Option<Vec<usize>> {
         let read = || self.shared.given.get(key).map(|data| data.shape().as_slice().to_vec());
         self.shared_made(key).or_else(read).or_else(|| self.given_shape(key))
     }
 
-    /// A trained tensor: row-major values that `start` gives, unless a file has them.
+    /// Creates a trained tensor with row-major values from the file, or else from `start`.
     pub fn trained<const D: usize>(
         &mut self,
         field: &str,
@@ -182,8 +182,8 @@ impl Site<'_> {
         Ok(Param::initialized(self.id(field), tensor))
     }
 
-    /// A trained tensor of a structure that changes its size: along `axis` the parts of `keep`, in this order, and behind them new ones up to
-    /// `shape`, whose row-major values `start` gives.
+    /// Creates a trained tensor of a resizable structure: along `axis` the parts of `keep`, in this order, followed by
+    /// new ones up to `shape`, with row-major values from `start`.
     pub fn resized<const D: usize>(
         &mut self,
         before: &Param<Tensor<D>>,
@@ -206,7 +206,7 @@ impl Site<'_> {
         Param::initialized(before.id, if trained { tensor.require_grad() } else { tensor })
     }
 
-    /// A tensor of this layer that stays as it is.
+    /// Creates a frozen tensor of this layer.
     pub fn frozen<const D: usize>(
         &mut self,
         field: &str,
@@ -217,9 +217,9 @@ impl Site<'_> {
         Ok(Param::initialized(self.id(field), tensor).set_require_grad(false))
     }
 
-    /// A tensor that all layers with the same key have in common, on the plain device, and so have all adapters of the structure on one module; made
-    /// once, also where a file is read that leaves it out.
-    /// Not a parameter: it is neither trained nor counted with the layer.
+    /// Creates a tensor shared by all layers with the same key and by all adapters of the structure on one module, on
+    /// the plain device; created once, even if a file that is read omits it. It is not a parameter: it is neither
+    /// trained nor counted with the layer.
     pub fn shared<const D: usize>(
         &mut self,
         field: &str,
@@ -244,7 +244,7 @@ impl Site<'_> {
         if let (Some(given), Some(data)) = (&mut self.given, self.shared.given.remove(key)) {
             given.entry(field.to_string()).or_insert(data);
         }
-        // What is not in a file follows from the seed.
+        // Tensors missing from the file follow from the seed.
         let in_file = self.given.as_ref().is_none_or(|given| given.contains_key(field));
         let values = if in_file { self.values(field, &shape, start)? } else { start(self)? };
         let count = values.len();
@@ -306,7 +306,7 @@ impl Site<'_> {
         }
     }
 
-    /// Refuses tensors of the file that the structure did not ask for.
+    /// Rejects tensors of the file that the structure did not request.
     pub(crate) fn finish(self) -> Result<(), AdapterError> {
         match self.given.and_then(|given| given.into_keys().next()) {
             None => Ok(()),
@@ -319,7 +319,7 @@ impl Site<'_> {
     }
 }
 
-/// A frozen tensor that several layers share.
+/// Frozen tensor shared by several layers.
 #[derive(Clone, Debug)]
 pub struct Shared<const D: usize> {
     key: String,
@@ -328,12 +328,12 @@ pub struct Shared<const D: usize> {
 }
 
 impl<const D: usize> Shared<D> {
-    /// The tensor, on the plain device.
+    /// Returns the tensor, on the plain device.
     pub fn val(&self) -> Tensor<D> {
         self.tensor.clone()
     }
 
-    /// Its bytes, for [`Structure::shared`](super::Structure::shared).
+    /// Size of the tensor in bytes, for [`Structure::shared`](super::Structure::shared).
     pub fn bytes(&self) -> SharedBytes {
         let (shape, count) = (self.tensor.shape(), self.tensor.shape().num_elements());
         SharedBytes {
@@ -345,14 +345,14 @@ impl<const D: usize> Shared<D> {
     }
 }
 
-/// A frozen tensor that several layers share: its place, and what it takes.
+/// Key and size of a frozen tensor shared by several layers.
 #[derive(Clone, Debug)]
 pub struct SharedBytes {
-    /// The same for all layers that share it; its name in files.
+    /// Key common to all layers that share the tensor; its name in files.
     pub key: String,
-    /// Bytes it takes, once.
+    /// Size in bytes, counted once.
     pub bytes: u64,
     pub(crate) values: Tensor<1>,
-    /// Shape in files, and whether they hold it the other way round.
+    /// Shape in files, and true if they hold it transposed.
     pub(crate) layout: (Vec<usize>, bool),
 }

@@ -1,4 +1,4 @@
-//! The adapters of one layer, as Burn attaches them to a weight.
+//! Adapters of one layer, as Burn attaches them to a weight.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use super::structure::Structure;
 /// One adapter on one layer.
 #[derive(Module, Debug)]
 pub struct Adapter {
-    /// The structure.
+    /// Structure of the adapter.
     pub structure: AnyStructure,
-    /// Product of the factors at the start, where they started as part of the weight: it is subtracted from the base, so that the layer starts as
-    /// it was. The weight itself is never changed.
+    /// Initial product of the factors, if they start as part of the weight: it is subtracted from the base, so that the
+    /// output of the layer does not change at the start. The weight itself is never changed.
     pub origin: Option<LoraAdapter>,
     #[module(skip)]
     pub(crate) control: Control,
@@ -33,23 +33,23 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// The handle that all layers of the adapter share.
+    /// Returns the handle that all layers of the adapter share.
     pub fn control(&self) -> &Control {
         &self.control
     }
 
-    /// The layer's numbers: rank and scale as they are now.
+    /// Static properties of the layer, with its current rank and scale.
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// The structure.
+    /// Returns the structure.
     pub fn structure(&self) -> &dyn Structure {
         self.structure.get()
     }
 
-    /// The change of the weight below as two factors `[d_in, r]` and `[r, d_out]`, where it is their product: those of the structure beside those
-    /// that it began with, which count against it.
+    /// Change of the weight below as two factors `[d_in, r]` and `[r, d_out]`, if it is a product: the factors of the
+    /// structure combined with the initial ones, which are subtracted.
     pub fn change(&self) -> Option<[Tensor<2>; 2]> {
         let [a, b] = self.structure().as_factors()?;
         Some(match &self.origin {
@@ -61,7 +61,7 @@ impl Adapter {
         })
     }
 
-    /// The output `[rows, d_out]` of the layer with the adapter, where it is on.
+    /// Output `[rows, d_out]` of the layer, including the adapter if it is on.
     pub fn forward(&self, base: Base<'_>, x: Tensor<2>) -> Tensor<2> {
         if !self.control.is_on() {
             return base.forward(x);
@@ -72,7 +72,7 @@ impl Adapter {
         self.structure().forward(&base.less(self.origin.as_ref()), input)
     }
 
-    /// The weight `[d_in, d_out]` with the adapter; without it where the adapter has no update.
+    /// Weight `[d_in, d_out]` including the adapter, if the adapter has an update.
     pub fn weight(&self, base: Base<'_>) -> Tensor<2> {
         if !self.control.is_on() {
             return base.weight();
@@ -84,7 +84,8 @@ impl Adapter {
         }
     }
 
-    /// The weight `[d_in, d_out]` below, from the one that the adapter was merged into; none where merging is not reversible.
+    /// Weight `[d_in, d_out]` below, recovered from the one that the adapter was merged into; none if merging is not
+    /// reversible.
     pub fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
         let weight = self.structure().unmerged(merged)?;
         Some(match &self.origin {
@@ -93,12 +94,12 @@ impl Adapter {
         })
     }
 
-    /// Returns true if any of its tensors is trained; adapters below the newest are frozen.
+    /// Returns true if any tensor of the adapter is trained; adapters below the newest are frozen.
     pub fn is_trained(&self) -> bool {
         is_trained(&self.structure)
     }
 
-    /// The bias `[d_out]` with the adapter.
+    /// Bias `[d_out]` including the adapter.
     pub fn bias(&self, base: Base<'_>) -> Option<Tensor<1>> {
         if !self.control.is_on() {
             return base.bias();
@@ -111,18 +112,19 @@ impl Adapter {
 /// The adapters of one layer, first to last; each is attached to the layer with those before it.
 #[derive(Clone, Debug, Default)]
 pub struct AdapterStack {
-    /// The adapters.
+    /// Adapters, first to last.
     pub stack: Vec<Adapter>,
 }
 
 impl AdapterStack {
-    /// The layer that stands on this base with all its adapters.
+    /// Returns the layer of this weight and bias with all its adapters.
     pub fn over<'a>(&'a self, weight: &'a Tensor<2>, bias: Option<&'a Tensor<1>>) -> Base<'a> {
         Base::new(weight, bias).under(&self.stack, self.stack.len())
     }
 
-    /// The output `[rows, d_out]` of a linear layer for `x [rows, d_in]`, with its adapters factored where it has some: weight `[d_in, d_out]`,
-    /// bias `[d_out]`. A layer that calls this may be adapted by [`Attach::factored`](crate::Attach::factored).
+    /// Output `[rows, d_out]` of a linear layer for `x [rows, d_in]`, with factored adapters if it has any: weight
+    /// `[d_in, d_out]`, bias `[d_out]`. A layer that calls this can be adapted by
+    /// [`Attach::factored`](crate::Attach::factored).
     pub fn linear(weight: &Param<Tensor<2>>, bias: Option<Tensor<1>>, x: Tensor<2>) -> Tensor<2> {
         match weight.reparameterization::<Self>() {
             Some(adapter) => adapter.over(&weight.base(), bias.as_ref()).forward(x),
@@ -166,7 +168,8 @@ impl Reparameterization for AdapterStack {
 }
 
 thread_local! {
-    /// Adapters that a visit of [`each_adapter`] passes: Burn shows a visitor the tensors of a reparameterization but not itself.
+    /// Adapters collected during a visit of [`each_adapter`]: Burn shows a visitor the tensors of a reparameterization
+    /// but not the reparameterization itself.
     static SEEN: RefCell<Option<Vec<AdapterStack>>> = const { RefCell::new(None) };
 }
 
@@ -237,12 +240,13 @@ pub fn is_trained<M: Module>(module: &M) -> bool {
     any.0
 }
 
-/// Shows every adapted layer of a module, or of a part of one: its path and its adapters.
+/// Visits every adapted layer of a module, or of a part of one, with its path and adapters.
 pub fn each_adapter(part: &dyn Part, mut see: impl FnMut(&str, &AdapterStack)) {
     each_adapted(part, |path, _, adapter| see(path, adapter));
 }
 
-/// Shows every adapted layer of a module, or of a part of one: its path, the weight `[d_in, d_out]` that it stands on, and its adapters.
+/// Visits every adapted layer of a module, or of a part of one, with its path, the weight `[d_in, d_out]` below and its
+/// adapters.
 pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &AdapterStack)) {
     struct Walk<F> {
         path: ModulePath,
@@ -265,7 +269,7 @@ pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &AdapterS
         }
 
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            // The base comes just before its adapters, whose own tensors are inside of them.
+            // The base comes just before its adapters, whose own tensors are nested in them.
             let inside = self.path.containers().any(|container| container == FIELD.1);
             let shape = param.lazy_shape();
             if let ([d_in, d_out], false, true) = (shape.as_slice(), inside, param.is_initialized()) {
@@ -278,7 +282,7 @@ pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &AdapterS
     SEEN.set(None);
 }
 
-/// The path of the layer that a parameter belongs to.
+/// Path of the layer that a parameter belongs to.
 pub(crate) fn layer_of(parameter: &str) -> &str {
     parameter.strip_suffix(".weight").unwrap_or(parameter)
 }

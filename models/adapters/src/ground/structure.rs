@@ -16,16 +16,16 @@ use super::spec::{Alpha, Rank, Spec};
 
 /// Effect of one adapter on the layer `y = x W + b` that it is attached to. Weights are stored `[d_in, d_out]`.
 ///
-/// A structure whose update is one product gives [`Structure::factors`] and nothing else: forward pass, update and export follow. Others override
-/// what they do in another way.
+/// A structure whose update is one product implements [`Structure::factors`] alone: forward pass, update and export
+/// follow. Others override the methods that differ.
 pub trait Structure: Debug + Send + Sync {
-    /// The update as two factors and a scale, where it is their product.
+    /// Update as two factors and a scale, if it is their product.
     fn factors(&self) -> Option<Factors> {
         None
     }
 
-    /// The output `[rows, d_out]` of the adapted layer. No dense update is formed unless the specification of the method asks for it
-    /// ([`Spec::dense_forward`] tells).
+    /// Output `[rows, d_out]` of the adapted layer. No dense update is formed unless the method requires it
+    /// ([`Spec::dense_forward`]).
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
         if let Some(Factors { a, b, scale }) = self.factors() {
             return base.plus_product(input, a, b, scale);
@@ -36,26 +36,27 @@ pub trait Structure: Debug + Send + Sync {
         }
     }
 
-    /// The update `[d_in, d_out]` that the adapter adds to a weight, differentiable in the adapter's tensors; none where there is none, because what
-    /// the adapter does depends on the input. Such a structure says in [`Spec::merges`] why it cannot become part of the weight.
+    /// Update `[d_in, d_out]` that the adapter adds to a weight, differentiable in the adapter's tensors; none if the
+    /// effect of the adapter depends on the input. [`Spec::merges`] of such a structure gives the reason why it cannot
+    /// be merged.
     fn delta_weight(&self, _weight: &Tensor<2>) -> Option<Tensor<2>> {
         self.factors().map(Factors::product)
     }
 
-    /// The bias of the merged layer, where the adapter changes it.
+    /// Bias of the merged layer, if the adapter changes it.
     fn merged_bias(&self, _weight: &Tensor<2>, bias: Option<Tensor<1>>) -> Option<Tensor<1>> {
         bias
     }
 
-    /// Weight before merging. Correct as it is for updates that do not depend on the weight; others override it and return none where merging
-    /// is not reversible, so that the weight has to be kept.
+    /// Weight before merging. The default is correct for updates that do not depend on the weight; others override it
+    /// and return none if merging is not reversible, so that the original weight has to be kept.
     fn unmerged(&self, merged: Tensor<2>) -> Option<Tensor<2>> {
         let update = self.delta_weight(&merged)?;
         Some(merged - update)
     }
 
-    /// A regularisation term and the point of the step where it is applied. It sees the layer below and the sums over all layers of the
-    /// adapter.
+    /// Regularisation term and the point of the step where it is applied. It sees the layer below and the totals over
+    /// all layers of the adapter.
     fn penalty(&self, _base: &Base<'_>, _totals: &Totals) -> Option<Penalty> {
         None
     }
@@ -70,7 +71,7 @@ pub trait Structure: Debug + Send + Sync {
         1.0
     }
 
-    /// Frozen tensors that other layers use too.
+    /// Frozen tensors shared with other layers.
     fn shared(&self) -> Vec<SharedBytes> {
         Vec::new()
     }
@@ -80,17 +81,19 @@ pub trait Structure: Debug + Send + Sync {
         0
     }
 
-    /// Returns true if its factors start as part of the weight whatever the initialisation; that product is then subtracted from the base.
+    /// Returns true if the factors start as part of the weight with every initialisation; that product is then
+    /// subtracted from the base.
     fn starts_from_weight(&self) -> bool {
         false
     }
 
-    /// The update as two factors `[d_in, r]` and `[r, d_out]` whose product it is, where it is one: what is written as plain LoRA.
+    /// Update as the product of two factors `[d_in, r]` and `[r, d_out]`, if it is one; exported as plain LoRA.
     fn as_factors(&self) -> Option<[Tensor<2>; 2]> {
         self.factors().map(|Factors { a, b, scale }| [a, scaled(b, scale)])
     }
 
-    /// Product of its factors, `[d_in, r]` and `[r, d_out]`, which is subtracted from the base where they started as part of the weight.
+    /// Product of the factors, `[d_in, r]` and `[r, d_out]`, which is subtracted from the base if they start as part of
+    /// the weight.
     fn product(&self) -> Option<[Tensor<2>; 2]> {
         self.as_factors()
     }
@@ -99,16 +102,16 @@ pub trait Structure: Debug + Send + Sync {
 /// An update `scale A B`.
 #[derive(Clone, Debug)]
 pub struct Factors {
-    /// The factor at the input `[d_in, r]`.
+    /// Factor at the input `[d_in, r]`.
     pub a: Tensor<2>,
-    /// The factor at the output `[r, d_out]`.
+    /// Factor at the output `[r, d_out]`.
     pub b: Tensor<2>,
     /// Scale of their product.
     pub scale: f64,
 }
 
 impl Factors {
-    /// The dense update `[d_in, d_out]`.
+    /// Returns the dense update `[d_in, d_out]`.
     pub fn product(self) -> Tensor<2> {
         let ([d_in, rank], [_, d_out]) = (self.a.dims(), self.b.dims());
         if rank == 0 {
@@ -118,19 +121,19 @@ impl Factors {
     }
 }
 
-/// A matrix times a number; as it is times 1.
+/// Multiplies a matrix by a number; returns it unchanged for 1.
 fn scaled(matrix: Tensor<2>, scale: f64) -> Tensor<2> {
     if scale == 1.0 { matrix } else { matrix.mul_scalar(scale) }
 }
 
-/// Sums over all layers of one adapter.
+/// Totals over all layers of one adapter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Layers it stands on.
+    /// Number of layers that it is attached to.
     pub layers: usize,
-    /// Values that are trained.
+    /// Number of trained parameters.
     pub trained: usize,
-    /// Ranks of all layers together.
+    /// Sum of the ranks of all layers.
     pub ranks: usize,
 }
 
@@ -139,7 +142,7 @@ pub struct Totals {
 pub struct StepOf {
     /// Number of the optimizer step, from 0.
     pub step: u64,
-    /// Steps of the whole run; none when it ends by the clock.
+    /// Steps of the whole run; none if a time limit ends it.
     pub total: Option<u64>,
 }
 
@@ -148,11 +151,12 @@ pub struct StepOf {
 pub struct Penalty {
     /// Point of the step where it is applied.
     pub at: PenaltyAt,
-    /// Its value, shape `[1]`.
+    /// Value of the term, shape `[1]`.
     pub value: Tensor<1>,
 }
 
-/// The Frobenius norm of a matrix, shape `[1]`. Of norms up to `least` the gradient is 0: there it is the direction of rounding errors, or 0 / 0.
+/// Frobenius norm of a matrix, shape `[1]`. The gradient is 0 for norms up to `least`, where it is dominated by
+/// rounding errors or 0 / 0.
 pub(crate) fn frobenius(matrix: Tensor<2>, least: f64) -> Tensor<1> {
     let squares = matrix.square().sum();
     let small = squares.clone().lower_equal_elem(least * least);
@@ -169,23 +173,23 @@ pub enum PenaltyAt {
     AfterClipping,
 }
 
-/// A structure as the registry builds it.
+/// Structure that the registry can build.
 pub trait Method: Structure + Module + Sized {
-    /// Options beyond rank, alpha and dropout: a field each, with its documentation, its default and what it allows.
+    /// Options in addition to rank, alpha and dropout: one field each, with documentation, default and allowed values.
     type Options: Serialize + DeserializeOwned + JsonSchema + Default + Clone + Debug;
 
     /// Static description: name, paper, options, memory.
     const SPEC: Spec;
 
-    /// Learning rate of AdamW when none is given.
+    /// Default learning rate of AdamW.
     const LR: f64 = 2e-4;
 
-    /// Rank and alpha when none are given, where options decide; those of [`Method::SPEC`] otherwise.
+    /// Default rank and alpha that depend on options; those of [`Method::SPEC`] otherwise.
     fn size(_options: &Self::Options) -> (Rank, Alpha) {
         (Self::SPEC.rank, Self::SPEC.alpha)
     }
 
-    /// Refuses options, and places where the method has no meaning, with the reason.
+    /// Rejects unsupported options and layers, with the reason.
     fn check(options: &Self::Options, place: &Place) -> Result<(), String>;
 
     /// Warning about settings that are allowed at a layer but rarely intended.
@@ -193,11 +197,12 @@ pub trait Method: Structure + Module + Sized {
         None
     }
 
-    /// Builds the adapter of one layer. Tensors come from the site: from a file when one is read, else from what is given here.
+    /// Builds the adapter of one layer. The site provides the tensors: from a file if one is read, otherwise from the
+    /// values given here.
     fn build(options: &Self::Options, site: &mut Site<'_>) -> Result<Self, AdapterError>;
 
-    /// The same adapter with the components of `keep`, in this order, and new ones behind them up to the rank of the site
-    /// ([`Site::resized`] makes the tensors). Structures whose size is fixed refuse.
+    /// Builds the same adapter with the components of `keep`, in this order, followed by new ones up to the rank of the
+    /// site ([`Site::resized`] creates the tensors). Structures of a fixed size return an error.
     fn resized(&self, _keep: &[usize], site: &mut Site<'_>) -> Result<Self, AdapterError> {
         Err(AdapterError::Refused(format!(
             "{}: {} has a fixed size; its components cannot be appended or dropped in a run",

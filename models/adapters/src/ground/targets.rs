@@ -18,11 +18,11 @@ pub enum Targets {
     Pattern(String),
 }
 
-/// Names that the output head of a model goes by.
+/// Common names of a model's output head.
 const HEADS: [&str; 6] = ["lm_head", "head", "output", "classifier", "score", "unembed"];
 
 impl Targets {
-    /// From a word or list of the command line: `all-linear`, names between commas, or a regular expression.
+    /// Parses a word or list of the command line: `all-linear`, names between commas, or a regular expression.
     pub fn parse(text: &str) -> Self {
         let is_name = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
         match text {
@@ -32,12 +32,12 @@ impl Targets {
         }
     }
 
-    /// Refuses a regular expression that cannot be read.
+    /// Rejects an invalid regular expression.
     pub fn validate(&self) -> Result<(), AdapterError> {
         self.matcher().map(|_| ())
     }
 
-    /// Each name of a list by itself.
+    /// Splits a list into its single names.
     pub(crate) fn parts(&self) -> Vec<Self> {
         match self {
             Self::Names(names) => names.iter().map(|name| Self::Names(vec![name.clone()])).collect(),
@@ -82,16 +82,16 @@ impl Matcher<'_> {
     }
 }
 
-/// A pattern of `rank_pattern` or `alpha_pattern`: matches the whole path, or what follows a dot in it.
+/// Pattern of `rank_pattern` or `alpha_pattern`: matches the whole path, or the part after one of its dots.
 #[derive(Clone, Debug)]
 pub struct NamePattern {
-    /// The pattern as it was given.
+    /// Pattern as given.
     pub text: String,
     regex: Regex,
 }
 
 impl NamePattern {
-    /// Refuses what is no regular expression.
+    /// Compiles a pattern; rejects an invalid regular expression.
     pub fn new(text: &str) -> Result<Self, AdapterError> {
         Ok(Self { text: text.to_string(), regex: compiled(&format!(r"^(?:.*\.)?(?:{text})$"), text)? })
     }
@@ -110,7 +110,7 @@ fn compiled(pattern: &str, given: &str) -> Result<Regex, AdapterError> {
             text if text.contains("look-around") => {
                 "look-ahead and look-behind are not supported; write the pattern without, or name the layers".into()
             }
-            // The first lines show the expression again.
+            // The first lines repeat the expression.
             text => text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string(),
         },
     })

@@ -1,4 +1,4 @@
-//! The tensors of an adapter by name, laid out as files and papers write them.
+//! Named tensors of an adapter, in the layout of files and papers.
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -9,23 +9,23 @@ use super::spec::TensorRole;
 use super::stack::Adapter;
 use lowrank_kernels::host::values as host;
 
-/// A tensor of an adapter.
+/// Tensor of an adapter.
 #[derive(Clone, Debug)]
 pub struct NamedTensor {
-    /// Field of the structure; `origin.a` and `origin.b` for the product that the factors began with.
+    /// Field of the structure; `origin.a` and `origin.b` for the initial product of the factors.
     pub field: String,
-    /// Role.
+    /// Role of the tensor.
     pub role: TensorRole,
     /// True if files hold it transposed.
     pub transposed: bool,
-    /// Id of the parameter.
+    /// Parameter id.
     pub id: ParamId,
     /// Shape in memory.
     pub shape: Vec<usize>,
 }
 
 impl Adapter {
-    /// Names and shapes of its tensors.
+    /// Names and shapes of the tensors.
     pub fn shapes(&self) -> Vec<NamedTensor> {
         let mut names = Names { attached: self, path: ModulePath::default(), origin: false, found: Vec::new() };
         self.structure.visit(&mut names);
@@ -34,7 +34,7 @@ impl Adapter {
         names.found
     }
 
-    /// Its tensors with their values, laid out as in files.
+    /// Tensors with their values, in the layout of files.
     pub fn tensors(&self) -> Vec<(NamedTensor, TensorData)> {
         self.shapes()
             .into_iter()
@@ -51,7 +51,7 @@ impl Adapter {
 }
 
 impl SharedBytes {
-    /// Its values, laid out as in files.
+    /// Values of the shared tensor, in the layout of files.
     pub fn tensor(&self) -> TensorData {
         let (shape, transposed) = &self.layout;
         let data = TensorData::new(host(self.values.clone()), shape.clone());

@@ -2,7 +2,8 @@
 //!
 //! - `default`: A uniform between plus and minus `1 / sqrt(d_in)`, B zero.
 //! - `gaussian`: A normal of deviation `1 / rank`, B zero, as `peft` names it.
-//! - `random`: A as in `default`, B uniform between plus and minus `1 / sqrt(rank)`: does not start at the base, for experiments alone.
+//! - `random`: A as in `default`, B uniform between plus and minus `1 / sqrt(rank)`; changes the initial output, for
+//!   experiments only.
 //! - `orthogonal`: factors from the halves of an orthogonal matrix, whose product is zero.
 //! - `olora`: the QR factors of the weight ("OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775).
 //! - `pissa`: its leading singular part ("PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models", arXiv
@@ -21,7 +22,7 @@ use crate::ground::config::AdapterConfig;
 use crate::ground::error::AdapterError;
 use crate::ground::site::{Place, Site};
 
-/// Starts that a structure of two factors knows besides the default.
+/// Supported initialisations of two-factor structures in addition to the default.
 pub(crate) const OF_FACTORS: &[&str] = &["gaussian", "random", "orthogonal", "olora", "pissa"];
 
 /// Returns true if the factors start as part of the weight.
@@ -34,11 +35,11 @@ pub fn asks_for_gradients(init: &str) -> bool {
     init == "lora-sb"
 }
 
-/// Option of starts that ask for gradients.
+/// Option of initialisations that need gradients.
 const FIRST_RATE: &str = "init_step_size";
 
-/// The configuration with the first learning rate of a run, where its start is made of the first step that Adam would take and no other rate is
-/// given.
+/// Sets the initial step size of the configuration to the first learning rate of the run, if its initialisation uses
+/// the first Adam step and no step size is given.
 pub fn with_first_rate(config: AdapterConfig, rate: f64) -> AdapterConfig {
     match asks_for_gradients(&config.init) && !config.options.contains_key(FIRST_RATE) {
         true => config.with_option(FIRST_RATE, rate),
@@ -46,7 +47,7 @@ pub fn with_first_rate(config: AdapterConfig, rate: f64) -> AdapterConfig {
     }
 }
 
-/// Returns true if the layer starts as something else than the base.
+/// Returns true if the initialisation changes the output of the layer.
 pub fn leaves_the_base(init: &str) -> bool {
     matches!(init, "random" | "lora-sb" | "small_random")
 }
@@ -61,7 +62,7 @@ pub(crate) fn check(place: &Place) -> Result<(), String> {
     }
 }
 
-/// Initial values of the factors of this layer; empty where a file has them.
+/// Initial values of the factors of this layer; empty if a file has them.
 pub(crate) fn start(site: &Site<'_>) -> Result<Start, AdapterError> {
     if site.is_given() {
         return Ok(Start::default());

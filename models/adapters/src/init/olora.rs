@@ -1,4 +1,4 @@
-//! The start `olora` ("OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775).
+//! Initialisation `olora` ("OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775).
 
 use lowrank_kernels::host::values as host;
 use lowrank_optim::orthonormal_factor;

@@ -1,4 +1,4 @@
-//! The part of the weight that factors begin as.
+//! Part of the weight that the factors start as.
 
 use burn::module::LoraAdapter;
 use lowrank_kernels::host::values as host;
@@ -8,7 +8,7 @@ use crate::ground::error::AdapterError;
 use crate::ground::site::Site;
 use crate::ground::structure::Structure;
 
-/// The product that the factors begin with, where they begin as part of the weight.
+/// Initial product of the factors, if they start as part of the weight.
 pub(crate) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<Option<LoraAdapter>, AdapterError> {
     if !is_part_of_the_weight(&site.place.init) && !structure.starts_from_weight() {
         return Ok(None);

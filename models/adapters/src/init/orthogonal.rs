@@ -1,4 +1,4 @@
-//! The start `orthogonal`: factors whose product is zero.
+//! Initialisation `orthogonal`: factors whose product is zero.
 
 use burn::tensor::{Tensor, TensorData};
 use lowrank_kernels::host::values as host;

@@ -1,4 +1,5 @@
-//! The start `pissa` ("PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models", arXiv 2404.02948).
+//! Initialisation `pissa` ("PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
+//! arXiv 2404.02948).
 
 use burn::tensor::{Tensor, TensorData};
 use lowrank_kernels::host::values as host;
@@ -7,7 +8,7 @@ use lowrank_optim::thin_svd;
 use super::start::Start;
 use crate::ground::site::Site;
 
-/// The leading singular part over the scale, its values shared by both factors.
+/// Leading singular part divided by the scale, with the singular values split between both factors.
 pub(super) fn pissa(site: &Site<'_>) -> Start {
     let svd = thin_svd(&site.weight(), site.place.rank);
     let device = site.plain_device();
@@ -62,7 +63,7 @@ mod tests {
         };
         let ((bench, one), (_, two)) = (trained([1.0; 3]), trained([1.0, -1.0, -1.0]));
         assert!(one.into_iter().zip(two).all(|(one, two)| close(one, two, 1e-5)));
-        // As plain LoRA on the stored weight, of twice the rank.
+        // Equivalent to plain LoRA of twice the rank on the stored weight.
         let change = |bench: &Bench| {
             let [a, b] = bench.adapter().change().unwrap();
             assert_eq!(a.dims(), [9, 6]);

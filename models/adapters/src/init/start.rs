@@ -1,4 +1,4 @@
-//! First values of a pair of factors.
+//! Initial values of a pair of factors.
 
 /// Row-major factors `A [d_in, rank]` and `B [rank, d_out]`.
 #[derive(Clone, Debug, Default)]

@@ -1,5 +1,6 @@
-//! ALLoRA: outputs learn more slowly as their part of the update grows ("ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws", arXiv
-//! 2410.09692). The rule is a structure: gradients follow from it by themselves.
+//! ALLoRA: the learning rate of an output falls as its part of the update grows ("ALLoRA: Adaptive Learning Rate
+//! Mitigates LoRA Fatal Flaws", arXiv 2410.09692). The rule is implemented as a structure, whose backward pass scales
+//! the gradients.
 
 use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use lowrank_optim::rules::{NormOf, check_eta};

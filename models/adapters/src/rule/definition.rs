@@ -1,4 +1,4 @@
-//! What a training rule is.
+//! Interface of a training rule.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -17,44 +17,45 @@ use crate::ground::stack::each_adapter;
 
 /// A training rule with its options. Every method has a default that changes nothing.
 pub trait Rule: Debug + Send + Sync {
-    /// Its line in the list.
+    /// Returns its entry in the list of rules.
     fn entry(&self) -> &'static RuleEntry;
 
-    /// The adapter's configuration as the rule needs it; rejects options outside their range, and adapters that it is not defined for.
+    /// Adjusts the adapter's configuration to the rule; rejects options outside their range and unsupported adapters.
     fn prepare(&self, config: AdapterConfig) -> Result<AdapterConfig, AdapterError> {
         Ok(config)
     }
 
-    /// Reports whether it has a meaning without an adapter.
+    /// Returns true if the rule is supported without an adapter.
     fn trains_weights(&self) -> bool {
         false
     }
 
-    /// Warnings about settings that are allowed, but rarely meant.
+    /// Warnings about settings that are allowed but rarely intended.
     fn warnings(&self, _config: &AdapterConfig) -> Vec<String> {
         Vec::new()
     }
 
-    /// Reports whether tensors of this role stay as they start.
+    /// Returns true if tensors of this role are frozen.
     fn freezes(&self, _role: TensorRole) -> bool {
         false
     }
 
-    /// Options of an optimizer as the rule needs them, on top of those given; rejects optimizers that the rule does not support.
+    /// Adjusts the options of an optimizer to the rule, on top of those given; rejects optimizers that the rule does
+    /// not support.
     fn options(&self, _method: &str, options: Options) -> Result<Options, AdapterError> {
         Ok(options)
     }
 
-    /// Rejects options of the optimizer under which the adapter alone does not hold what was trained.
+    /// Rejects optimizer options under which the adapter alone does not contain everything that was trained.
     fn check_adapter_alone(&self, _options: &Options) -> Result<(), AdapterError> {
         Ok(())
     }
 
-    /// Changes how a trained parameter is stepped; the role is that of an adapter's tensor.
+    /// Changes how a trained parameter is updated; the role is that of an adapter's tensor.
     fn tune(&self, _parameter: &mut Parameter, _role: Option<TensorRole>) {}
 
-    /// Pass over the gradients of these parameters between clipping and the optimizer, where the rule has one; `options` as
-    /// [`Rule::options`] gave them. Its states report to the meter.
+    /// Pass over the gradients of these parameters between clipping and the optimizer, if the rule has one; `options`
+    /// are those returned by [`Rule::options`]. Its states report to the meter.
     fn gradients(
         &self,
         _part: &dyn Part,
@@ -71,18 +72,18 @@ pub trait Rule: Debug + Send + Sync {
 }
 
 impl dyn Rule + '_ {
-    /// Its name in configurations.
+    /// Name in configurations.
     pub fn name(&self) -> &'static str {
         self.entry().entry.name
     }
 
-    /// As [`Rule::prepare`], of a configuration that is checked before.
+    /// Same as [`Rule::prepare`], for a configuration that is validated first.
     pub fn prepared(&self, config: AdapterConfig) -> Result<AdapterConfig, AdapterError> {
         config.validate()?;
         self.prepare(config)
     }
 
-    /// Freezes what the rule leaves as it starts.
+    /// Freezes the tensors that the rule does not train.
     pub fn freeze<M: Module>(&self, module: M) -> M {
         let mut ids = Vec::new();
         each_adapter(&module, |_, adapter| {
@@ -92,7 +93,7 @@ impl dyn Rule + '_ {
         if ids.is_empty() { module } else { module.freeze_group(ParamGroup::from_ids(ids)) }
     }
 
-    /// The trained parameters, each as rule and structure have it stepped.
+    /// Trained parameters, each with the update settings of rule and structure.
     pub fn parameters<M: Module>(&self, module: &M) -> ParameterRoles {
         let mut adapters: BTreeMap<ParamId, (TensorRole, f64)> = BTreeMap::new();
         each_adapter(module, |_, adapter| {
@@ -119,12 +120,12 @@ impl dyn Rule + '_ {
     }
 }
 
-/// A line of the list of rules.
+/// Entry of the list of rules.
 #[derive(Clone, Copy, Debug)]
 pub struct RuleEntry {
-    /// Description.
+    /// Description of the rule.
     pub entry: Entry,
-    /// The rule with the given options on top of its defaults.
+    /// Reads the rule with the given options on top of its defaults.
     pub read: fn(&Options) -> Result<Box<dyn Rule>, AdapterError>,
 }
 

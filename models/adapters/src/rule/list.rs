@@ -1,4 +1,4 @@
-//! The list of training rules: one line each.
+//! List of training rules, one line each.
 
 use lowrank_optim::registry::{Kind, Options, find};
 
@@ -18,7 +18,7 @@ impl Default for Box<dyn Rule> {
 }
 
 impl dyn Rule {
-    /// The rule of a name with the given options on top of its defaults.
+    /// Returns the rule with this name and the given options on top of its defaults.
     pub fn named(name: &str, options: &Options) -> Result<Box<Self>, AdapterError> {
         let entry = find(Kind::Rule, RULES.iter().copied(), name)?;
         (entry.read)(options)

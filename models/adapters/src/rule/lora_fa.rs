@@ -1,4 +1,5 @@
-//! LoRA-FA: A stays as it starts ("LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning", arXiv 2308.03303).
+//! LoRA-FA: A is frozen ("LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning", arXiv
+//! 2308.03303).
 
 use lowrank_optim::registry::{Entry, Kind, OptionList, Options, Paper};
 use lowrank_optim::rules::{GradientRule, LoraFa};

@@ -1,4 +1,5 @@
-//! LoRA+: B learns faster than A ("LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv 2402.12354).
+//! LoRA+: B has a higher learning rate than A ("LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv
+//! 2402.12354).
 
 use lowrank_optim::Parameter;
 use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};

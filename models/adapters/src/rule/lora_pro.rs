@@ -17,7 +17,7 @@ pub(super) static ENTRY: RuleEntry = RuleEntry {
     entry: Entry {
         papers: &[Paper { title: "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", place: "2407.18242" }],
         memory: "mode full: 2 d_in d_out values of each adapted weight",
-        // Rates of full fine-tuning suit it.
+        // Learning rates of full fine-tuning are suitable.
         lr: Some(2e-5),
         options: || OptionList::of(&LoraProRule::default()),
         ..Entry::plain(Kind::Rule, "lora-pro", "gradients whose common update lies closest to the full gradient")
@@ -99,7 +99,7 @@ impl Rule for LoraProRule {
     }
 
     fn tune(&self, parameter: &mut Parameter, role: Option<TensorRole>) {
-        // Elsewhere the rule's gradients are the steps themselves.
+        // In the other modes the gradients of the rule are already the updates.
         if self.mode != LoraProMode::Efficient && matches!(role, Some(TensorRole::A | TensorRole::B)) {
             parameter.role = Role::Descent;
         }
@@ -134,12 +134,12 @@ impl Rule for LoraProRule {
     }
 }
 
-/// The weight decay that is given, where it is not 0.
+/// Configured weight decay, if it is not 0.
 fn decay(options: &Options) -> Option<&serde_json::Value> {
     options.get("weight_decay").filter(|decay| decay.as_f64() != Some(0.0))
 }
 
-/// Rejects decay of the whole weight where more than a base and one product make it.
+/// Rejects decay of the whole weight if it consists of more than a base and one product.
 fn refuse_parts(part: &dyn Part, decay: f64) -> Result<(), AdapterError> {
     let mut found = None;
     each_adapter(part, |path, adapter| {

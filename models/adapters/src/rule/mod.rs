@@ -1,6 +1,6 @@
-//! Training rules: how an adapter is trained, in addition to what it is. Each stands in a file of its own.
+//! Training rules: how the tensors of an adapter are trained. Each has a file of its own.
 //!
-//! A training loop asks the rule in this order:
+//! A training loop calls the rule in this order:
 //!
 //! ```text
 //! rule.prepared(config)            the adapter's configuration as the rule needs it, or why not; rule.warnings(&config)

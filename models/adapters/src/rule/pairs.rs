@@ -11,7 +11,7 @@ use super::definition::Rule;
 use crate::ground::error::AdapterError;
 use crate::ground::stack::{each_adapter, layer_of};
 
-/// The pairs of factors whose B is trained. With `both` a frozen A is rejected.
+/// Pairs of factors whose B is trained. With `both`, a frozen A is rejected.
 pub(super) fn trained_pairs(rule: &dyn Rule, part: &dyn Part, both: bool) -> Result<Vec<LoraPair>, AdapterError> {
     let mut weights = Weights::default();
     part.walk(&mut weights);
@@ -43,7 +43,7 @@ pub(super) fn trained_pairs(rule: &dyn Rule, part: &dyn Part, both: bool) -> Res
     }
 }
 
-/// Ids of the first parameter of each layer by the layer's path: its weight.
+/// Id of each layer's first parameter, its weight, by layer path.
 #[derive(Default)]
 struct Weights {
     path: ModulePath,

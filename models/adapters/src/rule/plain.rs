@@ -1,4 +1,4 @@
-//! No rule: the gradients as they are.
+//! The plain rule, which leaves gradients unchanged.
 
 use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use schemars::JsonSchema;

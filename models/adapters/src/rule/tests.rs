@@ -34,9 +34,9 @@ fn loss(model: &Model, step: u64) -> Tensor<1> {
     model.second.forward(model.first.forward(x).tanh()).square().mean()
 }
 
-/// The values of all factors after some steps.
+/// Values of all factors after some steps.
 fn trained(rule: &dyn Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>> {
-    // ALLoRA has no scale but 1.
+    // ALLoRA supports only scale 1.
     let config = AdapterConfig::new("lora").with_rank(2).with_alpha(2.0);
     let mut model = rule.freeze(model(&rule.prepared(config).unwrap()));
     let given = options.iter().map(|(name, value)| (name.to_string(), Value::from(*value)));
@@ -64,7 +64,7 @@ fn trained(rule: &dyn Rule, options: &[(&str, f64)], steps: u64) -> Vec<Vec<f32>
 fn lora_plus_with_ratio_one_is_lora_bit_for_bit() {
     let plain = trained(&PlainRule::default(), &[("weight_decay", 0.1)], 4);
     assert_eq!(trained(&LoraPlusRule { ratio: 1.0 }, &[("weight_decay", 0.1)], 4), plain);
-    // Adam's first step is the learning rate, whatever the gradient.
+    // The first step of Adam equals the learning rate, whatever the gradient.
     let moved = |ratio: f64| trained(&LoraPlusRule { ratio }, &[("epsilon", 1e-30)], 1)[1][0].abs();
     assert!((moved(8.0) / moved(1.0) - 8.0).abs() < 1e-4);
 }
@@ -194,7 +194,7 @@ fn decay_shrinks_the_base_and_its_product_as_one_weight() {
     let options = rule.options("adamw", options).unwrap();
     let model = model(&rule.prepared(AdapterConfig::new("lora").with_rank(2)).unwrap());
     let gradient_rule = rule.gradients(&model, &options, &StateMeter::new()).unwrap().unwrap();
-    // B begins at zero: some steps give the product a part in the weight.
+    // B starts at zero: after some steps the product contributes to the weight.
     let mut optimizer = find("adamw").unwrap().init(&options, &rule.parameters(&model), &StateMeter::new()).unwrap().0;
     let grads = GradientsParams::from_grads(loss(&model, 0).backward(), &model);
     let model = optimizer.step(0.5, model, grads);

@@ -1,5 +1,5 @@
-//! ALLoRA as an adapter ("ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws", arXiv 2410.09692): LoRA without scale and dropout,
-//! whose factors learn from each output at a pace that falls as its part of the update grows.
+//! ALLoRA as an adapter ("ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws", arXiv 2410.09692): LoRA without
+//! scale and dropout, whose learning rate for each output falls as its part of the update grows.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -16,12 +16,13 @@ use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Factors, Method, Structure};
 use crate::init::factors as init;
 
-/// `y = x W + (x A) B`. Gradients of A and B see the gradient of the output times [`output_lr_scales`]; all others see it as it is.
+/// `y = x W + (x A) B`. A and B use the gradient of the output times [`output_lr_scales`]; all other tensors use the
+/// plain gradient.
 #[derive(Module, Debug)]
 pub struct Allora {
-    /// The factor at the input `[d_in, rank]`.
+    /// Factor at the input `[d_in, rank]`.
     pub a: Param<Tensor<2>>,
-    /// The factor at the output `[rank, d_out]`, zero at the start.
+    /// Factor at the output `[rank, d_out]`, zero at the start.
     pub b: Param<Tensor<2>>,
     #[module(skip)]
     pub(super) options: AlloraOptions,
@@ -44,7 +45,7 @@ impl Default for AlloraOptions {
 }
 
 impl Allora {
-    /// The pace `[d_out]` of each output at the present values, without gradient.
+    /// Learning-rate scale `[d_out]` of each output at the current values, without gradient.
     pub fn paces(&self) -> Tensor<1> {
         output_lr_scales(self.a.val(), self.b.val(), self.options.eta, self.options.norm_of)
     }
@@ -62,7 +63,7 @@ impl Structure for Allora {
     fn delta_weight(&self, _weight: &Tensor<2>) -> Option<Tensor<2>> {
         let product = self.a.val().matmul(self.b.val());
         let learns = product.clone() * self.paces().unsqueeze::<2>();
-        // The product, with gradients that see the pace.
+        // The product, with gradients multiplied by the learning-rate scale.
         Some(product.detach() + (learns.clone() - learns.detach()))
     }
 

@@ -14,7 +14,8 @@ use crate::ground::structure::{Factors, Method, Structure};
 
 /// `y = x W + scale (x A) (B_1 + ... + B_n)`: one head, n arms.
 ///
-/// Arms that begin equal stay equal: from the zero start this is LoRA of rank `r / n` whose B learns n times as fast.
+/// Arms that start equal stay equal: with the zero start this is LoRA of rank `r / n` with n times the learning rate
+/// for B.
 #[derive(Module, Debug)]
 pub struct BlockLora {
     /// The head `[d_in, rank / blocks]`.
@@ -40,7 +41,7 @@ impl Default for BlockLoraOptions {
 }
 
 impl BlockLora {
-    /// The sum of the arms `[rank / blocks, d_out]`.
+    /// Sum of the arms `[rank / blocks, d_out]`.
     fn arms(&self) -> Tensor<2> {
         self.b.val().sum_dim(0).squeeze_dim::<2>(0).transpose()
     }

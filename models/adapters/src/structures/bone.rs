@@ -18,22 +18,22 @@ use crate::ground::site::{Place, Site};
 use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Method, Structure};
 
-/// With blocks `[r, r]` of the weight as the paper has it, `[d_out, d_in]`: `W_ab + W_ab D + D` with one D for each `a` along the output, or for each
-/// `b` along the input; or `W_ab + D` with a part of D for each `a`.
+/// With blocks `[r, r]` of the weight in the layout of the paper, `[d_out, d_in]`: `W_ab + W_ab D + D` with one D for
+/// each `a` along the output or each `b` along the input; or `W_ab + D` with a part of D for each `a`.
 #[derive(Module, Debug)]
 pub struct Bone {
-    /// The trained blocks, zero at the start.
+    /// Trained blocks, zero at the start.
     pub block: BoneBlock,
 }
 
-/// The trained blocks of [`Bone`], laid out as the paper has them.
+/// Trained blocks of [`Bone`], in the layout of the paper.
 #[derive(Module, Debug)]
 pub enum BoneBlock {
     /// One for each part of the output, `[d_out / r, r, r]`.
     AffineOut(Param<Tensor<3>>),
     /// One for each part of the input, `[d_in / r, r, r]`.
     AffineIn(Param<Tensor<3>>),
-    /// The same for all parts of the input, `[r, d_out]`, or `[r, m]` repeated along the output.
+    /// Shared by all parts of the input, `[r, d_out]`, or `[r, m]` repeated along the output.
     Shared(Param<Tensor<2>>),
 }
 
@@ -62,7 +62,8 @@ pub struct BoneOptions {
     pub mini_r: Option<usize>,
 }
 
-/// A weight `[d_in, d_out]` by the parts of its output, `[parts, r, d_in]`: a part's blocks `[r, r]` beside each other, as the weight has them.
+/// Splits a weight `[d_in, d_out]` by the parts of its output, `[parts, r, d_in]`: the blocks `[r, r]` of a part are
+/// side by side, as in the weight.
 fn by_output(weight: Tensor<2>, [parts, r, _]: [usize; 3]) -> Tensor<3> {
     let [d_in, _] = weight.dims();
     weight.reshape([d_in / r, r, parts, r]).permute([2, 1, 0, 3]).reshape([parts, r, d_in])
@@ -73,7 +74,7 @@ fn from_output(parts: Tensor<3>) -> Tensor<2> {
     parts.reshape([count, r, d_in / r, r]).permute([2, 1, 0, 3]).reshape([d_in, count * r])
 }
 
-/// A weight `[d_in, d_out]` by the parts of its input, `[parts, r, d_out]`.
+/// Splits a weight `[d_in, d_out]` by the parts of its input, `[parts, r, d_out]`.
 fn by_input(weight: Tensor<2>, [parts, r, _]: [usize; 3]) -> Tensor<3> {
     let [_, d_out] = weight.dims();
     weight.reshape([parts, r, d_out])
@@ -84,14 +85,15 @@ fn from_input(parts: Tensor<3>) -> Tensor<2> {
     parts.reshape([count * r, d_out])
 }
 
-/// `D W + D` of each part `[parts, r, n]`, where D is one of our blocks transposed, and the second D stands in every block of the part.
+/// Computes `D W + D` for each part `[parts, r, n]`, where D is one of our blocks transposed and the second D is added
+/// to every block of the part.
 fn affine(block: Tensor<3>, parts: Tensor<3>) -> Tensor<3> {
     let [_, r, n] = parts.dims();
     let block = block.swap_dims(1, 2);
     block.clone().matmul(parts) + block.repeat_dim(2, n / r)
 }
 
-/// The weight W from `(I + D) W + D`; none where a block of `I + D` has no inverse.
+/// Recovers the weight W from `(I + D) W + D`; none if a block of `I + D` has no inverse.
 fn affine_undone(block: Tensor<3>, parts: Tensor<3>) -> Option<Tensor<3>> {
     let [count, r, n] = parts.dims();
     let block = block.swap_dims(1, 2);
@@ -114,7 +116,7 @@ fn summed(x: Tensor<2>, r: usize) -> Tensor<2> {
 }
 
 impl Bone {
-    /// The update `[d_in, d_out]`.
+    /// Update `[d_in, d_out]`.
     fn update(&self, weight: &Tensor<2>) -> Tensor<2> {
         let [d_in, d_out] = weight.dims();
         match &self.block {
@@ -139,7 +141,7 @@ impl Structure for Bone {
                 let update = self.update(&base.weight());
                 base.plus_update(input.x, update)
             }
-            // W_ab D_b x_b: the block acts on the input, before the weight.
+            // W_ab D_b x_b: the block is applied to the input, before the weight.
             BoneBlock::AffineIn(block) => {
                 let [parts, r, _] = block.val().dims();
                 let [rows, d_in] = input.x.dims();
@@ -262,7 +264,7 @@ mod tests {
             let back = moved.adapter().structure().unmerged(moved.merged()).expect("blocks that can be inverted");
             assert!(close(back, bench.weight(), 1e-5), "{mode}");
         }
-        // -1 on the diagonal of D leaves nothing of the weight.
+        // -1 on the diagonal of D removes the weight entirely.
         let bench = Bench::new(8, 8, false);
         let mut tensors = bench.with(&config("block_affine_out")).tensors();
         Bench::change(&mut tensors, "block", |place, _| if place % 16 % 5 == 0 { -1.0 } else { 0.0 });

@@ -1,4 +1,4 @@
-//! Burn's own LoRA adapters made ALLoRA's.
+//! Conversion of Burn's own LoRA adapters to ALLoRA.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +18,9 @@ use crate::ground::site::Place;
 use crate::ground::stack::{Adapter, AdapterStack};
 
 impl Allora {
-    /// Turns the adapters that Burn's [`Module::apply_lora`] attached into ALLoRA; layers that compose their weight get its exact gradients too. A
-    /// scale of Burn's adapter becomes part of B, so that the module gives what it gave; with B at zero nothing is left of it.
+    /// Converts the adapters attached by Burn's [`Module::apply_lora`] to ALLoRA; layers that compose their weight get
+    /// its exact gradients too. The scale of Burn's adapter is folded into B, so that the output does not change; if B
+    /// is zero, the scale is lost.
     ///
     /// ```no_run
     /// # use burn::module::{Lora, Module};
@@ -43,13 +44,13 @@ impl Allora {
         let norm_of = serde_json::json!(options.norm_of);
         let control =
             Control::new(AdapterConfig::new("allora").with_option("eta", options.eta).with_option("norm_of", norm_of));
-        // With B at zero Burn's adapters add nothing to the weights that stay.
+        // With B at zero, Burn's adapters add nothing to the frozen weights.
         let module = module.map(&mut Empty(&pairs)).materialize();
         Ok(module.apply_reparameterization(Convert { pairs: &pairs, factors, options, control }))
     }
 }
 
-/// Takes factors out of Burn's adapters.
+/// Extracts the factors of Burn's adapters.
 struct Take<'a> {
     pairs: &'a [LoraPair],
     other: Option<String>,
@@ -167,7 +168,7 @@ mod tests {
         let moved = host(forward(&module));
         assert_ne!(moved, base);
 
-        // gA = (G * pace) B', gB = A' (G * pace) with the gradient G of the whole weight.
+        // gA = (G * scale) B', gB = A' (G * scale) with the gradient G of the whole weight and the learning-rate scale.
         let mut grads = forward(&module).square().sum().backward();
         let whole = module.clone().valid().materialize().train();
         let whole = Burns { first: whole.first.set_require_grad(true), second: whole.second.set_require_grad(true) };

@@ -1,5 +1,5 @@
-//! Weight-decomposed adaptation ("DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353): a trained length for every output, and LoRA
-//! on the direction.
+//! Weight-decomposed adaptation ("DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353): a trained magnitude
+//! for every output, and LoRA on the direction.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -17,18 +17,18 @@ use crate::init::factors as init;
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::linear;
 
-/// `y = x (W + scale A B) diag(m / n) + b` with n the lengths of the columns of `W + scale A B`.
+/// `y = x (W + scale A B) diag(m / n) + b` with n the norms of the columns of `W + scale A B`.
 ///
-/// The paper speaks of columns of `[d_out, d_in]` weights; its code, and this one, takes a length for every output.
+/// The paper speaks of columns of `[d_out, d_in]` weights; its code, and this one, use a magnitude for every output.
 #[derive(Module, Debug)]
 pub struct Dora {
-    /// The factor at the input `[d_in, rank]`.
+    /// Factor at the input `[d_in, rank]`.
     pub a: Param<Tensor<2>>,
-    /// The factor at the output `[rank, d_out]`.
+    /// Factor at the output `[rank, d_out]`.
     pub b: Param<Tensor<2>>,
-    /// The trained lengths m `[d_out]`.
+    /// Trained magnitudes m `[d_out]`.
     pub magnitude: Param<Tensor<1>>,
-    /// Squared lengths of the stored weight's columns `[d_out]`, which never change.
+    /// Squared norms of the stored weight's columns `[d_out]`, which never change.
     squares: Tensor<1>,
     #[module(skip)]
     scale: f64,
@@ -49,24 +49,24 @@ impl Default for DoraOptions {
     }
 }
 
-/// Squared lengths `[d_out]` of the columns of a weight `[d_in, d_out]`.
+/// Squared norms `[d_out]` of the columns of a weight `[d_in, d_out]`.
 fn squares(weight: Tensor<2>) -> Tensor<1> {
     weight.square().sum_dim(0).squeeze_dim(0)
 }
 
 impl Dora {
-    /// The factors as the lengths see them, `[d_in, rank]` and `[rank, d_out]` with the scale.
+    /// Factors used to compute the norms, `[d_in, rank]` and `[rank, d_out]` with the scale.
     fn length_factors(&self) -> [Tensor<2>; 2] {
         let factors = [self.a.val(), self.b.val().mul_scalar(self.scale)];
         if self.detach_norm { factors.map(Tensor::detach) } else { factors }
     }
 
-    /// Factors of the outputs `[1, d_out]`, from squared lengths. A column of zeros stays one.
+    /// Factors of the outputs `[1, d_out]`, from squared norms. A column of zeros remains zero.
     fn gain(&self, squares: Tensor<1>) -> Tensor<2> {
         (self.magnitude.val() / squares.clamp_min(f32::MIN_POSITIVE).sqrt()).unsqueeze()
     }
 
-    /// Squared lengths of the columns of `W + scale A B`, from products with the factors: no dense sum is formed.
+    /// Squared norms of the columns of `W + scale A B`, from products with the factors: no dense sum is formed.
     fn squares_over(&self, base: &Base<'_>) -> Tensor<1> {
         let [mut a, mut b] = self.length_factors();
         let Some((weight, less)) = base.bare() else {
@@ -109,7 +109,7 @@ impl Structure for Dora {
     }
 
     fn unmerged(&self, _merged: Tensor<2>) -> Option<Tensor<2>> {
-        // The lengths before merging cannot be had from the merged weight.
+        // The norms before merging cannot be recovered from the merged weight.
         None
     }
 
@@ -172,7 +172,7 @@ mod tests {
     use crate::AdapterConfig;
     use crate::bench::{Bench, Tensors, matrix, near, wave};
 
-    /// A layer whose weight and factors are multiplied by `whole`, and its lengths by `length`.
+    /// Layer whose weight and factors are multiplied by `whole`, and its magnitudes by `length`.
     fn layer(whole: f64, length: f64) -> Bench {
         let values = |x: Tensor<2>, times: f64| host(x.mul_scalar(times).inner());
         let tensors = Tensors::from([

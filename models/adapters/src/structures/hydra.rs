@@ -1,4 +1,5 @@
-//! A low-rank branch beside the layer and one behind it ("Hydra: Multi-head Low-rank Adaptation for Parameter Efficient Fine-tuning", arXiv 2309.06922).
+//! A low-rank branch in parallel to the layer and one after it ("Hydra: Multi-head Low-rank Adaptation for Parameter
+//! Efficient Fine-tuning", arXiv 2309.06922).
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -21,17 +22,17 @@ use crate::ground::structure::{Method, Structure};
 /// A branch of rank 0 has no tensors.
 #[derive(Module, Debug)]
 pub struct Hydra {
-    /// First factor of the branch beside the layer `[d_in, rank_parallel]`.
+    /// First factor of the parallel branch `[d_in, rank_parallel]`.
     pub par_a: Option<Param<Tensor<2>>>,
-    /// Second factor of the branch beside the layer `[rank_parallel, d_out]`, zero at the start.
+    /// Second factor of the parallel branch `[rank_parallel, d_out]`, zero at the start.
     pub par_b: Option<Param<Tensor<2>>>,
     /// Bias between them `[rank_parallel]`.
     pub par_a_bias: Option<Param<Tensor<1>>>,
     /// Bias of the branch `[d_out]`.
     pub par_b_bias: Option<Param<Tensor<1>>>,
-    /// First factor of the branch behind the layer `[d_out, rank_sequential]`.
+    /// First factor of the sequential branch `[d_out, rank_sequential]`.
     pub seq_a: Option<Param<Tensor<2>>>,
-    /// Second factor of the branch behind the layer `[rank_sequential, d_out]`, zero at the start.
+    /// Second factor of the sequential branch `[rank_sequential, d_out]`, zero at the start.
     pub seq_b: Option<Param<Tensor<2>>>,
     /// Bias between them `[rank_sequential]`.
     pub seq_a_bias: Option<Param<Tensor<1>>>,
@@ -91,7 +92,7 @@ impl Branch {
         }
     }
 
-    /// Output of the branch for zero, `[1, d_out]`.
+    /// Output of the branch for a zero input, `[1, d_out]`.
     fn offset(self) -> Option<Tensor<2>> {
         let [a, b] = self.biases?;
         Some(a.unsqueeze::<2>().matmul(self.b) + b.unsqueeze())
@@ -113,7 +114,7 @@ impl Hydra {
         offsets.reduce(|a, b| a + b).map(|offset| offset.mul_scalar(self.scale))
     }
 
-    /// `h + scale (h A_s) B_s` of rows `h [n, d_out]`.
+    /// Computes `h + scale (h A_s) B_s` of rows `h [n, d_out]`.
     fn recombined(&self, h: Tensor<2>) -> Tensor<2> {
         match self.sequential() {
             Some(branch) => h.clone() + linear(linear(h, branch.a), branch.b).mul_scalar(self.scale),
@@ -121,7 +122,8 @@ impl Hydra {
         }
     }
 
-    /// The rows `h` from what [`Self::recombined`] made of them, by the Woodbury identity; none where they are lost.
+    /// Recovers the rows `h` from the output of [`Self::recombined`] by the Woodbury identity; none if they cannot be
+    /// recovered.
     fn restored(&self, rows: Tensor<2>) -> Option<Tensor<2>> {
         let Some(branch) = self.sequential() else { return Some(rows) };
         let (a, b) = (branch.a.without_autodiff(), branch.b.without_autodiff().mul_scalar(self.scale));
@@ -244,8 +246,8 @@ impl Method for Hydra {
     }
 }
 
-/// A first factor `[inputs, rank]`: uniform between plus and minus `1 / sqrt(inputs)`, as the authors begin on language; `xavier` and `normal` (deviation
-/// 0.02) as on images.
+/// First factor `[inputs, rank]`: uniform between plus and minus `1 / sqrt(inputs)`, as in the authors' code for
+/// language; `xavier` and `normal` (standard deviation 0.02) as in their code for images.
 fn first(
     site: &mut Site<'_>,
     field: &str,
@@ -297,7 +299,7 @@ mod tests {
                 assert_eq!(largest(start.output() - bench.output()), 0.0);
                 for field in start.tensors().into_keys() {
                     let still = start.slope(start.gradients(), &field).iter().all(|slope| *slope == 0.0);
-                    // What feeds a factor that is zero does not move yet.
+                    // Tensors before a zero factor do not move yet.
                     assert_eq!(still, field.contains("_a"), "{field}");
                 }
                 let moved = bench.moved(&config);
@@ -323,7 +325,7 @@ mod tests {
 
     #[test]
     fn biases_are_refused_where_the_weight_alone_is_seen() {
-        // A layer without bias that is seen by its weight alone has no place for one.
+        // A layer without bias whose weight is composed has no place for one.
         let weight_alone = Attach::new(config(2, 2, true)).to(Bench::new(10, 7, false));
         assert!(weight_alone.is_err_and(|error| error.to_string().contains("adds a bias")));
     }
@@ -337,7 +339,8 @@ mod tests {
         moved.adapter().control().set_pass(PassInfo::training(0, None));
         let dropped = moved.output();
         assert!(!close(dropped.clone(), whole, 1e-3));
-        // A row of the input keeps whole directions of the factor: what is added lies in the span of B's rows, each in full or not at all.
+        // Dropout keeps or drops whole directions of the factor for a row of the input: the added part lies in the span
+        // of B's rows, each in full or not at all.
         let one = moved.input(1);
         let added = moved.forward(one.clone()) - bench.forward(one.clone());
         let (a, b) = (moved.tensor::<2>("par_a"), moved.tensor::<2>("par_b"));

@@ -1,4 +1,5 @@
-//! A few cosines at learned places ("LoCA: Location-Aware Cosine Adaptation for Parameter-Efficient Fine-Tuning", arXiv 2502.06820).
+//! A few cosines at learned positions ("LoCA: Location-Aware Cosine Adaptation for Parameter-Efficient Fine-Tuning",
+//! arXiv 2502.06820).
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -16,16 +17,18 @@ use crate::ground::structure::{Method, StepOf, Structure};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::{moves_positions, pixels, sparse_cosines};
 
-/// `y = x W + b + x U`, where the cosine transform of `U` has n values that are not 0: their size and their place are trained, in turns.
+/// `y = x W + b + x U`, where the cosine transform of `U` has n non-zero coefficients; their values and positions are
+/// trained alternately.
 ///
-/// Rows run through fast transforms; the update is never formed. Places are whole, so that they learn by a surrogate slope.
+/// Rows run through fast transforms; the update is never formed. Positions are integers, so they are trained with a
+/// surrogate gradient.
 #[derive(Module, Debug)]
 pub struct Loca {
     /// Coefficients `[n]`, zero at the start.
     pub coef: Param<Tensor<1>>,
-    /// Places in the spectrum `[2, n]`, rows (output) above columns (input), as shares of the sides.
+    /// Positions in the spectrum `[2, n]`, rows (output) above columns (input), as fractions of the sides.
     pub loc: Param<Tensor<2>>,
-    /// `[d_in, d_out]`.
+    /// Shape `[d_in, d_out]`.
     #[module(skip)]
     shape: [usize; 2],
     #[module(skip)]
@@ -36,7 +39,7 @@ pub struct Loca {
     scale: f64,
 }
 
-/// When coefficients learn, and when places do.
+/// Schedule of the steps that train coefficients and those that train positions.
 #[derive(Clone, Copy, Debug)]
 struct Phases {
     coef_steps: u64,
@@ -45,11 +48,11 @@ struct Phases {
 }
 
 impl Phases {
-    /// Returns true if a step trains positions, and coefficients are frozen.
+    /// Returns true if a step trains positions, so that coefficients are frozen.
     fn moves_places(&self, StepOf { step, total }: StepOf) -> bool {
         let last = match (self.learn_location_iters, total) {
             (share, Some(total)) if share < 1.0 => share * total as f64,
-            // The end is not known, so there is no share of it.
+            // The length of the run is unknown, so a fraction of it is undefined.
             (share, None) if share > 0.0 && share < 1.0 => f64::INFINITY,
             (steps, _) => steps,
         };
@@ -202,7 +205,7 @@ mod tests {
         AdapterConfig::new("loca").with_option("n_components", n)
     }
 
-    /// Coefficients at pixels (row, column) of a layer.
+    /// Coefficients at positions (row, column) of a layer.
     fn at(config: &AdapterConfig, shape: [usize; 2], components: &[(f32, [usize; 2])]) -> Bench {
         let n = components.len();
         let share = |side: usize| {

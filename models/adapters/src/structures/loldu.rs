@@ -17,19 +17,19 @@ use crate::ground::structure::{Method, Structure};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::linear;
 
-/// `y = x W + ((x U) * (sigma z - sigma_0 z_0)) L` with the first rows and columns of the factors of `W = U D L`: the layer starts as the base, bit
-/// for bit.
+/// `y = x W + ((x U) * (sigma z - sigma_0 z_0)) L` with the first rows and columns of the factors of `W = U D L`: the
+/// output of the layer is unchanged at the start, bit for bit.
 #[derive(Module, Debug)]
 pub struct LoLdu {
-    /// The lower triangle with its rows in the order of the weight `[rank, d_out]`.
+    /// Lower triangle with its rows in the order of the weight `[rank, d_out]`.
     pub permuted_lower: Param<Tensor<2>>,
-    /// The upper triangle `[d_in, rank]`.
+    /// Upper triangle `[d_in, rank]`.
     pub upper: Param<Tensor<2>>,
-    /// The pivots that are taken from the base `[rank]`.
+    /// Pivots subtracted from the base `[rank]`.
     pub z_0: Param<Tensor<1>>,
-    /// The trained pivots `[rank]`.
+    /// Trained pivots `[rank]`.
     pub z: Param<Tensor<1>>,
-    /// Factor of all pivots `[1]`; none where it is not trained.
+    /// Factor of all pivots `[1]`; none if it is not trained.
     pub sigma: Option<Param<Tensor<1>>>,
     #[module(skip)]
     sigma_0: f64,
@@ -152,7 +152,7 @@ impl Method for LoLdu {
     }
 }
 
-/// Row-major values of the tensors.
+/// Row-major initial values of the tensors.
 #[derive(Default)]
 struct Start {
     lower: Vec<f32>,
@@ -185,7 +185,7 @@ fn begin(start: PivotStart, own: &[f64], site: &Site<'_>) -> Vec<f32> {
     let count = own.len();
     let mean = own.iter().sum::<f64>() / count as f64;
     let squares: f64 = own.iter().map(|pivot| (pivot - mean) * (pivot - mean)).sum();
-    // One pivot has no deviation.
+    // A single pivot has no standard deviation.
     let deviation = (squares / (count - 1).max(1) as f64).sqrt();
     match start {
         PivotStart::Lu => own.iter().map(|pivot| *pivot as f32).collect(),

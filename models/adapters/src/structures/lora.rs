@@ -1,6 +1,8 @@
-//! Low-rank adaptation ("LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685): a trained product beside a frozen weight.
+//! Low-rank adaptation ("LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685): a trained product
+//! added to a frozen weight.
 //!
-//! The adapter is Burn's own [`LoraAdapter`]; here it learns to run factored, to start as `peft` starts it, and to be one of the structures.
+//! The adapter is Burn's own [`LoraAdapter`]; this file adds the factored forward pass, the initialisations of `peft`
+//! and the interface of a structure.
 
 use burn::module::LoraAdapter;
 
@@ -63,7 +65,7 @@ impl Method for LoraAdapter {
     fn resized(&self, keep: &[usize], site: &mut Site<'_>) -> Result<Self, AdapterError> {
         let ([d_in, d_out], rank) = (site.place.shape, site.place.rank);
         let appended = rank - keep.len();
-        // Another stream than that of the first components.
+        // A different random stream than that of the first components.
         let what = format!("a.{}.{}", self.a.dims()[1], rank);
         let start = |site: &mut Site<'_>| site.uniform(&what, d_in * appended, (d_in as f64).sqrt().recip());
         Ok(Self {
@@ -110,7 +112,7 @@ mod tests {
         near(other.output(), bench.output(), 1e-6);
     }
 
-    /// Mean share of the output's gradient that one step of SGD takes off the output, over starts.
+    /// Mean fraction of the output's gradient that one SGD step subtracts from the output, over initialisations.
     fn taken(rank: usize, scaling: Scaling) -> f64 {
         let (x, target) = (wave([1, 64], 5), wave([1, 4], 6));
         let bare = Bench::of(Tensor::zeros([64, 4], &Default::default()), None);

@@ -1,6 +1,7 @@
-//! A trained square between two frozen factors ("LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters", arXiv 2405.17604), and
-//! the start `lora-sb`, which puts it where the first step of full fine-tuning would go ("Initialization using Update Approximation is a Silver
-//! Bullet for Extremely Efficient Low-Rank Fine-Tuning", arXiv 2411.19557).
+//! A trained square matrix between two frozen factors ("LoRA-XS: Low-Rank Adaptation with Extremely Small Number of
+//! Parameters", arXiv 2405.17604), and the initialisation `lora-sb`, which approximates the first step of full
+//! fine-tuning ("Initialization using Update Approximation is a Silver Bullet for Extremely Efficient Low-Rank
+//! Fine-Tuning", arXiv 2411.19557).
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
@@ -18,22 +19,23 @@ use crate::ground::structure::{Method, Structure};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::MatrixProduct;
 
-/// Deviation of what the square begins with beside factors of the weight.
+/// Standard deviation of the initial square matrix between factors of the weight.
 const NOISE: f64 = 1e-5;
 
 /// `y = x W + b + scale ((x A) R) B`.
 ///
-/// The default start takes A and B from the singular directions of the weight, A with the singular values, and R next to zero. The start
-/// `lora-sb` takes all three from those of the first update; the layer then begins as something else than the base, on purpose.
+/// The default initialisation sets A and B to the singular directions of the weight, A multiplied by the singular
+/// values, and R close to zero. The initialisation `lora-sb` uses those of the first update for all three; it changes
+/// the output of the layer on purpose.
 #[derive(Module, Debug)]
 pub struct LoraXs {
-    /// The frozen factor at the input `[d_in, rank]`.
+    /// Frozen factor at the input `[d_in, rank]`.
     pub a: Param<Tensor<2>>,
-    /// The trained square `[rank, rank]`.
+    /// Trained square matrix `[rank, rank]`.
     pub core: Param<Tensor<2>>,
-    /// The frozen factor at the output `[rank, d_out]`.
+    /// Frozen factor at the output `[rank, d_out]`.
     pub b: Param<Tensor<2>>,
-    /// Matrices that multiply the gradient of the square from the left and the right, where it is corrected.
+    /// Matrices that multiply the gradient of the square matrix from the left and the right, if it is corrected.
     correction: Option<[Tensor<2>; 2]>,
     #[module(skip)]
     scale: f64,
@@ -58,7 +60,7 @@ impl Default for LoraXsOptions {
 }
 
 impl LoraXs {
-    /// The square, whose gradient is corrected where asked for: the value is that of `core`, to the bit.
+    /// Square matrix with the optional gradient correction; its value equals `core` bit for bit.
     fn square(&self) -> Tensor<2> {
         let core = self.core.val();
         match &self.correction {
@@ -156,7 +158,7 @@ impl Method for LoraXs {
     }
 }
 
-/// Row-major values that the tensors begin with.
+/// Row-major initial values of the tensors.
 #[derive(Default)]
 struct Start {
     a: Vec<f32>,
@@ -165,7 +167,7 @@ struct Start {
 }
 
 impl Start {
-    /// Nothing where a file has them.
+    /// Computes the initial values; empty if a file has the tensors.
     fn of(options: &LoraXsOptions, site: &Site<'_>) -> Result<Self, AdapterError> {
         let (rank, scale) = (site.place.rank, site.place.scale);
         if site.is_given() {
@@ -192,7 +194,7 @@ impl Start {
     }
 }
 
-/// `(M^T M)^-1 [rank, rank]` of a matrix `[rows, rank]`; none where its columns depend on each other.
+/// Computes `(M^T M)^-1 [rank, rank]` of a matrix `[rows, rank]`; none if its columns are linearly dependent.
 fn inverse_of_products(matrix: &Tensor<2>) -> Option<Tensor<2>> {
     let rank = matrix.dims()[1];
     let svd = thin_svd(matrix, rank);
@@ -239,7 +241,7 @@ mod tests {
         }
         let plain = wave([9, 6], 8).mul_scalar(-STEP);
         near(update(&begun([9, 6], config(6).with_option("sign", false))), plain, 1e-4);
-        // Alpha changes the square, not the start.
+        // Alpha changes the square matrix, not the initial product.
         let [one, two] = [config(4).with_alpha(20.0), config(4)].map(|config| update(&begun([9, 6], config)));
         near(one, two, 1e-4);
     }

@@ -1,6 +1,6 @@
-//! Sizes whose product is a dimension, as tensor networks cut one: row-major, the first slowest.
+//! Mode sizes whose product is a dimension, as in tensor networks: row-major, the first slowest.
 
-/// Two factors as equal as possible, the smaller first; one where the dimension is prime.
+/// Two factors as equal as possible, the smaller first; one factor if the dimension is prime.
 pub(super) fn near_square(dimension: usize) -> Vec<usize> {
     let smaller = (1..=dimension.isqrt()).rev().find(|factor| dimension.is_multiple_of(*factor)).unwrap_or(1);
     match smaller {
@@ -9,7 +9,7 @@ pub(super) fn near_square(dimension: usize) -> Vec<usize> {
     }
 }
 
-/// The sizes asked for, or near-square ones where none are; refuses those whose product is another.
+/// Returns the requested sizes, or near-square ones if there are none; rejects sizes with another product.
 pub(super) fn modes(what: &str, asked: &[usize], dimension: usize) -> Result<Vec<usize>, String> {
     match asked.iter().product::<usize>() {
         _ if asked.is_empty() => Ok(near_square(dimension)),

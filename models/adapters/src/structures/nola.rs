@@ -14,29 +14,29 @@ use crate::ground::structure::{Factors, Method, Structure};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::{draws, mixed, mixed_draws};
 
-/// LoRA whose factors are `A = A_0 + c_a (alpha_1 E_1 + ... + alpha_k E_k)` and `B = c_b (beta_1 F_1 + ... + beta_l F_l)`: only the
-/// coefficients are trained, whatever layer and rank are.
+/// LoRA whose factors are `A = A_0 + c_a (alpha_1 E_1 + ... + alpha_k E_k)` and
+/// `B = c_b (beta_1 F_1 + ... + beta_l F_l)`: only the coefficients are trained, independent of layer and rank.
 ///
-/// The random matrices are not stored: they are drawn from a seed in each pass. Only a file with matrices of its own has them kept.
+/// The random matrices are not stored but drawn from a seed in each pass; only those of a file are kept.
 #[derive(Module, Debug)]
 pub struct Nola {
     /// Coefficients `[k]` of the first factor.
     pub coef_a: Param<Tensor<1>>,
     /// Coefficients `[l]` of the second factor.
     pub coef_b: Param<Tensor<1>>,
-    /// Some of the random values, by which a generator that draws others is found out.
+    /// Some of the random values, to detect a generator that draws different ones.
     pub fingerprint: Option<Param<Tensor<1>>>,
-    /// The fixed part `[rank, d_in]` of the first factor, where a file has it.
+    /// Fixed part `[rank, d_in]` of the first factor, if a file has it.
     pub a0: Option<Param<Tensor<2>>>,
-    /// The random matrices `[k, rank, d_in]` of the first factor, where a file has them.
+    /// Random matrices `[k, rank, d_in]` of the first factor, if a file has them.
     pub basis_a: Option<Param<Tensor<3>>>,
-    /// The random matrices `[l, d_out, rank]` of the second factor, where a file has them.
+    /// Random matrices `[l, d_out, rank]` of the second factor, if a file has them.
     pub basis_b: Option<Param<Tensor<3>>>,
     #[module(skip)]
     seeds: Seeds,
     #[module(skip)]
     variant: Variant,
-    /// `[d_in, d_out]`.
+    /// Shape `[d_in, d_out]`.
     #[module(skip)]
     shape: [usize; 2],
     #[module(skip)]
@@ -45,7 +45,7 @@ pub struct Nola {
     scale: f64,
 }
 
-/// Seeds of what is drawn in place of kept matrices.
+/// Seeds of matrices that are drawn instead of kept.
 #[derive(Clone, Copy, Debug)]
 struct Seeds {
     a0: u64,
@@ -89,7 +89,7 @@ impl Default for NolaOptions {
 const PRINT: usize = 4;
 
 impl Nola {
-    /// The factors `[d_in, rank]` and `[rank, d_out]`, without the scale.
+    /// Factors `[d_in, rank]` and `[rank, d_out]`, without the scale.
     pub fn mixtures(&self) -> [Tensor<2>; 2] {
         let ([d_in, d_out], rank) = (self.shape, self.rank);
         let a = self.mixture(self.coef_a.val(), &self.basis_a, self.seeds.basis_a, d_in);
@@ -105,7 +105,7 @@ impl Nola {
         [a.reshape([rank, d_in]).transpose(), b.reshape([d_out, rank]).transpose()]
     }
 
-    /// A factor's values, in the order of files.
+    /// Values of a factor, in the order of files.
     fn mixture(&self, coef: Tensor<1>, kept: &Option<Param<Tensor<3>>>, seed: u64, side: usize) -> Tensor<1> {
         let (k, count) = (coef.dims()[0], side * self.rank);
         let (norm, bound) = match self.variant {
@@ -194,11 +194,11 @@ impl Method for Nola {
     }
 }
 
-/// The first random values of both factors; refuses those of a file that are others.
+/// Returns the first random values of both factors; rejects different ones in a file.
 fn fingerprint(site: &mut Site<'_>, seeds: Seeds) -> Result<Param<Tensor<1>>, AdapterError> {
     let ours = [draws(seeds.basis_a, 0, PRINT), draws(seeds.basis_b, 0, PRINT)].concat();
     let read = site.frozen("fingerprint", [2 * PRINT], |_| Ok(ours.clone()))?;
-    // Files of half precision round it.
+    // Half-precision files round it.
     let same = |(ours, read): (&f32, f32)| (ours - read).abs() < 1e-2;
     match ours.iter().zip(host(read.val())).all(same) {
         true => Ok(read),

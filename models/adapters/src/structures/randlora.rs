@@ -1,5 +1,5 @@
-//! Steered sums of fixed random matrices ("RandLoRA: Full-rank parameter-efficient fine-tuning of large models", arXiv 2502.00987), as
-//! `peft` has it.
+//! Scaled sums of fixed random matrices ("RandLoRA: Full-rank parameter-efficient fine-tuning of large models", arXiv
+//! 2502.00987), as in `peft`.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -21,21 +21,22 @@ use lowrank_kernels::random::{normal_values, uniform_values};
 /// `y = x W + b + scale (x U^T) B^T`, or `scale (x B) U` where `d_in > d_out`: `U[k n + b, j] = lambda[k, b] A[k, j] gamma[b, j]`, and `B`
 /// holds n random matrices of `rank` columns side by side.
 ///
-/// With `d` the smaller side, `n = ceil(d / rank)`: the update has full rank, and the fewer values are trained the higher the rank is. One pair
-/// of random matrices, drawn from the adapter's seed, serves all layers and all adapters of a model.
+/// With `d` the smaller side, `n = ceil(d / rank)`: the update has full rank, and a higher rank trains fewer
+/// parameters. One pair of random matrices, drawn from the adapter's seed, is shared by all layers and all adapters of
+/// a model.
 #[derive(Module, Debug)]
 pub struct RandLora {
     /// Scalings on the rank side `[rank, n]`, zero at the start.
     pub lambda: Param<Tensor<2>>,
     /// Scalings on the small side `[n, d]`.
     pub gamma: Param<Tensor<2>>,
-    /// `[rank, d]` of the largest layer.
+    /// Matrix `[rank, d]` of the largest layer.
     #[module(skip)]
     basis_a: Shared<2>,
-    /// `[larger side, n, rank]` of the largest layer.
+    /// Matrix `[larger side, n, rank]` of the largest layer.
     #[module(skip)]
     basis_b: Shared<3>,
-    /// `[d_in, d_out]`.
+    /// Shape `[d_in, d_out]`.
     #[module(skip)]
     shape: [usize; 2],
     #[module(skip)]
@@ -67,13 +68,13 @@ pub struct RandLoraOptions {
 }
 
 impl RandLora {
-    /// Values of a sparse random matrix from uniform draws between 0 and 1: minus one below `1 / (2 s)`, one above `1 - 1 / (2 s)`, else 0;
-    /// then divided by their deviation.
+    /// Elements of a sparse random matrix from uniform draws between 0 and 1: minus one below `1 / (2 s)`, one above
+    /// `1 - 1 / (2 s)`, otherwise 0; then divided by their standard deviation.
     pub fn ternary(draws: &[f32], s: f64) -> Vec<f32> {
         normalised(signs(draws, s))
     }
 
-    /// This layer's part of the bases: `A [rank, d]` and `B [larger side, n rank]`.
+    /// Part of the bases used by this layer: `A [rank, d]` and `B [larger side, n rank]`.
     fn bases(&self) -> [Tensor<2>; 2] {
         let ([rank, n], [_, d]) = (self.lambda.dims(), self.gamma.dims());
         let b = self.basis_b.val();
@@ -83,7 +84,7 @@ impl RandLora {
         [self.basis_a.val().narrow(1, 0, d), b.narrow(0, 0, larger).narrow(1, 0, n * rank)]
     }
 
-    /// `x U`, or `x U^T`, times the scale.
+    /// Computes `x U`, or `x U^T`, times the scale.
     fn steered(&self, x: Tensor<2>, a: Tensor<2>, transposed: bool) -> Tensor<2> {
         scaled_bases(x, self.lambda.val(), self.gamma.val().mul_scalar(self.scale), a, transposed)
     }
@@ -99,20 +100,20 @@ fn signs(draws: &[f32], s: f64) -> Vec<f32> {
     draws.iter().map(sign).collect()
 }
 
-/// Divided by the unbiased deviation.
+/// Divides values by their unbiased standard deviation.
 fn normalised(mut values: Vec<f32>) -> Vec<f32> {
     let count = values.len() as f64;
     let mean = values.iter().map(|value| f64::from(*value)).sum::<f64>() / count;
     let squares: f64 = values.iter().map(|value| (f64::from(*value) - mean).powi(2)).sum();
     let deviation = (squares / (count - 1.0)).sqrt();
-    // A single value, or equal ones, have none.
+    // A single value, or equal ones, have no deviation.
     if deviation > 0.0 {
         values.iter_mut().for_each(|value| *value = (f64::from(*value) / deviation) as f32);
     }
     values
 }
 
-/// A random matrix of so many rows. No column is zero: what meets one would never be changed.
+/// Draws a random matrix with this number of rows. No column is zero, since its inputs would never be changed.
 fn drawn(options: &RandLoraOptions, random: &mut StdRng, [rows, columns]: [usize; 2], smaller: usize) -> Vec<f32> {
     let s = match (options.sparse, options.very_sparse) {
         (true, _) => 3.0,
@@ -202,7 +203,7 @@ impl Method for RandLora {
         let (shape, rank) = (site.place.shape, site.place.rank);
         let (smaller, larger) = (shape[0].min(shape[1]), shape[0].max(shape[1]));
         let n = smaller.div_ceil(rank);
-        // Those that are there already, or in a file, may be of larger layers.
+        // Existing bases, or those of a file, may belong to larger layers.
         let most_smaller = match site.shared_shape("basis_a").as_deref() {
             Some([_, columns]) => *columns,
             _ => site.place.largest[0].min(site.place.largest[1]),

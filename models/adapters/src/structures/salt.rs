@@ -1,5 +1,5 @@
-//! Leading singular values scaled and shifted one by one, the rest mixed by a low-rank matrix ("SALT: Singular Value Adaptation with Low-Rank
-//! Transformation", arXiv 2503.16055).
+//! Leading singular values scaled and shifted individually, the remaining ones mixed by a low-rank matrix ("SALT:
+//! Singular Value Adaptation with Low-Rank Transformation", arXiv 2503.16055).
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
@@ -17,10 +17,11 @@ use crate::ground::structure::{Method, Penalty, PenaltyAt, Structure, Totals, fr
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::linear;
 
-/// `y = x W + x V (C - S) U` with `W = V S U` in singular directions and a core C in place of their values: of the first `k` the diagonal
-/// `scale * s + shift`, of the rest `diag(s) + low_y low_x`. The layer starts as the base, bit for bit.
+/// `y = x W + x V (C - S) U` with the singular value decomposition `W = V S U` and a core C that replaces S: the
+/// diagonal `scale * s + shift` for the first `k` values, `diag(s) + low_y low_x` for the remaining ones. The output of
+/// the layer is unchanged at the start, bit for bit.
 ///
-/// The core is written the way the weight is stored: the transpose of the paper's.
+/// The core is in the layout of the weight: the transpose of the paper's.
 #[derive(Module, Debug)]
 pub struct Salt {
     /// Directions at the output `[q, d_out]`, `q` the smaller side.
@@ -33,9 +34,9 @@ pub struct Salt {
     pub scale: Param<Tensor<1>>,
     /// Shifts of the first values `[k]`.
     pub shift: Param<Tensor<1>>,
-    /// Factor of the rest `[rank, q - k]`; none where there is no rest.
+    /// Factor of the remaining values `[rank, q - k]`; none if there are none.
     pub low_x: Option<Param<Tensor<2>>>,
-    /// Factor of the rest `[q - k, rank]`.
+    /// Factor of the remaining values `[q - k, rank]`.
     pub low_y: Option<Param<Tensor<2>>>,
     #[module(skip)]
     relu: SaltRelu,
@@ -79,19 +80,19 @@ impl Default for SaltOptions {
 }
 
 impl SaltOptions {
-    /// Values of `side` that are adapted one by one.
+    /// Number of values of `side` that are adapted individually.
     fn top(&self, side: usize) -> usize {
         self.top_k.unwrap_or(((self.ratio * side as f64).floor() as usize).max(1))
     }
 }
 
 impl Salt {
-    /// Values adapted one by one, and all of them.
+    /// Number of values adapted individually, and of all values.
     fn sizes(&self) -> [usize; 2] {
         [self.scale.val().dims()[0], self.s.val().dims()[0]]
     }
 
-    /// The first values after and before the change, `[k]`.
+    /// First values after and before the change, `[k]`.
     fn first(&self) -> [Tensor<1>; 2] {
         let [top, _] = self.sizes();
         let s = self.s.val().narrow(0, 0, top);
@@ -105,12 +106,12 @@ impl Salt {
         (values - s).unsqueeze()
     }
 
-    /// The factors `[q - k, rank]` and `[rank, q - k]` of the rest.
+    /// Factors `[q - k, rank]` and `[rank, q - k]` of the remaining values.
     fn low(&self) -> Option<[Tensor<2>; 2]> {
         Some([self.low_y.as_ref()?.val(), self.low_x.as_ref()?.val()])
     }
 
-    /// `h [n, q - k]`, along the remaining input directions, times what their block of the core adds.
+    /// Multiplies `h [n, q - k]`, along the remaining input directions, by the change of their block of the core.
     fn rest(&self, h: Tensor<2>, [y, x]: [Tensor<2>; 2]) -> Tensor<2> {
         let [top, all] = self.sizes();
         let s = self.s.val().narrow(0, top, all - top).unsqueeze::<2>();
@@ -128,7 +129,7 @@ impl Salt {
         }
     }
 
-    /// `h [n, q]`, along the input directions, through what the core adds and out, `[n, d_out]`.
+    /// Maps `h [n, q]`, along the input directions, through the change of the core to the output, `[n, d_out]`.
     fn through(&self, h: Tensor<2>) -> Tensor<2> {
         let [top, all] = self.sizes();
         let first = h.clone().narrow(1, 0, top) * self.moved();
@@ -249,7 +250,7 @@ impl Method for Salt {
             (host(svd.left.transpose()), values, host(svd.right))
         });
         let small = site.place.init == "small_random";
-        // The Kaiming bound of a rectifier with `rank` inputs.
+        // Kaiming bound of a rectifier with `rank` inputs.
         let bound = (6.0 / rank as f64).sqrt();
         let mut low_x = None;
         let mut low_y = None;
@@ -326,7 +327,7 @@ mod tests {
             let lowest: f32 = core.clone().min().into_scalar();
             assert_eq!(lowest > -1e-6, relu == "matrix");
         }
-        // Values shifted below zero stop there.
+        // Values shifted below zero are clamped.
         let all = AdapterConfig::new("salt").with_option("top_k", 7).with_option("relu", "diagonal");
         let mut tensors = bench.with(&all).tensors();
         assert!(!tensors.contains_key("low_x"));
@@ -347,7 +348,8 @@ mod tests {
             assert_eq!(start.slope(start.gradients(), field), plain.slope(plain.gradients(), field));
         }
         assert!(plain.slope(plain.gradients(), "low_x").iter().all(|slope| *slope == 0.0));
-        // Of the mode without rectifier the whole block passes its gradient on; here its diagonal alone: column j of low_y moves along row j of low_x.
+        // In the mode without rectifier the whole block passes its gradient; here only its diagonal does: column j of
+        // low_y moves along row j of low_x.
         let x = plain.values("low_x");
         let slope = plain.slope(plain.gradients(), "low_y");
         for j in 0..4 {

@@ -1,5 +1,6 @@
-//! The principal singular part of a weight, trained as directions and values with a pull toward orthonormal directions ("SORSA: Singular Values and
-//! Orthonormal Regularized Singular Vectors Adaptation of Large Language Models", arXiv 2409.00055).
+//! Principal singular part of a weight, trained as directions and values with a regularisation toward orthonormal
+//! directions ("SORSA: Singular Values and Orthonormal Regularized Singular Vectors Adaptation of Large Language
+//! Models", arXiv 2409.00055).
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -15,7 +16,7 @@ use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Factors, Method, Penalty, PenaltyAt, Structure, Totals, frobenius};
 use lowrank_kernels::host::values as host;
 
-/// `y = x W + scale ((x A) * s) B`, less that product as it was at the start.
+/// `y = x W + scale ((x A) * s) B`, minus the initial value of that product.
 #[derive(Module, Debug)]
 pub struct Sorsa {
     /// Directions at the input `[d_in, rank]`.
@@ -26,7 +27,7 @@ pub struct Sorsa {
     pub b: Param<Tensor<2>>,
     #[module(skip)]
     scale: f64,
-    /// Weight of each of this layer's two terms.
+    /// Weight of each of this layer's two penalty terms.
     #[module(skip)]
     pull: f64,
 }
@@ -46,13 +47,13 @@ impl Default for SorsaOptions {
 }
 
 impl Sorsa {
-    /// The directions at the output by their values.
+    /// Directions at the output, multiplied by their values.
     fn valued(&self) -> Tensor<2> {
         self.b.val() * self.s.val().unsqueeze_dim(1)
     }
 }
 
-/// `|M - I|` of the products of directions with each other, `[rank, rank]`.
+/// Norm `|M - I|` for the products `[rank, rank]` of the directions with each other.
 fn deviation(products: Tensor<2>) -> Tensor<1> {
     let [rank, _] = products.dims();
     let least = 1e-6 * (rank as f64).sqrt();
@@ -65,7 +66,7 @@ impl Structure for Sorsa {
         Some(Factors { a: self.a.val(), b: self.valued(), scale: self.scale })
     }
 
-    /// The mean over both matrices of all layers; this layer's part.
+    /// Contribution of this layer to the mean over both matrices of all layers.
     fn penalty(&self, _base: &Base<'_>, _totals: &Totals) -> Option<Penalty> {
         if self.pull == 0.0 {
             return None;
@@ -151,11 +152,11 @@ mod tests {
         let mut tensors = bench.with(&config).tensors();
         let (value, slope) = pulled(tensors.clone());
         assert!(value < 1e-4 && slope.iter().all(|slope| *slope == 0.0), "{value}");
-        // From c times orthonormal: (c^2 - 1) sqrt(r), half of it for one of two matrices.
+        // Of c times orthonormal: (c^2 - 1) sqrt(r), half of it for one of two matrices.
         Bench::change(&mut tensors, "a", |_, value| value * 2.0);
         let (value, slope) = pulled(tensors.clone());
         assert!((value - 3.0).abs() < 1e-5);
-        // d = (1 / 2L) 2 M / |M| A over the rate: A / sqrt(r) / 0.5, with A twice orthonormal.
+        // d = (1 / 2L) 2 M / |M| A divided by the learning rate: A / sqrt(r) / 0.5, with A twice orthonormal.
         let (a, _) = &tensors["a"];
         assert!(slope.iter().zip(a).all(|(slope, a)| (slope - a).abs() < 1e-5));
         let layer = bench.with_tensors(&config, tensors);

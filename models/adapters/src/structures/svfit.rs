@@ -1,5 +1,6 @@
-//! The largest singular values of a weight, trained ("SVFit: Parameter-Efficient Fine-Tuning of Large Pre-Trained Models Using Singular Values",
-//! arXiv 2409.05926). Written from the abstract and published summaries; no code of the authors was found.
+//! Trained largest singular values of a weight ("SVFit: Parameter-Efficient Fine-Tuning of Large Pre-Trained Models
+//! Using Singular Values", arXiv 2409.05926). Written from the abstract and published summaries; no code of the authors
+//! was found.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -17,16 +18,17 @@ use crate::ground::structure::{Method, Structure};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::linear;
 
-/// `y = x W + ((x V) * (sigma - sigma_0)) U` with the leading singular directions of W: the layer starts as the base, bit for bit.
+/// `y = x W + ((x V) * (sigma - sigma_0)) U` with the leading singular directions of W: the output of the layer is
+/// unchanged at the start, bit for bit.
 #[derive(Module, Debug)]
 pub struct SvFit {
     /// Directions at the output `[rank, d_out]`.
     pub u: Param<Tensor<2>>,
     /// Directions at the input `[d_in, rank]`.
     pub vt: Param<Tensor<2>>,
-    /// The singular values of the weight `[rank]`.
+    /// Singular values of the weight `[rank]`.
     pub sigma_0: Param<Tensor<1>>,
-    /// The trained singular values `[rank]`.
+    /// Trained singular values `[rank]`.
     pub sigma: Param<Tensor<1>>,
 }
 
@@ -126,7 +128,7 @@ impl Method for SvFit {
     }
 }
 
-/// The smallest number of leading values that hold this share of the squares.
+/// Smallest number of leading values that hold this fraction of the sum of squares.
 fn rank_of(values: &[f64], energy: f64) -> usize {
     let total: f64 = values.iter().map(|value| value * value).sum();
     let mut held = 0.0;
@@ -151,7 +153,7 @@ mod tests {
         let kept = bench.with(&AdapterConfig::new("svfit").with_option("energy", 0.8));
         let rank = kept.values("sigma").len();
         assert!(rank > 0 && rank < 9);
-        // From its tensors alone, whatever rank they have.
+        // Built from its tensors alone, with any rank.
         let again = bench.with_tensors(&AdapterConfig::new("svfit").with_option("energy", 0.8), kept.tensors());
         assert_eq!(again.values("sigma"), kept.values("sigma"));
     }

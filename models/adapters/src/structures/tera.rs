@@ -1,6 +1,6 @@
-//! Vectors on the modes of a fixed tensor network ("TeRA: Vector-based Random Tensor Network for High-Rank Adaptation of Large Language Models",
-//! arXiv 2509.03234). Written from the abstract and published summaries; no code of the authors was found. Where the vectors stand, the start and
-//! the sizes are our reading.
+//! Trained vectors on the modes of a fixed tensor network ("TeRA: Vector-based Random Tensor Network for High-Rank
+//! Adaptation of Large Language Models", arXiv 2509.03234). Written from the abstract and published summaries; no code
+//! of the authors was found. The positions of the vectors, the initialisation and the sizes are our interpretation.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -17,21 +17,23 @@ use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Method, Structure};
 use lowrank_kernels::random::normal_values;
 
-/// `y = x W + b + scale (((x F_in) e_in) G^T e_out) F_out^T`: `F_in` and `F_out` are Kronecker products of one random factor a mode, `G` is a
-/// random core between their ranks, and `e_in`, `e_out` are the Kronecker products of the trained vectors, one a mode.
+/// `y = x W + b + scale (((x F_in) e_in) G^T e_out) F_out^T`: `F_in` and `F_out` are Kronecker products of one random
+/// factor per mode, `G` is a random core between their ranks, and `e_in`, `e_out` are the Kronecker products of the
+/// trained vectors, one per mode.
 ///
-/// The factors act on the modes one after another. Core and factors are drawn once for all layers of one shape.
+/// The factors are applied to the modes one after another. Core and factors are drawn once for all layers of the same
+/// shape.
 #[derive(Module, Debug)]
 pub struct Tera {
-    /// A vector `[rank of the mode]` for each mode: those of the output first.
+    /// Vector `[rank of the mode]` of each mode, those of the output first.
     pub d: Vec<Param<Tensor<1>>>,
-    /// `[product of the output ranks, product of the input ranks]`.
+    /// Core `[product of the output ranks, product of the input ranks]`.
     #[module(skip)]
     core: Shared<2>,
-    /// A factor `[size, rank]` for each mode.
+    /// Factor `[size, rank]` of each mode.
     #[module(skip)]
     factors: Vec<Shared<2>>,
-    /// Modes of the output.
+    /// Number of modes of the output.
     #[module(skip)]
     outputs: usize,
     #[module(skip)]
@@ -85,7 +87,8 @@ impl Cut {
     }
 }
 
-/// Every mode of the rows times its matrix `[from, to]`: rows of the product of all `from` to rows of the product of all `to`.
+/// Multiplies every mode of the rows by its matrix `[from, to]`: rows of the product of all `from` become rows of the
+/// product of all `to`.
 fn contracted(x: Tensor<2>, matrices: Vec<Tensor<2>>) -> Tensor<2> {
     let rows = x.dims()[0];
     let mut before = matrices.iter().map(|matrix| matrix.dims()[0]).product::<usize>() * rows;
@@ -106,7 +109,7 @@ fn contracted(x: Tensor<2>, matrices: Vec<Tensor<2>>) -> Tensor<2> {
     x.reshape([rows, after])
 }
 
-/// Kronecker product, the first slowest.
+/// Kronecker product, the first vector slowest.
 fn kronecker(vectors: &[Param<Tensor<1>>]) -> Tensor<1> {
     let values = vectors.iter().map(Param::val);
     let product = values.reduce(|product, vector| {
@@ -120,7 +123,7 @@ fn kronecker(vectors: &[Param<Tensor<1>>]) -> Tensor<1> {
 }
 
 impl Tera {
-    /// The vectors of the output with the scale, and those of the input.
+    /// Kronecker product of the output vectors with the scale, and that of the input vectors.
     fn diagonals(&self) -> [Tensor<2>; 2] {
         let (outputs, inputs) = self.d.split_at(self.outputs);
         [kronecker(outputs).mul_scalar(self.scale).unsqueeze(), kronecker(inputs).unsqueeze()]
@@ -207,7 +210,7 @@ impl Method for Tera {
             let start = if mode == options.zero_mode { 0.0 } else { options.d_start as f32 };
             d.push(site.trained(&format!("d.{mode}"), [*rank], |_| Ok(vec![start; *rank]))?);
         }
-        // One set for each way to cut a layer.
+        // One set for each combination of modes and ranks.
         let (out_sizes, in_sizes) = cut.sizes.split_at(cut.outputs);
         let set = format!("{out_sizes:?}{in_sizes:?}{:?}", cut.ranks).replace(", ", "x");
         let normal = |what: String, count: usize, variance: usize| {

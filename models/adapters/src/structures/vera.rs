@@ -23,10 +23,10 @@ pub struct Vera {
     pub lambda_d: Param<Tensor<1>>,
     /// Scalings of the outputs `[d_out]`, zero at the start.
     pub lambda_b: Param<Tensor<1>>,
-    /// `[largest d_in, rank]`; a layer uses the leading rows.
+    /// Matrix `[largest d_in, rank]`; a layer uses the leading rows.
     #[module(skip)]
     a: Shared<2>,
-    /// `[rank, largest d_out]`; a layer uses the leading columns.
+    /// Matrix `[rank, largest d_out]`; a layer uses the leading columns.
     #[module(skip)]
     b: Shared<2>,
     #[module(skip)]
@@ -47,7 +47,7 @@ impl Default for VeraOptions {
 }
 
 impl Vera {
-    /// This layer's part of the pair, `[d_in, rank]` and `[rank, d_out]`.
+    /// Part of the pair used by this layer, `[d_in, rank]` and `[rank, d_out]`.
     fn pair(&self) -> [Tensor<2>; 2] {
         let d_out = self.lambda_b.dims()[0];
         [self.a.val().narrow(0, 0, self.d_in), self.b.val().narrow(1, 0, d_out)]
@@ -117,7 +117,7 @@ impl Method for Vera {
 
     fn build(options: &VeraOptions, site: &mut Site<'_>) -> Result<Self, AdapterError> {
         let ([d_in, d_out], rank) = (site.place.shape, site.place.rank);
-        // A pair that is there already may reach further.
+        // An existing pair may be larger.
         let [largest_in, largest_out] = site.place.largest;
         let reach = |key: &str, axis: usize| site.shared_made(key).map_or(0, |shape| shape[axis]);
         let (most_in, most_out) = (largest_in.max(reach("vera_a", 0)), largest_out.max(reach("vera_b", 1)));
@@ -178,7 +178,7 @@ mod tests {
         let [a, b] = found[1].pair();
         assert_eq!(host(a), host(found[0].a.val().narrow(0, 0, 5)));
         assert_eq!(host(b), host(found[0].b.val().narrow(1, 0, 7)));
-        // A second adapter has the same pair, or is refused.
+        // A second adapter shares the pair or is rejected.
         let second = |seed: u64, rank: usize, names: &str| {
             let config = AdapterConfig::new("vera").with_rank(rank).with_targets(Targets::parse(names));
             let config = AdapterConfig { name: "second".into(), seed, ..config };

@@ -1,5 +1,5 @@
-//! Low rank in the wavelet domain ("WaRA: Wavelet Low Rank Adaptation", arXiv 2506.24092, first version). Written from the abstract and the
-//! caption of the overview figure; no code of the authors was found.
+//! Low-rank adaptation in the wavelet domain ("WaRA: Wavelet Low Rank Adaptation", arXiv 2506.24092, first version).
+//! Written from the abstract and the caption of the overview figure; no code of the authors was found.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
@@ -12,11 +12,11 @@ use crate::ground::site::{Place, Site};
 use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Factors, Method, Structure};
 
-/// `y = x W + b + scale [c_low A B, c_high A B] M_out` with the coarse and fine halves `[c_low, c_high] = x M_in^T` of a wavelet transform: one
-/// small product acts on both.
+/// `y = x W + b + scale [c_low A B, c_high A B] M_out` with the coarse and fine halves `[c_low, c_high] = x M_in^T` of
+/// a wavelet transform: one small product is applied to both.
 ///
-/// The transforms are linear, so they are taken of the factors instead of the inputs: the layer runs as a product of twice the rank, and no
-/// transformed input is formed or kept.
+/// The transforms are linear, so they are applied to the factors instead of the inputs: the layer runs as a product of
+/// twice the rank, and no transformed input is formed or kept.
 #[derive(Module, Debug)]
 pub struct Wara {
     /// First factor `[d_in / 2, rank]`.
@@ -57,7 +57,7 @@ impl Default for WaraOptions {
 }
 
 impl Wavelet {
-    /// The low-pass filter.
+    /// Low-pass filter.
     fn low(self) -> Vec<f64> {
         match self {
             Self::Haar => vec![std::f64::consts::FRAC_1_SQRT_2; 2],
@@ -68,7 +68,7 @@ impl Wavelet {
         }
     }
 
-    /// The low-pass and the high-pass filter.
+    /// Low-pass and high-pass filter.
     fn filters(self) -> [Vec<f64>; 2] {
         let low = self.low();
         let sign = |place: usize| if place.is_multiple_of(2) { 1.0 } else { -1.0 };
@@ -76,14 +76,14 @@ impl Wavelet {
         [low, high]
     }
 
-    /// The analysis matrix `M [n, n]` of an even `n`: the coarse half above the fine half, `M M^T = 1`.
+    /// Analysis matrix `M [n, n]` for an even `n`: the coarse half above the fine half, `M M^T = 1`.
     pub fn analysis(self, n: usize, device: &Device) -> Tensor<2> {
         let halves = self.filters().map(|filter| spread(&Tensor::eye(n / 2, device), &filter, 1));
         Tensor::cat(halves.to_vec(), 0)
     }
 }
 
-/// Every value along a dimension spread over twice as many by a filter: the transpose of the half of `M` that the filter makes.
+/// Spreads every element along a dimension over twice as many by a filter: the transpose of that filter's half of `M`.
 fn spread(x: &Tensor<2>, filter: &[f64], dim: usize) -> Tensor<2> {
     let mut shape = x.dims();
     shape[dim] *= 2;
@@ -99,7 +99,7 @@ fn spread(x: &Tensor<2>, filter: &[f64], dim: usize) -> Tensor<2> {
 }
 
 impl Wara {
-    /// The update over the scale as a product, `[d_in, 2 rank]` and `[2 rank, d_out]`.
+    /// Update without its scale as a product, `[d_in, 2 rank]` and `[2 rank, d_out]`.
     fn spread_factors(&self) -> [Tensor<2>; 2] {
         let (a, b) = (self.a.val(), self.b.val());
         let filters = self.wavelet.filters();

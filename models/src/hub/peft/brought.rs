@@ -1,5 +1,5 @@
-//! Base weights that an adapter folder brings along: an embedding or a head that was trained or grown beside the adapter, and copies of weights that
-//! are adapted.
+//! Base weights that an adapter folder brings along: an embedding or a head that was trained or enlarged together with the adapter, and
+//! copies of weights that are adapted.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ const COPY: &str = ".base_layer";
 const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Puts parameters in the place of a module's own; `names` are those in the file behind the prefix. Gives what does not fit, by name.
+/// Replaces parameters of a module; `names` are those in the file behind the prefix. Returns the parameters that do not fit, by name.
 pub(super) fn put<M: Module>(module: M, brought: Brought) -> (M, Vec<(String, String)>) {
     let mut parameters = Parameters::default();
     module.visit(&mut parameters);
@@ -67,7 +67,7 @@ pub(super) fn put<M: Module>(module: M, brought: Brought) -> (M, Vec<(String, St
     (module.map(&mut Put { path: ModulePath::default(), replacing }), problems)
 }
 
-/// Tells the name, behind the prefix, of a plain weight or of the copy of one from that of an adapter's tensor.
+/// Returns true if a name, after the prefix, is that of a plain weight or of its copy, not of an adapter's tensor.
 pub(super) fn is_plain(name: &str) -> bool {
     let stem = name.strip_suffix(".weight").unwrap_or_default();
     !stem.is_empty() && !["lora_", "vera_", "randlora_", "miss_", "bone_"].iter().any(|part| name.contains(part))

@@ -49,7 +49,7 @@ pub(super) fn parse(text: &str) -> Result<Read, String> {
         keys.take("rank_pattern");
         keys.take("alpha_pattern");
     }
-    // What peft takes for LLaMA when nothing is said.
+    // The default targets of peft for LLaMA.
     let queries_and_values = || Targets::Names(vec!["q_proj".into(), "v_proj".into()]);
     config.targets = keys.targets("target_modules")?.unwrap_or_else(queries_and_values);
     config.exclude = keys.targets("exclude_modules")?;
@@ -64,7 +64,7 @@ pub(super) fn parse(text: &str) -> Result<Read, String> {
     Ok(Read { config, layout, base_model, saved, warnings: keys.finish()? })
 }
 
-/// A configuration in the words of `peft`.
+/// Reads a configuration in the keys of `peft`.
 fn exchanged(layout: &Layout, keys: &mut Keys) -> Result<AdapterConfig, String> {
     let options = (layout.read)(keys)?;
     let scaling = match layout.patterns && keys.flag("use_rslora")? {
@@ -89,7 +89,7 @@ fn exchanged(layout: &Layout, keys: &mut Keys) -> Result<AdapterConfig, String> 
     })
 }
 
-/// A configuration in the words of `peft` as far as it has them, the rest in ours.
+/// Reads a configuration in the keys of `peft` where it has them, and in ours otherwise.
 fn own(ours: Ours, kind: &str, keys: &mut Keys) -> Result<AdapterConfig, String> {
     let config = AdapterConfig {
         rank: keys.count("r")?,
@@ -108,7 +108,7 @@ fn own(ours: Ours, kind: &str, keys: &mut Keys) -> Result<AdapterConfig, String>
     }
 }
 
-/// Starts that change the base weights; of others nothing is left to know when the tensors are there.
+/// Initialisation, which matters only if it changes the base weights: the stored tensors replace all others.
 fn start(key: &str, keys: &mut Keys) -> Result<String, String> {
     Ok(match keys.take(key) {
         None | Some(Value::Bool(_)) => "default".into(),
@@ -127,7 +127,7 @@ fn start(key: &str, keys: &mut Keys) -> Result<String, String> {
     })
 }
 
-/// Refuses names of a list of blocks that a LLaMA does not have.
+/// Rejects names of a list of blocks that a LLaMA does not have.
 fn check_layers(pattern: &Targets) -> Result<(), String> {
     let names = match pattern {
         Targets::AllLinear => Vec::new(),

@@ -30,7 +30,7 @@ pub struct FolderFactors {
 impl PeftFolder {
     /// The update of every layer as two factors and a scale. No model is needed.
     ///
-    /// Refused, with what to do instead: adapters whose update is no product, or depends on the base weights.
+    /// Rejected, with an alternative: adapters whose update is not a product of factors, or depends on the base weights.
     pub fn factors(self) -> Result<FolderFactors, ModelError> {
         let path = self.dir.join(WEIGHTS);
         let refused = |reason: String| Err(ModelError::File { path: path.clone(), reason });
@@ -94,7 +94,7 @@ impl PeftFolder {
         Some((path, field.or_else(|| rest.starts_with("origin.").then_some(rest))?))
     }
 
-    /// `[d_in, d_out]` of a layer: noted in the header, or the sides of the first and the last factor.
+    /// `[d_in, d_out]` of a layer: stored in the header, or the sides of the first and the last factor.
     fn shape(&self, layer: &str, fields: &BTreeMap<String, String>) -> Option<[usize; 2]> {
         if let Some(shape) = self.mark.shapes.get(layer) {
             return Some(*shape);

@@ -33,15 +33,15 @@ pub(super) struct Ours {
 /// Metadata in the header of the tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Mark {
-    /// Number of the base weights that the adapter was trained on.
+    /// Fingerprint of the base weights that the adapter was trained on.
     pub base: Option<String>,
-    /// Number of the tensors that all layers share, where they are not in the file but recomputed from the seed.
+    /// Fingerprint of the tensors that all layers share, where they are not in the file but recomputed from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
-    /// Rank and scale of layers where the configuration gives others: the adapter changed its size in a run.
+    /// Rank and scale of layers that differ from the configuration, because the adapter changed its size in a run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<String, Size>,
-    /// `[d_in, d_out]` of the layers, where the tensors may not tell.
+    /// `[d_in, d_out]` of the layers, where they cannot be derived from the tensors.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shapes: BTreeMap<String, [usize; 2]>,
     /// Settings that the configuration does not hold.
@@ -53,7 +53,7 @@ pub(super) fn digits(number: u64) -> String {
     format!("{number:016x}")
 }
 
-/// The folder of one of several adapters in `dir`: `dir` itself for "default", the sub-folder of its name for others, as `peft` has it.
+/// The folder of one of several adapters in `dir`: `dir` itself for "default", the sub-folder of its name for others, as in `peft`.
 pub fn adapter_dir(dir: &Path, name: &str) -> Result<PathBuf, ModelError> {
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
     match (name, plain) {

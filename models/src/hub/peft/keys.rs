@@ -10,7 +10,7 @@ pub(super) struct Keys {
     pub warnings: Vec<String>,
 }
 
-/// Keys that say nothing about the numbers.
+/// Keys that do not affect the computation.
 const NEUTRAL: [&str; 16] = [
     "auto_mapping",
     "corda_config",
@@ -30,7 +30,7 @@ const NEUTRAL: [&str; 16] = [
     "peft_type",
 ];
 
-/// Keys of methods that are not to be had here: anything but nothing is refused.
+/// Keys of unsupported methods: any value other than an empty one is rejected.
 const REFUSED: [&str; 11] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -99,7 +99,7 @@ impl Keys {
         })
     }
 
-    /// Modules that are saved whole beside the adapter.
+    /// Modules that are saved whole in addition to the adapter.
     pub fn modules_to_save(&mut self) -> Result<Vec<String>, String> {
         match self.targets("modules_to_save")? {
             None => Ok(Vec::new()),

@@ -26,7 +26,7 @@ pub(super) struct Layout {
     pub init: &'static str,
     /// Ranks and alphas may differ by layer, and the scale may be stabilised.
     pub patterns: bool,
-    /// Key of the seed; none where nothing is drawn that the file has not.
+    /// Key of the seed; none where the file contains all random tensors.
     pub seed: Option<&'static str>,
     /// Reads the options of the structure.
     pub read: fn(&mut Keys) -> Result<AdapterOptions, String>,
@@ -154,7 +154,7 @@ impl Layout {
         &LAYOUTS[0]
     }
 
-    /// The layout that a configuration speaks of.
+    /// The layout that a configuration asks for.
     pub fn asked(kind: &str, keys: &mut Keys) -> Result<&'static Self, String> {
         let dora = keys.flag("use_dora")?;
         let structure = |layout: &Layout| !dora || layout.structure == "dora";

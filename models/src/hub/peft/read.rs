@@ -36,7 +36,7 @@ pub struct PeftFolder {
     pub(super) files: TensorFiles,
 }
 
-/// The tensors of a file, each at its place.
+/// The tensors of a file, each assigned to its layer.
 #[derive(Default)]
 struct Distributed {
     /// By layer and field.
@@ -87,7 +87,7 @@ impl PeftFolder {
         drop_idle(&mut folder.config.rank_pattern, &layers, &mut folder.warnings).map_err(file)?;
         drop_idle(&mut folder.config.alpha_pattern, &layers, &mut folder.warnings).map_err(file)?;
         let (targets, exclude) = (&folder.config.targets, &folder.config.exclude);
-        // The tensors say which layers are adapted; an expression that is not understood need not say it again.
+        // The tensors say which layers are adapted; an expression that is not supported is not needed.
         if [Some(targets), exclude.as_ref()].into_iter().flatten().any(|targets| targets.validate().is_err()) {
             folder.config.targets = Targets::Names(layers.into_iter().collect());
             (folder.config.exclude, folder.config.layers) = (None, None);
@@ -111,7 +111,7 @@ impl PeftFolder {
         self.files.shapes()
     }
 
-    /// Names of weights that are put in the place of the model's own.
+    /// Names of weights that are replace the model's own.
     pub fn brings(&self) -> Vec<&str> {
         let inner = self.files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL));
         inner.filter(|name| self.is_brought(name)).collect()
@@ -171,9 +171,9 @@ impl PeftFolder {
         }
     }
 
-    /// Puts the adapter on a model, on top of those that are there. Everything but the adapter is frozen.
+    /// Attaches the adapter to a model, in addition to existing ones. Everything but the adapter is frozen.
     ///
-    /// Refused: tensors that are missing, left over or of another shape, by name; another base than the adapter was trained on.
+    /// Rejected: tensors that are missing, left over or of another shape, by name; another base than the adapter was trained on.
     pub fn attach(self, model: Llama) -> Result<(Llama, Report), ModelError> {
         self.put(model, |attach, model| model.attach(attach))
     }
@@ -215,7 +215,7 @@ impl PeftFolder {
         }
     }
 
-    /// Reads the tensors and finds their places.
+    /// Reads the tensors and assigns them to their layers.
     fn distribute(&mut self, layers: &BTreeSet<String>) -> Result<Distributed, ModelError> {
         let Distributed { mut tensors, mut shared, mut problems } = Distributed::default();
         let names: Vec<(String, Vec<usize>)> =
@@ -394,7 +394,7 @@ impl PeftFolder {
     }
 }
 
-/// Takes out patterns that match no layer of the file, as `peft` passes over them.
+/// Removes patterns that match no layer of the file, as `peft` ignores them.
 fn drop_idle<T>(
     patterns: &mut Vec<(String, T)>,
     layers: &BTreeSet<String>,

@@ -24,13 +24,14 @@ use lowrank_adapters::{
 pub enum Form {
     /// Readable by `peft`: in its layout, or as the plain LoRA that it equals. Any other adapter is rejected.
     Peft,
-    /// As it is, so that it can be trained further: in the layout of `peft` where that holds all of it.
+    /// As it is, so that it can be trained further: in the layout of `peft` if it can represent the whole adapter.
     Own,
 }
 
 /// Writes an adapter of a module into [`adapter_dir`] of its name; `base_model` is noted as the model it belongs to.
 ///
-/// Files of the same names are replaced, one after the other: give a fresh folder and rename it when an interruption must not leave half an adapter.
+/// Files of the same names are replaced, one after the other: use a new folder and rename it when an interruption must not leave half an
+/// adapter.
 pub fn save<M: Module>(
     module: &M,
     name: &str,
@@ -46,7 +47,7 @@ pub fn save<M: Module>(
     let sizes = sizes(module, name)?;
     let mut config = of_sizes(config, &sizes);
     if form == Form::Peft && sizes.values().any(|size| size.rank == 0) {
-        // peft has no rank 0: what adds nothing is left out.
+        // peft has no rank 0: layers without an update are left out.
         let empty = |path: &String| sizes.get(path).is_some_and(|size| size.rank == 0);
         config.exclude = Some(Targets::Names(layers.keys().filter(|path| empty(path)).cloned().collect()));
         layers.retain(|path, _| !empty(path));
@@ -99,7 +100,7 @@ struct Folder {
     tensors: BTreeMap<String, TensorData>,
 }
 
-/// The configuration with what its structure takes when nothing is said.
+/// The configuration with the defaults of its structure filled in.
 fn resolved(config: &AdapterConfig) -> AdapterConfig {
     let mut config = config.clone();
     let Ok(entry) = config.entry() else { unreachable!("the adapter was built") };
@@ -111,7 +112,7 @@ fn resolved(config: &AdapterConfig) -> AdapterConfig {
         (None, Alpha::Fixed(alpha)) => config.alpha = Some(alpha),
         (None, Alpha::Ranks(times)) => {
             config.alpha = config.rank.map(|rank| times * rank as f64);
-            // Alpha follows the rank of the layer; a folder states it by itself.
+            // Alpha follows the rank of the layer; a folder states it explicitly.
             for (name, rank) in &config.rank_pattern {
                 if config.alpha_pattern.iter().all(|(known, _)| known != name) {
                     config.alpha_pattern.push((name.clone(), times * *rank as f64));
@@ -183,7 +184,7 @@ fn in_layout(layers: &BTreeMap<String, Adapter>, layout: Option<&'static Layout>
     tensors
 }
 
-/// Factors that began as part of the weight, as plain LoRA on the whole weight: `[A; A_0]` and `[B, -B_0]`.
+/// Factors that were initialised from part of the weight, as plain LoRA on the whole weight: `[A; A_0]` and `[B, -B_0]`.
 fn beside_start(
     layers: &BTreeMap<String, Adapter>,
     layout: &'static Layout,
@@ -280,7 +281,7 @@ fn values(data: TensorData) -> Vec<f32> {
     }
 }
 
-/// Writes a safetensors file whose header is in order too: the same adapter gives the same bytes.
+/// Writes a safetensors file whose header is sorted too: the same adapter always results in the same bytes.
 fn write_tensors(path: &Path, tensors: BTreeMap<String, TensorData>, mark: &Mark) -> Result<(), ModelError> {
     let Ok(mark) = serde_json::to_string(mark) else { unreachable!("texts and numbers are JSON") };
     let mut header = BTreeMap::from([("__metadata__".to_string(), json!({"format": "pt", OURS: mark}))]);
@@ -291,7 +292,7 @@ fn write_tensors(path: &Path, tensors: BTreeMap<String, TensorData>, mark: &Mark
         header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}));
     }
     let mut text = json!(header).to_string();
-    // The data begins at a multiple of 8.
+    // The data starts at a multiple of 8.
     text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
     let write = || -> std::io::Result<()> {
         let mut file = BufWriter::new(File::create(path)?);

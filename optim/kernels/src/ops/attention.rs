@@ -14,7 +14,7 @@ const MASKED: f64 = -1e30;
 /// - `starts [b, t]`: the first of the `s` positions that each query sees, for documents packed in a row
 /// - returns `[b, t, h, d]`
 ///
-/// On the CPU backend the scores exist for some queries at a time, and are made again in the backward pass.
+/// On the CPU backend the scores exist for some queries at a time, and are computed again in the backward pass.
 pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if super::flex::fits(&q) && super::flex::fits(&k) && super::flex::fits(&v) {
@@ -264,7 +264,7 @@ mod fused {
                     product(out, false, 1.0, Matrix::row_major(&*scores, count, span), v, false);
                 }
             });
-            // In the order that what follows reads, so that it needs no copy of its own beside the one that is kept.
+            // In the order that later operations read, so that they need no copy in addition to the one that is kept.
             (contiguous(self.positions_first(output.into_values(), self.heads, self.queries)), logarithms)
         }
 

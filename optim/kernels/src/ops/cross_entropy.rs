@@ -10,7 +10,7 @@ pub const LOSS_ROWS: usize = 256;
 
 /// Sum of the cross-entropies in nats of `softmax(x W)`, shape `[1]`.
 ///
-/// On the CPU backend the logits exist for some hundred rows at a time, and the gradients are made with them.
+/// On the CPU backend the logits exist for some hundred rows at a time, and the gradients are computed with them.
 ///
 /// - `x [n, d]`, `weight [d, vocabulary]` (also a transposed view of an embedding)
 /// - `targets [n]`: token ids; [`IGNORE`] does not count
@@ -102,7 +102,7 @@ mod fused {
         }
     }
 
-    /// In place: nobody else holds the gradient.
+    /// In place, as the gradient is not shared.
     fn scaled(mut slope: FlexTensor, factor: f32) -> FlexTensor {
         slope
             .storage_mut::<f32>()
@@ -118,7 +118,7 @@ mod fused {
     }
 
     impl Loss {
-        /// The loss, and the gradients of those inputs that want one.
+        /// The loss, and the gradients of the inputs that need one.
         fn of(x: FlexTensor, weight: FlexTensor, targets: FlexTensor, want_dx: bool, want_dweight: bool) -> Self {
             let (x, weight, targets) = (contiguous(x), readable(weight), contiguous(targets));
             let (rows, width, vocabulary) = (x.shape()[0], x.shape()[1], weight.shape()[1]);
@@ -167,7 +167,7 @@ mod fused {
         }
     }
 
-    /// The loss of one row; its logits become the gradient when `slopes`.
+    /// The loss of one row; its logits become the gradient if `slopes`.
     #[inline(always)]
     fn row_loss(logits: &mut [f32], target: i32, slopes: bool) -> f64 {
         if target == IGNORE {

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor};
 
 /// Rows of `weight [vocabulary, d]` for token ids `[b, t]`: `[b, t, d]`.
 ///
-/// On the CPU backend the gradient of the table is made by all threads, each row of it by one of them, in the order of the positions.
+/// On the CPU backend the gradient of the table is computed by all threads, each row of it by one of them, in the order of the positions.
 pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
     #[cfg(feature = "flex")]
     if super::flex::fits(&weight) {
@@ -81,7 +81,7 @@ mod fused {
         let (table, width) = (values(weight), weight.shape()[1]);
         let mut rows = Vec::with_capacity(ids.shape().num_elements() * width);
         for id in whole_numbers(ids) {
-            // A negative id becomes a huge place, which the table does not have.
+            // A negative id becomes a huge index, which is outside the table.
             rows.extend_from_slice(&table[*id as usize * width..][..width]);
         }
         tensor(rows, [ids.shape()[0], ids.shape()[1], width])

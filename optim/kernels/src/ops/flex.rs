@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 pub(super) use crate::vectorised::vectorised;
 
-/// Rows that one task of a parallel loop takes.
+/// Rows that one task of a parallel loop processes.
 pub(super) const ROWS: usize = 64;
 
 /// Reports whether tensors of this device live in the CPU backend's memory.
@@ -71,7 +71,7 @@ impl Cleared {
         Self { values: Vec::with_capacity(count), count, cleared: AtomicUsize::new(0) }
     }
 
-    /// The values in parts of so many, the last one may be smaller; to be gone through to the end.
+    /// The elements in parts of `size`, the last one possibly smaller; all parts must be visited.
     pub fn parts(&mut self, size: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
         let Self { values, count, cleared } = self;
         *cleared.get_mut() = 0;
@@ -86,7 +86,7 @@ impl Cleared {
     /// The contents of the parts.
     pub fn into_values(mut self) -> Vec<f32> {
         assert_eq!(self.cleared.into_inner(), self.count, "all parts were gone through");
-        // SAFETY: there is room for so many values, which have been initialised.
+        // SAFETY: there is capacity for `count` values, which have been initialised.
         unsafe { self.values.set_len(self.count) };
         self.values
     }
@@ -99,7 +99,7 @@ pub(super) fn zeros(count: usize) -> Vec<f32> {
     zeros.into_values()
 }
 
-/// `exp` to within 2e-7 of itself, without branches; what would be a denormal number is 0, and above 88.3 the result stays at its largest.
+/// `exp` to within 2e-7 of itself, without branches; denormal results are 0, and above 88.3 the result stays at its largest.
 ///
 /// The polynomial of the Cephes library after taking out a power of two.
 #[inline(always)]

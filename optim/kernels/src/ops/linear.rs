@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 
 /// `y = x W`: `x [rows, d_in]`, `W [d_in, d_out]`, each also as a transposed view.
 ///
-/// Equal to `x.matmul(W)`. On the CPU backend outputs and gradients go into memory that nobody cleared before, and every thread makes its part
-/// of them by itself.
+/// Equal to `x.matmul(W)`. On the CPU backend outputs and gradients are written to uninitialised memory, and every thread computes its part
+/// of them independently.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if super::flex::fits(&x) && super::flex::fits(&weight) {

@@ -1,4 +1,4 @@
-//! A linear layer with a low-rank product beside it.
+//! A linear layer with an additional low-rank product.
 
 use burn::tensor::Tensor;
 
@@ -14,8 +14,8 @@ pub fn low_rank_linear(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<
     composed(x, weight, a, b, scale)
 }
 
-/// [`low_rank_linear`] with scale 1, where A and B learn from each output at a pace of its own: their gradients see the gradient of the output
-/// multiplied with `pace [d_out]`. The output and the gradients of `x` and `W` do not depend on it, and it has no gradient.
+/// [`low_rank_linear`] with scale 1, with a learning-rate scale for each output: the gradients of A and B see the gradient of the output
+/// multiplied by the scales `pace [d_out]`. The output and the gradients of `x` and `W` do not depend on it, and it has no gradient.
 pub fn paced_low_rank_linear(
     x: Tensor<2>,
     weight: Tensor<2>,
@@ -134,12 +134,12 @@ mod fused {
         }
     }
 
-    /// Tensors that the backward pass needs.
+    /// Tensors kept for the backward pass.
     #[derive(Clone, Debug)]
     struct Kept {
         /// Present if the weight or A is trained.
         x: Option<FlexTensor>,
-        /// `scale x A`, where B learns.
+        /// `scale x A`, present if B is trained.
         h: Option<FlexTensor>,
         weight: FlexTensor,
         a: FlexTensor,
@@ -206,7 +206,7 @@ mod fused {
                 tensor(db, [rank, d_out])
             });
             let through = |b: &[f32]| multiplied(scale, Matrix::of(dy), Matrix::row_major(b, rank, d_out).transposed());
-            // With a pace A sees another gradient than x does.
+            // With learning-rate scales A sees another gradient than x does.
             let plain = (wants_x || (wants_a && pace.is_none())).then(|| through(values(b)));
             let paced = pace.filter(|_| wants_a).map(|pace| {
                 let mut b = values(b).to_vec();
@@ -237,7 +237,7 @@ mod tests {
 
     type Form = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>, Tensor<1>) -> Tensor<2>;
 
-    /// Pairs of forms that are to be equal, with an odd pace or none.
+    /// Pairs of forms that must be equal, with or without learning-rate scales.
     const FORMS: [[Form; 2]; 2] = [
         [|x, w, a, b, _| low_rank_linear(x, w, a, b, 0.7), |x, w, a, b, _| composed(x, w, a, b, 0.7)],
         [paced_low_rank_linear, |x, w, a, b, pace| x.clone().matmul(w) + paced_product(x, a, b, pace)],
@@ -260,7 +260,7 @@ mod tests {
                 };
                 let check = Check::new(&inputs);
                 check.equal(run(fused), run(composed));
-                // With a pace gradients are not slopes.
+                // With learning-rate scales gradients are not derivatives.
                 check.slopes(run(|x, w, a, b, _| super::composed(x, w, a, b, 0.7)));
                 // Weight and A frozen: what is kept is another matrix.
                 let frozen = |form: Form| {

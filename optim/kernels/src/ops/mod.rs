@@ -1,4 +1,4 @@
-//! Operations that models are made of, with their backward passes, for tensors of any Burn model.
+//! Operations of models, with their backward passes, for tensors of any Burn model.
 //!
 //! Shapes: `b` rows of a batch, `t` positions, `h` heads, `d` width.
 

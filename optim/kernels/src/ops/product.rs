@@ -25,7 +25,7 @@ use crate::instructions::InstructionSet;
 /// A product of fewer multiplications is done before another thread would have woken up.
 const SMALL: usize = 1 << 21;
 
-/// A matrix in memory: value `(r, c)` stands at `r * row_stride + c * column_stride`.
+/// A matrix in memory: element `(r, c)` is at `r * row_stride + c * column_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<T> {
     pub data: T,
@@ -41,7 +41,7 @@ impl<T> Matrix<T> {
         Self { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
-    /// The same memory read the other way.
+    /// The transposed matrix in the same memory.
     pub fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -103,11 +103,11 @@ pub(super) fn product(
     unsafe { multiply(out.data.as_mut_ptr(), [out.row_stride, out.column_stride], add, factor, a, b, parallel) }
 }
 
-/// `factor * a b` row-major, in fresh memory that nobody cleared.
+/// `factor * a b` row-major, in uninitialised memory.
 pub(super) fn multiplied(factor: f32, a: Matrix<&[f32]>, b: Matrix<&[f32]>) -> Vec<f32> {
     let count = a.rows * b.columns;
     let mut out = Vec::with_capacity(count);
-    // SAFETY: the output has room for its rows one after another and belongs to nobody else; without `add` all of its values are written and
+    // SAFETY: the output has room for its rows one after another and is not shared; without `add` all of its values are written and
     // none is read, so they are initialised when the length is set.
     unsafe {
         multiply(out.as_mut_ptr(), [b.columns, 1], false, factor, a, b, true);
@@ -118,7 +118,7 @@ pub(super) fn multiplied(factor: f32, a: Matrix<&[f32]>, b: Matrix<&[f32]>) -> V
 
 /// [`product`] with an output of the rows of `a` and the columns of `b`, in memory with these strides of rows and columns.
 ///
-/// Every thread makes a part of the output by itself: packing its inputs anew costs less than meeting the others after each step.
+/// Every thread makes a part of the output by itself: packing its inputs again costs less than synchronising after each step.
 ///
 /// # Safety
 ///
@@ -135,14 +135,14 @@ unsafe fn multiply(
     assert!(a.columns == b.rows, "shapes of a product");
     assert!(a.extent() <= a.data.len() && b.extent() <= b.data.len(), "memory of a product");
     let target = Target { out, strides, add, factor, a, b, kernel: Kernel::here(strides, [a.rows, b.columns]) };
-    // SAFETY: as the caller answers for.
+    // SAFETY: guaranteed by the caller.
     unsafe { target.make_all(parallel) }
 }
 
-/// What makes a part of a product.
+/// Kernel that computes a part of a product.
 #[derive(Clone, Copy)]
 enum Kernel {
-    /// Ours, for this instruction set; whether for the transposed product, whose output is row-major.
+    /// Ours, for this instruction set, optionally for the transposed product, whose output is row-major.
     #[cfg(target_arch = "x86_64")]
     Tiles { wide: bool, transposed: bool },
     /// That of `gemm`.
@@ -158,7 +158,7 @@ impl Kernel {
             let set = crate::instructions::instruction_set();
             let row_major = column_stride == 1 || columns == 1 && row_stride != 1;
             if set >= InstructionSet::Avx2 && (row_major || row_stride == 1) {
-                // Half of a wide vector would do nothing.
+                // Half of a wide vector would be unused.
                 let narrow = if row_major { columns } else { rows } <= 8;
                 return Self::Tiles { wide: set == InstructionSet::Avx512 && !narrow, transposed: !row_major };
             }
@@ -207,7 +207,7 @@ impl Target<'_> {
         let parts = self.kernel.parts(rows, columns, threads);
         let parallelism = if threads > 1 && parts.count() == 1 { Parallelism::Rayon(0) } else { Parallelism::None };
         let make = |number: usize| {
-            // SAFETY: the parts make up the output and have no element in common; the caller answers for the rest.
+            // SAFETY: the parts make up the output and have no element in common; the caller guarantees the rest.
             unsafe { self.make(parts.part(number), parallelism) }
         };
         match parts.count() {
@@ -218,13 +218,13 @@ impl Target<'_> {
 
     /// # Safety
     ///
-    /// As for [`multiply`], and nobody else may be at this part of the output.
+    /// As for [`multiply`], and no other thread may access this part of the output.
     #[cfg_attr(not(target_arch = "x86_64"), allow(irrefutable_let_patterns))]
     unsafe fn make(&self, part: Part, parallelism: Parallelism) {
         let Self { out, strides: [row_stride, column_stride], add, factor, a, b, kernel } = *self;
         let ([top, bottom], [left, right]) = (part.rows, part.columns);
         // SAFETY: every index `r * row_stride + c * column_stride` of the inputs is below their extents, which are within the slices (asserted
-        // by the only caller), also from a first row or column on; the caller answers for the output. Kernels are chosen by the processor.
+        // by the only caller), also from a first row or column on; the caller guarantees the output. Kernels are chosen by the processor.
         unsafe {
             let out = out.add(top * row_stride + left * column_stride);
             let first = a.data.as_ptr().wrapping_add(top * a.row_stride);
@@ -310,7 +310,7 @@ mod tests {
             }
         }
 
-        /// The output of so many threads and of this kernel, in row-major order.
+        /// The output with this number of threads and this kernel, in row-major order.
         fn run(&self, kernel: Option<Kernel>, add: bool, threads: usize) -> Vec<f32> {
             let [rows, depth, columns] = self.size;
             let (a, b) = (self.read(&self.a[..], rows, depth, 0), self.read(&self.b[..], depth, columns, 1));

@@ -1,12 +1,12 @@
 //! Mixtures of random tensors that are drawn again whenever they are needed.
 //!
 //! Draws are a function of (seed, number of the tensor, position): the counter-based generator Philox4x32-10 of "Parallel Random Numbers: As Easy
-//! as 1, 2, 3" (Salmon, Moraes, Dror, Shaw, 2011). The key is the seed, and word w for the counter (64 g + lane, 0, number, 0) stands at
+//! as 1, 2, 3" (Salmon, Moraes, Dror, Shaw, 2011). The key is the seed, and word w for the counter (64 g + lane, 0, number, 0) is at
 //! position `256 g + 64 w + lane`, uniform between -1 and 1.
 
 use burn::tensor::{DType, Tensor, TensorData};
 
-/// Draws that one turn of the generator gives.
+/// Draws of one turn of the generator.
 const TURN: usize = 4 * LANES;
 const LANES: usize = 64;
 
@@ -16,7 +16,7 @@ pub fn mixed(coefficients: Tensor<1>, bases: Tensor<2>) -> Tensor<1> {
     coefficients.unsqueeze::<2>().matmul(bases).reshape([count])
 }
 
-/// The same for bases that are drawn from a seed.
+/// Variant of `mixed` for bases that are drawn from a seed.
 ///
 /// On the CPU backend they exist a few values at a time and are drawn again for the backward pass; elsewhere they are kept.
 pub fn mixed_draws(coefficients: Tensor<1>, seed: u64, count: usize) -> Tensor<1> {

@@ -38,7 +38,7 @@ impl Rotary {
 
 /// Rotates each head of `x [b, t, h, d]`, whose first position has index `offset`.
 ///
-/// Pairs are the halves of a head, as in Hugging Face's LLaMA: value `i` turns with value `i + d / 2`.
+/// Pairs are the halves of a head, as in Hugging Face's LLaMA: element `i` is rotated with element `i + d / 2`.
 pub fn rotary(x: Tensor<4>, table: &Rotary, offset: usize) -> Tensor<4> {
     let positions = x.dims()[1];
     let rows = |table: &Tensor<2>| table.clone().narrow(0, offset, positions);

@@ -1,4 +1,4 @@
-//! The product with a sum of low-rank matrices that two sets of diagonals steer.
+//! The product with a sum of low-rank matrices that are scaled by two sets of diagonals.
 
 use burn::tensor::Tensor;
 

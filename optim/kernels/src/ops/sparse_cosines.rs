@@ -1,4 +1,4 @@
-//! The product with a matrix that has few cosines in its spectrum.
+//! The product with a matrix that has few non-zero cosine coefficients.
 
 use crate::dct::{Dct, DctBasis};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -27,9 +27,9 @@ pub fn moves_positions(device: &Device) -> bool {
 /// `x U` with `U^T = scale C_out^T S C_in [d_out, d_in]`: `C` are cosine transforms, and `S` has the `coefficients [n]` at the pixels of the
 /// `positions [2, n]`; where two meet they add up. `x [rows, d_in]`.
 ///
-/// On the CPU backend rows run through fast transforms, only the inputs are kept, and positions have the surrogate slope: half the difference
-/// that the two neighbours in the spectrum would make, between -1 and 1, times the side less one; 0 outside of what can be learned. Elsewhere
-/// positions have no slope, because Burn has no place to hold a slope but the backend's own.
+/// On the CPU backend rows run through fast transforms, only the inputs are kept, and positions have the surrogate gradient: half the
+/// difference that the two neighbours in the spectrum would make, between -1 and 1, times the side minus one; 0 outside the learnable
+/// range. Elsewhere positions have no gradient, because Burn stores gradients only in the backend's own type.
 pub fn sparse_cosines(
     x: Tensor<2>,
     coefficients: Tensor<1>,
@@ -67,7 +67,7 @@ fn composed(x: Tensor<2>, coefficients: Tensor<1>, positions: Tensor<2>, d_out: 
     spectrum.matmul(cosines(0, d_out))
 }
 
-/// The coefficients and, for the neighbours of every component, values that are 0 and whose slopes make those of the positions; and the pixels of
+/// The coefficients and, for the neighbours of every component, zeros whose gradients make those of the positions; and the pixels of
 /// the neighbours.
 #[cfg(feature = "flex")]
 fn with_neighbours(
@@ -137,7 +137,7 @@ mod fused {
         ))
     }
 
-    /// The same values, whose slopes are held between -1 and 1.
+    /// The same values, with gradients clamped between -1 and 1.
     pub fn bounded(x: Tensor<2>) -> Tensor<2> {
         Tensor::from_dispatch(<Dispatch as BoundedOp>::bounded(x.into_dispatch()))
     }
@@ -288,7 +288,7 @@ mod fused {
         tensor(y, [rows, d_out])
     }
 
-    /// Entries of the spectrum of the update's gradient that a component asks for: its own, and those next to it.
+    /// Entries of the spectrum of the update's gradient that a component needs: its own, and those next to it.
     fn places([row, column]: [usize; 2], [rows, columns]: [usize; 2]) -> [[usize; 2]; 5] {
         [
             [row, column],
@@ -369,12 +369,12 @@ mod tests {
     #[test]
     fn the_fast_form_equals_the_matrices() {
         for [rows, d_in, d_out, n] in [[5, 12, 16, 10], [70, 33, 7, 40], [1, 1, 5, 3]] {
-            // Coefficients of which some pull further than they may.
+            // Coefficients of which some exceed the gradient bounds.
             let inputs = [random(&[rows, d_in], 1), random(&[n], 2), random(&[2 * n], 3)];
             let run = |form: fn(Tensor<2>, Tensor<1>, Tensor<2>, usize, f64) -> Tensor<2>| {
                 move |inputs: &[Tensor<1>]| {
                     let x = inputs[0].clone().reshape([rows, d_in]);
-                    // Beyond both ends of what can be learned.
+                    // Beyond both ends of the learnable range.
                     let positions = inputs[2].clone().reshape([2, n]).mul_scalar(0.6).add_scalar(0.5);
                     form(x, inputs[1].clone(), positions, d_out, 0.7).reshape([rows * d_out])
                 }

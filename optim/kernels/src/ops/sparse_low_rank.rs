@@ -121,7 +121,7 @@ mod fused {
         }
     }
 
-    /// Tensors that the backward pass needs.
+    /// Tensors kept for the backward pass.
     #[derive(Clone, Debug)]
     struct Kept {
         inputs: [FlexTensor; 4],
@@ -170,7 +170,7 @@ mod fused {
             let Self { inputs: [x, a, b, sparse], positions, scale } = self;
             let (rows, d_in, rank, d_out) = (x.shape()[0], x.shape()[1], b.shape()[0], b.shape()[1]);
             let db = wants_b.then(|| {
-                // Computed again: kept, it would be a row of so many values as the rank for each layer.
+                // Recomputed: keeping it would take `rank` elements per row and layer.
                 let h = multiplied(*scale, Matrix::of(x), Matrix::of(a));
                 let h = Matrix::row_major(&h[..], rows, rank).transposed();
                 tensor(multiplied(1.0, h, Matrix::of(dy)), [rank, d_out])

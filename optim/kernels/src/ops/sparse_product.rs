@@ -1,7 +1,7 @@
 //! Products of dense rows with a sparse matrix, on the CPU.
 //!
-//! Some rows at a time are turned into lanes: all their values in one column, next to each other. A value of the sparse matrix then multiplies
-//! a whole lane, and the sums of a column stay in registers.
+//! Some rows at a time are transposed into lanes: all their values in one column, next to each other. A value of the sparse matrix then
+//! multiplies a whole lane, and the sums of a column stay in registers.
 
 use std::cell::RefCell;
 
@@ -12,9 +12,9 @@ use super::flex::vectorised;
 
 /// Rows in a lane.
 const LANE: usize = 64;
-/// Rows whose sums of slopes one task takes. Fixed, so that the sums do not depend on the number of threads.
+/// Rows whose gradient sums one task computes. Fixed, so that the sums do not depend on the number of threads.
 const TASK: usize = 2 * LANE;
-/// Side of the squares in which rows are turned into lanes.
+/// Side of the squares in which rows are transposed into lanes.
 const SIDE: usize = 8;
 
 type Square = [[f32; SIDE]; SIDE];
@@ -28,7 +28,7 @@ struct Lane([f32; LANE]);
 pub(super) struct Sparse {
     /// Start of each group's entries, and the end of the last group.
     starts: Vec<usize>,
-    /// Place in the other dimension, and value.
+    /// Position in the other dimension, and value.
     entries: Vec<(u32, f32)>,
 }
 
@@ -58,7 +58,7 @@ impl Sparse {
         &self.entries[self.starts[number]..self.starts[number + 1]]
     }
 
-    /// Grouped by the other dimension of this size, and for each entry its place here.
+    /// The matrix grouped by the other dimension, of this size, and the original position of each entry.
     pub fn turned(&self, size: usize) -> (Self, Vec<u32>) {
         let mut starts = vec![0; size + 1];
         self.entries.iter().for_each(|(place, _)| starts[*place as usize + 1] += 1);
@@ -100,7 +100,8 @@ pub(super) fn add_product(sparse: &Sparse, x: &[f32], d_in: usize, y: &mut [f32]
     });
 }
 
-/// The way back: `dx += dy S^T`, and the slopes of the values of `S` in its order. `S` by inputs; `dy [rows, d_out]`, `x` and `dx [rows, d_in]`.
+/// Backward pass: `dx += dy S^T`, and the gradients of the values of `S` in its order. `S` by inputs; `dy [rows, d_out]`, `x` and
+/// `dx [rows, d_in]`.
 pub(super) fn add_slopes(
     sparse: &Sparse,
     dy: &[f32],
@@ -121,7 +122,7 @@ pub(super) fn add_slopes(
     }
     works.into_par_iter().for_each(|work| work.run(sparse, d_out));
     x.map(|_| {
-        // In the order of the rows, whatever the threads did.
+        // In the order of the rows, for any number of threads.
         let mut sums = vec![0.0; count];
         for part in parts.chunks(count.max(1)) {
             sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
@@ -134,7 +135,7 @@ pub(super) fn add_slopes(
 struct Work<'a> {
     dy: &'a [f32],
     dx: Option<&'a mut [f32]>,
-    /// `x`, and where the slopes of the values go, which are zero.
+    /// `x`, and the output for the gradients of the values, initially zero.
     values: Option<(&'a [f32], &'a mut [f32])>,
 }
 
@@ -213,7 +214,7 @@ fn dot<S: Simd>(simd: S, a: &Lane, b: &Lane) -> f32 {
     simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(first, second), simd.add_f32s(third, fourth)))
 }
 
-/// Runs with this thread's memory for lanes, whose values are whatever was left there. The closure must not start parallel work: this
+/// Runs with this thread's memory for lanes, whose contents are arbitrary. The closure must not start parallel work: this
 /// thread could take a task that asks for the same memory.
 fn with_lanes<const N: usize, R>(counts: [usize; N], run: impl FnOnce([&mut [Lane]; N]) -> R) -> R {
     thread_local!(static LANES: RefCell<Vec<Lane>> = const { RefCell::new(Vec::new()) });
@@ -231,7 +232,7 @@ fn with_lanes<const N: usize, R>(counts: [usize; N], run: impl FnOnce([&mut [Lan
     })
 }
 
-/// Up to `LANE` rows as lanes; missing rows are zero.
+/// Transposes up to `LANE` rows into lanes; missing rows are zero.
 fn to_lanes(rows: &[f32], lanes: &mut [Lane]) {
     let width = lanes.len();
     each_square(
@@ -290,7 +291,7 @@ fn each_square(width: usize, mut visit: impl FnMut(usize, usize, Turn)) {
     );
 }
 
-/// Turns rows into columns. The compiler makes single moves of the plain loop, so where there are vectors they are named.
+/// Transposes squares. The compiler emits scalar moves for the plain loop, so vector instructions are used explicitly.
 #[derive(Clone, Copy)]
 struct Turn {
     #[cfg(target_arch = "x86_64")]

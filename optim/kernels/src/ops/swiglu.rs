@@ -31,7 +31,7 @@ mod fused {
 
     use crate::ops::flex::{Cleared, contiguous, exp, tensor, values, vectorised};
 
-    /// Values that one task takes.
+    /// Elements that one task processes.
     const CHUNK: usize = 1 << 14;
 
     pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {

@@ -61,7 +61,7 @@ impl Run {
         Self { optimizer, meter, module }
     }
 
-    /// Steps with a gradient; gives the bytes of the state of the matrix.
+    /// Steps with a gradient; returns the bytes of the state of the matrix.
     fn step(&mut self, g: Tensor<2>) -> usize {
         let grads = self.module.grads(g);
         self.meter.start();
@@ -75,7 +75,7 @@ impl Run {
     }
 }
 
-/// Every method with options that fit a matrix whose smaller side is `side`, and the choices that change what is stored.
+/// Every method with options that fit a matrix whose smaller side is `side`, and the choices that change the stored state.
 fn variants(side: usize) -> Vec<(&'static Method, Options)> {
     let text = |word: &str| Value::from(word);
     let count = |count: i64| Value::from(count);
@@ -223,7 +223,7 @@ fn weights_move_and_stay_finite_whatever_the_gradient() {
                         assert!(!moved, "{} {shape:?} moves at a zero gradient {options:?}", method.name);
                     }
                 }
-                // The squares of huge gradients are infinite in f32, which no step follows from.
+                // The squares of huge gradients are infinite in f32, from which no step can be computed.
                 let moved = run.weight() != before;
                 assert!(moved || name == "huge", "{} {shape:?} {name} {options:?}", method.name);
             }
@@ -238,7 +238,7 @@ fn with_zeros(shape: [usize; 2], seed: f32, every: usize, axis: usize) -> Tensor
     wave(shape, seed) * Tensor::from_data(TensorData::new(keep, size), &Device::default())
 }
 
-/// Whether a projection mixes the lines of an axis with others: then those without a gradient move as well.
+/// Returns true if a projection mixes the lines of an axis with others: then those without a gradient move as well.
 fn mixes(method: &Method, options: &Options, [rows, columns]: [usize; 2], axis: usize) -> bool {
     let said = |name: &str| options.get(name).and_then(Value::as_str);
     let right = match (said("projector"), said("side").unwrap_or("std")) {
@@ -287,8 +287,8 @@ fn lines_without_a_gradient_do_not_move() {
     assert!(moved.is_empty(), "{}", moved.join("\n"));
 }
 
-/// Gradients that are not finite are refused before ([`GlobalNormClip`](crate::GlobalNormClip)); whoever leaves that out sees them in the
-/// weights of that parameter, and in no other.
+/// Gradients that are not finite are rejected before ([`GlobalNormClip`](crate::GlobalNormClip)); without it they appear in the
+/// weights of that parameter only.
 #[test]
 fn gradients_that_are_not_finite_neither_hang_nor_hide_nor_spread() {
     for shape in [[8, 5], [5, 8], [1, 1]] {
@@ -298,8 +298,10 @@ fn gradients_that_are_not_finite_neither_hang_nor_hide_nor_spread() {
                 run.step(wave(shape, 1.0));
                 assert!(run.weight().iter().all(|value| value.is_finite()), "{} {options:?}", method.name);
                 run.step(wave(shape, 2.0) * bad);
+                // An update by signs alone cannot say it, as in the published code: the sign of NaN is 0.
+                let by_signs = options.get("inner").is_some_and(|inner| inner == "lion");
                 let hidden = run.weight().iter().all(|value| value.is_finite());
-                assert!(!hidden, "{} hides a gradient of {bad} {options:?}", method.name);
+                assert!(by_signs || !hidden, "{} hides a gradient of {bad} {options:?}", method.name);
                 run.step(wave(shape, 3.0));
                 let others = run.module.other.val().into_data().try_to_vec::<f32>().unwrap();
                 assert!(others.iter().all(|value| value.is_finite()), "{} {options:?}", method.name);

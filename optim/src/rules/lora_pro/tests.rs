@@ -29,7 +29,7 @@ impl Case {
         Self { a: matrix(rank, d_in, 1), b: matrix(d_out, rank, 2), g: matrix(d_out, d_in, 3), scale }
     }
 
-    /// The gradients that the chain rule gives the factors.
+    /// The gradients of the factors by the chain rule.
     fn plain(&self) -> [DMatrix<f64>; 2] {
         [self.b.transpose() * &self.g * self.scale, &self.g * self.a.transpose() * self.scale]
     }
@@ -88,7 +88,7 @@ fn sylvesters_gradients_are_the_nearest_to_the_plain_ones() {
         let distance =
             |a: &DMatrix<f64>, b: &DMatrix<f64>| (a - &plain_a).norm_squared() + (b - &plain_b).norm_squared();
         let [a, b] = case.adjusted(LoraProX::Sylvester);
-        // The slope of the distance where X moves.
+        // The gradient of the distance where X moves.
         let slope = (&a - &plain_a) * case.a.transpose() - case.b.transpose() * (&b - &plain_b);
         let size = ((&a - &plain_a) * case.a.transpose()).norm() + (case.b.transpose() * &b).norm();
         assert!(slope.norm() < 1e-5 * size, "{}", slope.norm() / size);
@@ -252,7 +252,7 @@ fn at_full_rank_mode_full_follows_adam_on_the_weight() {
         errors.push(distance(weight(&ours), theirs));
     }
     println!("{errors:?}");
-    // What remains is of second order in the rate.
+    // The remainder is of second order in the rate.
     assert!(errors[0] < 0.1, "{errors:?}");
     assert!(errors[1] < errors[0] / 3.0, "{errors:?}");
 }
@@ -353,7 +353,7 @@ const ROWS: usize = 48;
 const SIDES: [usize; 2] = [12, 10];
 const STEPS: usize = 25;
 
-/// Least squares with a target of full rank: what is left of the loss after some steps at the best of some rates.
+/// Least squares with a target of full rank: the remaining loss after some steps at the best of some rates.
 #[test]
 fn at_their_best_rates_it_learns_between_lora_and_full_fine_tuning() {
     #[derive(Clone, Copy, PartialEq, Debug)]

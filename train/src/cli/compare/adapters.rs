@@ -64,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     comparison.run(&args.common)
 }
 
-/// A fine-tuning that tells its result and nothing else.
+/// Command line of a fine-tuning run that reports only its result.
 fn finetuning(args: &Args, entry: &StructureEntry) -> Vec<String> {
     let mut command = vec!["finetune".to_string(), "--adapter".into(), entry.spec.name.into()];
     command.extend(["--model".into(), args.model.to_string_lossy().into_owned()]);

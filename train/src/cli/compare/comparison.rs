@@ -14,20 +14,21 @@ use crate::cli::output::print;
 use crate::process::Signals;
 use crate::run::report::Screen;
 
-/// A comparison: who takes part, and what the table tells of each.
+/// Comparison: the methods that take part, and the columns of the table.
 pub struct Comparison<'a> {
     /// Heading of the first column.
     pub what: &'static str,
     /// Name of the folder when none is given.
     pub folder: &'static str,
     pub contenders: Vec<Contender>,
-    /// Most learning rates of each: beyond the first three the next one is tried on the side where the best is the last.
+    /// Maximum number of learning rates per method: after the first three, the next one is tried while the best is at
+    /// an end.
     pub most: usize,
     pub columns: Vec<Column<'a>>,
 }
 
 impl Comparison<'_> {
-    /// Trains all, writes the table beside the runs and prints it.
+    /// Trains all methods, writes the table next to the runs and prints it.
     pub fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let out = common.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(self.folder));
         let mut screen = Screen::new(common.quiet);
@@ -51,7 +52,7 @@ impl Comparison<'_> {
     }
 }
 
-/// The names that were given, each once, or all that there are.
+/// Returns the given names without duplicates, or all that exist.
 pub fn chosen<T: Copy>(
     given: &[String],
     all: impl Iterator<Item = T>,

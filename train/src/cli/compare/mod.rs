@@ -28,7 +28,7 @@ enum Kind {
     Adapters(adapters::Args),
 }
 
-/// Runs, and prints the table.
+/// Runs the comparison and prints the table.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.kind {
         Kind::Optimizers(args) => optimizers::run(args),

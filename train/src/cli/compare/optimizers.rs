@@ -50,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     comparison.run(&args.common)
 }
 
-/// A pretraining that tells its result and nothing else.
+/// Command line of a pretraining run that reports only its result.
 pub fn pretraining(optimizer: &str, steps: u64) -> Vec<String> {
     let steps = steps.to_string();
     let quiet = ["eval.every=0", "log.sample_tokens=0", "log.every=10"];
@@ -58,7 +58,7 @@ pub fn pretraining(optimizer: &str, steps: u64) -> Vec<String> {
     words.into_iter().chain(quiet.into_iter().flat_map(|setting| ["--set", setting])).map(String::from).collect()
 }
 
-/// Three learning rates about the one that the method's paper uses for small models.
+/// Three learning rates around the one that the method's paper uses for small models.
 pub fn usual(optimizer: &Method) -> Vec<f64> {
     optimizer.lr.map_or_else(|| vec![0.003, 0.01, 0.03], |lr| vec![lr / 4.0, lr, 3.0 * lr])
 }
@@ -67,17 +67,20 @@ fn settings(method: &Method, rank: u64) -> Vec<String> {
     let options = method.options();
     let has = |name: &str| options.get(name).is_some();
     let mut settings = Vec::new();
-    // A method with a density has a quarter of the gradient, as the others at this rank; one of rank 1 is that by definition.
+    // A method with a density uses a quarter of the gradient, like the others at this rank; one of rank 1 does so by
+    // definition.
     let own =
         options.get("rank").is_some_and(|rank| rank.default.as_ref().and_then(serde_json::Value::as_u64) == Some(1));
     if has("rank") && !has("density") && !own {
         settings.push(format!("optimizer.options.rank={rank}"));
     }
-    // As GaLore's scale has it: what small models learn best with is a larger rate for the embedding than for the matrices.
+    // As with GaLore's scale: small models train best with a larger learning rate for the embedding than for the
+    // matrices.
     for scale in ["lr_scale", "proj_lr_scale"].into_iter().filter(|scale| has(scale)) {
         settings.push(format!("optimizer.options.{scale}=0.25"));
     }
-    // Orthogonal updates are of another size than Adam's; the rest learns at about the rate that it has with the others.
+    // Orthogonal updates differ in size from Adam's; all other parameters train at about the same rate as with the
+    // other optimizers.
     if has("others_lr_scale") {
         settings.push("optimizer.options.others_lr_scale=0.5".into());
     }

@@ -71,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     comparison.run(&args.common)
 }
 
-/// The loss as a multiple of that of dense layers.
+/// Loss as a multiple of the loss of dense layers.
 fn against_dense(trial: &Trial, rows: &[Row]) -> String {
     let dense = rows.iter().find(|row| row.name == "dense").and_then(|row| row.best.as_ref().ok());
     dense.map_or_else(String::new, |dense| format!("{:.3} x", trial.loss / dense.loss))

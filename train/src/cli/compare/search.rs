@@ -1,4 +1,4 @@
-//! One method at several learning rates, and the best of them.
+//! A method at several learning rates, and the best of its runs.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,26 +10,26 @@ use crate::build::Listener;
 use crate::process::Signals;
 use crate::run::report::Screen;
 
-/// A method that takes part.
+/// Method that takes part in a comparison.
 pub struct Contender {
     pub name: &'static str,
-    /// Learning rates to begin with.
+    /// Initial learning rates.
     pub lrs: Vec<f64>,
-    /// The command that trains with it, without learning rate and folder.
+    /// Training command, without learning rate and folder.
     pub command: Vec<String>,
 }
 
-/// A line of the table.
+/// Row of the table.
 pub struct Row {
     pub name: &'static str,
-    /// Learning rates that were tried.
+    /// Number of learning rates that were tried.
     pub tried: usize,
-    /// The best run, or why there is none.
+    /// Best run, or the reason why there is none.
     pub best: Result<Trial, Failure>,
 }
 
-/// Trains with every learning rate, and with further ones while the best is the last on its side. Broken off with the exit code of a run
-/// that a signal stopped.
+/// Trains with every learning rate, and with further ones while the best is at an end. Stops with the exit code of a
+/// run that a signal stopped.
 pub fn search(
     contender: Contender,
     common: &Common,
@@ -52,7 +52,7 @@ pub fn search(
                 screen.line(&format!("{name} at learning rate {lr}: {}", failure.reason));
                 let refused = failure.refused;
                 failures.push((lr, failure));
-                // Another learning rate would be refused as well.
+                // Another learning rate would be rejected as well.
                 if refused {
                     break;
                 }
@@ -77,7 +77,7 @@ pub fn search(
     Ok(ControlFlow::Continue(Row { name, tried, best }))
 }
 
-/// The next learning rate, where the best one is the last on its side; of pairs of learning rate and loss.
+/// Next learning rate, if the best of these pairs of learning rate and loss is at an end.
 fn further(tried: &[(f64, f64)]) -> Option<f64> {
     let (best, _) = tried.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
     let smallest = tried.iter().map(|(lr, _)| *lr).fold(f64::INFINITY, f64::min);
@@ -89,12 +89,12 @@ fn further(tried: &[(f64, f64)]) -> Option<f64> {
     }
 }
 
-/// A learning rate of three digits.
+/// Rounds a learning rate to three digits.
 fn rounded(lr: f64) -> Option<f64> {
     format!("{lr:.2e}").parse().ok()
 }
 
-/// Learning rates from the usual one upward, by this factor.
+/// Learning rates from the usual one upward, spaced by this factor.
 pub fn upward(usual: f64, factor: f64) -> Vec<f64> {
     [1.0, factor, factor * factor].into_iter().filter_map(|times| rounded(usual * times)).collect()
 }

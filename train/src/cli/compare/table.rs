@@ -8,11 +8,11 @@ use crate::config::bytes;
 /// A column beyond name, loss and learning rate.
 pub struct Column<'a> {
     pub title: &'static str,
-    /// Its cell, of a run and all rows.
+    /// Cell of the column, from a run and all rows.
     pub cell: &'a dyn Fn(&Trial, &[Row]) -> String,
 }
 
-/// In Markdown; a method that failed has the reason in place of its loss.
+/// Formats the table in Markdown; a failed method shows the reason in place of its loss.
 pub fn markdown(what: &str, rows: &[Row], columns: &[Column<'_>]) -> String {
     let titles: Vec<&str> = columns.iter().map(|column| column.title).collect();
     let mut text = format!("| {what} | validation loss | learning rate (tried) | {} |\n", titles.join(" | "));
@@ -34,7 +34,7 @@ pub fn markdown(what: &str, rows: &[Row], columns: &[Column<'_>]) -> String {
     text
 }
 
-/// What to say when there is no result at all.
+/// Error to report if there is no result at all.
 pub fn all_failed(rows: &[Row]) -> Option<anyhow::Error> {
     let failures: Vec<_> = rows.iter().map(|row| row.best.as_ref().err().map(|failure| (row.name, failure))).collect();
     let failures = failures.into_iter().collect::<Option<Vec<_>>>()?;
@@ -46,7 +46,7 @@ pub fn all_failed(rows: &[Row]) -> Option<anyhow::Error> {
     })
 }
 
-/// Mean time of a step.
+/// Column with the mean time of a step.
 pub const STEP: Column<'static> = Column {
     title: "step",
     cell: &|trial, _| {
@@ -56,10 +56,10 @@ pub const STEP: Column<'static> = Column {
     },
 };
 
-/// Bytes of the optimizer's state.
+/// Column with the bytes of the optimizer's state.
 pub const STATE: Column<'static> =
     Column { title: "optimizer state", cell: &|trial, _| bytes(trial.summary.optimizer_state_bytes) };
 
-/// Largest memory of the process.
+/// Column with the peak memory of the process.
 pub const PEAK: Column<'static> =
     Column { title: "peak memory", cell: &|trial, _| bytes(trial.summary.peak_rss_bytes) };

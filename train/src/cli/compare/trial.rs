@@ -1,4 +1,4 @@
-//! One run, in a process of its own.
+//! A single run in a process of its own.
 
 use std::io::Read;
 use std::ops::ControlFlow;
@@ -16,7 +16,7 @@ use crate::run::RunError;
 use crate::run::checkpoint::Checkpoints;
 use crate::run::report::{EndedBy, Summary};
 
-/// A run that ended well.
+/// Run that ended well.
 pub struct Trial {
     pub lr: f64,
     pub loss: f64,
@@ -24,31 +24,32 @@ pub struct Trial {
     pub folder: PathBuf,
 }
 
-/// A run that gave no result.
+/// Run without a result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     pub reason: String,
-    /// Whether the settings were refused, rather than something failing on the way.
+    /// True if the settings were rejected, rather than the run failing later.
     pub refused: bool,
 }
 
-/// How a run ended; broken off with its exit code when a signal stopped it.
+/// Outcome of a run; breaks with its exit code if a signal stopped it.
 pub type Ended = ControlFlow<ExitCode, Result<Trial, Failure>>;
 
-/// Note beside a run on how it was started and whether it ended, so that it is neither repeated nor taken for one with other settings.
+/// Record next to a run of how it was started and whether it ended, so that it is neither repeated nor confused with
+/// one with other settings.
 #[derive(Serialize, Deserialize)]
 struct Record {
     command: Vec<String>,
-    /// Whether it ended by itself.
+    /// True if it ended by itself.
     ended: bool,
-    /// Reason for which it failed on its way.
+    /// Reason for a failure during the run.
     failure: Option<String>,
 }
 
-/// Name of the note's file.
+/// Name of the record's file.
 const RECORD: &str = "trial.json";
 
-/// Trains, or goes on, or reads the result where that was done before.
+/// Trains, resumes, or reads the result of an earlier process.
 pub fn trial(command: &[String], lr: f64, folder: &Path, signals: &Signals) -> anyhow::Result<Ended> {
     let mut command = command.to_vec();
     command.extend(["--lr".into(), lr.to_string()]);
@@ -73,10 +74,10 @@ pub fn trial(command: &[String], lr: f64, folder: &Path, signals: &Signals) -> a
     }
     let mut process = Command::new(std::env::current_exe().context("cannot find this program")?);
     process.args(&command).arg("--quiet").arg("--out").arg(folder);
-    // A run without this note is somebody else's, and `lowrank` refuses to touch it.
+    // A run without this record is not ours, and `lowrank` refuses to modify it.
     if place.exists() && folder.join("config.toml").exists() {
         let checkpoints = Checkpoints::new(folder.join("checkpoints"), 1, false).list().map_err(RunError::from)?;
-        // Killed before there was anything to go on from.
+        // The run was killed before its first checkpoint.
         process.arg(if checkpoints.is_empty() { "--overwrite" } else { "--resume" });
     }
     note(&place, &Record { command: command.clone(), ended: false, failure: None })?;
@@ -100,10 +101,11 @@ pub fn trial(command: &[String], lr: f64, folder: &Path, signals: &Signals) -> a
     ended(record.failure, lr, folder)
 }
 
-/// Runs a process to its end and passes on the first signal that asks this one to end; returns what it said as well.
+/// Runs a process to its end and forwards the first signal that asks this process to end; also returns its output.
 fn watched(mut process: Command, signals: &Signals) -> anyhow::Result<(ExitStatus, String)> {
     process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    // In a group of its own, so that Ctrl-C on a terminal reaches it once, through here: a second signal would end it before it has saved.
+    // The process has its own group, so that Ctrl-C on a terminal reaches it once, through here: a second signal would
+    // end it before it has saved.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut process, 0);
     let mut child = process.spawn().context("cannot start this program")?;
@@ -137,9 +139,9 @@ fn note(place: &Path, record: &Record) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", place.display()))
 }
 
-/// Takes the note of a run that was refused away, and its folder where nothing else is in it.
+/// Removes the record of a rejected run, and its folder if that contains nothing else.
 fn remove_note(place: &Path, folder: &Path) {
-    // What cannot be removed does no harm.
+    // A failure to remove it is harmless.
     let _ = std::fs::remove_file(place);
     let mut inside = std::fs::read_dir(folder).into_iter().flatten().flatten();
     if inside.all(|entry| entry.file_name() == "lock") {

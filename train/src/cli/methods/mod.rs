@@ -42,7 +42,7 @@ fn all() -> String {
     SLOTS.into_iter().map(listed).collect::<Vec<_>>().join("\n")
 }
 
-/// A title and a table whose first row is the heading.
+/// Title and table, whose first row is the heading.
 fn listed(slot: Slot) -> String {
     let place = place(slot.kind);
     let heading = ["NAME", "MEMORY", "PAPER", "WHAT IT IS"].map(String::from).to_vec();
@@ -54,7 +54,7 @@ fn listed(slot: Slot) -> String {
     format!("{} ({place} NAME)\n\n{}", page::title(slot.kind), table(&rows))
 }
 
-/// Flag that chooses a method of the kind.
+/// Flag that selects a method of this kind.
 fn place(kind: Kind) -> &'static str {
     match kind {
         Kind::Optimizer => "--optimizer",
@@ -64,7 +64,7 @@ fn place(kind: Kind) -> &'static str {
     }
 }
 
-/// All methods of a name; those of different kinds may share one.
+/// All methods with this name; methods of different kinds may share one.
 fn one(name: &str) -> Result<String, BuildError> {
     let all: Vec<(Slot, Entry)> =
         SLOTS.into_iter().flat_map(|slot| slot.methods().into_iter().map(move |method| (slot, method))).collect();

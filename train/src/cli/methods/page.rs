@@ -1,4 +1,4 @@
-//! The page that documents all methods, and the tables of the README.
+//! Page that documents all methods, and the tables of the README.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use lowrank_optim::registry::{Entry, Kind, OptionSpec};
 
 use crate::config::{SLOTS, Slot};
 
-/// The page that documents all methods with their options, in Markdown.
+/// Page that documents all methods with their options, in Markdown.
 pub fn page() -> String {
     let mut page = String::from(
         "# Methods\n\n\
@@ -42,7 +42,7 @@ pub fn title(kind: Kind) -> &'static str {
     }
 }
 
-/// What the memory formula of a kind counts.
+/// Quantity that the memory formula of a kind counts.
 pub fn counted(kind: Kind) -> &'static str {
     match kind {
         Kind::Optimizer => "state of an R x C matrix",

@@ -1,29 +1,29 @@
-//! Conversations as lines of data have them.
+//! Conversations in lines of data.
 
 use super::super::json::Json;
 
-/// Turns, what else a template is given, and which turns a model learns to write.
+/// Turns, other variables of the template, and the turns that are trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
-    /// The turns, as they are handed to the template.
+    /// Turns, as passed to the template.
     pub(super) messages: Vec<Json>,
     /// Further variables of the template, such as `tools`.
     pub(super) variables: Vec<(String, Json)>,
-    /// For each turn whether it counts.
+    /// True for each turn that is trained on.
     pub(super) counts: Vec<bool>,
-    /// Number of turns before the completion, where the line says what is prompt and what is completion.
+    /// Number of turns before the completion, if the line separates prompt and completion.
     pub(super) prompt: Option<usize>,
 }
 
-/// Keys by which data says whether a turn counts: as a number, or as a flag.
+/// Key by which data marks trained turns, as a number or as a flag.
 const WEIGHT: &str = "weight";
 const TRAIN: [&str; 2] = ["train", "training"];
-/// Variables of a template that a line may have beside the turns.
+/// Variables of a template that a line may have in addition to the turns.
 const VARIABLES: [&str; 2] = ["tools", "documents"];
 const MORE_VARIABLES: &str = "chat_template_kwargs";
 
 impl Conversation {
-    /// The turns `messages` of a line: the assistant's turns count.
+    /// Reads the turns `messages` of a line: the assistant's turns are trained on.
     pub fn of_messages(messages: &Json, line: &Json) -> Result<Self, String> {
         let messages = turns(messages, "messages")?;
         if messages.is_empty() {
@@ -33,7 +33,7 @@ impl Conversation {
         Ok(Self { counts: counts.collect::<Result<_, _>>()?, messages, variables: variables(line)?, prompt: None })
     }
 
-    /// Turns in `prompt` and `completion`: the completion's turns count.
+    /// Reads turns in `prompt` and `completion`: the completion's turns are trained on.
     pub fn of_pair(prompt: &Json, completion: &Json, line: &Json) -> Result<Self, String> {
         let (mut messages, completion) = (turns(prompt, "prompt")?, turns(completion, "completion")?);
         if messages.is_empty() || completion.is_empty() {
@@ -52,7 +52,7 @@ impl Conversation {
         Ok(Self { messages, variables: variables(line)?, counts, prompt: Some(first) })
     }
 
-    /// A question, behind what the system is told, if anything.
+    /// Creates a conversation of a question, after an optional system message.
     pub fn asking(system: Option<&str>, question: &str) -> Self {
         let turn = |role: &str, content: &str| {
             let text = |text: &str| Json::Text(text.to_string());
@@ -63,7 +63,7 @@ impl Conversation {
         Self { counts: vec![false; messages.len()], messages, variables: Vec::new(), prompt: None }
     }
 
-    /// From a file: a list of turns, or an object with `messages`.
+    /// Reads a file: a list of turns, or an object with `messages`.
     pub fn of_file(json: &Json) -> Result<Self, String> {
         Self::of_messages(json.get("messages").unwrap_or(json), json)
     }
@@ -73,7 +73,8 @@ pub(super) fn is_assistant(message: &Json) -> bool {
     message.get("role").and_then(Json::text) == Some("assistant")
 }
 
-/// Checks turns as far as every template needs them: content may be a text, a list of parts, or null, as in turns that call tools.
+/// Checks turns as far as every template requires: content may be a text, a list of parts, or null, as in turns that
+/// call tools.
 fn turns(value: &Json, field: &str) -> Result<Vec<Json>, String> {
     let Some(messages) = value.list() else {
         return Err(format!("{field} must be a list of turns; it is {value}"));
@@ -97,7 +98,7 @@ fn turns(value: &Json, field: &str) -> Result<Vec<Json>, String> {
     Ok(messages.to_vec())
 }
 
-/// Decides whether a turn counts; `usual` is the answer where the turn itself does not say so.
+/// Returns true if a turn is trained on; `usual` is the default if the turn itself does not specify it.
 fn counts(turn: usize, message: &Json, usual: bool) -> Result<bool, String> {
     let mut said = None;
     let flag = |key: &str, value: &Json| match value {
@@ -122,12 +123,12 @@ fn counts(turn: usize, message: &Json, usual: bool) -> Result<bool, String> {
     }
 }
 
-/// Variables of the template that a line gives.
+/// Reads the variables of the template in a line.
 fn variables(line: &Json) -> Result<Vec<(String, Json)>, String> {
     let mut variables = Vec::new();
     for key in VARIABLES {
         match line.get(key) {
-            // Data sets whose columns have one type keep them as JSON text.
+            // Data sets with typed columns store them as JSON text.
             Some(Json::Text(text)) => {
                 let value = serde_json::from_str(text).map_err(|error| format!("\"{key}\" is not JSON: {error}"))?;
                 variables.push((key.to_string(), value));

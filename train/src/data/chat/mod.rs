@@ -1,4 +1,4 @@
-//! Chat templates: how a model wants a conversation written.
+//! Chat templates: the format of a model's conversations.
 
 mod conversation;
 mod python;
@@ -18,21 +18,21 @@ use super::DataError;
 use super::json::Json;
 use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG, json_file};
 
-/// The template of a model folder: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
+/// Template of a model folder: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Texts of special tokens by their keys.
     tokens: Vec<(&'static str, String)>,
-    /// True for a template that itself marks what the assistant writes, by `{% generation %}`.
+    /// True if the template itself marks the assistant's text, by `{% generation %}`.
     marks: bool,
 }
 
-/// A conversation as the template writes it.
+/// Conversation written by the template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Written {
     pub text: String,
-    /// Bytes of the turns that count, with what ends them.
+    /// Byte ranges of the trained turns, including their end tokens.
     pub answers: Vec<Range<usize>>,
 }
 
@@ -40,19 +40,19 @@ const FILE: &str = "chat_template.jinja";
 /// Name of the template, and of the one for conversations with tools where there is one.
 const PLAIN: &str = "chat";
 const WITH_TOOLS: &str = "tool_use";
-/// Most bytes of a template.
+/// Maximum size of a template in bytes.
 const MOST_BYTES: usize = 1 << 17;
 /// Stack of the thread that compiles a template: expressions may be nested as deeply as a template has bytes.
 const STACK: usize = 512 << 20;
-/// Instructions of one rendering; 64 bytes of text cost as much as one.
+/// Instruction limit of one rendering; 64 bytes of text cost as much as one.
 const FUEL: u64 = 5_000_000;
-/// Macros and blocks inside one another.
+/// Maximum nesting of macros and blocks.
 const RECURSION: usize = 200;
-/// Around what the assistant writes; no Unicode text has these.
+/// Marks around the assistant's text; these are noncharacters that no Unicode text contains.
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
 impl ChatTemplate {
-    /// Reads the template of a folder; none when the folder has none.
+    /// Reads the template of a folder; none if the folder has none.
     pub fn read(dir: &Path) -> Result<Option<Self>, DataError> {
         let (path, config) = (dir.join(FILE), dir.join(TOKENIZER_CONFIG));
         let bad = |path: &Path, problem: String| DataError::Template { path: path.to_path_buf(), problem };
@@ -64,7 +64,7 @@ impl ChatTemplate {
         let (from, sources) = match (own, &settings["chat_template"]) {
             (Some(source), _) => (&path, vec![(PLAIN, source)]),
             (None, Value::String(source)) => (&config, vec![(PLAIN, source.clone())]),
-            // Several by name.
+            // Several named templates.
             (None, Value::Array(named)) => {
                 let source = |name: &str| {
                     let one = named.iter().find(|one| one["name"] == name)?;
@@ -85,7 +85,7 @@ impl ChatTemplate {
 
     fn new(sources: Vec<(&'static str, String)>, tokens: Vec<(&'static str, String)>) -> Result<Self, Error> {
         let mut environment = Environment::new();
-        // As `transformers` sets up Jinja.
+        // Same Jinja settings as `transformers`.
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_formatter(python::write);
@@ -95,7 +95,7 @@ impl ChatTemplate {
         });
         environment.add_function("strftime_now", |format: String| python::strftime_now(&format));
         environment.add_function("__generation", marked);
-        // A template comes with a model from anywhere: what it may take does not follow from what it says.
+        // A template comes with a model of any origin: its resources are limited whatever it contains.
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
         let (mut marks, mut compiled) = (false, Vec::new());
@@ -121,7 +121,7 @@ impl ChatTemplate {
         Ok(Self { environment, tokens, marks })
     }
 
-    /// Writes the first `count` turns, with the beginning of an answer when `answer`.
+    /// Writes the first `count` turns, and the start of an answer if `answer` is set.
     fn render(&self, turns: &Turns, count: usize, answer: bool) -> Result<String, String> {
         let name = if turns.tools && self.environment.get_template(WITH_TOOLS).is_ok() { WITH_TOOLS } else { PLAIN };
         let variables = self.tokens.iter().map(|(key, text)| (key.to_string(), Jinja::from(text.as_str())));
@@ -137,15 +137,16 @@ impl ChatTemplate {
         text.map_err(|error| format!("the chat template refuses: {error:#}"))
     }
 
-    /// The text of a prompt: the turns, and the beginning of an answer.
+    /// Text of a prompt: the turns and the start of an answer.
     pub fn prompt(&self, conversation: &Conversation) -> Result<String, String> {
         let turns = Turns::of(conversation);
         Ok(parted(self.render(&turns, turns.messages.len(), true)?).0)
     }
 
-    /// Writes a conversation and finds the turns in it that count.
+    /// Writes a conversation and locates its trained turns.
     ///
-    /// Where the template marks them, they are what it marks; else what is written up to each of them must be how the whole begins.
+    /// If the template marks them, the marks are used; otherwise the text written up to each turn must be a prefix of
+    /// the whole.
     pub(super) fn write(&self, conversation: &Conversation) -> Result<Written, String> {
         let turns = Turns::of(conversation);
         let (text, marked) = parted(self.render(&turns, turns.messages.len(), false)?);
@@ -201,7 +202,7 @@ impl ChatTemplate {
     }
 }
 
-/// A conversation as values of templates.
+/// Conversation as template values.
 struct Turns {
     messages: Vec<Jinja>,
     variables: Vec<(String, Jinja)>,
@@ -218,7 +219,7 @@ impl Turns {
     }
 }
 
-/// A turn, whose reasoning is found under the names that templates read, as in `transformers`.
+/// Turn whose reasoning is available under the names that templates read, as in `transformers`.
 fn with_reasoning(message: &Json) -> Jinja {
     let known = |key: &&str| message.get(key).is_some_and(|value| *value != Json::Null);
     let Some(key) = ["reasoning_content", "thinking", "reasoning"].into_iter().find(known) else {
@@ -254,14 +255,14 @@ fn jinja(json: &Json) -> Jinja {
     }
 }
 
-/// The function behind `{% generation %}`: what the block writes, between marks.
+/// Function behind `{% generation %}`: encloses the text of the block in marks.
 fn marked(state: &mut State, options: Kwargs) -> Result<String, Error> {
     let caller: Jinja = options.get("caller")?;
     let text = caller.call(state, &[])?;
     Ok(format!("{}{text}{}", MARKS[0], MARKS[1]))
 }
 
-/// A text without its marks, and the places that they were around.
+/// Removes the marks from a text and returns the ranges that they enclosed.
 fn parted(text: String) -> (String, Vec<Range<usize>>) {
     if !text.contains(MARKS) {
         return (text, Vec::new());
@@ -281,7 +282,7 @@ fn parted(text: String) -> (String, Vec<Range<usize>>) {
     (plain, ranges)
 }
 
-/// A template whose `{% generation %}` blocks are calls of the function behind them, and whether it has some.
+/// Replaces the `{% generation %}` blocks of a template by calls of their function; also returns true if there are any.
 fn with_calls(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
     while let Some(begin) = rest.find("{%") {

@@ -1,11 +1,11 @@
-//! Values in templates as Python writes them: `json.dumps`, `repr` and `strftime`.
+//! Template values as Python writes them: `json.dumps`, `repr` and `strftime`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, Value, escape_formatter};
 
-/// The filter `tojson` of `transformers`: `json.dumps` with `ensure_ascii=False`, nothing escaped for HTML.
+/// Filter `tojson` of `transformers`: `json.dumps` with `ensure_ascii=False`, without escaping for HTML.
 pub(super) fn tojson(value: &Value, ascii: Option<bool>, options: Kwargs) -> Result<String, Error> {
     let ascii = match ascii {
         Some(ascii) => ascii,
@@ -30,9 +30,9 @@ pub(super) fn tojson(value: &Value, ascii: Option<bool>, options: Kwargs) -> Res
     Ok(dump.out)
 }
 
-/// Spaces of an indent at most.
+/// Maximum indent in spaces.
 const MOST_INDENT: usize = 64;
-/// Values inside one another at most; `serde_json` reads no more either.
+/// Maximum nesting of values; `serde_json` has the same limit.
 const DEPTH: usize = 128;
 
 fn wrong(problem: impl Into<String>) -> Error {
@@ -145,7 +145,7 @@ fn key_text(key: &Value) -> Result<String, Error> {
     }
 }
 
-/// A number as Python's `repr` writes it, with these words for what is not finite.
+/// Formats a number like Python's `repr`, with these words for non-finite values.
 fn number(value: &Value, [nan, infinity]: [&str; 2]) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -157,7 +157,7 @@ fn number(value: &Value, [nan, infinity]: [&str; 2]) -> String {
     if x.is_infinite() {
         return format!("{}{infinity}", if x < 0.0 { "-" } else { "" });
     }
-    // The shortest digits that give the number back; Python changes to powers of ten below 1e-4 and from 1e16 on.
+    // The shortest digits that round-trip; Python switches to powers of ten below 1e-4 and from 1e16 on.
     let scientific = format!("{x:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
@@ -240,7 +240,7 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-/// The time of now in a format of `strftime`, in universal time.
+/// Formats the current time with a format of `strftime`, in UTC.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     strftime(format, seconds)

@@ -126,7 +126,7 @@ fn methods_of_python_and_blocks_on_lines_of_their_own_work() {
     assert_eq!(answers(&written)[1], "Yes.</s>");
 }
 
-/// A template may come from anywhere: whatever it says, it ends, in little memory.
+/// A template may have any origin: whatever it contains, it ends, in little memory.
 #[test]
 fn templates_that_would_never_end_are_stopped() {
     let deep = |open: &str, close: &str| open.repeat(20_000) + "1" + &close.repeat(20_000);

@@ -1,4 +1,4 @@
-//! From a line of data to the tokens of an example.
+//! Conversion of a line of data to the tokens of an example.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use crate::data::{Conversation, DataError, Fields, IGNORE, Tokenizer};
 
 /// Result of one line.
 pub(super) enum Made {
-    /// All of it.
+    /// Complete example.
     Whole(Example),
-    /// Its beginning.
+    /// Truncated example.
     Cut(Example),
-    /// Nothing: it is too long.
+    /// No example: it is too long.
     Dropped,
 }
 
 pub(super) struct Encoder<'a> {
     options: &'a ExampleOptions<'a>,
-    /// The tokenizer in which special tokens mean what they say.
+    /// Tokenizer that recognises special tokens.
     special: Tokenizer,
 }
 
-/// Ids, and for each whether it is learned.
+/// Ids, and for each of them whether it is trained on.
 type Learned = (Vec<u32>, Vec<bool>);
 
 enum Problem {
@@ -49,7 +49,7 @@ impl<'a> Encoder<'a> {
         Self { options, special: options.tokenizer.with_special_tokens() }
     }
 
-    /// The example of a line.
+    /// Returns the example of a line.
     pub fn example(&self, line: &Json, path: &Path, number: u64) -> Result<Made, DataError> {
         self.made(line).map_err(|problem| match problem {
             Problem::Line(problem) => DataError::Example { path: PathBuf::from(path), line: number, problem },
@@ -97,7 +97,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// The fields of a line that are asked for.
+    /// Returns the requested fields of a line.
     fn fields(&self, line: &Json) -> Option<Arc<Fields>> {
         let found = |name: &String| Some((name.clone(), line.get(name)?.to_value()));
         let fields: Fields = self.options.fields.iter().filter_map(found).collect();
@@ -141,7 +141,8 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// Prompt and completion as one text, as Python's tokenizers are given them: a token that reaches into the completion is learned.
+    /// Encodes prompt and completion as one text, like Python's tokenizers: a token that reaches into the completion is
+    /// trained on.
     fn pair(&self, prompt: &str, completion: &str) -> Result<Learned, Problem> {
         if completion.is_empty() {
             return Err(Problem::Line("has nothing to learn: its text or completion is empty".into()));

@@ -1,8 +1,8 @@
 //! Examples to fine-tune on, from JSON lines.
 //!
-//! A line is an object with `messages` (turns with `role` and `content`, written by the model's chat template), with `prompt` and `completion`
-//! (texts, or turns), or with a text. What the model is to write counts: completions and the assistant's turns with what ends them, and whole
-//! texts.
+//! A line is an object with `messages` (turns with `role` and `content`, written by the model's chat template), with
+//! `prompt` and `completion` (texts, or turns), or with a text. The model is trained on completions, on the assistant's
+//! turns including their end tokens, and on whole texts.
 
 mod encode;
 mod example;

@@ -1,4 +1,4 @@
-//! Options of making examples.
+//! Options for making examples.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,26 +21,26 @@ pub enum TooLong {
 /// Data, tokenizer and limits of examples.
 #[derive(Debug)]
 pub struct ExampleOptions<'a> {
-    /// JSON lines; `field` is that of texts.
+    /// JSON lines; `field` is the one of texts.
     pub source: &'a Source,
-    /// The examples to measure on.
+    /// Examples to validate on.
     pub held_out: &'a HeldOut,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// The model's chat template, where it has one.
+    /// Chat template of the model, if it has one.
     pub template: Option<&'a ChatTemplate>,
-    /// The token after each completion and text.
+    /// Token after each completion and text.
     pub end: u32,
-    /// Rows of the model's embedding: no token may be beyond.
+    /// Rows of the model's embedding; larger token ids are rejected.
     pub vocab_size: usize,
-    /// Makes prompts and the other turns count too.
+    /// Trains on prompts and the other turns too.
     pub learn_prompt: bool,
-    /// Most inputs of an example.
+    /// Maximum number of inputs of an example.
     pub seq_len: usize,
     /// Treatment of longer ones.
     pub too_long: TooLong,
-    /// Seed of the choice of what is held out.
+    /// Seed of the choice of held-out examples.
     pub seed: u64,
-    /// Names of the fields that an objective asks for; others are not kept.
+    /// Names of the fields that an objective requests; others are not kept.
     pub fields: &'a [String],
 }

@@ -13,22 +13,22 @@ use crate::data::{DataError, Format, HeldOut, Source};
 /// All examples.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Examples {
-    /// To learn from.
+    /// Training examples.
     pub train: Vec<Example>,
-    /// Held out.
+    /// Held-out examples.
     pub validation: Vec<Example>,
-    /// Number of those that were cut.
+    /// Number of truncated examples.
     pub truncated: usize,
-    /// Number of those that were left out for their length.
+    /// Number of examples left out for their length.
     pub dropped: usize,
 }
 
-/// Lines that are turned into tokens together, as long as they have not more bytes than this.
+/// Maximum number of lines, and of bytes, that are tokenized together.
 const TOGETHER: usize = 4096;
 const BYTES_TOGETHER: usize = 8 << 20;
 
 impl Examples {
-    /// Reads all examples. A line that is none, and one with nothing to learn, is refused with file and line.
+    /// Reads all examples. Rejects a line that is not an example or has nothing to train on, with file and line.
     pub fn read(options: &ExampleOptions) -> Result<Self, DataError> {
         let mut read = Read::of(options.source, options)?;
         let mut examples = Self { truncated: read.truncated, dropped: read.dropped, ..Self::default() };
@@ -58,7 +58,7 @@ impl Examples {
         fingerprint(&self.train)
     }
 
-    /// SHA-256 of the examples that are held out in hexadecimal digits.
+    /// SHA-256 of the held-out examples in hexadecimal digits.
     pub fn held_out_fingerprint(&self) -> String {
         fingerprint(&self.validation)
     }
@@ -79,7 +79,7 @@ fn fingerprint(examples: &[Example]) -> String {
 #[derive(Default)]
 struct Read {
     examples: Vec<Example>,
-    /// Hash of each line, which decides whether it is held out.
+    /// Hash of each line, which determines whether it is held out.
     hashes: Vec<u64>,
     truncated: usize,
     dropped: usize,

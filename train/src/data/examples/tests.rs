@@ -39,7 +39,7 @@ impl Bench {
         Examples::read(&options)
     }
 
-    /// The example of the first line, whichever side it is on.
+    /// Example of the first line, on either side.
     fn first(&self, line: &str, change: impl FnOnce(&mut ExampleOptions)) -> Example {
         let examples = self.read(&[line, r#"{"text": "another"}"#], change).unwrap();
         let other = "another".len() + 1;

@@ -42,7 +42,7 @@ fn the_second_time_is_the_cache_and_changed_text_is_prepared_anew() {
             .unwrap()
             .all(|entry| { !entry.unwrap().file_name().to_string_lossy().starts_with('.') })
     );
-    // A folder of token files is data by itself.
+    // A folder of token files is itself data.
     let source = Source { paths: vec![first.dir.clone()], ..options.source.clone() };
     let direct = prepare(&PrepareOptions { source, ..options }, &cache, &mut |_| ()).unwrap();
     assert_eq!(all(&direct.validation), all(&first.validation));

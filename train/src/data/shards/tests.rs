@@ -78,7 +78,7 @@ fn an_interrupted_writer_leaves_nothing() {
     let folder = dir.path().join("tokens");
     let mut writer = ShardWriter::create(&folder, 300, 0, "t".into(), 10).unwrap();
     writer.push(&[0; 25], 1).unwrap();
-    // As after a kill: no destructor runs.
+    // Simulates a kill: no destructor runs.
     std::mem::forget(writer);
     assert!(!folder.exists());
     write(&folder, 300, 10, &[vec![0, 1, 2]]);

@@ -49,7 +49,7 @@ fn json_files_are_lines_arrays_or_text_by_what_they_hold() {
             assert_eq!(texts("x.json", content, named), [content], "{named}");
         }
     }
-    // Of other objects in a folder nothing is known.
+    // Other objects in a folder are not recognised.
     assert_eq!(texts("x.json", "{\"a\": 1}\n{\"a\": 2}", false), ["{\"a\": 1}\n{\"a\": 2}"]);
     let path = dir.path().join("named.json");
     std::fs::write(&path, "{\"a\": 1}\n{\"a\": 2}").unwrap();

@@ -1,13 +1,13 @@
-//! A look at the ids of a `tokenizer.json` before anything is allocated for them.
+//! Check of the ids of a `tokenizer.json` before anything is allocated for them.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// Ids that may be missing in a vocabulary; more than in any tokenizer in use.
+/// Maximum number of missing ids in a vocabulary; more than in any tokenizer in use.
 const GAPS: u64 = 1 << 20;
 
-/// Refuses ids that are far above the number of tokens: tables have a place for every id up to the highest.
+/// Rejects ids that far exceed the number of tokens: tables have a row for every id up to the highest.
 pub(super) fn check(json: &[u8]) -> Result<(), String> {
     #[derive(serde::Deserialize)]
     struct File {
@@ -62,7 +62,7 @@ impl<'de> Deserialize<'de> for Ids {
                 Ok(ids)
             }
 
-            // Pieces of a unigram model: their places are the ids.
+            // Pieces of a unigram model: their indices are the ids.
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Ids, A::Error> {
                 let mut tokens = 0;
                 while let Some(IgnoredAny) = seq.next_element()? {

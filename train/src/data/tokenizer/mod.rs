@@ -1,4 +1,4 @@
-//! From text to token ids and back.
+//! Conversion between text and token ids.
 
 mod claims;
 mod windows;
@@ -27,29 +27,30 @@ use crate::process::files::write_whole;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     name: String,
-    /// Tokens that its post-processor puts before and after a text.
+    /// Tokens that its post-processor adds before and after a text.
     begin: Vec<u32>,
     end: Vec<u32>,
     separator: Option<u32>,
     eos: Option<u32>,
 }
 
-/// Ids, each with the bytes of the text that it stands for; empty for those that were added.
+/// Ids, each with its byte range in the text; the range of added tokens is empty.
 pub(super) type Spans = Vec<(u32, Range<usize>)>;
 
-/// The special token that begins every document.
+/// Special token at the start of every document.
 const SEPARATOR: &str = "<|endoftext|>";
 
-/// Tokens that may begin a document where neither the tokenizer nor the files beside it name one; the first that exists is used.
+/// Candidates for the token at the start of a document if neither the tokenizer nor the files next to it name one; the
+/// first that exists is used.
 const SEPARATORS: [&str; 6] = [SEPARATOR, "<s>", "<|begin_of_text|>", "<|im_start|>", "</s>", "[CLS]"];
 
-/// Files of tokenizers in other forms.
+/// Files of tokenizers in other formats.
 const OTHER_FILES: [&str; 3] = ["tokenizer.model", "spiece.model", "vocab.json"];
 
 type BytePair = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 impl Tokenizer {
-    /// One token a byte, with the byte as id, and the separator as id 256.
+    /// Creates a byte-level tokenizer: one token per byte, with the byte as id, and the separator as id 256.
     pub fn bytes() -> Result<Self, DataError> {
         let vocabulary: Vocab = (0..=255u8).map(|byte| (byte_character(byte).to_string(), u32::from(byte))).collect();
         let model = BPE::builder().vocab_and_merges(vocabulary, Vec::new()).build();
@@ -59,8 +60,8 @@ impl Tokenizer {
         Self::new(tokenizer.into(), "bytes".into(), &SpecialTokens::default())?.for_documents()
     }
 
-    /// Reads a `tokenizer.json`, with the special tokens that the files beside it name. Truncation and padding that it asks for are not applied:
-    /// documents keep their length.
+    /// Reads a `tokenizer.json`, with the special tokens named by the files next to it. Its truncation and padding
+    /// settings are not applied: documents keep their length.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
         let name = path.display().to_string();
         let other = OTHER_FILES.iter().find(|file| path.with_file_name(file).exists());
@@ -70,7 +71,7 @@ impl Tokenizer {
             );
             return Err(DataError::Tokenizer { name, problem });
         }
-        // Reading a pipe may wait for ever.
+        // Reading a pipe may block forever.
         if !std::fs::metadata(path).map_err(DataError::read(path))?.is_file() {
             return Err(failure(&name, "it is not a regular file".into()));
         }
@@ -91,9 +92,10 @@ impl Tokenizer {
         Self::new(inner, name, &named)
     }
 
-    /// Learns byte-level byte-pair encoding with `vocab_size` ids, the 256 bytes and the separator among them.
+    /// Trains byte-level byte-pair encoding with `vocab_size` ids, including the 256 bytes and the separator.
     ///
-    /// "Neural Machine Translation of Rare Words with Subword Units" (arXiv 1508.07909). Fewer ids come out when the text has no more pairs.
+    /// "Neural Machine Translation of Rare Words with Subword Units" (arXiv 1508.07909). Results in fewer ids if the
+    /// text has no more pairs.
     pub fn train(
         documents: impl Iterator<Item = Result<Document, DataError>> + Send,
         vocab_size: usize,
@@ -113,7 +115,7 @@ impl Tokenizer {
             .special_tokens(vec![separator_token()])
             .build();
         let mut refused = None;
-        // The trainer takes texts alone: an error ends them and is told afterwards.
+        // The trainer accepts only texts: an error ends them and is reported afterwards.
         let texts = documents.map_while(|document| match document {
             Ok(document) => Some(document.text),
             Err(error) => {
@@ -137,7 +139,7 @@ impl Tokenizer {
             let problem = "drops merges at random, so that the same text gives other tokens; set `dropout` to null";
             return Err(DataError::Tokenizer { name, problem: problem.into() });
         }
-        // Text that spells a special token is text: it must not begin a document.
+        // Text that spells a special token is plain text: it must not start a document.
         inner.set_encode_special_tokens(true);
         let (begin, end) = affixes(&inner).map_err(|error| failure(&name, error))?;
         let id = |key: &str| named.text(key).and_then(|text| inner.token_to_id(text));
@@ -147,7 +149,8 @@ impl Tokenizer {
         Ok(Self { separator: separator.filter(|id| inner.id_to_token(*id).is_some()), eos, inner, name, begin, end })
     }
 
-    /// The same tokenizer, whose post-processor begins every text with the separator, as the documents of a training do.
+    /// Returns the same tokenizer with a post-processor that adds the separator before every text, as in training
+    /// documents.
     ///
     /// # Errors
     /// No special token can be the separator.
@@ -182,14 +185,14 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The same tokenizer for texts in which special tokens mean what they say, as prompts and chat templates write them.
+    /// Returns the same tokenizer for texts in which special tokens are recognised, as in prompts and chat templates.
     pub fn with_special_tokens(&self) -> Self {
         let mut tokenizer = self.clone();
         tokenizer.inner.set_encode_special_tokens(false);
         tokenizer
     }
 
-    /// Ids of a text alone. No token is added.
+    /// Ids of a text, without added tokens.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         if text.len() <= windows::AT_ONCE {
             let encoding = self.inner.encode_fast(text, false).map_err(|error| failure(&self.name, error))?;
@@ -207,7 +210,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// As [`Tokenizer::encode`], in parts: the ids of a long text are never all in memory.
+    /// Encodes as [`Tokenizer::encode`] in parts: the ids of a long text are never all in memory.
     pub(super) fn encode_in_parts(
         &self,
         text: &str,
@@ -226,12 +229,12 @@ impl Tokenizer {
         done
     }
 
-    /// Ids of a text with the tokens that the post-processor adds, as the text is given to a model.
+    /// Ids of a text including the tokens that the post-processor adds, as a model input.
     pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, DataError> {
         Ok([self.begin.clone(), self.encode(text)?, self.end.clone()].concat())
     }
 
-    /// As [`Tokenizer::encode`], each id with the bytes that it stands for, up to some tokens behind `most`.
+    /// Encodes as [`Tokenizer::encode`], each id with its byte range, up to some tokens after `most`.
     pub(super) fn spans(&self, text: &str, most: usize) -> Result<Spans, DataError> {
         let mut spans = Spans::new();
         windows::encode(
@@ -251,22 +254,22 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
 
-    /// Tokens that the post-processor puts before a text.
+    /// Tokens that the post-processor adds before a text.
     pub fn begin(&self) -> &[u32] {
         &self.begin
     }
 
-    /// Tokens that the post-processor puts after a text.
+    /// Tokens that the post-processor adds after a text.
     pub fn end(&self) -> &[u32] {
         &self.end
     }
 
-    /// The token that the files beside the tokenizer name as the end of a text.
+    /// End-of-text token named by the files next to the tokenizer.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// The text of one token; empty where there is none.
+    /// Text of a token; empty if there is no such token.
     pub(super) fn token(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default()
     }
@@ -283,12 +286,12 @@ impl Tokenizer {
         self.inner.get_vocab_size(true).max(highest)
     }
 
-    /// The id that marks where documents begin; none where neither the tokenizer nor the files beside it name one.
+    /// Id that marks the start of documents; none if neither the tokenizer nor the files next to it name one.
     pub fn separator(&self) -> Option<u32> {
         self.separator
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, each whole or not at all.
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, each completely or not at all.
     pub fn save(&self, dir: &Path) -> Result<(), DataError> {
         let token = self.separator.and_then(|separator| self.inner.id_to_token(separator));
         let config = json!({
@@ -306,7 +309,7 @@ impl Tokenizer {
 
     /// SHA-256 of the tokenizer in hexadecimal digits.
     pub fn fingerprint(&self) -> Result<String, DataError> {
-        // Through a value: the order of its keys does not change from one process to the next.
+        // Converted to a value first, so that the order of the keys does not change between processes.
         let value: serde_json::Value =
             serde_json::from_str(&self.json()?).map_err(|error| failure(&self.name, error.into()))?;
         Ok(format!("{:x}", Sha256::digest(value.to_string())))
@@ -317,7 +320,7 @@ impl Tokenizer {
     }
 }
 
-/// Tokens that the post-processor puts before and after a text.
+/// Tokens that the post-processor adds before and after a text.
 fn affixes(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), tokenizers::Error> {
     let (alone, whole) = (inner.encode_fast("a", false)?, inner.encode_fast("a", true)?);
     let (alone, whole) = (alone.get_ids(), whole.get_ids());
@@ -345,7 +348,8 @@ fn byte_pair(model: BPE) -> Result<BytePair, DataError> {
         .map_err(|error| failure("byte level", error))
 }
 
-/// The printable character that stands for a byte in byte-level vocabularies: itself, or one from 256 on for the others in order.
+/// Printable character that represents a byte in byte-level vocabularies: itself, or one from 256 on for the others in
+/// order.
 fn byte_character(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     match printable(byte) {

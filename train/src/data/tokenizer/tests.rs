@@ -53,7 +53,7 @@ fn the_post_processor_says_what_stands_around_a_text() {
     std::fs::write(&path, json.to_string()).unwrap();
     let read = || Tokenizer::from_file(&path).unwrap();
     assert_eq!(read().encode_whole("ab").unwrap(), [97, 98]);
-    // Nothing names a token that documents could begin with.
+    // Nothing names a token for the start of documents.
     assert!(read().for_documents().unwrap_err().to_string().contains("bos_token"));
     std::fs::write(dir.path().join(TOKENIZER_CONFIG), r#"{"eos_token": {"content": "[STOP]"}}"#).unwrap();
     assert_eq!((read().separator(), read().eos()), (Some(256), Some(256)));

@@ -1,24 +1,24 @@
-//! Texts of any length as tokens: window by window, since encoding a text takes some hundred times its size.
+//! Encoding of texts of any length in windows, since encoding a text takes about a hundred times its size.
 
 use std::ops::Range;
 
 use crate::data::DataError;
 
-/// A token with the bytes of the text that it stands for.
+/// Token with its byte range in the text.
 pub(super) type Token = (u32, Range<usize>);
 
-/// Texts up to this size are encoded at once.
+/// Maximum size of a text that is encoded at once.
 pub(super) const AT_ONCE: usize = 1 << 20;
-/// Bytes of a window, and of what it shares with the one before.
+/// Bytes of a window, and of its overlap with the previous one.
 const WINDOW: usize = 1 << 18;
 const SHARED: usize = 1 << 13;
-/// Tokens that must be equal in both windows where they are joined.
+/// Number of tokens that must be equal in both windows where they are joined.
 const EQUAL: usize = 8;
 
-/// Encodes a text; `each` gets the tokens in order, in groups, and says whether to go on.
+/// Encodes a text; `each` receives the tokens in order, in groups, and returns whether to continue.
 ///
-/// Where two windows meet, both encodings agree about some tokens in a row: there the second takes over, so that the tokens are those of the
-/// whole text wherever what a token is depends on some thousand bytes around it and no more.
+/// In the overlap of two windows, both encodings have some consecutive tokens in common: from there the second is used,
+/// so that the tokens are those of the whole text if a token depends only on some thousand bytes around it.
 pub(super) fn encode(
     text: &str,
     encode: impl Fn(&str) -> Result<Vec<Token>, DataError>,
@@ -48,7 +48,7 @@ fn sized(
             each(joined);
             return Ok(());
         }
-        // What the next window may still change is held back.
+        // Tokens that the next window may change are held back.
         from = text.floor_char_boundary(to - shared);
         let sure = joined.partition_point(|(_, span)| span.end <= from);
         pending = joined;
@@ -60,7 +60,8 @@ fn sized(
     }
 }
 
-/// The tokens of two windows; the second takes over at the first place behind `beyond` where both have the same tokens.
+/// Joins the tokens of two windows; the second is used from the first position after `beyond` where both have the same
+/// tokens.
 fn join(mut first: Vec<Token>, mut second: Vec<Token>, beyond: usize) -> Vec<Token> {
     if first.is_empty() {
         return second;
@@ -75,7 +76,7 @@ fn join(mut first: Vec<Token>, mut second: Vec<Token>, beyond: usize) -> Vec<Tok
             return first;
         }
     }
-    // No agreement: a run without a boundary. The second window goes on behind the token that ends next.
+    // No agreement: a run without a boundary. The second window continues after the token that ends next.
     let end = first.get(from).map_or(beyond, |(_, span)| span.end);
     first.truncate(from + 1);
     first.extend(second.into_iter().filter(|(_, span)| span.start >= end));
@@ -86,7 +87,7 @@ fn join(mut first: Vec<Token>, mut second: Vec<Token>, beyond: usize) -> Vec<Tok
 mod tests {
     use super::*;
 
-    /// Words as tokens: their length, or 0 for the first of a text, as tokenizers have it that put a space before.
+    /// Words as tokens: their length, or 0 for the first of a text, as in tokenizers that add a space before it.
     fn words(text: &str) -> Result<Vec<Token>, DataError> {
         let mut tokens = Vec::new();
         let mut at = 0;

@@ -1,4 +1,4 @@
-//! File operations of saving, behind a trait so that a test can let any one of them fail.
+//! File operations of saving, behind a trait so that a test can make any of them fail.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -7,25 +7,25 @@ use std::path::Path;
 
 use crate::process::files;
 
-/// Operations on files and folders that a save is made of, in the order in which they reach the disk.
+/// Operations on files and folders that make up a save, in the order in which they reach the disk.
 pub(super) trait Disk: Debug + Send + Sync {
-    /// Makes a folder and the missing ones above it.
+    /// Creates a folder and its missing parents.
     fn create_folder(&self, path: &Path) -> Result<()>;
 
     /// Writes a new file.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<()>;
 
-    /// Gives a file or folder another name.
+    /// Renames a file or folder.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
 
-    /// Removes a file, or a folder with all that is in it; nothing to remove is no failure.
+    /// Removes a file, or a folder with its contents; a missing path is not an error.
     fn remove(&self, path: &Path) -> Result<()>;
 
-    /// Brings a file, or a folder's list of names, to the disk.
+    /// Syncs a file, or a folder's list of names, to disk.
     fn sync(&self, path: &Path) -> Result<()>;
 }
 
-/// The system's files.
+/// File system of the operating system.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SystemDisk;
 

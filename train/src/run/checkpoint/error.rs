@@ -1,72 +1,72 @@
-//! What can go wrong with checkpoints.
+//! Errors of checkpoints.
 
 use std::path::{Path, PathBuf};
 
-/// An error of a checkpoint.
+/// Error of a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// A file or folder that could not be read or written.
+    /// File or folder that could not be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// Reason given by the system.
         source: std::io::Error,
     },
-    /// A file that is not what was saved.
+    /// File that differs from the saved one.
     #[error("{path}: {reason}; the checkpoint is damaged")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Problem with the file.
         reason: String,
     },
-    /// A checkpoint of another version of the program.
+    /// Checkpoint of another version of the program.
     #[error(
         "{path}: the checkpoint has format version {found} and was written by lowrank {program}; this program reads version {known}. Resume with the program that wrote it"
     )]
     Version {
         /// The manifest.
         path: PathBuf,
-        /// Its version.
+        /// Format version of the checkpoint.
         found: u32,
-        /// The version that this program reads.
+        /// Format version that this program reads.
         known: u32,
         /// Version of the program that wrote it.
         program: String,
     },
-    /// The newest checkpoint cannot be used. It stays as it is.
+    /// Unusable newest checkpoint, which is left as it is.
     #[error("{reason}\nit is the newest checkpoint and stays as it is; {cure}")]
     Newest {
         /// The checkpoint.
         path: PathBuf,
         /// The reason.
         reason: Box<CheckpointError>,
-        /// The way out.
+        /// Remedy.
         cure: String,
     },
-    /// No checkpoint has this name.
+    /// Unknown name of a checkpoint.
     #[error("--resume-from {name}: there is no such checkpoint in {dir}; {known}")]
     Unknown {
         /// The name.
         name: String,
         /// Folder of the checkpoints.
         dir: PathBuf,
-        /// Those that exist.
+        /// Existing checkpoints.
         known: String,
     },
-    /// An optimizer state that does not fit the optimizer.
+    /// Optimizer state that does not fit the optimizer.
     #[error("{path}: {reason}")]
     Optimizer {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Problem with the file.
         reason: String,
     },
-    /// The model's own files cannot be written.
+    /// Failure to write the model's own files.
     #[error(transparent)]
     Files(Box<dyn std::error::Error + Send + Sync>),
-    /// A file of tensors that cannot be read.
+    /// Unreadable file of tensors.
     #[error(transparent)]
     Model(#[from] lowrank_models::ModelError),
 }

@@ -1,4 +1,4 @@
-//! The state that an optimizer keeps for a model, to hold a file against before it is loaded.
+//! State that an optimizer keeps for a model, to check a file before it is loaded.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,14 +14,14 @@ use super::CheckpointError;
 use super::optimizer::{optimizer_files, through};
 use super::state_file::{Listing, Reader, stored};
 
-/// Tensors and counters of each parameter's state by their names behind the parameter's id.
+/// Tensors and counters of each parameter's state, by their names after the parameter's id.
 #[derive(Clone, Debug, Default)]
 struct Fields {
     tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
     scalars: BTreeMap<String, std::mem::Discriminant<Scalar>>,
 }
 
-/// A parameter and the state that belongs to it.
+/// Parameter and its state.
 #[derive(Clone, Debug)]
 struct Expected {
     path: String,
@@ -29,18 +29,18 @@ struct Expected {
     fields: Fields,
 }
 
-/// The state that an optimizer keeps for a model.
+/// State that an optimizer keeps for a model.
 ///
-/// It is found by trying: one step for one parameter of each shape. State that comes only later in a run is not
-/// among it, and may be no larger than its parameter twice.
+/// It is determined by one trial step for one parameter of each shape. State that is created later in a run is not
+/// included, and may be at most twice as large as its parameter.
 #[derive(Clone, Debug)]
 pub struct ExpectedState(BTreeMap<String, Expected>);
 
-/// Counter that holds the number of dimensions of a parameter, of whatever optimizer.
+/// Counter with the number of dimensions of a parameter, used by every optimizer.
 const RANK: &str = "__rank";
 
 impl ExpectedState {
-    /// The state of a new optimizer that reports to this meter and that nothing else uses.
+    /// Returns the state of a new optimizer that reports to this meter and is not used elsewhere.
     pub fn of<M: Module>(
         optimizer: &ModuleOptimizer,
         meter: &StateMeter,
@@ -66,7 +66,7 @@ impl ExpectedState {
         Ok(Self(expected))
     }
 
-    /// Refuses the optimizer's files of a checkpoint where they hold other state than this.
+    /// Rejects a checkpoint whose optimizer files hold a different state.
     pub fn check(&self, checkpoint: &Path) -> Result<(), CheckpointError> {
         let [tensors, counters] = optimizer_files(checkpoint);
         let refuse = |path: &Path, reason: String| CheckpointError::Optimizer { path: path.to_path_buf(), reason };
@@ -122,14 +122,14 @@ impl Expected {
     }
 }
 
-/// A gradient in which no two rows or columns are alike.
+/// Gradient in which no two rows or columns are alike.
 fn gradient<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     let values: Vec<f32> =
         (0..shape.iter().product()).map(|i: usize| ((i * i + 7 * i) % 1009) as f32 / 1009.0 - 0.5).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// The fields of the state after a step for one parameter.
+/// Fields of the state after a step for one parameter.
 fn try_step<M: Module>(
     optimizer: &ModuleOptimizer,
     meter: &StateMeter,
@@ -144,7 +144,7 @@ fn try_step<M: Module>(
         [a, b] => grads.register(id, gradient([a, b], device)),
         [a, b, c] => grads.register(id, gradient([a, b, c], device)),
         [a, b, c, d] => grads.register(id, gradient([a, b, c, d], device)),
-        // Nothing is known of it.
+        // No state is known for other dimensions.
         _ => return Ok(Fields::default()),
     }
     let mut optimizer = optimizer.clone();
@@ -179,7 +179,7 @@ mod tests {
     use safetensors::SafeTensors;
     use safetensors::tensor::TensorView;
 
-    /// A checkpoint whose tensors `change` sees one by one.
+    /// Checkpoint whose tensors are passed to `change` one by one.
     fn checked(change: impl Fn(&str, &mut Dtype, &mut Vec<usize>)) -> Result<(), String> {
         let device = Device::default().autodiff();
         let model = LinearConfig::new(6, 4).init(&device);
@@ -243,7 +243,8 @@ mod tests {
         );
     }
 
-    /// Files of the state with bytes changed at random, from a fixed seed: refused or the same, in bounded memory, and never a panic.
+    /// Files of the state with bytes changed at random, from a fixed seed: rejected or unchanged, in bounded memory,
+    /// and without a panic.
     #[test]
     fn changed_headers_and_counters_are_refused_without_a_panic() {
         let device = Device::default().autodiff();

@@ -17,14 +17,14 @@ const NAME: &str = "manifest.json";
 /// Version of the format.
 const VERSION: u32 = 1;
 
-/// What files a checkpoint has.
+/// Files of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the format.
     pub version: u32,
     /// Version of the program that wrote it.
     pub program: String,
-    /// Every file but the manifest itself.
+    /// Every file except the manifest.
     pub files: BTreeMap<String, FileEntry>,
 }
 
@@ -39,13 +39,13 @@ struct Format {
 /// Size and hash of one file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// SHA-256 in hexadecimal digits.
     pub sha256: String,
 }
 
-/// Writes the manifest of a folder and brings all its files to the disk.
+/// Writes the manifest of a folder and syncs all its files to disk.
 pub(super) fn seal(dir: &Path, disk: &dyn Disk) -> Result<(), CheckpointError> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
@@ -65,12 +65,12 @@ pub(super) fn seal(dir: &Path, disk: &dyn Disk) -> Result<(), CheckpointError> {
     disk.sync(dir).map_err(CheckpointError::io(dir))
 }
 
-/// Checks size and hash of every file of a checkpoint. Further files do not matter.
+/// Checks size and hash of every file of a checkpoint. Additional files are ignored.
 pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
     let path = dir.join(NAME);
     let text = std::fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
     let damaged = |error: serde_json::Error| CheckpointError::damaged(&path, error.to_string());
-    // The version first: what else a newer manifest holds may be of another form.
+    // The version comes first: the remaining content of a newer manifest may have another format.
     let Format { version, program } = serde_json::from_str(&text).map_err(damaged)?;
     if version != VERSION {
         return Err(CheckpointError::Version { path, found: version, known: VERSION, program });
@@ -90,7 +90,8 @@ pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
     Ok(manifest)
 }
 
-/// SHA-256, in hexadecimal digits, of names and contents of configuration and weights in the folder of a model or an adapter.
+/// SHA-256, in hexadecimal digits, of the names and contents of configuration and weights in the folder of a model or
+/// an adapter.
 pub fn folder_hash(dir: &Path) -> Result<String, CheckpointError> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {

@@ -1,4 +1,4 @@
-//! Checkpoints: folders that are complete or not there.
+//! Checkpoints: folders that are either complete or absent.
 //!
 //! A checkpoint holds the model's own files ([`ModelFiles`](crate::recipe::ModelFiles): a Hugging Face folder, the folder of an adapter alone, or a record of Burn's), the
 //! states of optimizer and hooks (their tensors in `optimizer.safetensors` and `hook-NAME.safetensors`, their counters in `optimizer.bpk` and

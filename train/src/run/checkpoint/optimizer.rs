@@ -1,4 +1,4 @@
-//! The states of optimizer and hooks in files.
+//! Files with the states of optimizer and hooks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,32 +12,34 @@ use lowrank_optim::{Hooks, StateMeter, StateStore};
 use super::CheckpointError;
 use super::state_file::{Listing, Reader, Writer};
 
-/// Name of the optimizer's files without their ends.
+/// Name of the optimizer's files without extension.
 const OPTIMIZER: &str = "optimizer";
-/// Start of the names of a hook's files.
+/// Prefix of the names of a hook's files.
 const HOOK: &str = "hook-";
 
-/// Reports whether a file of this name holds state of optimizer or hooks rather than weights.
+/// Returns true if a file of this name holds state of optimizer or hooks rather than weights.
 pub(super) fn is_state(name: &str) -> bool {
     name.starts_with(HOOK) || name.strip_prefix(OPTIMIZER).is_some_and(|end| end.starts_with('.'))
 }
 
-/// The files of a state: its tensors, and its counters.
+/// Files of a state: its tensors, and its counters.
 fn files(dir: &Path, name: &str) -> [PathBuf; 2] {
     [dir.join(format!("{name}.safetensors")), dir.join(format!("{name}.bpk"))]
 }
 
-/// The files of an optimizer's state in a checkpoint: its tensors, and its counters.
+/// Files of an optimizer's state in a checkpoint: its tensors, and its counters.
 pub(super) fn optimizer_files(checkpoint: &Path) -> [PathBuf; 2] {
     files(checkpoint, OPTIMIZER)
 }
 
-/// Writes the state of an optimizer that reports to this meter into a folder, one parameter after another, and tells how many tensors it has.
+/// Writes the state of an optimizer that reports to this meter into a folder, one parameter after another, and returns
+/// its number of tensors.
 pub fn save_optimizer(optimizer: &ModuleOptimizer, meter: &StateMeter, dir: &Path) -> Result<usize, CheckpointError> {
     save(&|| optimizer.to_record(), meter, files(dir, OPTIMIZER))
 }
 
-/// Writes the states of hooks that report to this meter into a folder, and returns how many tensors each has; hooks without state have no files.
+/// Writes the states of hooks that report to this meter into a folder, and returns the number of tensors of each; hooks
+/// without state have no files.
 pub fn save_hooks<M: Module>(
     hooks: &Hooks<M>,
     meter: &StateMeter,
@@ -86,7 +88,8 @@ fn save(
     Ok(count)
 }
 
-/// Gives an optimizer that reports to this meter the state of a folder, and refuses one that does not restore as many tensors as were saved.
+/// Loads the state in a folder into an optimizer that reports to this meter; returns an error unless as many tensors
+/// are restored as were saved.
 pub fn load_optimizer(
     optimizer: ModuleOptimizer,
     meter: &StateMeter,
@@ -97,7 +100,7 @@ pub fn load_optimizer(
     restore(meter, files(dir, OPTIMIZER), tensors, load, |optimizer| optimizer.to_record())
 }
 
-/// Gives hooks the states of a folder, as [`load_optimizer`]; `saved` says how many tensors each had.
+/// Loads the states in a folder into hooks, like [`load_optimizer`]; `saved` is the number of tensors of each.
 pub fn load_hooks<M: Module>(
     hooks: &mut Hooks<M>,
     meter: &StateMeter,
@@ -145,7 +148,7 @@ fn restore<T>(
     }
 }
 
-/// Lets what `work` does with states go through a store, and gives the store back.
+/// Runs `work` with the states passing through a store, and returns the store.
 pub(super) fn through<S: StateStore + 'static, R>(meter: &StateMeter, store: S, work: impl FnOnce() -> R) -> (S, R) {
     let store = Arc::new(Mutex::new(store));
     let result = meter.through(store.clone(), work);
@@ -175,7 +178,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut layer = LinearConfig::new(4, 3).init(&Device::default().autodiff());
         let meter = StateMeter::new();
-        // One that reports to the meter, and one whose tensors stay in the record.
+        // An optimizer that reports to the meter, and one whose tensors stay in the record.
         let watched = || {
             let adamw = AdamWConfig::new().build();
             ModuleOptimizer::from(adamw.clone()).with_group(ParamGroup::all(), meter.watch(adamw), None)

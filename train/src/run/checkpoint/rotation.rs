@@ -1,4 +1,4 @@
-//! Saving, finding and deleting checkpoints of a run.
+//! Saving, listing and deleting checkpoints of a run.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::manifest::seal;
 use super::{CheckpointError, TrainerState, verify};
 use crate::process::files::UNFINISHED;
 
-/// The checkpoints of a run.
+/// Checkpoints of a run.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
@@ -17,21 +17,22 @@ pub struct Checkpoints {
     disk: Arc<dyn Disk>,
 }
 
-/// Start of the name of a checkpoint.
+/// Prefix of the name of a checkpoint.
 const STEP: &str = "step-";
-/// Start of the name of a checkpoint that is being replaced by another of the same step.
+/// Prefix of the name of a checkpoint that is being replaced by another of the same step.
 const REPLACED: &str = "replaced-";
-/// Start of the name of a checkpoint that a run went back behind on purpose.
+/// Prefix of the name of a checkpoint later than the one that a run was resumed from.
 const SUPERSEDED: &str = "superseded-";
 
 impl Checkpoints {
-    /// Checkpoints in `dir`, of which the newest `keep_last` stay and, with `keep_best`, the one with the lowest validation loss.
+    /// Manages checkpoints in `dir`: the newest `keep_last` are kept and, with `keep_best`, the one with the lowest
+    /// validation loss.
     pub fn new(dir: PathBuf, keep_last: usize, keep_best: bool) -> Self {
         Self { dir, keep_last: keep_last.max(1), keep_best, disk: Arc::new(SystemDisk) }
     }
 
-    /// Saves a checkpoint: `fill` writes weights and optimizer into a folder and completes the state; the folder gets its name when all is
-    /// on the disk. A failure leaves earlier checkpoints as they were.
+    /// Saves a checkpoint: `fill` writes weights and optimizer into a folder and completes the state; the folder gets
+    /// its name when everything is on disk. A failure leaves earlier checkpoints unchanged.
     pub fn save(
         &self,
         mut state: TrainerState,
@@ -47,7 +48,7 @@ impl Checkpoints {
             .and_then(|()| seal(&beside, self.disk.as_ref()))
             .and_then(|()| self.put(&beside, &place));
         if let Err(error) = written {
-            // The first error is the one to report; what is left is removed at the next start.
+            // The first error is the one to report; remains are removed at the next start.
             let _ = self.disk.remove(&beside);
             return Err(error);
         }
@@ -63,8 +64,8 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// The newest checkpoint, verified; none where there is none. One that cannot be used is an error: passing over it would lose the steps
-    /// since the one before, which is for the user to decide.
+    /// Newest checkpoint, verified; none if there are none. An unusable checkpoint is an error: skipping it would lose
+    /// the steps since the one before, which is for the user to decide.
     pub fn newest(&self) -> Result<Option<PathBuf>, CheckpointError> {
         let mut all = self.list()?;
         let Some((_, newest)) = all.pop() else { return Ok(None) };
@@ -81,7 +82,7 @@ impl Checkpoints {
         }
     }
 
-    /// The checkpoint of a path, a name such as `step-000100`, or a number of steps, verified.
+    /// Checkpoint with this path, name such as `step-000100`, or number of steps, verified.
     pub fn named(&self, name: &str) -> Result<PathBuf, CheckpointError> {
         let all = self.list()?;
         let last = Path::new(name).file_name().unwrap_or_default().to_string_lossy();
@@ -95,8 +96,8 @@ impl Checkpoints {
         Err(CheckpointError::Unknown { name: name.to_string(), dir: self.dir.clone(), known })
     }
 
-    /// Gives the checkpoints after a step other names, since a run that goes back behind them has another future; none is deleted.
-    /// Returns their new names.
+    /// Renames the checkpoints after a step, since a run that resumes before them continues differently; none is
+    /// deleted. Returns their new names.
     pub fn set_aside(&self, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
         let mut set_aside = Vec::new();
         for (later, path) in self.list()?.into_iter().filter(|(later, _)| *later > step) {
@@ -112,7 +113,7 @@ impl Checkpoints {
         Ok(set_aside)
     }
 
-    /// Removes what a killed run left unfinished, and gives a checkpoint that it was replacing its name back.
+    /// Removes the unfinished files of a killed run, and restores the name of a checkpoint that it was replacing.
     pub fn clean(&self) -> Result<(), CheckpointError> {
         for (name, path) in self.names()? {
             let Some(unfinished) = name.strip_prefix(UNFINISHED) else { continue };
@@ -149,7 +150,7 @@ impl Checkpoints {
         }
         if let Err(error) = self.disk.rename(beside, place) {
             if let Some(old) = &replaced {
-                // The first error is the one to report; a failure here is mended by the next start.
+                // The first error is the one to report; the next start repairs a failure here.
                 let _ = self.disk.rename(old, place);
             }
             return Err(CheckpointError::io(place)(error));
@@ -161,14 +162,14 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Deletes what is neither among the newest nor the best.
+    /// Deletes checkpoints that are neither among the newest nor the best.
     fn rotate(&self, state: &TrainerState) -> Result<(), CheckpointError> {
         let mut past = self.list()?;
         past.retain(|(step, _)| *step <= state.step);
         let surplus = past.len().saturating_sub(self.keep_last);
         let best = state.best_step.filter(|_| self.keep_best);
         for (step, path) in past.into_iter().take(surplus).filter(|(step, _)| Some(*step) != best) {
-            // Under another name first: what is half deleted is no checkpoint.
+            // Renamed first, so that a half-deleted folder is not a checkpoint.
             let beside = self.dir.join(format!("{UNFINISHED}{STEP}{step:06}"));
             self.disk.rename(&path, &beside).map_err(CheckpointError::io(&path))?;
             self.disk.remove(&beside).map_err(CheckpointError::io(&beside))?;
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
-    /// A disk on which one operation fails, and after a kill all later ones too, since there is nobody to do them.
+    /// Disk on which one operation fails, and after a kill all later ones too.
     #[derive(Debug)]
     struct Breaking {
         at: usize,
@@ -305,7 +306,7 @@ mod tests {
         }
 
         fn write(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-            // A write that fails may have come halfway.
+            // A failing write may have written a part.
             for part in [0, bytes.len() / 2, bytes.len()] {
                 self.operation(path, || SystemDisk.write(path, &bytes[..part]))?;
             }
@@ -317,7 +318,7 @@ mod tests {
         }
 
         fn remove(&self, path: &Path) -> std::io::Result<()> {
-            // A folder goes file by file.
+            // A folder is removed file by file.
             if path.is_dir() {
                 for entry in std::fs::read_dir(path)? {
                     let inside = entry?.path();
@@ -332,7 +333,8 @@ mod tests {
         }
     }
 
-    /// A save of a step in a folder with checkpoints of steps 1 and 2, broken at one operation. Returns how many operations there were.
+    /// Saves a step in a folder with checkpoints of steps 1 and 2 and fails at one operation. Returns the number of
+    /// operations.
     fn broken_save(step: u64, at: usize, kill: bool) -> usize {
         let dir = tempfile::tempdir().unwrap();
         let whole = Checkpoints::new(dir.path().join("checkpoints"), 2, false);

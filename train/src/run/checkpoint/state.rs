@@ -1,4 +1,4 @@
-//! How far a run is.
+//! Progress of a run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,33 +11,33 @@ use super::disk::Disk;
 /// Name of the file.
 const NAME: &str = "trainer.json";
 
-/// The state of the trainer beside weights and optimizer.
+/// State of the trainer in addition to weights and optimizer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainerState {
-    /// Steps taken.
+    /// Number of steps taken.
     pub step: u64,
-    /// Samples seen; the place in the order of the data.
+    /// Number of samples seen; the position in the order of the data.
     pub samples: u64,
-    /// Tokens that counted.
+    /// Number of tokens that were not ignored.
     pub tokens: u64,
-    /// Steps passed over.
+    /// Number of skipped steps.
     pub skipped_steps: u64,
     /// Seconds of training, over all processes.
     pub seconds: f64,
     /// Loss of the last step in nats.
     pub train_loss: Option<f64>,
-    /// Last validation loss in nats, on the batches that all validation losses of the run are measured on.
+    /// Last validation loss in nats, on the batches used for all validation losses of the run.
     pub validation_loss: Option<f64>,
-    /// Lowest of them.
+    /// Lowest validation loss.
     pub best_validation_loss: Option<f64>,
-    /// Its step.
+    /// Step of the lowest validation loss.
     pub best_step: Option<u64>,
-    /// Tensors in the optimizer's state.
+    /// Number of tensors in the optimizer's state.
     pub optimizer_tensors: usize,
-    /// Tensors in the states of hooks that have any.
+    /// Number of tensors in the states of hooks that have any.
     #[serde(default)]
     pub hook_tensors: BTreeMap<String, usize>,
-    /// Number of the stage that the run is in, from 0.
+    /// Index of the current stage, from 0.
     #[serde(default)]
     pub stage: usize,
     /// Steps taken before that stage.
@@ -46,37 +46,37 @@ pub struct TrainerState {
     /// Samples seen before that stage.
     #[serde(default)]
     pub stage_samples: u64,
-    /// The stages of the run.
+    /// Stages of the run.
     #[serde(default)]
     pub stages: Vec<StageRecord>,
-    /// Hash of the model folder that the run started from, if it did.
+    /// Hash of the model folder that the run started from, if any.
     pub base: Option<String>,
-    /// Hash of the adapter folder that the run started from, if it did.
+    /// Hash of the adapter folder that the run started from, if any.
     pub adapter: Option<String>,
-    /// Steps that the learning rate of the stage is laid out for: fewer than planned where the clock ends the run.
+    /// Number of steps of the stage's learning-rate schedule: fewer than planned if a time limit ends the run.
     pub total_steps: Option<u64>,
-    /// Instruction set of the process that saved it; empty in older checkpoints.
+    /// Instruction set of the process that saved the checkpoint; empty in older checkpoints.
     #[serde(default)]
     pub instruction_set: String,
-    /// The settings that decide the result.
+    /// Settings that determine the result.
     pub settings: BTreeMap<String, String>,
 }
 
-/// A stage of a run, as far as a resumed run must have the same one.
+/// Properties of a stage that a resumed run must share.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageRecord {
-    /// Its name.
+    /// Name of the stage.
     pub name: String,
-    /// Hash of all that is learned from.
+    /// Hash of the training data.
     pub data: String,
-    /// Hash of what is held out.
+    /// Hash of the held-out data.
     pub held_out: String,
-    /// Steps of the stage as planned; none when only the clock ends it.
+    /// Planned steps of the stage; none if only a time limit ends it.
     pub steps: Option<u64>,
 }
 
 impl TrainerState {
-    /// Notes a validation loss of a step. Returns whether it is the best so far, which a loss that is not finite never is.
+    /// Records the validation loss of a step. Returns true if it is the best so far, which a non-finite loss never is.
     pub fn note_validation(&mut self, step: u64, loss: f64) -> bool {
         self.validation_loss = Some(loss);
         let best = loss.is_finite() && self.best_validation_loss.is_none_or(|best| loss < best);

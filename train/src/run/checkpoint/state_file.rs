@@ -1,4 +1,4 @@
-//! The tensors of optimizer states in a safetensors file, one at a time.
+//! Tensors of optimizer states in a safetensors file, one at a time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::CheckpointError;
 
-/// Looks at states: what there will be to write.
+/// Lists the tensors of states before they are written.
 #[derive(Default)]
 pub(super) struct Listing {
     tensors: Vec<(String, DType, Vec<usize>, usize)>,
@@ -53,7 +53,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Begins a file with a header of what is to come.
+    /// Creates a file with a header for the listed tensors.
     pub fn create(path: &Path, listing: Listing) -> Result<Self> {
         let (mut begin, mut infos, mut names) = (0, Vec::new(), Vec::new());
         for (name, dtype, shape, len) in listing.tensors {
@@ -64,7 +64,7 @@ impl Writer {
         }
         let metadata = Metadata::new(None, infos).map_err(Error::other)?;
         let mut header = serde_json::to_vec(&metadata)?;
-        // The data begins at a multiple of 8 bytes.
+        // The data starts at a multiple of 8 bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
         let mut file = BufWriter::new(File::create(path)?);
         file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -72,7 +72,7 @@ impl Writer {
         Ok(Self { file, left: names.into_iter(), done: Ok(()) })
     }
 
-    /// Tells whether everything is in the file.
+    /// Returns an error unless all tensors are in the file.
     pub fn finish(&mut self) -> Result<()> {
         std::mem::replace(&mut self.done, Ok(()))?;
         match self.left.next() {
@@ -106,7 +106,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Opens a file; its size must be what its header says.
+    /// Opens a file; its size must match its header.
     pub fn open(path: &Path) -> std::result::Result<Self, CheckpointError> {
         let (begin, metadata) = read_header(path)?;
         let file = File::open(path).map_err(CheckpointError::io(path))?;
@@ -124,7 +124,7 @@ impl Reader {
         self.tensors.len()
     }
 
-    /// The first failure to read.
+    /// Returns the first failure to read.
     pub fn finish(&mut self) -> Result<()> {
         std::mem::replace(&mut self.done, Ok(()))
     }
@@ -161,7 +161,7 @@ impl StateStore for Reader {
     }
 }
 
-/// Types that states have, in memory and in files.
+/// Types of state tensors, in memory and in files.
 const TYPES: [(DType, Dtype); 10] = [
     (DType::F64, Dtype::F64),
     (DType::F32, Dtype::F32),

@@ -1,4 +1,4 @@
-//! A trainer in a checkpoint: model, optimizer, hooks and how far they are.
+//! Checkpoints of a trainer: model, optimizer, hooks and progress.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::{CheckpointError, Checkpoints, TrainerState, load_hooks, load_optimiz
 use crate::engine::Trainer;
 use crate::recipe::ModelFiles;
 
-/// Saves a checkpoint of a trainer whose optimizer and hooks report to this meter. `state` is what else belongs to it.
+/// Saves a checkpoint of a trainer whose optimizer and hooks report to this meter. `state` is its remaining content.
 pub fn save_training<M: SegmentedModel>(
     checkpoints: &Checkpoints,
     trainer: &Trainer<M>,
@@ -27,7 +27,7 @@ pub fn save_training<M: SegmentedModel>(
     })
 }
 
-/// Brings a new trainer, whose model was read from a checkpoint, to where the checkpoint was saved.
+/// Restores the state at the checkpoint in a new trainer, whose model was read from it.
 pub fn restore_training<M: SegmentedModel>(
     trainer: &mut Trainer<M>,
     meter: &StateMeter,

@@ -18,7 +18,8 @@ use super::TensorBoard;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// The step of a scalar counts the updates of its split. A failure to write gives one warning and never stops the training.
+/// The step of a scalar counts the updates of its split. A failure to write causes one warning and never stops the
+/// training.
 pub struct TensorBoardLogger {
     board: TensorBoard,
     names: HashMap<MetricId, String>,

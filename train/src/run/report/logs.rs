@@ -1,4 +1,4 @@
-//! Metrics and TensorBoard of a run. A failure to write is told once and never stops the training.
+//! Metrics and TensorBoard of a run. A failure to write is reported once and never stops the training.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
@@ -12,7 +12,7 @@ use crate::build::Listener;
 use crate::config::Config;
 use crate::run::RunFolder;
 
-/// Where a run is logged; nowhere by default.
+/// Logs of a run; none by default.
 #[derive(Default)]
 pub struct Logs {
     metrics: Option<MetricsFile>,
@@ -20,14 +20,15 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Opens the logs of a run that goes on after `step`.
+    /// Opens the logs of a run that continues after `step`.
     pub fn open(folder: &RunFolder, config: &Config, step: u64, screen: &Screen) -> Self {
         let metrics = told(MetricsFile::open(&folder.join("metrics.jsonl"), step), "metrics.jsonl", screen);
         let board = config.log.tensorboard.then(|| TensorBoard::create(&folder.join("tensorboard"), step));
         let mut logs = Self { metrics, board: board.and_then(|board| told(board, "TensorBoard events", screen)) };
         let entries = config.entries();
         logs.board(screen, |board| {
-            // At the first step that is new, so that a second resume from the same checkpoint hides the texts of the first.
+            // Starts at the first new step, so that a second resume from the same checkpoint hides the texts of the
+            // first.
             let step = first_step(step);
             board.text("config", step, &format!("```toml\n{}```\n", config.to_toml()))?;
             let name = folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -36,7 +37,7 @@ impl Logs {
         logs
     }
 
-    /// A line of metrics.
+    /// Writes a line of metrics.
     pub fn write(&mut self, metrics: &Metrics, screen: &Screen) {
         if let Some(file) = &mut self.metrics
             && told(file.write(metrics), "metrics.jsonl", screen).is_none()
@@ -51,19 +52,19 @@ impl Logs {
         });
     }
 
-    /// Which optimizer steps each parameter.
+    /// Logs the assignment of each parameter to an optimizer.
     pub fn parameters(&mut self, step: u64, parameters: &[Assignment], screen: &Screen) {
         let lines: String = parameters.iter().map(|stepped| format!("{stepped}\n")).collect();
         let text = format!("```\n{lines}```\n");
         self.board(screen, |board| board.text("optimizer", first_step(step), &text));
     }
 
-    /// A text that the model wrote.
+    /// Logs a generated text.
     pub fn sample(&mut self, step: u64, text: &str, screen: &Screen) {
         self.board(screen, |board| board.text("sample", step, &format!("```\n{text}\n```\n")));
     }
 
-    /// Histograms of all weights and gradients.
+    /// Logs histograms of all weights and gradients.
     pub fn histograms(&mut self, step: u64, model: &Llama, grads: &GradientsParams, screen: &Screen) {
         self.board(screen, |board| {
             let mut visitor = Histograms { board, grads, step, path: ModulePath::default(), written: Ok(()) };
@@ -110,7 +111,7 @@ impl ModuleVisitor for Histograms<'_> {
         for (kind, tensor) in [("weights", Some(param.val().inner())), ("gradients", self.grads.get::<D>(param.id))] {
             let Some(tensor) = tensor else { continue };
             let data = tensor.into_data().convert::<f32>();
-            // A gradient that is not finite is the engine's to refuse, not the logger's.
+            // A non-finite gradient is rejected by the engine, not by the logger.
             let Some(values) =
                 data.as_slice::<f32>().ok().filter(|values| values.iter().all(|value| value.is_finite()))
             else {

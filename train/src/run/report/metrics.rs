@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a logged step.
+//! `metrics.jsonl`: one object per logged step.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,16 +8,16 @@ use serde::Serialize;
 
 use crate::process::files::write_whole;
 
-/// What is logged about a step. Values that were not measured at that step are left out of the line.
+/// Metrics of a step. Values that were not measured at that step are left out of the line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Metrics {
     /// Step, counted from 1.
     pub step: u64,
-    /// Tokens that counted so far.
+    /// Number of tokens so far that were not ignored.
     pub tokens: u64,
     /// Seconds of training so far.
     pub seconds: f64,
-    /// Training loss in nats a token.
+    /// Training loss in nats per token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
     /// Learning rate.
@@ -26,10 +26,10 @@ pub struct Metrics {
     /// Global norm of the gradient before clipping.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grad_norm: Option<f64>,
-    /// Speed of the step.
+    /// Tokens per second in this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
-    /// Seconds of the step that went into reading its samples.
+    /// Seconds of the step spent reading its samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_seconds: Option<f64>,
     /// Resident memory of the process.
@@ -44,7 +44,7 @@ pub struct Metrics {
     /// Bytes of gradients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradient_bytes: Option<u64>,
-    /// Bytes that the forward pass left for the backward pass.
+    /// Bytes that the forward pass kept for the backward pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation_bytes: Option<u64>,
     /// Bytes of the device's memory pool that are in use.
@@ -56,19 +56,19 @@ pub struct Metrics {
     /// Bytes of the optimizer's state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_bytes: Option<u64>,
-    /// Validation loss in nats a token, on the batches of `eval.batches`.
+    /// Validation loss in nats per token, on the batches of `eval.batches`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
     /// Validation loss on all held-out text, at the end of a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub final_validation_loss: Option<f64>,
-    /// Whether the step was passed over because of a non-finite value.
+    /// True if the step was skipped because of a non-finite value.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
 }
 
 impl Metrics {
-    /// TensorBoard's tags with the values that were measured.
+    /// TensorBoard tags with the measured values.
     pub fn scalars(&self) -> Vec<(&'static str, f64)> {
         let bytes = |value: Option<u64>| value.map(|bytes| bytes as f64);
         [
@@ -103,8 +103,8 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens the file of a run that goes on after `step`: lines of later steps, and lines that are no metrics, are taken out, so that no step
-    /// is logged twice. A damaged line costs itself only.
+    /// Opens the file of a run that continues after `step`: lines of later steps, and lines that are not metrics, are
+    /// removed, so that no step is logged twice. A damaged line affects no other.
     pub fn open(path: &Path, step: u64) -> std::io::Result<Self> {
         if let Some(bytes) = read_if_there(path)? {
             let kept: Vec<&[u8]> = bytes

@@ -1,4 +1,4 @@
-//! Everything that a run writes or shows about itself while it lasts.
+//! Reports that a run writes or shows during training.
 
 mod burn_logger;
 mod logs;

@@ -1,4 +1,4 @@
-//! What is shown while a run lasts: a bar on a terminal, plain lines elsewhere, nothing when quiet.
+//! Progress of a run: a bar on a terminal, plain lines elsewhere, nothing in quiet mode.
 
 use std::io::IsTerminal;
 
@@ -7,16 +7,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::build::Listener;
 use crate::config::{bytes, duration};
 
-/// What is shown of a step.
+/// Displayed figures of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct StepView {
-    /// Its number.
+    /// Number of the step.
     pub step: u64,
-    /// The last step, where it is known.
+    /// Last step, if known.
     pub total: Option<u64>,
-    /// Loss in nats a token.
+    /// Loss in nats per token.
     pub loss: f64,
-    /// Speed.
+    /// Tokens per second.
     pub tokens_per_second: f64,
     /// Resident memory of the process.
     pub rss_bytes: u64,
@@ -33,12 +33,12 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Shows nothing but warnings when `quiet`.
+    /// Creates a screen that shows only warnings if `quiet`.
     pub fn new(quiet: bool) -> Self {
         Self { quiet, bar: None, terminal: std::io::stderr().is_terminal() }
     }
 
-    /// One step of training. Without a terminal only those that are `told` give a line.
+    /// Shows one step of training. Without a terminal only steps with `told` print a line.
     pub fn step(&self, view: &StepView, told: bool) {
         let left = view.seconds_left.map(|seconds| format!(", {} left", duration(seconds))).unwrap_or_default();
         let memory = bytes(view.rss_bytes);

@@ -1,4 +1,4 @@
-//! TensorBoard's event files.
+//! Event files of TensorBoard.
 //!
 //! Built from the parts of `tensorboard-rs` that return errors: its `SummaryWriter` ends the process when the disk is full.
 
@@ -28,10 +28,10 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Opens a new file in `dir` for steps after `step`; TensorBoard hides what earlier files say of later steps.
+    /// Opens a new file in `dir` for steps after `step`; TensorBoard hides data of later steps in earlier files.
     ///
-    /// Every file has a start of session, the first one too: TensorBoard's loader in Python takes the first start that it meets for the
-    /// beginning of the run, and hides earlier points only from the second on.
+    /// Every file has a session start, including the first one: TensorBoard's Python loader treats the first start as
+    /// the start of the run, and hides earlier points only from the second one on.
     pub fn create(dir: &Path, step: u64) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let number = FILES.fetch_add(1, Ordering::Relaxed);
@@ -50,12 +50,12 @@ impl TensorBoard {
         Ok(board)
     }
 
-    /// A number.
+    /// Writes a number.
     pub fn scalar(&mut self, tag: &str, step: u64, value: f64) -> Result<()> {
         self.summary(step, summary::scalar(tag, value as f32))
     }
 
-    /// A text; Markdown is rendered.
+    /// Writes a text; Markdown is rendered.
     pub fn text(&mut self, tag: &str, step: u64, text: &str) -> Result<()> {
         let mut dimension = TensorShapeProto_Dim::new();
         dimension.set_size(1);
@@ -72,7 +72,7 @@ impl TensorBoard {
         self.value(step, value)
     }
 
-    /// The distribution of values. Values that are infinite or not a number are refused.
+    /// Writes the distribution of values. Values that are infinite or not a number are rejected.
     pub fn histogram(&mut self, tag: &str, step: u64, values: &[f32]) -> Result<()> {
         if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
             return Err(Error::other(format!("{tag}: a histogram needs finite values")));
@@ -91,7 +91,7 @@ impl TensorBoard {
         self.summary(step, summary)
     }
 
-    /// Settings of the run for the table of hyper-parameters.
+    /// Writes settings of the run for the table of hyper-parameters.
     pub fn hyper_parameters<'a>(
         &mut self,
         step: u64,
@@ -119,7 +119,7 @@ impl TensorBoard {
         self.value(step, value)
     }
 
-    /// Brings everything into the file.
+    /// Flushes all data to the file.
     pub fn flush(&mut self) -> Result<()> {
         self.records.flush()
     }
@@ -143,7 +143,7 @@ impl TensorBoard {
     }
 }
 
-/// The first step that a file for steps after `step` may hold: 0, where a run begins, has texts of its own.
+/// First step that a file for steps after `step` may hold: 0 for a new run, which has texts of its own.
 pub fn first_step(step: u64) -> u64 {
     if step == 0 { 0 } else { step + 1 }
 }
@@ -161,7 +161,8 @@ fn plugin(name: &str, content: Vec<u8>) -> SummaryMetadata {
     metadata
 }
 
-/// Counts in buckets whose limits grow by a tenth, as TensorBoard's own writers have them; buckets at the ends without values are left out.
+/// Counts in buckets whose limits grow by a tenth, as in TensorBoard's own writers; empty buckets at the ends are left
+/// out.
 struct Histogram {
     min: f64,
     max: f64,

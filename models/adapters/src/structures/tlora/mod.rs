@@ -1,5 +1,6 @@
-//! A transform of the weight beside a small residual ("Transformed Low-rank Adaptation via Tensor Decomposition and Its Applications to
-//! Text-to-image Models", arXiv 2501.08727). Written from the text of the paper; the authors' code could not be read.
+//! A transform of the weight and a small residual ("Transformed Low-rank Adaptation via Tensor Decomposition and Its
+//! Applications to Text-to-image Models", arXiv 2501.08727). Written from the text of the paper; the authors' code was
+//! not available.
 
 mod regulariser;
 mod ring;
@@ -22,10 +23,11 @@ use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Method, Penalty, PenaltyAt, Structure, Totals};
 use crate::structures::modes::modes;
 
-/// `y = (x T^T) W + b + x D`: the transform `T [d_in, d_in]` is a tensor ring over the modes of the input, dense and of full rank however small
-/// its cores are; the residual `D [d_in, d_out]` is another ring, or LoRA.
+/// `y = (x T^T) W + b + x D`: the transform `T [d_in, d_in]` is a tensor ring over the modes of the input, dense and of
+/// full rank even with small cores; the residual `D [d_in, d_out]` is another ring, or LoRA.
 ///
-/// The transform acts core by core. The residual runs as two factors: those of a ring of rank R meet in R x R values.
+/// The transform is applied core by core. The residual runs as two factors: those of a ring of rank R have R x R as
+/// their inner dimension.
 #[derive(Module, Debug)]
 pub struct TLora {
     /// Cores of the transform `[mode, mode, ring rank, ring rank]`.
@@ -99,7 +101,7 @@ impl Default for TLoraOptions {
 }
 
 impl TLora {
-    /// The transform `T [d_in, d_in]`.
+    /// Transform `T [d_in, d_in]`.
     pub fn transform(&self) -> Tensor<2> {
         let d_in = self.t.iter().map(|core| core.dims()[0]).product();
         transformed(Tensor::eye(d_in, &self.t[0].device()), &self.t).transpose()
@@ -110,14 +112,14 @@ impl TLora {
         regulariser.distance(&self.t, self.reg_squared)
     }
 
-    /// The residual as a product `[d_in, r]` and `[r, d_out]`.
+    /// Residual as a product `[d_in, r]` and `[r, d_out]`.
     pub fn residual(&self) -> [Tensor<2>; 2] {
         if let (Some(a), Some(b)) = (&self.lora_a, &self.lora_b) {
             return [a.val(), b.val().mul_scalar(self.scale)];
         }
         let (inputs, outputs) = (chain(&self.c), chain(&self.b));
         let ([d_in, rank, _], [d_out, _, _]) = (inputs.dims(), outputs.dims());
-        // The ring closes: what leaves the inputs enters the outputs.
+        // The ring closes: the outer ranks of inputs and outputs are connected.
         let outputs = outputs.permute([2, 1, 0]).reshape([rank * rank, d_out]);
         [inputs.reshape([d_in, rank * rank]), outputs]
     }
@@ -137,7 +139,7 @@ impl Structure for TLora {
         Some(change.matmul(weight.clone()) + a.matmul(b))
     }
 
-    /// A transform need not have an inverse worth the name.
+    /// Returns none: a transform may have no usable inverse.
     fn unmerged(&self, _merged: Tensor<2>) -> Option<Tensor<2>> {
         None
     }

@@ -18,7 +18,7 @@ pub enum Regulariser {
     Orthogonal,
 }
 
-/// Sum of the roots, with slope 0 where they are 0.
+/// Sum of the roots, with gradient 0 where they are 0.
 fn sum_of_roots<const D: usize>(squares: Tensor<D>) -> Tensor<1> {
     let zero = squares.clone().equal_elem(0.0);
     squares.mask_fill(zero.clone(), 1.0).sqrt().mask_fill(zero, 0.0).sum()
@@ -38,10 +38,10 @@ impl Regulariser {
                 }
                 Self::Orthogonal => {
                     let pairs = rank * rank;
-                    // The cores of T T^T, [mode, pair of ranks, mode, pair of ranks].
+                    // Cores of T T^T, [mode, pair of ranks, mode, pair of ranks].
                     let rows = core.val().swap_dims(1, 2).swap_dims(2, 3).reshape([mode * pairs, mode]);
                     let gram = rows.clone().matmul(rows.transpose()).reshape([mode, pairs, mode, pairs]);
-                    // Rounded as the product of two shares is, so that the difference is 0 at the start.
+                    // Rounded like the product of two shares, so that the difference is 0 at the start.
                     let identity = Tensor::<2>::eye(mode, &device).mul_scalar(share * share);
                     (gram - identity.reshape([mode, 1, mode, 1])).square().sum_dim(0).sum_dim(2)
                 }

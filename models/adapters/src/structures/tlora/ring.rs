@@ -1,4 +1,4 @@
-//! Tensor rings: matrices whose values are traces of products of small cores, one a mode.
+//! Tensor rings: matrices whose elements are traces of products of small cores, one per mode.
 
 use burn::module::Param;
 use burn::tensor::Tensor;
@@ -19,7 +19,7 @@ pub(super) fn chain(cores: &[Param<Tensor<3>>]) -> Tensor<3> {
     }
 }
 
-/// `x T^T` core by core, from the last mode to the first: `x [rows, d_in]`.
+/// Computes `x T^T` core by core, from the last mode to the first: `x [rows, d_in]`.
 pub(super) fn transformed(x: Tensor<2>, cores: &[Param<Tensor<4>>]) -> Tensor<2> {
     let [rows, d_in] = x.dims();
     let Some((first, others)) = cores.split_first() else { unreachable!("the input has at least one mode") };

@@ -20,7 +20,7 @@ fn tlora(bench: &Bench) -> TLora {
     bench.adapter().structure.downcast_ref::<TLora>().unwrap().clone()
 }
 
-/// An adapter of random tensors on a layer with modes of this kind.
+/// Adapter of random tensors on a layer with these modes.
 fn given(config: &AdapterConfig, in_dims: &[usize], out_dims: &[usize], ring: usize) -> Bench {
     let name = |list: &str, place: usize| format!("{list}.{place}");
     let mut tensors = Vec::new();
@@ -33,7 +33,7 @@ fn given(config: &AdapterConfig, in_dims: &[usize], out_dims: &[usize], ring: us
     Bench::filled(config, shape, &tensors)
 }
 
-/// The transform by its definition.
+/// Transform computed from its definition.
 fn by_definition(tlora: &TLora) -> Tensor<2> {
     let cores: Vec<Tensor<4>> = tlora.t.iter().map(|core| core.val().inner()).collect();
     let rank = cores[0].dims()[2];
@@ -160,7 +160,7 @@ fn penalties_and_their_slopes_are_zero_at_the_start() {
             assert!(host(grads.remove::<4>(core.id).unwrap()).iter().all(|slope| *slope == 0.0), "{which} {ring}");
         }
     }
-    // Permutations are orthogonal, and not the identity.
+    // Permutations are orthogonal but not the identity.
     let bench = given(&config(&[3, 4], &[4], 2), &[3, 4], &[4], 2);
     let mut tlora = tlora(&bench);
     tlora.t = tlora

@@ -11,14 +11,14 @@ const SPAN: usize = 1024;
 /// Lines of the other input that are read at a time.
 const LINES: usize = 8;
 
-/// As the tiles, with the same bits.
+/// Computes the same bits as the tiles.
 ///
 /// # Safety
 ///
-/// As for [`Vectors`], of AVX2 at least; at most [`FEW`] rows, and rows or columns of `b` whose elements stand one after another.
+/// As for [`Vectors`], of AVX2 at least; at most [`FEW`] rows, and rows or columns of `b` whose elements are contiguous.
 #[inline(always)]
 pub(super) unsafe fn multiply<V: Vectors>(work: Work) {
-    // SAFETY: as the caller answers for.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if work.b_strides[1] != 1 {
             return match work.rows {
@@ -89,7 +89,7 @@ impl Part {
     /// Adds the products of the next `L` depths.
     #[inline(always)]
     unsafe fn add<V: Vectors, const R: usize, const L: usize>(&mut self) {
-        // SAFETY: the caller answers for so many depths.
+        // SAFETY: the caller guarantees this number of depths.
         unsafe {
             let mut values = [[V::splat(0.0); L]; R];
             for (row, values) in values.iter_mut().enumerate() {
@@ -120,7 +120,7 @@ impl Part {
     }
 }
 
-/// For columns of `b` whose elements stand one after another, `G` times eight of them at a time.
+/// Computes columns of `b` with contiguous elements, `G` times eight of them at a time.
 #[inline(always)]
 unsafe fn columns<const R: usize, const G: usize>(work: Work) {
     const LANES: usize = Avx2::WIDTH;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::vectors::{Avx2, Vectors, transposed};
 
-/// Panels that are packed together where their lines stand side by side, so that memory is read in longer pieces.
+/// Panels that are packed together if their lines are adjacent, so that memory is read in longer pieces.
 pub(super) const GROUP: usize = 4;
 
 /// Elements from one panel to the next: with room for what is written beyond the end of a panel.
@@ -14,8 +14,8 @@ pub(super) fn panel_size(height: usize, depth: usize) -> usize {
     height * depth + 16
 }
 
-/// Packs `lines` vectors of `depth` elements into panels of `height` lines, in which the elements of a depth stand together. Element `(line, k)`
-/// is read at `line * strides[0] + k * strides[1]`. Lines that are missing in the last panel hold anything.
+/// Packs `lines` vectors of `depth` elements into panels of `height` lines, in which the elements of a depth are contiguous. Element
+/// `(line, k)` is read at `line * strides[0] + k * strides[1]`. Missing lines of the last panel have arbitrary contents.
 ///
 /// # Safety
 ///
@@ -32,7 +32,7 @@ pub(super) unsafe fn pack<V: Vectors>(
     let mut first = 0;
     while first < lines {
         let count = if strides[0] == 1 { GROUP * height } else { height }.min(lines - first);
-        // SAFETY: the lines are among those that the caller answers for.
+        // SAFETY: the lines are among those that the caller guarantees.
         unsafe {
             let (from, to) = (from.add(first * strides[0]), to.add(first / height * panel_size(height, depth)));
             match strides {
@@ -45,7 +45,7 @@ pub(super) unsafe fn pack<V: Vectors>(
     }
 }
 
-/// [`pack`] for lines that stand side by side.
+/// [`pack`] for adjacent lines.
 #[inline(always)]
 unsafe fn copy<V: Vectors>(from: *const f32, step: usize, lines: usize, depth: usize, to: *mut f32, height: usize) {
     for k in 0..depth {
@@ -69,7 +69,7 @@ unsafe fn copy<V: Vectors>(from: *const f32, step: usize, lines: usize, depth: u
     }
 }
 
-/// [`pack`] for a panel of lines whose elements stand one after another.
+/// [`pack`] for a panel of lines with contiguous elements.
 #[inline(always)]
 unsafe fn turn(from: *const f32, step: usize, lines: usize, depth: usize, to: *mut f32, height: usize) {
     let whole = depth / 8 * 8;
@@ -87,7 +87,7 @@ unsafe fn turn(from: *const f32, step: usize, lines: usize, depth: usize, to: *m
             }
         }
     }
-    // SAFETY: as the caller answers for.
+    // SAFETY: guaranteed by the caller.
     unsafe { gather(from, [step, 1], lines, whole..depth, to, height) };
 }
 
@@ -103,7 +103,7 @@ unsafe fn gather(
 ) {
     for k in depths {
         for line in 0..lines {
-            // SAFETY: as the caller answers for.
+            // SAFETY: guaranteed by the caller.
             unsafe { *to.add(k * height + line) = *from.add(line * strides[0] + k * strides[1]) };
         }
     }
@@ -122,7 +122,7 @@ thread_local! {
 pub(super) struct Scratch(Vec<Line>);
 
 impl Scratch {
-    /// Memory for two inputs of so many elements each.
+    /// Memory for two inputs with these numbers of elements.
     pub fn of(first: usize, second: usize) -> (Self, *mut f32, *mut f32) {
         let (first, second) = (first.div_ceil(16), second.div_ceil(16));
         let mut memory = KEPT.take();

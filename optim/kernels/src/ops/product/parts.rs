@@ -1,13 +1,13 @@
 //! Cutting the output of a product into parts for threads.
 
-/// Rows of an output of `gemm` that a thread takes at least: for many rows or columns the order of its additions does not depend on how many there
-/// are; for a few it would.
+/// Rows of an output of `gemm` that a thread processes at least: for many rows or columns the order of its additions does not depend on how
+/// many there are; for a few it would.
 const GEMM_ROWS: usize = 96;
-/// Columns of an output of `gemm` that a thread takes at least.
+/// Columns of an output of `gemm` that a thread processes at least.
 const GEMM_COLUMNS: usize = 512;
 /// Rows and columns of the largest tile: parts are made of whole ones as far as possible.
 const TILE: [usize; 2] = [12, 32];
-/// Products that are made in the time in which one element of an input is packed.
+/// Products that are computed in the time in which one element of an input is packed.
 const PACKING: usize = 24;
 
 /// A grid of parts.
@@ -28,7 +28,7 @@ pub(super) struct Part {
 }
 
 impl Parts {
-    /// For kernels whose bits depend on no cut: the grid that takes the least time, each thread packing its own inputs.
+    /// The fastest grid for kernels whose bits do not depend on the partition, each thread packing its own inputs.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub fn of_tiles(rows: usize, columns: usize, threads: usize) -> Self {
         let tiles = [rows.div_ceil(TILE[0]), columns.div_ceil(TILE[1])];
@@ -41,7 +41,7 @@ impl Parts {
         Self { size: [rows, columns], count: grids.min_by_key(time).unwrap_or([1, 1]), unit: TILE }
     }
 
-    /// For the kernels of `gemm`.
+    /// The grid for the kernels of `gemm`.
     pub fn of_gemm(rows: usize, columns: usize, threads: usize) -> Self {
         // Outputs of few elements add up in another order than others.
         let by_rows = if columns >= 8 { threads.min(rows / GEMM_ROWS) } else { 1 };

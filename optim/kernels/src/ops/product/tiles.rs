@@ -1,7 +1,7 @@
 //! The kernel of products: tiles of the output from packed panels of the inputs.
 //!
 //! Every element of the output is the sum of its products in rising order, [`DEPTH`] at a time, each product and addition rounded once together:
-//! its bits depend neither on the instruction set nor on the part of the output that is made.
+//! its bits depend neither on the instruction set nor on the part of the output that is computed.
 
 use super::few_rows::{self, FEW};
 use super::panels::{GROUP, Scratch, pack, panel_size};
@@ -12,7 +12,7 @@ use super::work::{DEPTH, Work, finish};
 const COLUMNS: usize = 256;
 /// Rows that are packed at a time at most.
 const ROWS: usize = 1536;
-/// Columns for which it does not pay to pack rows whose elements stand one after another.
+/// Columns for which it does not pay to pack rows with contiguous elements.
 const NARROW: usize = 128;
 /// The same for other rows.
 const NARROWEST: usize = 16;
@@ -22,7 +22,7 @@ const NARROWEST: usize = 16;
 /// The processor has AVX-512; inputs are readable and the output writable, and initialised if added to.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub(super) unsafe fn avx512(work: Work) {
-    // SAFETY: as the caller answers for.
+    // SAFETY: guaranteed by the caller.
     unsafe { multiply::<Avx512>(work) }
 }
 
@@ -31,7 +31,7 @@ pub(super) unsafe fn avx512(work: Work) {
 /// As for [`avx512`], with AVX2.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn avx2(work: Work) {
-    // SAFETY: as the caller answers for.
+    // SAFETY: guaranteed by the caller.
     unsafe { multiply::<Avx2>(work) }
 }
 
@@ -39,7 +39,7 @@ pub(super) unsafe fn avx2(work: Work) {
 unsafe fn multiply<V: Vectors>(work: Work) {
     let Work { rows, columns, depth, a_strides, b_strides, .. } = work;
     if rows <= FEW && b_strides.contains(&1) {
-        // SAFETY: as the caller answers for.
+        // SAFETY: guaranteed by the caller.
         return unsafe { few_rows::multiply::<V>(work) };
     }
     let width = 2 * V::WIDTH;
@@ -51,7 +51,7 @@ unsafe fn multiply<V: Vectors>(work: Work) {
     let for_rows = if packs_rows { panels * panel_size(V::ROWS, most) } else { 0 };
     let (_scratch, packed_b, packed_a) = Scratch::of(block_columns / width * panel_size(width, most), for_rows);
     let mut first = 0;
-    // At least once: a sum of nothing is 0.
+    // At least once: an empty sum is 0.
     while first < depth || first == 0 {
         let depth = DEPTH.min(depth - first);
         for top in (0..rows).step_by(block_rows) {
@@ -108,13 +108,13 @@ struct Row {
 }
 
 impl Row {
-    /// Makes so many rows of the output, from a packed panel or from rows as they stand in memory.
+    /// Computes rows of the output, from a packed panel or from rows in their original layout.
     #[inline(always)]
     unsafe fn make<V: Vectors, const PACKED: bool>(self, height: usize) {
         let mut done = 0;
         while done < height {
             let [row_step, _] = self.steps::<V, PACKED>();
-            // SAFETY: `done` rows of the panel were made before.
+            // SAFETY: `done` rows of the panel were computed before.
             unsafe {
                 let rest = Self { a: self.a.add(done * row_step), out: self.out.add(done * self.out_stride), ..self };
                 done += match (height - done, V::ROWS) {
@@ -129,7 +129,7 @@ impl Row {
         }
     }
 
-    /// From one row to the next, and from one depth to the next.
+    /// Strides from one row to the next and from one depth to the next.
     #[inline(always)]
     fn steps<V: Vectors, const PACKED: bool>(&self) -> [usize; 2] {
         if PACKED { [1, V::ROWS] } else { self.a_strides }
@@ -138,7 +138,7 @@ impl Row {
     #[inline(always)]
     unsafe fn tiles<V: Vectors, const PACKED: bool, const R: usize>(mut self) -> usize {
         let width = 2 * V::WIDTH;
-        // SAFETY: as many columns are left as the tiles make.
+        // SAFETY: at least as many columns are left as the tiles compute.
         unsafe {
             while self.columns >= width {
                 self.tile::<V, PACKED, R, 2>(V::WIDTH);
@@ -158,7 +158,7 @@ impl Row {
     /// A tile of `R` rows and `N` vectors, the last one of `last` columns.
     #[inline(always)]
     unsafe fn tile<V: Vectors, const PACKED: bool, const R: usize, const N: usize>(self, last: usize) {
-        // SAFETY: the caller answers for rows, columns and depth.
+        // SAFETY: the caller guarantees rows, columns and depth.
         unsafe {
             for row in 0..R {
                 V::prefetch(self.out.wrapping_add(row * self.out_stride));

@@ -43,7 +43,7 @@ unsafe fn lanes(count: usize) -> __m256i {
     unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
-// SAFETY of all functions: as the trait demands.
+// SAFETY of all functions: as required by the trait.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "each passes on what the trait demands")]
 impl Vectors for Avx2 {
     type Vector = __m256;
@@ -120,14 +120,14 @@ impl Vectors for Avx512 {
 }
 
 /// Eight elements of each of eight lines as columns: element `k` of line `l`, read at `l * stride + k`, is lane `l` of vector `k`. With fewer
-/// `lines` the last one stands in for those that are missing.
+/// `lines` the last one is repeated for the missing ones.
 ///
 /// # Safety
 ///
 /// As for [`Vectors`], of AVX2; eight elements of every line must be readable.
 #[inline(always)]
 pub(super) unsafe fn transposed(from: *const f32, stride: usize, lines: usize) -> [__m256; 8] {
-    // SAFETY: as the caller answers for.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut halves = [_mm256_setzero_ps(); 8];
         for i in 0..4 {

@@ -1,4 +1,4 @@
-//! The part of a product that a kernel makes, and how a sum enters the output.
+//! The part of a product that a kernel computes, and the update of the output with a sum.
 
 use super::vectors::Vectors;
 
@@ -11,22 +11,22 @@ pub(super) struct Work {
     pub rows: usize,
     pub columns: usize,
     pub depth: usize,
-    /// Output; its columns stand one after another.
+    /// Output; its columns are contiguous.
     pub out: *mut f32,
     pub out_stride: usize,
-    /// Whether the product is added to the output.
+    /// True if the product is added to the output.
     pub add: bool,
     pub factor: f32,
     pub a: *const f32,
-    /// From one row to the next, and from one depth to the next.
+    /// Strides from one row to the next, and from one depth to the next.
     pub a_strides: [usize; 2],
     pub b: *const f32,
-    /// From one depth to the next, and from one column to the next.
+    /// Strides from one depth to the next, and from one column to the next.
     pub b_strides: [usize; 2],
 }
 
 impl Work {
-    /// The same product of transposed inputs, for an output whose rows stand one after another.
+    /// The same product of transposed inputs, for an output with contiguous rows.
     pub fn transposed(self, out_stride: usize) -> Self {
         let ([row, a_depth], [b_depth, column]) = (self.a_strides, self.b_strides);
         Self {
@@ -45,7 +45,7 @@ impl Work {
 /// Writes `count` elements of `factor * sum`, or adds them.
 #[inline(always)]
 pub(super) unsafe fn finish<V: Vectors>(out: *mut f32, sum: V::Vector, count: usize, add: bool, factor: V::Vector) {
-    // SAFETY: the caller answers for so many elements of the output.
+    // SAFETY: the caller guarantees `count` elements of the output.
     unsafe {
         let whole = count == V::WIDTH;
         let value = match (add, whole) {
