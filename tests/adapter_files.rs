@@ -324,7 +324,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     );
     check(
         &|tensors| drop(tensors.insert("base_model.model.other.weight".into(), (vec![1], vec![0; 4]))),
-        &["other.weight", "does not fit"],
+        &["other.weight", "has no place"],
     );
     check(
         &|tensors| {

@@ -168,7 +168,8 @@ impl MatrixRule for Dion {
                 let norms = r.clone().square().sum_dim(0).sqrt().add_scalar(c.norm_epsilon);
                 r / norms
             }
-            RightFactor::Qr => orthonormal_factor(&r),
+            // The difference is 0, or NaN where a value is not finite: unit vectors would hide that.
+            RightFactor::Qr => orthonormal_factor(&r) + (r.clone() - r.clone()),
         };
         let rate = lr * c.scaling.factor(shape, c.rows_are_outputs);
         let update = turn(p.times(q.clone().transpose()));
