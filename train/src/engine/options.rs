@@ -18,7 +18,7 @@ pub enum BackwardMode {
     PerLayer,
 }
 
-/// Settings of a [`Trainer`] beyond model, optimizer and data.
+/// Settings of a [`Trainer`](super::Trainer) beyond model, optimizer and data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerOptions {
     /// Learning-rate schedule.
