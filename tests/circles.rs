@@ -1,6 +1,6 @@
 //! Imports point one way: no circle between the files of a crate, and none between crates.
 //!
-//! What counts: `use` lines, and paths in the code that begin with `crate`, `super`, `self` or a child module. A name that comes through a
+//! The graph is made of `use` lines, and of paths in the code that begin with `crate`, `super`, `self` or a child module. A name that comes through a
 //! re-export counts as an import of the file that defines it. Code under `#[cfg(test)]` does not count.
 
 #[path = "imports/graph.rs"]

@@ -87,7 +87,7 @@ fn file_of(root: &Module, place: &[String], path: &[String], depth: usize) -> Op
     all.filter_map(|import| defined(&here, &import.path)).next().or_else(|| Some(module.file.clone()))
 }
 
-/// Whether a module of this file defines the item.
+/// Returns true if a module of this file defines the item.
 fn at_items(root: &Module, file: &str, item: &str) -> bool {
     let mut found = false;
     visit(root, &mut Vec::new(), &mut |module, _| {

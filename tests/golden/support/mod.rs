@@ -1,4 +1,4 @@
-//! What the runners of several methods share.
+//! Helpers that the runners of several methods share.
 
 pub mod bases;
 pub mod bench;

@@ -11,7 +11,7 @@ use lowrank_optim::{
 
 use super::case::{Array, Case, Outcome, host};
 
-/// How near values have to be: absolute and relative.
+/// Greatest difference allowed: absolute and relative.
 #[derive(Clone, Copy)]
 pub struct Tolerance(pub f64, pub f64);
 
