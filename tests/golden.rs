@@ -85,7 +85,7 @@ use support::case::{Case, Outcome};
 type Runner = fn(&Case) -> Outcome;
 
 /// The methods with cases, and the runner of each.
-const RUNNERS: [(&str, Runner); 35] = [
+const RUNNERS: &[(&str, Runner)] = &[
     ("adamw-8bit", adamw_8bit::run),
     ("allora", allora::run),
     ("apollo", apollo::run),
