@@ -62,7 +62,7 @@ pub use methods::galore::GaLoreConfig;
 pub use methods::ldadam::LdAdamConfig;
 pub use methods::loro;
 pub use methods::muon::{MomentumRule, MomentumState, Muon, MuonConfig};
-pub use methods::orthogonal::Scaling;
+pub use methods::orthogonal::{NewtonSchulzOptions, OrthogonalOptions, Scaling};
 pub use methods::trion::{Trion, TrionConfig};
 pub use parameters::{AssignedTo, Assignment, Parameter, ParameterRoles, Role};
 pub use part::{ByPointer, Part, PartVisitor};

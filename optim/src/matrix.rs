@@ -116,13 +116,33 @@ macro_rules! matrix_method {
         crate::adam::adam_builders!($config);
 
         impl $config {
+            /// With this scale of the update by the shape of the matrix.
+            pub fn with_scaling(mut self, scaling: crate::methods::orthogonal::Scaling) -> Self {
+                self.update.scaling = scaling;
+                self
+            }
+
+            /// For matrices stored `[d_out, d_in]`, or Burn's `[d_in, d_out]`.
+            pub fn with_rows_are_outputs(mut self, rows_are_outputs: bool) -> Self {
+                self.update.rows_are_outputs = rows_are_outputs;
+                self
+            }
+
+            /// With this learning rate of all other parameters, as a multiple of that of the matrices.
+            pub fn with_others_lr_scale(mut self, others_lr_scale: f64) -> Self {
+                self.update.others_lr_scale = others_lr_scale;
+                self
+            }
+
             fn rule(&self) -> $rule {
                 $rule { config: self.clone() }
             }
 
             /// AdamW of everything else.
             pub fn others(&self) -> crate::methods::adamw::AdamWConfig {
-                crate::methods::adamw::AdamWConfig::new().with_adam(self.adam).with_lr_scale(self.others_lr_scale)
+                crate::methods::adamw::AdamWConfig::new()
+                    .with_adam(self.adam)
+                    .with_lr_scale(self.update.others_lr_scale)
             }
 
             /// The bare optimizer, for [`ModuleOptimizer::with_group`](burn::optim::ModuleOptimizer::with_group).

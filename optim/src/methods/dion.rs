@@ -14,7 +14,7 @@ use crate::adam::AdamOptions;
 use crate::error::OptimError;
 use crate::matrix::{MatrixRule, matrix_method};
 use crate::matrix_id::MatrixId;
-use crate::methods::orthogonal::Scaling;
+use crate::methods::orthogonal::{OrthogonalOptions, Scaling};
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::registry::options;
@@ -62,19 +62,12 @@ pub struct DionConfig {
     #[config(default = 1e-8)]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub norm_epsilon: f64,
-    /// Scale of the update by the shape of the matrix.
-    #[config(default = "Scaling::Spectral")]
-    pub scaling: Scaling,
-    /// Matrices are stored `[d_out, d_in]`; Burn's are not.
-    #[config(default = false)]
-    pub rows_are_outputs: bool,
     /// Seed of the first right factor.
     #[config(default = 0)]
     pub seed: u64,
-    /// Learning rate of all other parameters as a multiple of that of the matrices.
-    #[config(default = 1.0)]
-    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
-    pub others_lr_scale: f64,
+    /// Options of the update and of all other parameters.
+    #[config(default = "OrthogonalOptions::new().with_scaling(Scaling::Spectral).with_others_lr_scale(1.0)")]
+    pub update: OrthogonalOptions,
     /// Options of AdamW for all other parameters; its weight decay applies to the matrices too.
     #[config(default = "AdamOptions::new().with_beta_2(0.95).with_weight_decay(0.01)")]
     pub adam: AdamOptions,
@@ -171,7 +164,7 @@ impl MatrixRule for Dion {
             // The difference is 0, or NaN where a value is not finite: unit vectors would hide that.
             RightFactor::Qr => orthonormal_factor(&r) + (r.clone() - r.clone()),
         };
-        let rate = lr * c.scaling.factor(shape, c.rows_are_outputs);
+        let rate = lr * c.update.factor(shape);
         let update = turn(p.times(q.clone().transpose()));
         (descend(w, keep, rate, update), DionState { momentum: turn(momentum), q })
     }

@@ -4,7 +4,7 @@ use burn::config::Config;
 use burn::optim::RecordState;
 use burn::tensor::{DType, Device, Tensor};
 use lowrank_kernels::elementwise::descend;
-use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
+use lowrank_kernels::newton_schulz::Coefficients;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use crate::adam::AdamOptions;
 use crate::error::OptimError;
 use crate::matrix::{ByMatrix, MatrixRule, matrix_method};
 use crate::matrix_id::MatrixId;
-use crate::methods::orthogonal::{Scaling, check_steps};
+use crate::methods::orthogonal::{NewtonSchulzOptions, OrthogonalOptions, newton_schulz_builders};
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::registry::options;
@@ -45,26 +45,12 @@ pub struct MuonConfig {
     /// Use Nesterov momentum.
     #[config(default = true)]
     pub nesterov: bool,
-    /// Newton-Schulz steps.
-    #[config(default = 5)]
-    #[schemars(range(min = 1, max = 100))]
-    pub ns_steps: usize,
-    /// Coefficients of the Newton-Schulz iteration.
-    #[config(default = "Coefficients::Jordan")]
-    pub coefficients: Coefficients,
-    /// Compute the iteration's products in bf16, as in the published code.
-    #[config(default = false)]
-    pub ns_bf16: bool,
-    /// Scale of the update by the shape of the matrix.
-    #[config(default = "Scaling::Kj")]
-    pub scaling: Scaling,
-    /// Matrices are stored `[d_out, d_in]`; Burn's are not.
-    #[config(default = false)]
-    pub rows_are_outputs: bool,
-    /// Learning rate of all other parameters as a multiple of that of the matrices.
-    #[config(default = 0.015)]
-    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
-    pub others_lr_scale: f64,
+    /// Options of the Newton-Schulz iteration.
+    #[config(default = "NewtonSchulzOptions::new()")]
+    pub iteration: NewtonSchulzOptions,
+    /// Options of the update and of all other parameters.
+    #[config(default = "OrthogonalOptions::new()")]
+    pub update: OrthogonalOptions,
     /// Options of AdamW for all other parameters; its weight decay applies to the matrices too.
     #[config(default = "AdamOptions::new().with_beta_2(0.95).with_epsilon(1e-10)")]
     pub adam: AdamOptions,
@@ -97,7 +83,7 @@ impl MuonConfig {
     /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         options::validate(self)?;
-        check_steps(self.ns_steps, self.coefficients)
+        self.iteration.validate()
     }
 
     /// Bytes of state for a matrix of this shape.
@@ -119,6 +105,7 @@ pub(crate) const METHOD: Method = method!(
     }
 );
 
+newton_schulz_builders!(MuonConfig);
 matrix_method!(MuonConfig, Muon);
 
 impl MatrixRule for Muon {
@@ -140,8 +127,8 @@ impl MatrixRule for Muon {
             true => g.mul_scalar(share) + momentum.clone().mul_scalar(c.momentum),
             false => momentum.clone(),
         };
-        let update = newton_schulz(update, c.ns_steps, c.coefficients, c.ns_bf16);
-        let rate = lr * c.scaling.factor(w.dims(), c.rows_are_outputs);
+        let update = c.iteration.orthogonal(update);
+        let rate = lr * c.update.factor(w.dims());
         (descend(w, 1.0 - lr * c.adam.weight_decay, rate, update), MomentumState { momentum })
     }
 

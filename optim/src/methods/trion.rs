@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use lowrank_kernels::dct::{Dct, DctBasis};
 use lowrank_kernels::elementwise::descend;
 use lowrank_kernels::host::values;
-use lowrank_kernels::newton_schulz::{Coefficients, newton_schulz};
+use lowrank_kernels::newton_schulz::Coefficients;
 use lowrank_kernels::ops::MatrixProduct;
 use schemars::JsonSchema;
 
@@ -15,7 +15,7 @@ use crate::matrix::{MatrixRule, matrix_method};
 use crate::matrix_id::MatrixId;
 use crate::methods::dct_adamw::Transform;
 use crate::methods::muon::MomentumState;
-use crate::methods::orthogonal::{Scaling, check_steps};
+use crate::methods::orthogonal::{NewtonSchulzOptions, OrthogonalOptions, newton_schulz_builders};
 use crate::projected::config::Norm;
 use crate::projected::projector::{DctColumns, top_k_indices};
 use crate::projected::subspace::index_tensor;
@@ -44,26 +44,12 @@ pub struct TrionConfig {
     /// Computation of the coefficients; affects speed only.
     #[config(default = "Transform::Fft")]
     pub transform: Transform,
-    /// Newton-Schulz steps.
-    #[config(default = 5)]
-    #[schemars(range(min = 1, max = 100))]
-    pub ns_steps: usize,
-    /// Coefficients of the Newton-Schulz iteration.
-    #[config(default = "Coefficients::Jordan")]
-    pub coefficients: Coefficients,
-    /// Compute the iteration's products in bf16, as in the published code.
-    #[config(default = false)]
-    pub ns_bf16: bool,
-    /// Scale of the update by the shape of the matrix.
-    #[config(default = "Scaling::Kj")]
-    pub scaling: Scaling,
-    /// Matrices are stored `[d_out, d_in]`; Burn's are not.
-    #[config(default = false)]
-    pub rows_are_outputs: bool,
-    /// Learning rate of all other parameters as a multiple of that of the matrices.
-    #[config(default = 0.015)]
-    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
-    pub others_lr_scale: f64,
+    /// Options of the Newton-Schulz iteration.
+    #[config(default = "NewtonSchulzOptions::new()")]
+    pub iteration: NewtonSchulzOptions,
+    /// Options of the update and of all other parameters.
+    #[config(default = "OrthogonalOptions::new()")]
+    pub update: OrthogonalOptions,
     /// Options of AdamW for all other parameters; its weight decay applies to the matrices too.
     #[config(default = "AdamOptions::new().with_beta_2(0.95).with_epsilon(1e-10)")]
     pub adam: AdamOptions,
@@ -79,7 +65,7 @@ impl TrionConfig {
     /// Rejects values outside what the options allow.
     pub fn validate(&self) -> Result<(), OptimError> {
         options::validate(self)?;
-        check_steps(self.ns_steps, self.coefficients)
+        self.iteration.validate()
     }
 
     /// Bytes of state for a matrix of this shape.
@@ -104,6 +90,7 @@ pub(crate) const METHOD: Method = method!(
     }
 );
 
+newton_schulz_builders!(TrionConfig);
 matrix_method!(TrionConfig, Trion);
 
 impl MatrixRule for Trion {
@@ -139,8 +126,8 @@ impl MatrixRule for Trion {
             false => q.clone().times(low),
         };
         let momentum = descend(b, 1.0, 1.0 - c.momentum, back(low.clone()));
-        let update = back(newton_schulz(low, c.ns_steps, c.coefficients, c.ns_bf16));
-        let rate = lr * c.scaling.factor(shape, c.rows_are_outputs);
+        let update = back(c.iteration.orthogonal(low));
+        let rate = lr * c.update.factor(shape);
         (descend(w, 1.0 - lr * c.adam.weight_decay, rate, update), MomentumState { momentum })
     }
 
