@@ -87,7 +87,7 @@ fn watched(target: &Target, folder: &Path) -> Result<Result<(), String>, String>
     });
     let read = || catch_unwind(AssertUnwindSafe(|| (target.read)(folder).map_err(|error| error.to_string())));
     let (result, bytes) = memory::peak(read);
-    drop(done.send(()));
+    let _ = done.send(());
     watch.join().expect("the watch");
     let result = result.map_err(|_| "panic".to_string())?;
     match bytes > MOST_BYTES {
