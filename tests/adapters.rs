@@ -13,7 +13,7 @@ use lowrank_models::Dense;
 use lowrank_models::adapter::{
     Adapter, AdapterConfig, AdapterOptions, Attach, BaseGradients, Control, GivenTensors, PassInfo, PenaltyAt, Rank,
     Report, SHARED, STRUCTURES, Scaling, Spec, StepOf, StructureEntry, Targets, TensorRole, add_after_clipping, detach,
-    drop_frozen, each_adapter, frozen_this_step, leaves_the_base, merged, merged_with_unmerge_state, penalty, unmerged,
+    drop_frozen, each_adapter, frozen_this_step, merged, merged_with_unmerge_state, penalty, unmerged,
 };
 use lowrank_optim::AdamWConfig;
 
@@ -202,7 +202,7 @@ fn trained(config: &AdapterConfig) -> (Layers, Report) {
 /// Every structure with the starts that it knows.
 fn each_start(mut test: impl FnMut(&'static StructureEntry, &AdapterConfig, &str)) {
     for entry in STRUCTURES {
-        for init in std::iter::once(&"default").chain(entry.spec.inits) {
+        for init in std::iter::once("default").chain(entry.spec.inits.iter().map(|init| init.name)) {
             let config = AdapterConfig { init: init.to_string(), ..settings(entry, 4) };
             test(entry, &config, &format!("{} ({init})", entry.spec.name));
         }
@@ -219,7 +219,7 @@ fn layers_start_as_the_base() {
     each_start(|entry, config, name| {
         let (layers, _) = attach(config);
         let apart = apart(&all_values(layers.outputs()), &base);
-        match (leaves_the_base(&config.init), entry.spec.name) {
+        match (config.initialisation().is_some_and(|init| init.changes_output), entry.spec.name) {
             (true, _) => assert!(apart > 1e-4, "{name} was expected to leave the base; {apart}"),
             // Its square begins at random numbers of deviation 1e-5.
             (false, "lora-xs") => assert!(apart < 1e-3, "{name}: {apart} away"),

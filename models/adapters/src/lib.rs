@@ -30,13 +30,12 @@ pub use apply::{
 };
 pub use ground::{
     Adapter, AdapterConfig, AdapterError, AdapterOptions, AdapterStack, AdapterSteps, Alpha, AnyStructure, Base, Below,
-    Control, Factors, GivenTensors, Input, LinearLayer, Method, NamePattern, NamedTensor, PassInfo, Penalty, PenaltyAt,
-    Place, Rank, Scaling, Shared, SharedBytes, SharedTensors, Site, Size, Spec, StepOf, Structure, StructureEntry,
-    Targets, TensorRole, TensorSpec, Totals, UnmergeState, add_after_clipping, base_fingerprint, drop_frozen,
-    each_adapted, each_adapter, frozen_this_step, is_trained, linear_layers, linear_weights, merged,
+    Control, Factors, GivenTensors, Initialisation, Input, LinearLayer, Method, NamePattern, NamedTensor, PassInfo,
+    Penalty, PenaltyAt, Place, Rank, Scaling, Shared, SharedBytes, SharedTensors, Site, Size, Spec, StepOf, Structure,
+    StructureEntry, Targets, TensorRole, TensorSpec, Totals, UnmergeState, add_after_clipping, base_fingerprint,
+    drop_frozen, each_adapted, each_adapter, frozen_this_step, is_trained, linear_layers, linear_weights, merged,
     merged_with_unmerge_state, penalty, shared_fingerprint, unmerged,
 };
-pub use init::{asks_for_gradients, leaves_the_base, with_first_rate};
-pub use registry::register;
+pub use registry::{initialisations, register};
 pub use rule::{AlloraRule, LoraFaRule, LoraPlusRule, LoraProRule, PlainRule, RULES, Rule, RuleEntry};
 pub use structures::*;

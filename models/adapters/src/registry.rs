@@ -6,6 +6,7 @@ use lowrank_optim::registry::{Kind, find};
 
 use crate::ground::entry::StructureEntry;
 use crate::ground::error::AdapterError;
+use crate::ground::initialisation::Initialisation;
 use crate::structures::STRUCTURES;
 
 /// Registered structures of other crates.
@@ -45,4 +46,15 @@ impl StructureEntry {
         let all: Vec<&'static Self> = STRUCTURES.iter().chain(registered.iter().copied()).collect();
         Ok(find(Kind::Structure, all.iter().copied(), name)?)
     }
+}
+
+/// Returns the initialisations of all structures of this crate, each once.
+pub fn initialisations() -> Vec<&'static Initialisation> {
+    let mut all: Vec<&'static Initialisation> = Vec::new();
+    for init in STRUCTURES.iter().flat_map(|structure| structure.spec.inits) {
+        if all.iter().all(|known| known.name != init.name) {
+            all.push(init);
+        }
+    }
+    all
 }

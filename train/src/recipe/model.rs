@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use lowrank_models::Llama;
-use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule, asks_for_gradients, with_first_rate};
+use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule};
 use lowrank_models::analysis::collect_gradients;
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
 use lowrank_models::hub::{self, HubConfig, ModelFolder};
@@ -81,8 +81,8 @@ impl TrainedModel {
             return Ok(self.rule.freeze(model));
         }
         let mut gradients = BaseGradients::new();
-        let adapter = with_first_rate(adapter, schedule.rate(1));
-        if asks_for_gradients(&adapter.init) {
+        let adapter = adapter.with_first_rate(schedule.rate(1));
+        if adapter.initialisation().is_some_and(|init| init.needs_gradients) {
             gradients = self::gradients(config, &adapter, &model, data, listener)?;
         }
         let (model, report) = model.attach(Attach::new(adapter).with_gradients(gradients))?;

@@ -3,6 +3,7 @@
 use crate::ground::config::{AdapterConfig, Scaling};
 use crate::ground::entry::StructureEntry;
 use crate::ground::error::AdapterError;
+use crate::ground::initialisation::Initialisation;
 use crate::ground::layers::LinearLayer;
 use crate::ground::site::Place;
 use crate::ground::spec::{Alpha, Rank};
@@ -12,6 +13,20 @@ impl AdapterConfig {
     /// Registry entry of the structure.
     pub fn entry(&self) -> Result<&'static StructureEntry, AdapterError> {
         StructureEntry::find(&self.structure)
+    }
+
+    /// Registry entry of the initialisation; none for the structure's own default.
+    pub fn initialisation(&self) -> Option<&'static Initialisation> {
+        self.entry().ok()?.spec.init(&self.init)
+    }
+
+    /// Gives the first learning rate of the run to an initialisation that takes the first step, where no step size is
+    /// given.
+    pub fn with_first_rate(self, rate: f64) -> Self {
+        match self.initialisation().and_then(|init| init.first_rate) {
+            Some(option) if !self.options.contains_key(option) => self.with_option(option, rate),
+            _ => self,
+        }
     }
 
     /// Rejects settings that are invalid for every layer.
@@ -50,8 +65,9 @@ impl AdapterConfig {
         if self.dropout > 0.0 && !spec.dropout {
             return refuse("dropout", self.dropout.to_string(), "has no dropout; take it away");
         }
-        if self.init != "default" && !spec.inits.contains(&self.init.split(':').next().unwrap_or_default()) {
-            let known = format!("knows default, {}", spec.inits.join(", "));
+        if self.init != "default" && spec.init(&self.init).is_none() {
+            let names: Vec<&str> = std::iter::once("default").chain(spec.inits.iter().map(|init| init.name)).collect();
+            let known = format!("knows {}", names.join(", "));
             return refuse("init", self.init.clone(), &known);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Static description of a structure.
 
 use super::config::Scaling;
+use super::initialisation::Initialisation;
 
 /// Static description of a structure: name, paper, memory, tensors.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +28,7 @@ pub struct Spec {
     /// Default divisor of alpha.
     pub scaling: Scaling,
     /// Supported initialisations in addition to its own.
-    pub inits: &'static [&'static str],
+    pub inits: &'static [&'static Initialisation],
     /// True if dropout on the branch's input is supported.
     pub dropout: bool,
     /// Ok if it can be merged into the weight, otherwise the reason.
@@ -107,6 +108,11 @@ impl TensorRole {
 }
 
 impl Spec {
+    /// Returns the initialisation with this name, if the structure has it; none for its own default.
+    pub fn init(&self, name: &str) -> Option<&'static Initialisation> {
+        self.inits.iter().copied().find(|init| init.name == name)
+    }
+
     /// Returns the tensor that a field path such as `a` or `cores.1` belongs to.
     pub fn tensor(&self, field: &str) -> Option<&'static TensorSpec> {
         let first = field.split('.').next().unwrap_or(field);

@@ -3,14 +3,14 @@
 use burn::module::LoraAdapter;
 use lowrank_kernels::host::values as host;
 
-use super::factors::is_part_of_the_weight;
 use crate::ground::error::AdapterError;
 use crate::ground::site::Site;
 use crate::ground::structure::Structure;
 
 /// Initial product of the factors, if they start as part of the weight.
 pub(crate) fn origin(site: &mut Site<'_>, structure: &dyn Structure) -> Result<Option<LoraAdapter>, AdapterError> {
-    if !is_part_of_the_weight(&site.place.init) && !structure.starts_from_weight() {
+    if !site.spec.init(&site.place.init).is_some_and(|init| init.starts_from_weight) && !structure.starts_from_weight()
+    {
         return Ok(None);
     }
     let Some([a, b]) = structure.product() else {

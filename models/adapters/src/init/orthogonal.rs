@@ -4,11 +4,26 @@ use burn::tensor::{Tensor, TensorData};
 use lowrank_kernels::host::values as host;
 use lowrank_optim::orthonormal_factor;
 
-use super::start::Start;
+use super::start::{FactorInit, Start};
+use crate::ground::initialisation::Initialisation;
 use crate::ground::site::Site;
 
+/// Registry entry.
+pub(super) const ORTHOGONAL: FactorInit = FactorInit {
+    about: Initialisation::plain(
+        "orthogonal",
+        "factors from the halves of an orthogonal matrix, whose product is zero",
+        &[],
+    ),
+    check: |place| match place.rank.is_multiple_of(2) {
+        true => Ok(()),
+        false => Err(format!("the orthogonal start needs an even rank, not {}", place.rank)),
+    },
+    start: orthogonal,
+};
+
 /// `A = N1 Q_odd / 10`, `B = Q_even N2 / 10` with odd and even rows of an orthogonal `Q [rank, rank]`, so that `A B = 0`.
-pub(super) fn orthogonal(site: &Site<'_>) -> Start {
+fn orthogonal(site: &Site<'_>) -> Start {
     let ([d_in, d_out], rank) = (site.place.shape, site.place.rank);
     let half = rank / 2;
     let device = site.plain_device();

@@ -3,13 +3,32 @@
 
 use burn::tensor::{Tensor, TensorData};
 use lowrank_kernels::host::values as host;
+use lowrank_optim::registry::Paper;
 use lowrank_optim::thin_svd;
 
-use super::start::Start;
+use super::start::{FactorInit, Start};
+use crate::ground::initialisation::Initialisation;
 use crate::ground::site::Site;
 
+/// Registry entry.
+pub(super) const PISSA: FactorInit = FactorInit {
+    about: Initialisation {
+        starts_from_weight: true,
+        ..Initialisation::plain(
+            "pissa",
+            "leading singular part of the weight",
+            &[Paper {
+                title: "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
+                place: "2404.02948",
+            }],
+        )
+    },
+    check: |place| place.check_rank(),
+    start: pissa,
+};
+
 /// Leading singular part divided by the scale, with the singular values split between both factors.
-pub(super) fn pissa(site: &Site<'_>) -> Start {
+fn pissa(site: &Site<'_>) -> Start {
     let svd = thin_svd(&site.weight(), site.place.rank);
     let device = site.plain_device();
     let scale = site.place.scale;

@@ -12,7 +12,6 @@ use super::pairs::trained_pairs;
 use crate::ground::config::AdapterConfig;
 use crate::ground::error::AdapterError;
 use crate::ground::spec::TensorRole;
-use crate::init::factors::is_part_of_the_weight;
 
 pub(super) static ENTRY: RuleEntry = RuleEntry {
     entry: Entry {
@@ -45,7 +44,7 @@ impl Rule for LoraFaRule {
     }
 
     fn warnings(&self, config: &AdapterConfig) -> Vec<String> {
-        match is_part_of_the_weight(&config.init) {
+        match config.initialisation().is_some_and(|init| init.starts_from_weight) {
             true => vec![format!(
                 "lora-fa freezes A: of the part of the weight that the start {} puts into the factors only B learns",
                 config.init

@@ -86,7 +86,7 @@ impl Method for Allora {
         rank: Rank::Fixed(8),
         alpha: Alpha::None,
         scaling: Scaling::Rank,
-        inits: &["gaussian", "random", "orthogonal"],
+        inits: init::BESIDE_THE_WEIGHT,
         dropout: false,
         merges: Ok(()),
         changes_bias: false,

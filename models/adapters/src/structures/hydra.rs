@@ -12,10 +12,17 @@ use lowrank_kernels::ops::linear;
 use crate::ground::base::Base;
 use crate::ground::config::Scaling;
 use crate::ground::error::AdapterError;
+use crate::ground::initialisation::Initialisation;
 use crate::ground::pass::Input;
 use crate::ground::site::{Place, Site};
 use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Method, Structure};
+
+/// Initialisations of the first factors, as in the authors' code for images.
+const XAVIER: Initialisation =
+    Initialisation::plain("xavier", "first factors uniform between plus and minus sqrt(6 / (d_in + r))", &[]);
+const NORMAL: Initialisation =
+    Initialisation::plain("normal", "first factors normal with standard deviation 0.02", &[]);
 
 /// `y = h + scale (x A_p) B_p + scale (h A_s) B_s` with `h = x W + b`; with biases in the branches, `(x A_p + a_p) B_p + b_p`.
 ///
@@ -199,7 +206,7 @@ impl Method for Hydra {
         rank: Rank::None,
         alpha: Alpha::None,
         scaling: Scaling::Rank,
-        inits: &["xavier", "normal"],
+        inits: &[&XAVIER, &NORMAL],
         dropout: true,
         merges: Ok(()),
         changes_bias: true,
@@ -259,8 +266,8 @@ fn first(
     let start = |site: &mut Site<'_>| {
         let count = inputs * rank;
         Ok(match site.place.init.as_str() {
-            "xavier" => site.uniform(field, count, (6.0 / (inputs + rank) as f64).sqrt()),
-            "normal" => site.normal(field, count, 0.02),
+            name if name == XAVIER.name => site.uniform(field, count, (6.0 / (inputs + rank) as f64).sqrt()),
+            name if name == NORMAL.name => site.normal(field, count, 0.02),
             _ => site.uniform(field, count, (inputs as f64).sqrt().recip()),
         })
     };

@@ -5,6 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
+use lowrank_optim::registry::Paper;
 use lowrank_optim::thin_svd;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,12 +13,28 @@ use serde::{Deserialize, Serialize};
 use crate::ground::base::Base;
 use crate::ground::config::Scaling;
 use crate::ground::error::AdapterError;
+use crate::ground::initialisation::Initialisation;
 use crate::ground::pass::Input;
 use crate::ground::site::{Place, Site};
 use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Method, Structure};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::MatrixProduct;
+
+/// Initialisation LoRA-SB.
+const LORA_SB: Initialisation = Initialisation {
+    changes_output: true,
+    needs_gradients: true,
+    first_rate: Some("init_step_size"),
+    ..Initialisation::plain(
+        "lora-sb",
+        "leading singular part of the first full update, from gradients of the base weight",
+        &[Paper {
+            title: "Initialization using Update Approximation is a Silver Bullet for Extremely Efficient Low-Rank Fine-Tuning",
+            place: "2411.19557",
+        }],
+    )
+};
 
 /// Standard deviation of the initial square matrix between factors of the weight.
 const NOISE: f64 = 1e-5;
@@ -103,7 +120,7 @@ impl Method for LoraXs {
         rank: Rank::SmallerSide(32),
         alpha: Alpha::Ranks(1.0),
         scaling: Scaling::Rank,
-        inits: &["lora-sb"],
+        inits: &[&LORA_SB],
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
@@ -117,8 +134,8 @@ impl Method for LoraXs {
 
     fn check(options: &LoraXsOptions, place: &Place) -> Result<(), String> {
         place.check_rank()?;
-        match (place.init.as_str(), options.init_step_size) {
-            ("lora-sb", None) => {
+        match options.init_step_size {
+            None if place.init == LORA_SB.name => {
                 Err("init = lora-sb needs init_step_size, the first learning rate of the warm-up".into())
             }
             _ => Ok(()),
@@ -127,7 +144,7 @@ impl Method for LoraXs {
 
     fn warning(place: &Place) -> Option<String> {
         let Place { rank, alpha, scale, .. } = place;
-        (place.init == "lora-sb" && *scale != 1.0).then(|| {
+        (place.init == LORA_SB.name && *scale != 1.0).then(|| {
             format!(
                 "init = lora-sb with alpha {alpha} at rank {rank}: the update is multiplied by {scale}, and its gradient matches the full gradient only at scale 1; leave alpha at the rank"
             )
@@ -173,7 +190,7 @@ impl Start {
         if site.is_given() {
             return Ok(Self::default());
         }
-        let Some(step) = options.init_step_size.filter(|_| site.place.init == "lora-sb") else {
+        let Some(step) = options.init_step_size.filter(|_| site.place.init == LORA_SB.name) else {
             let svd = thin_svd(&site.weight(), rank);
             let sizes = TensorData::new(svd.values.iter().map(|value| *value as f32).collect::<Vec<_>>(), [1, rank]);
             let a = svd.left * Tensor::from_data(sizes, &site.plain_device());
@@ -218,7 +235,7 @@ mod tests {
     const STEP: f64 = 0.01;
 
     fn config(rank: usize) -> AdapterConfig {
-        AdapterConfig { init: "lora-sb".into(), ..AdapterConfig::new("lora-xs") }
+        AdapterConfig { init: LORA_SB.name.into(), ..AdapterConfig::new("lora-xs") }
             .with_rank(rank)
             .with_option("init_step_size", STEP)
     }

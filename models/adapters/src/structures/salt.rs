@@ -10,12 +10,23 @@ use serde::{Deserialize, Serialize};
 use crate::ground::base::Base;
 use crate::ground::config::Scaling;
 use crate::ground::error::AdapterError;
+use crate::ground::initialisation::Initialisation;
 use crate::ground::pass::Input;
 use crate::ground::site::{Place, Site};
 use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Method, Penalty, PenaltyAt, Structure, Totals, frobenius};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::linear;
+
+/// Initialisation of the low-rank factors.
+const SMALL_RANDOM: Initialisation = Initialisation {
+    changes_output: true,
+    ..Initialisation::plain(
+        "small_random",
+        "low-rank factors normal with standard deviation 0.01; changes the output",
+        &[],
+    )
+};
 
 /// `y = x W + x V (C - S) U` with the singular value decomposition `W = V S U` and a core C that replaces S: the
 /// diagonal `scale * s + shift` for the first `k` values, `diag(s) + low_y low_x` for the remaining ones. The output of
@@ -205,7 +216,7 @@ impl Method for Salt {
         rank: Rank::Fixed(4),
         alpha: Alpha::None,
         scaling: Scaling::Rank,
-        inits: &["small_random"],
+        inits: &[&SMALL_RANDOM],
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
@@ -249,7 +260,7 @@ impl Method for Salt {
             let values = svd.values.iter().map(|value| *value as f32).collect();
             (host(svd.left.transpose()), values, host(svd.right))
         });
-        let small = site.place.init == "small_random";
+        let small = site.place.init == SMALL_RANDOM.name;
         // Kaiming bound of a rectifier with `rank` inputs.
         let bound = (6.0 / rank as f64).sqrt();
         let mut low_x = None;

@@ -183,8 +183,8 @@ impl Written<'_> {
                 put("peft_type", json!(layout.types[0]));
                 put(layout.dropout, json!(config.dropout));
                 // An initialisation that changes the base is reported; the tensors are there in any case.
-                let init =
-                    if matches!(config.init.as_str(), "pissa" | "olora") { json!(config.init) } else { json!(true) };
+                let part = config.initialisation().is_some_and(|init| init.starts_from_weight);
+                let init = if part { json!(config.init) } else { json!(true) };
                 put(layout.init, init);
                 if let Some((key, _)) = layout.alpha {
                     put(key, alpha);

@@ -322,7 +322,7 @@ impl PeftFolder {
     }
 
     fn begins_as_part(&self) -> bool {
-        matches!(self.config.init.as_str(), "pissa" | "olora")
+        self.config.initialisation().is_some_and(|init| init.starts_from_weight)
     }
 
     /// Returns true if the part of the base that the factors started from is not in the file.

@@ -5,12 +5,13 @@ mod structure;
 
 use std::process::ExitCode;
 
+use lowrank_models::adapter::initialisations;
 use lowrank_optim::OptimError;
 use lowrank_optim::registry::{Entry, Kind, find_any};
 
 use super::output::{print, table};
 use crate::build::BuildError;
-use crate::config::{SLOTS, Slot};
+use crate::config::SLOTS;
 
 /// List optimizers, parameterizations, adapters and training rules, or the options of one.
 #[derive(Debug, clap::Args)]
@@ -38,24 +39,47 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Methods of one kind, and how a user selects one.
+struct Listing {
+    kind: Kind,
+    /// Flag or setting in front of the name.
+    place: &'static str,
+    /// Section of the options; none if there are no options.
+    section: Option<&'static str>,
+    methods: Vec<Entry>,
+}
+
+/// All methods of the program.
+fn listings() -> Vec<Listing> {
+    let slots = SLOTS.into_iter().map(|slot| Listing {
+        kind: slot.kind,
+        place: flag(slot.kind),
+        section: Some(slot.section),
+        methods: slot.methods(),
+    });
+    let inits = initialisations().into_iter().map(|init| init.entry).collect();
+    let inits = Listing { kind: Kind::Initialisation, place: "--set adapter.init=", section: None, methods: inits };
+    slots.chain([inits]).collect()
+}
+
 fn all() -> String {
-    SLOTS.into_iter().map(listed).collect::<Vec<_>>().join("\n")
+    listings().iter().map(listed).collect::<Vec<_>>().join("\n")
 }
 
 /// Title and table, whose first row is the heading.
-fn listed(slot: Slot) -> String {
-    let place = place(slot.kind);
+fn listed(listing: &Listing) -> String {
     let heading = ["NAME", "MEMORY", "PAPER", "WHAT IT IS"].map(String::from).to_vec();
     let row = |entry: &Entry| {
         let paper = entry.papers.first().map(|paper| paper.cited()).unwrap_or_default();
         vec![entry.name.into(), entry.memory.into(), paper, entry.summary.into()]
     };
-    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(slot.methods().iter().map(row)).collect();
-    format!("{} ({place} NAME)\n\n{}", page::title(slot.kind), table(&rows))
+    let rows: Vec<Vec<String>> = std::iter::once(heading).chain(listing.methods.iter().map(row)).collect();
+    let selected = if listing.place.ends_with('=') { "NAME" } else { " NAME" };
+    format!("{} ({}{selected})\n\n{}", page::title(listing.kind), listing.place, table(&rows))
 }
 
 /// Flag that selects a method of this kind.
-fn place(kind: Kind) -> &'static str {
+fn flag(kind: Kind) -> &'static str {
     match kind {
         Kind::Optimizer => "--optimizer",
         Kind::Parameterization => "--parameterization",
@@ -66,14 +90,15 @@ fn place(kind: Kind) -> &'static str {
 
 /// All methods with this name; methods of different kinds may share one.
 fn one(name: &str) -> Result<String, BuildError> {
-    let all: Vec<(Slot, Entry)> =
-        SLOTS.into_iter().flat_map(|slot| slot.methods().into_iter().map(move |method| (slot, method))).collect();
-    find_any(all.iter().map(|(_, method)| method), name).map_err(OptimError::from)?;
-    let found = all.iter().filter(|(_, method)| method.name == name);
-    Ok(found.map(|(slot, method)| described(*slot, method)).collect::<Vec<_>>().join("\n"))
+    let all = listings();
+    find_any(all.iter().flat_map(|listing| &listing.methods), name).map_err(OptimError::from)?;
+    let found = all.iter().flat_map(|listing| {
+        listing.methods.iter().filter(|entry| entry.name == name).map(|entry| described(listing.section, entry))
+    });
+    Ok(found.collect::<Vec<_>>().join("\n"))
 }
 
-fn described(slot: Slot, entry: &Entry) -> String {
+fn described(section: Option<&str>, entry: &Entry) -> String {
     let mut text = format!("{} ({}): {}\n", entry.name, entry.kind, entry.summary);
     for paper in entry.papers {
         text.push_str(&format!("Paper: {} ({})\n", paper.title, paper.cited()));
@@ -95,7 +120,7 @@ fn described(slot: Slot, entry: &Entry) -> String {
         text.push_str(&format!("\n{}", table(&rows)));
     }
     let options = entry.options();
-    if !options.is_empty() {
+    if let Some(section) = section.filter(|_| !options.is_empty()) {
         let mut rows = vec![["  NAME", "DEFAULT", "ALLOWED", "MEANING"].map(String::from).to_vec()];
         for option in options.iter() {
             rows.push(vec![
@@ -105,7 +130,7 @@ fn described(slot: Slot, entry: &Entry) -> String {
                 option.help.clone(),
             ]);
         }
-        text.push_str(&format!("\nOptions, as --set {}.options.NAME=VALUE:\n{}", slot.section, table(&rows)));
+        text.push_str(&format!("\nOptions, as --set {section}.options.NAME=VALUE:\n{}", table(&rows)));
     }
     text
 }
@@ -116,11 +141,12 @@ mod tests {
 
     #[test]
     fn every_method_is_described_and_slips_get_the_nearest_of_any_kind() {
-        for slot in SLOTS {
-            for entry in slot.methods() {
+        for listing in listings() {
+            for entry in listing.methods {
                 let text = one(entry.name).unwrap();
                 assert!(text.contains(entry.summary) && !entry.summary.is_empty(), "{}", entry.name);
-                assert!(!entry.papers.is_empty(), "{} cites no paper", entry.name);
+                let variant = entry.kind == Kind::Initialisation;
+                assert!(variant || !entry.papers.is_empty(), "{} cites no paper", entry.name);
             }
         }
         assert!(all().contains("q-galore"));

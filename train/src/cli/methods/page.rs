@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use lowrank_models::adapter::{STRUCTURES, initialisations};
 use lowrank_optim::registry::{Entry, Kind, OptionSpec};
 
 use crate::config::{SLOTS, Slot};
@@ -22,6 +23,13 @@ pub fn page() -> String {
             page.push_str("| option | default | allowed | meaning |\n|---|---|---|---|\n");
             entry.options().iter().for_each(|option| page.push_str(&row(option)));
         }
+    }
+    let _ = write!(page, "\n## {}\n\n", title(Kind::Initialisation));
+    page.push_str("Set as `adapter.init`; `default` is that of the structure.\n\n| name | what it is | adapters | paper |\n|---|---|---|---|\n");
+    for init in initialisations() {
+        let structures = STRUCTURES.iter().filter(|structure| structure.spec.init(init.name).is_some());
+        let structures = structures.map(|structure| structure.spec.name).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(page, "| `{}` | {} | {structures} | {} |", init.name, escaped(init.summary), papers(init));
     }
     page
 }

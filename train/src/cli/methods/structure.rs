@@ -18,7 +18,8 @@ pub fn facts(name: &str) -> Vec<(String, String)> {
         Alpha::None => "not supported".into(),
     };
     let dropout = if spec.dropout { "from 0 to below 1" } else { "not supported" };
-    let inits = std::iter::once("default").chain(spec.inits.iter().copied()).collect::<Vec<_>>().join(", ");
+    let inits =
+        std::iter::once("default").chain(spec.inits.iter().map(|init| init.name)).collect::<Vec<_>>().join(", ");
     let merges = spec.merges.map_or_else(|reason| format!("no: {reason}"), |()| "yes".into());
     [
         ("frozen in addition", or_nothing(spec.stores)),
