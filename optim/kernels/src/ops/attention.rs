@@ -1,4 +1,4 @@
-//! Causal attention with grouped queries.
+//! Softmax attention with grouped queries, causal or two-way.
 
 use burn::tensor::{Int, Tensor, activation};
 
@@ -16,14 +16,24 @@ const MASKED: f64 = -1e30;
 ///
 /// On the CPU backend the scores exist for some queries at a time, and are computed again in the backward pass.
 pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    if super::flex::fits(&q) && super::flex::fits(&k) && super::flex::fits(&v) {
-        return fused::causal_attention(q, k, v, starts);
-    }
-    composed(q, k, v, starts)
+    attend(q, k, v, starts, true)
 }
 
-fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
+/// Softmax attention in which every query sees all keys, as in "An Image is Worth 16x16 Words" (arXiv 2010.11929). Shapes as in
+/// [`causal_attention`], but for any number of keys.
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    attend(q, k, v, None, false)
+}
+
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, causal: bool) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if super::flex::fits(&q) && super::flex::fits(&k) && super::flex::fits(&v) {
+        return fused::attend(q, k, v, starts, causal);
+    }
+    composed(q, k, v, starts, causal)
+}
+
+fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, causal: bool) -> Tensor<4> {
     let [batch, queries, heads, width] = q.dims();
     let [_, keys, kv_heads, _] = k.dims();
     let repeat = |x: Tensor<4>| {
@@ -31,6 +41,9 @@ fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, I
         groups.reshape([batch, keys, heads, width]).swap_dims(1, 2)
     };
     let scores = q.swap_dims(1, 2).matmul(repeat(k).swap_dims(2, 3)).mul_scalar((width as f64).powf(-0.5));
+    if !causal {
+        return activation::softmax(scores, 3).matmul(repeat(v)).swap_dims(1, 2);
+    }
     let device = scores.device();
     let own = Tensor::<1, Int>::arange((keys - queries) as i64..keys as i64, &device)
         .reshape([queries, 1])
@@ -67,12 +80,12 @@ mod fused {
     /// Queries whose scores exist at a time.
     const BLOCK: usize = 64;
 
-    pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
+    pub fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, causal: bool) -> Tensor<4> {
         let [batch, queries, ..] = q.dims();
         let starts = starts
             .unwrap_or_else(|| Tensor::from_data(TensorData::zeros::<i32, _>([batch, queries]), &q.device().inner()));
         let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as AttentionOp>::fused_attention(q, k, v, starts.into_dispatch()))
+        Tensor::from_dispatch(<Dispatch as AttentionOp>::fused_attention(q, k, v, starts.into_dispatch(), causal))
     }
 
     #[backend_extension(Flex, Autodiff)]
@@ -82,12 +95,19 @@ mod fused {
             k: FloatTensor<Self>,
             v: FloatTensor<Self>,
             starts: IntTensor<Self>,
+            causal: bool,
         ) -> FloatTensor<Self>;
     }
 
     impl AttentionOp for Flex {
-        fn fused_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor) -> FlexTensor {
-            Attention::new(q, k, v, starts).forward().0
+        fn fused_attention(
+            q: FlexTensor,
+            k: FlexTensor,
+            v: FlexTensor,
+            starts: FlexTensor,
+            causal: bool,
+        ) -> FlexTensor {
+            Attention::new(q, k, v, starts, causal).forward().0
         }
     }
 
@@ -97,9 +117,10 @@ mod fused {
             k: FloatTensor<Self>,
             v: FloatTensor<Self>,
             starts: IntTensor<Self>,
+            causal: bool,
         ) -> FloatTensor<Self> {
             let prepared = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]).compute_bound().stateful();
-            let attention = Attention::new(q.into_primitive(), k.into_primitive(), v.into_primitive(), starts);
+            let attention = Attention::new(q.into_primitive(), k.into_primitive(), v.into_primitive(), starts, causal);
             let (output, logarithms) = attention.forward();
             match prepared {
                 OpsKind::Tracked(prepared) => prepared.finish((attention, logarithms), output),
@@ -139,10 +160,12 @@ mod fused {
         width: usize,
         keys: usize,
         kv_heads: usize,
+        /// A query sees no later keys than its own.
+        causal: bool,
     }
 
     impl Attention {
-        fn new(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor) -> Self {
+        fn new(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor, causal: bool) -> Self {
             let [batch, queries, heads, width] = dims(&q);
             let [_, keys, kv_heads, _] = dims(&k);
             let starts = starts.into_data();
@@ -152,7 +175,7 @@ mod fused {
             };
             let starts = starts.try_into_vec::<i32>().unwrap_or_default();
             assert!(
-                starts.len() == batch * queries && heads % kv_heads == 0 && keys >= queries,
+                starts.len() == batch * queries && heads % kv_heads == 0 && (keys >= queries || !causal),
                 "shapes of an attention"
             );
             Self {
@@ -166,6 +189,7 @@ mod fused {
                 width,
                 keys,
                 kv_heads,
+                causal,
             }
         }
 
@@ -182,6 +206,9 @@ mod fused {
         fn blocks(&self, batch: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> + '_ {
             (0..self.queries).step_by(BLOCK).map(move |first| {
                 let count = BLOCK.min(self.queries - first);
+                if !self.causal {
+                    return (first, count, 0, self.keys);
+                }
                 let starts = &self.starts[batch * self.queries + first..][..count];
                 let from = starts.iter().copied().min().unwrap_or(0).max(0) as usize;
                 let to = self.keys - self.queries + first + count;
@@ -222,7 +249,10 @@ mod fused {
 
         /// Keys that the query at `row` of a block sees, counted from the block's first key.
         fn visible(&self, batch: usize, row: usize, block: (usize, usize, usize, usize)) -> std::ops::Range<usize> {
-            let (first, _, from, _) = block;
+            let (first, _, from, to) = block;
+            if !self.causal {
+                return 0..to;
+            }
             let query = first + row;
             let end = self.keys - self.queries + query + 1;
             let start = (self.starts[batch * self.queries + query].max(0) as usize).min(end - 1);

@@ -11,6 +11,8 @@ mod embedding;
 mod flex;
 #[cfg(feature = "flex")]
 mod fused;
+mod gelu;
+mod layer_norm;
 mod linear;
 mod low_rank_linear;
 #[cfg(feature = "flex")]
@@ -25,11 +27,13 @@ mod sparse_low_rank;
 mod sparse_product;
 mod swiglu;
 
-pub use attention::causal_attention;
+pub use attention::{attention, causal_attention};
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
 pub use embedding::embedding;
 #[cfg(feature = "flex")]
 pub use fused::set_fused;
+pub use gelu::{Gelu, gelu};
+pub use layer_norm::layer_norm;
 pub use linear::{MatrixProduct, linear};
 pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
 pub use random_bases::{draws, mixed, mixed_draws};

@@ -92,7 +92,7 @@ fn the_fused_form_equals_the_composed_one() {
         for starts in [None, Some(starts())] {
             let form = |x: &[Tensor<1>]| {
                 let (q, k, v) = shaped(x);
-                composed(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                composed(q, k, v, starts.clone(), true).flatten::<1>(0, 3)
             };
             check.slopes(form);
             check.equal(
@@ -109,9 +109,43 @@ fn the_fused_form_equals_the_composed_one() {
                 },
                 |x| {
                     let (q, k, v) = viewed(x);
-                    composed(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                    composed(q, k, v, starts.clone(), true).flatten::<1>(0, 3)
                 },
             );
         }
     }
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn two_way_attention_sees_every_key_in_both_forms() {
+    use crate::ops::check::{Check, random};
+    for (batch, queries, heads, width, keys, kv_heads) in
+        [(1, 1, 1, 2, 1, 1), (2, 5, 4, 6, 5, 2), (1, 130, 2, 16, 130, 1), (2, 7, 3, 8, 3, 3), (1, 65, 6, 4, 100, 2)]
+    {
+        let (q, k) = ([batch, queries, heads, width], [batch, keys, kv_heads, width]);
+        let stretched = random(&q, 7).into_iter().map(|x| x * 5.0).collect();
+        let check = Check::new(&[stretched, random(&k, 8), random(&k, 9)]);
+        let shaped = |x: &[Tensor<1>]| (x[0].clone().reshape(q), x[1].clone().reshape(k), x[2].clone().reshape(k));
+        let form = |x: &[Tensor<1>]| {
+            let (q, k, v) = shaped(x);
+            composed(q, k, v, None, false).flatten::<1>(0, 3)
+        };
+        check.slopes(form);
+        check.equal(
+            |x| {
+                let (q, k, v) = shaped(x);
+                attention(q, k, v).flatten::<1>(0, 3)
+            },
+            form,
+        );
+    }
+    // The last query of a causal attention sees all keys too.
+    let (q, k, v) = (
+        super::tests::random([2, 1, 2, 6], 1),
+        super::tests::random([2, 9, 2, 6], 2),
+        super::tests::random([2, 9, 2, 6], 3),
+    );
+    let causal = causal_attention(q.clone(), k.clone(), v.clone(), None);
+    attention(q, k, v).into_data().assert_eq(&causal.into_data(), true);
 }
