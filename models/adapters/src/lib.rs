@@ -11,8 +11,9 @@
 //! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and list it in `structures/mod.rs`;
 //! [`register`] adds a structure of another crate.
 //!
-//! Imports go one way: `ground` (what an adapter is) < `init` < `structures` < `registry` < `apply` (on the layers of a module) < `rule`.
+//! Imports go one way: `ground` (what an adapter is) < `init` < `structures` < `registry` < `apply` (on the layers of a module) < `rule`, `allocation`.
 
+mod allocation;
 mod apply;
 #[cfg(test)]
 mod bench;
@@ -24,9 +25,10 @@ mod registry;
 mod rule;
 mod structures;
 
+pub use allocation::*;
 pub use apply::{
-    Adapted, Attach, BaseGradients, LayerFactors, Report, Resize, SHARED, adapters_of, detach, factors_of, resize,
-    sizes,
+    Adapted, Attach, BaseGradients, LayerFactors, MakeStructure, Report, Resize, SHARED, adapters_of, detach,
+    factors_of, resize, sizes,
 };
 pub use ground::{
     Adapter, AdapterConfig, AdapterError, AdapterOptions, AdapterStack, AdapterSteps, Alpha, AnyStructure, Base, Below,

@@ -2,6 +2,7 @@
 //! what a run would build.
 
 mod adapter;
+mod allocation;
 mod data;
 mod error;
 mod limits;
@@ -13,6 +14,7 @@ mod size;
 mod warnings;
 
 pub use adapter::{adapter, adapter_folder, names_adapter_folder, rule};
+pub use allocation::{allocation, allocation_hook};
 pub use data::{held_out, prepare_data, prepare_options, source};
 pub use error::BuildError;
 pub use limits::{BEYOND_ANY_MACHINE, check_sizes};

@@ -24,12 +24,13 @@ Examples:
   lowrank finetune --model SmolLM2-135M --data chats.jsonl
   lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter lora --rank 16 --alpha 32 --targets q_proj,v_proj
   lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter lora --init pissa --rule lora-plus
+  lowrank finetune --model SmolLM2-135M --data train.jsonl --allocation sora --rank 8
   lowrank finetune --model SmolLM2-135M --data more.jsonl --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300
   lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter none --backward per-layer --set optimizer.clip=0
   lowrank finetune --resume --out runs/SmolLM2-135M-lora-001
 
-`lowrank methods` lists adapters and rules, `lowrank methods NAME` the options of one, which are set as --set adapter.options.NAME=VALUE and
---set rule.options.NAME=VALUE. docs/configuration.md lists all keys. Flags win over --set, --set over the file of --config, the file over the
+`lowrank methods` lists adapters, rules and allocations, `lowrank methods NAME` the options of one, which are set as --set adapter.options.NAME=VALUE and
+--set rule.options.NAME=VALUE and --set allocation.options.NAME=VALUE. docs/configuration.md lists all keys. Flags win over --set, --set over the file of --config, the file over the
 defaults. The learning rate is that of rule or structure where none is given (2e-4 of lora), 2e-5 where all weights are trained.
 Ctrl-C finishes the step, saves and exits; --resume resumes bit-exactly, as if the run had not been interrupted.")]
 pub struct Args {
@@ -45,6 +46,9 @@ pub struct Args {
     /// How the adapter is trained, see `lowrank methods`
     #[arg(long, value_name = "NAME")]
     rule: Option<String>,
+    /// How ranks, bits and modules are distributed over the layers in training, see `lowrank methods`
+    #[arg(long, value_name = "NAME")]
+    allocation: Option<String>,
     /// Rank of the adapter
     #[arg(long)]
     rank: Option<u32>,
@@ -70,6 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--data", "data.path", (!args.data.is_empty()).then(|| texts(&args.data)));
     layers.optional("--adapter", "adapter.name", args.adapter.as_deref());
     layers.optional("--rule", "rule.name", args.rule.as_deref());
+    layers.optional("--allocation", "allocation.name", args.allocation.as_deref());
     layers.optional("--rank", "adapter.rank", args.rank);
     layers.optional("--alpha", "adapter.alpha", args.alpha);
     layers.optional("--dropout", "adapter.dropout", args.dropout);

@@ -7,8 +7,8 @@ use toml::{Table, Value};
 
 use super::Job;
 use super::sections::{
-    AdapterSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection, OptimizerSection,
-    RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
+    AdapterSection, AllocationSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection,
+    OptimizerSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
 };
 
 /// Whole configuration of a run; the keys are documented in their sections.
@@ -20,6 +20,7 @@ pub struct Config {
     pub model: ModelSection,
     pub adapter: AdapterSection,
     pub rule: RuleSection,
+    pub allocation: AllocationSection,
     pub data: DataSection,
     pub tokenizer: TokenizerSection,
     pub optimizer: OptimizerSection,

@@ -30,8 +30,9 @@ pub fn sections(job: Job) -> Vec<Section> {
     macro_rules! sections {
         ($($name:ident),*) => { vec![$( section(job, stringify!($name), OptionList::of(&config.$name)) ),*] };
     }
-    let mut all =
-        sections!(run, model, adapter, rule, data, tokenizer, optimizer, schedule, train, eval, checkpoint, log);
+    let mut all = sections!(
+        run, model, adapter, rule, allocation, data, tokenizer, optimizer, schedule, train, eval, checkpoint, log
+    );
     all.retain(|section| !section.keys.is_empty());
     all
 }

@@ -74,10 +74,11 @@ impl Layers {
     pub fn resolve(&self, base: &Config) -> Result<Config, ConfigError> {
         self.check_job(base.run.job)?;
         let mut table = base.table();
-        let known = Known::of(&self.assignments, base, &mut table)?;
+        let assignments = self.with_structure(base);
+        let known = Known::of(&assignments, base, &mut table)?;
         self.default_schedule(base, &mut table);
         let mut origins = BTreeMap::new();
-        for assignment in &self.assignments {
+        for assignment in &assignments {
             let value = known.checked(assignment)?;
             put(&mut table, &assignment.key, value);
             origins.insert(assignment.key.as_str(), assignment);
@@ -102,6 +103,19 @@ impl Layers {
             None => "must be a text".into(),
         };
         Err(ConfigError::Value { key, value: value.to_string(), origin, reason })
+    }
+
+    /// All assignments, with the structure that a newly chosen allocation works on unless one is given.
+    fn with_structure(&self, base: &Config) -> Vec<Assignment> {
+        let mut assignments = self.assignments.clone();
+        let allocation = text(&assignments, "allocation.name").filter(|name| *name != base.allocation.name);
+        if let Some(structure) = allocation.and_then(super::methods::structure_of)
+            && !self.has("adapter.name")
+        {
+            let value = Value::String(structure.into());
+            assignments.push(Assignment { key: "adapter.name".into(), value, origin: Origin::Default });
+        }
+        assignments
     }
 
     /// Sets the schedule from the paper of a parameterization with restarts, unless one is given.

@@ -1,6 +1,6 @@
 //! Methods that sections name, and their options.
 
-use lowrank_models::adapter::{RULES, STRUCTURES, StructureEntry};
+use lowrank_models::adapter::{ALLOCATIONS, AllocationEntry, RULES, STRUCTURES, StructureEntry};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry};
 use lowrank_optim::registry::{Entry, Kind, METHODS, OptionList, Registered, nearest};
 
@@ -14,11 +14,12 @@ pub struct Slot {
 }
 
 /// All sections with a name and options.
-pub const SLOTS: [Slot; 4] = [
+pub const SLOTS: [Slot; 5] = [
     Slot { section: "optimizer", kind: Kind::Optimizer },
     Slot { section: "model.parameterization", kind: Kind::Parameterization },
     Slot { section: "adapter", kind: Kind::Structure },
     Slot { section: "rule", kind: Kind::Rule },
+    Slot { section: "allocation", kind: Kind::Allocation },
 ];
 
 impl Slot {
@@ -34,6 +35,7 @@ impl Slot {
             Kind::Parameterization => PARAMETERIZATIONS.iter().map(|method| *method.entry()).collect(),
             Kind::Structure => STRUCTURES.iter().map(|structure| structure.entry).collect(),
             Kind::Rule => RULES.iter().map(|rule| rule.entry).collect(),
+            Kind::Allocation => ALLOCATIONS.iter().map(|allocation| allocation.entry).collect(),
             _ => Vec::new(),
         }
     }
@@ -68,6 +70,14 @@ pub fn moved(key: &str) -> Option<String> {
 pub fn nearest_key(key: &str, known: &[String]) -> Option<String> {
     nearest(key, known.iter().map(String::as_str)).map(str::to_string)
 }
+
+/// Structure that an allocation works on where none is given.
+pub fn structure_of(allocation: &str) -> Option<&'static str> {
+    AllocationEntry::find(allocation).ok()?.structures.first().copied()
+}
+
+/// Name that stands for no allocation.
+pub const NO_ALLOCATION: &str = "none";
 
 /// Returns true if a parameterization restarts, and the learning rate with it.
 pub fn restarts(name: &str) -> bool {

@@ -24,7 +24,8 @@ pub use layers::Layers;
 pub use methods::{SLOTS, Slot};
 pub use schema::schema;
 pub use sections::{
-    AdapterSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection, OptimizerSection,
-    ParameterizationSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
+    AdapterSection, AllocationSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection,
+    OptimizerSection, ParameterizationSection, RuleSection, RunSection, ScheduleSection, TokenizerSection,
+    TrainSection,
 };
 pub use units::{bytes, count, duration, parse_bytes};

@@ -134,6 +134,16 @@ section! {
 }
 
 section! {
+    /// How ranks, bits and modules are distributed over the layers while the adapter is trained.
+    AllocationSection {
+        /// Allocation of the adapter, one of `lowrank methods`; `none`: every layer keeps what it starts with.
+        name: String = "none".into(),
+        /// Options of the allocation; see `lowrank methods NAME`.
+        options: Options = Options::new(),
+    }
+}
+
+section! {
     /// Text or examples.
     DataSection {
         /// Files and folders of text; empty: the sources of the burn crates that Cargo downloaded.

@@ -131,6 +131,7 @@ impl TrainedModel {
         let folder = PathBuf::from(&config.model.name);
         let hub = ModelFolder::open(&folder)?.config;
         let rule = build::rule(&config.rule)?;
+        let allocation = build::allocation(&config.allocation)?;
         let begun = adapter_folder(&config.adapter)?;
         if let Some(weight) = begun.as_ref().and_then(|begun| begun.brings().first().map(ToString::to_string)) {
             return Err(BuildError::Settings(format!(
@@ -154,7 +155,21 @@ impl TrainedModel {
                         config.adapter.name
                     )));
                 }
-                Some(adapter)
+                match &allocation {
+                    None => Some(adapter),
+                    Some(allocation) => {
+                        let allocated = allocation.prepared(adapter.clone())?;
+                        if begun.is_some() && allocated != adapter {
+                            return Err(BuildError::Settings(format!(
+                                "allocation.name = {}: it needs other options of {} than those of the adapter in {}; set it to none, or begin with a new adapter",
+                                allocation.name(),
+                                adapter.structure,
+                                config.adapter.name
+                            )));
+                        }
+                        Some(allocated)
+                    }
+                }
             }
             None if rule.trains_weights() => None,
             None => {
@@ -164,10 +179,16 @@ impl TrainedModel {
                 )));
             }
         };
+        if let (Some(allocation), None) = (&allocation, &adapter) {
+            return Err(BuildError::Settings(format!(
+                "allocation.name = {}: there is no adapter to allocate ranks of; set it to none, or remove adapter.name",
+                allocation.name()
+            )));
+        }
         if adapter.is_some() {
             rule.check_adapter_alone(&build::optimizer_options(config))?;
         }
         let begun = begun.is_some().then(|| PathBuf::from(&config.adapter.name));
-        Ok(Self { hub, folder: Some(folder), adapter, begun, rule })
+        Ok(Self { hub, folder: Some(folder), adapter, begun, rule, allocation })
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use lowrank_models::Llama;
-use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients, Rule};
+use lowrank_models::adapter::{AdapterConfig, Allocation, Attach, BaseGradients, Rule};
 use lowrank_models::analysis::collect_gradients;
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
 use lowrank_models::hub::{self, HubConfig, ModelFolder};
@@ -28,6 +28,8 @@ pub struct TrainedModel {
     pub(super) begun: Option<PathBuf>,
     /// Training rule of the adapter.
     pub rule: Box<dyn Rule>,
+    /// Allocation of the adapter, if it has one.
+    pub allocation: Option<Box<dyn Allocation>>,
 }
 
 impl TrainedModel {

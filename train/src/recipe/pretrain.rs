@@ -80,6 +80,7 @@ impl TrainedModel {
             folder: model_folder(&config.model).map(Path::to_path_buf),
             adapter: None,
             begun: None,
+            allocation: None,
             rule: Box::default(),
         })
     }

@@ -5,6 +5,7 @@
 //! - [`report`]: metrics, [TensorBoard for Burn's own loop](report::TensorBoardLogger), progress, summary.
 //! - [`RunFolder`]: the folder that holds all of it.
 
+mod allocation;
 pub mod checkpoint;
 mod clock;
 mod error;

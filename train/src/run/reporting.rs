@@ -1,5 +1,7 @@
 //! Reports of a run: metrics, progress, summary.
 
+use lowrank_models::adapter::AllocationView;
+
 use super::RunError;
 use super::report::{EndedBy, Logs, Metrics, StepView, Summary};
 use super::training::{Finished, Training, due};
@@ -81,6 +83,7 @@ impl Training {
             validation_loss: None,
             final_validation_loss: None,
             skipped: report.skipped,
+            layers: None,
         }
     }
 
@@ -101,7 +104,9 @@ impl Training {
             self.screen.warn(&format!("step {}: a value that is not finite; the update was left out", report.step));
         }
         if logged {
-            self.logs.write(metrics, &self.screen);
+            let layers = self.allocation.as_ref().map(AllocationView::layers);
+            let metrics = Metrics { layers: self.logs.changed(layers), ..metrics.clone() };
+            self.logs.write(&metrics, &self.screen);
         }
     }
 

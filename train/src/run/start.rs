@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use lowrank_kernels::instructions::instruction_set;
 use lowrank_models::Llama;
-use lowrank_optim::{AssignedTo, Assignment, StateMeter};
+use lowrank_models::adapter::AllocationHook;
+use lowrank_optim::{AssignedTo, Assignment, Hooks, StateMeter};
 
+use super::allocation::allocation_hook;
 use super::checkpoint::{
     CheckpointError, Checkpoints, ExpectedState, StageRecord, TrainerState, folder_hash, restore_training,
 };
@@ -129,6 +131,9 @@ impl Training {
         }
         let summary = sizes(&model, &stage.data, forecast);
         let meter = StateMeter::new();
+        let hook = allocation_hook(&config, &subject, &model, &schedule, (state.stage, state.stage_step), &screen)?;
+        let allocation = hook.as_ref().map(AllocationHook::view);
+        stage.hooks.append(hook.into_iter().fold(Hooks::new(), Hooks::with));
         let (trainer, parameters) = trainer(&config, &subject, model, &meter, stage, schedule, loaded.as_ref())?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
         let validation = Validation::draw(&stage.data.validation, config.eval.batches, config.train.seed);
@@ -160,6 +165,7 @@ impl Training {
             checkpoints,
             meter,
             parameters,
+            allocation,
             logs: Logs::default(),
             state,
             summary,

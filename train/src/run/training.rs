@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use lowrank_models::adapter::AllocationView;
 use lowrank_models::{Llama, Sampling};
-use lowrank_optim::{Assignment, StateMeter};
+use lowrank_optim::{Assignment, Hooks, StateMeter};
 
+use super::allocation::allocation_hook;
 use super::checkpoint::{Checkpoints, TrainerState, save_training, state_bytes};
 use super::clock::Clock;
-use super::report::{EndedBy, Logs, Metrics, Screen, Summary};
+use super::report::{EndedBy, Logs, Metrics, RankFile, Screen, Summary};
 use super::validation::Validation;
 use super::{RunError, RunFolder};
 use crate::build::{self, Listener};
@@ -30,6 +32,8 @@ pub struct Training {
     pub(super) checkpoints: Checkpoints,
     pub(super) meter: StateMeter,
     pub(super) parameters: Vec<Assignment>,
+    /// Ranks by layer, where an allocation changes them.
+    pub(super) allocation: Option<AllocationView>,
     pub(super) logs: Logs,
     pub(super) state: TrainerState,
     pub(super) summary: Summary,
@@ -203,6 +207,18 @@ impl Training {
         let parameterization = &self.subject.hub.llama.parameterization;
         let schedule = build::schedule(&self.config, parameterization, stage.steps)?;
         let before = [self.trainer.step, self.trainer.samples];
+        let hook = allocation_hook(
+            &self.config,
+            &self.subject,
+            self.trainer.model(),
+            &schedule,
+            (number, before[0]),
+            &self.screen,
+        )?;
+        if let Some(hook) = hook {
+            self.allocation = Some(hook.view());
+            stage.hooks.append(Hooks::new().with(hook));
+        }
         self.trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
         self.validation = Validation::draw(&stage.data.validation, self.config.eval.batches, self.config.train.seed);
         let state = &mut self.state;
@@ -287,6 +303,9 @@ impl Training {
         let files = self.subject.files(self.config.run.job, &self.current().data.tokenizer);
         let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;
         self.summary.checkpoint = Some(path);
+        if let Some(view) = &self.allocation {
+            self.folder.write("rank.json", &RankFile::of(self.trainer.step, view).text())?;
+        }
         Ok(())
     }
 }

@@ -8,4 +8,5 @@ pub(crate) mod resolve;
 
 pub use attach::{Adapted, Attach, BaseGradients, Report, SHARED, adapters_of, detach};
 pub use factors::{LayerFactors, factors_of};
-pub use resize::{Resize, resize, sizes};
+pub(crate) use resize::rebuild;
+pub use resize::{MakeStructure, Resize, resize, sizes};

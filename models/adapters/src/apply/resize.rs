@@ -23,6 +23,7 @@ use burn::module::{Module, ParamId};
 use burn::tensor::{DType, Tensor};
 
 use super::attach::{joined, put_back, stacks};
+use crate::ground::any::AnyStructure;
 use crate::ground::entry::StructureEntry;
 use crate::ground::error::AdapterError;
 use crate::ground::layers::linear_weights;
@@ -50,6 +51,44 @@ pub fn resize<M: Module>(
     name: &str,
     mut ask: impl FnMut(&str, &Adapter) -> Option<Resize>,
 ) -> Result<(M, Vec<ParamId>), AdapterError> {
+    let mut refused = None;
+    let ask = |path: &str, attached: &Adapter| {
+        let Resize { keep, append } = ask(path, attached)?;
+        let size = attached.place().size();
+        let distinct = (0..keep.len()).all(|i| keep[i] < size.rank && !keep[..i].contains(&keep[i]));
+        if !distinct {
+            refused = Some(format!(
+                "{path}: the components {keep:?} cannot stay; there are {}, each stays once at most",
+                size.rank
+            ));
+            return None;
+        }
+        if append == 0 && keep.iter().copied().eq(0..size.rank) {
+            return None;
+        }
+        let size = Size { rank: keep.len() + append, ..size };
+        let make = move |structure: &AnyStructure, site: &mut Site<'_>| {
+            StructureEntry::find(structure.spec().name)?.resize(structure, &keep, site)
+        };
+        Some((size, Box::new(make) as MakeStructure))
+    };
+    let (module, changed) = rebuild(module, name, ask)?;
+    match refused {
+        Some(reason) => Err(AdapterError::Refused(reason)),
+        None => Ok((module, changed)),
+    }
+}
+
+/// Makes the structure of a layer of the present one, on a site that has the new size.
+pub type MakeStructure = Box<dyn FnOnce(&AnyStructure, &mut Site<'_>) -> Result<AnyStructure, AdapterError>>;
+
+/// Replaces the structures of an adapter on the layers for which `ask` returns a new size and structure. Returns the module and the ids of the
+/// trained tensors whose shape or order changed.
+pub(crate) fn rebuild<M: Module>(
+    module: M,
+    name: &str,
+    mut ask: impl FnMut(&str, &Adapter) -> Option<(Size, MakeStructure)>,
+) -> Result<(M, Vec<ParamId>), AdapterError> {
     let mut weights: BTreeMap<String, Tensor<2>> = BTreeMap::new();
     each_adapted(&module, |path, weight, _| {
         weights.insert(path.to_string(), weight.clone());
@@ -63,23 +102,13 @@ pub fn resize<M: Module>(
         let Some(number) = stack.iter().position(|attached| attached.control().name() == name) else { continue };
         found = true;
         let (attached, weight) = (&stack[number], &weights[path]);
-        let Some(Resize { keep, append }) = ask(path, attached) else { continue };
-        let rank = attached.place().rank;
-        let distinct = (0..keep.len()).all(|i| keep[i] < rank && !keep[..i].contains(&keep[i]));
-        if !distinct {
-            return Err(AdapterError::Refused(format!(
-                "{path}: the components {keep:?} cannot stay; there are {rank}, each stays once at most"
-            )));
-        }
-        if append == 0 && keep.iter().copied().eq(0..rank) {
-            continue;
-        }
+        let Some((size, make)) = ask(path, attached) else { continue };
         if shared.is_none() {
             shared = Some(joined(SharedTensors::default(), attached.control().config(), others.iter())?);
         }
         let Some(shared) = &mut shared else { continue };
         let below = AdapterStack { stack: stack[..number].to_vec() };
-        let (resized, moved) = on_one_layer(attached, weight, &below, &keep, append, shared)?;
+        let (resized, moved) = on_one_layer(attached, weight, &below, size, make, shared)?;
         changed.extend(moved);
         stack[number] = resized;
     }
@@ -98,19 +127,19 @@ pub fn resize<M: Module>(
     Ok((put_back(module, stacks)?, changed))
 }
 
-/// Returns the resized adapter of one layer and the ids of the tensors that changed.
+/// Returns the new adapter of one layer and the ids of the tensors that changed.
 fn on_one_layer(
     attached: &Adapter,
     stored: &Tensor<2>,
     below: &AdapterStack,
-    keep: &[usize],
-    append: usize,
+    size: Size,
+    make: MakeStructure,
     shared: &mut SharedTensors,
 ) -> Result<(Adapter, Vec<ParamId>), AdapterError> {
     let config = attached.control().config();
     let entry = StructureEntry::find(attached.structure.spec().name)?;
     let mut place = attached.place().clone();
-    place.rank = keep.len() + append;
+    place.resize(size);
     let weight = below.over(stored, None).weight().without_autodiff();
     let mut site = Site {
         place: &place,
@@ -124,14 +153,14 @@ fn on_one_layer(
         given: None,
         shared,
     };
-    let structure = entry.resize(&attached.structure, keep, &mut site)?;
+    let structure = make(&attached.structure, &mut site)?;
     let before = attached.shapes();
     let resized = Adapter { structure, place: place.into(), ..attached.clone() };
     let trained = resized.shapes().into_iter().filter(|tensor| tensor.role != TensorRole::Frozen);
     // With an unchanged number of components the order may still differ.
     let moved = trained.filter(|tensor| {
         let old = before.iter().find(|old| old.field == tensor.field);
-        old.is_none_or(|old| old.shape != tensor.shape) || keep.len() + append == attached.place().rank
+        old.is_none_or(|old| old.shape != tensor.shape) || size.rank == attached.place().rank
     });
     Ok((resized.clone(), moved.map(|tensor| tensor.id).collect()))
 }

@@ -1,5 +1,6 @@
 //! Run-time state that all layers of one adapter share: switch, forward pass, totals.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -16,12 +17,19 @@ struct Inner {
     config: AdapterConfig,
     on: AtomicBool,
     pass: RwLock<Arc<PassInfo>>,
+    values: RwLock<BTreeMap<String, f64>>,
     totals: RwLock<Totals>,
 }
 
 impl Control {
     pub(crate) fn new(config: AdapterConfig) -> Self {
-        Self(Arc::new(Inner { config, on: AtomicBool::new(true), pass: RwLock::default(), totals: RwLock::default() }))
+        Self(Arc::new(Inner {
+            config,
+            on: AtomicBool::new(true),
+            pass: RwLock::default(),
+            values: RwLock::default(),
+            totals: RwLock::default(),
+        }))
     }
 
     /// Configuration of the adapter.
@@ -44,8 +52,19 @@ impl Control {
         self.0.on.load(Ordering::Relaxed)
     }
 
+    /// Sets values that every training pass from now on carries, in addition to its own: a hook sets those of its step,
+    /// whose passes the training loop makes.
+    pub fn set_values(&self, values: BTreeMap<String, f64>) {
+        *self.0.values.write().unwrap_or_else(PoisonError::into_inner) = values;
+    }
+
     /// Sets the next forward pass; see [`PassInfo`].
-    pub fn set_pass(&self, pass: PassInfo) {
+    pub fn set_pass(&self, mut pass: PassInfo) {
+        if pass.training {
+            for (name, value) in &*self.0.values.read().unwrap_or_else(PoisonError::into_inner) {
+                pass.values.entry(name.clone()).or_insert(*value);
+            }
+        }
         *self.0.pass.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pass);
     }
 

@@ -87,6 +87,12 @@ pub trait Structure: Debug + Send + Sync {
         false
     }
 
+    /// Indices of the components that have a part in the update, where some can be without: those of closed gates are not
+    /// exported. None if all have one.
+    fn active_components(&self) -> Option<Vec<usize>> {
+        None
+    }
+
     /// Update as the product of two factors `[d_in, r]` and `[r, d_out]`, if it is one; exported as plain LoRA.
     fn as_factors(&self) -> Option<[Tensor<2>; 2]> {
         self.factors().map(|Factors { a, b, scale }| [a, scaled(b, scale)])

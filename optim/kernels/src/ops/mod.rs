@@ -26,6 +26,7 @@ mod sparse_low_rank;
 #[cfg(feature = "flex")]
 mod sparse_product;
 mod swiglu;
+mod update_score;
 
 pub use attention::{attention, causal_attention};
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
@@ -43,3 +44,4 @@ pub use scaled_bases::scaled_bases;
 pub use sparse_cosines::{moves_positions, pixels, sparse_cosines};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};
 pub use swiglu::swiglu;
+pub use update_score::{UpdateScore, scored, scores_on};

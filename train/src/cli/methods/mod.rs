@@ -13,7 +13,7 @@ use super::output::{print, table};
 use crate::build::BuildError;
 use crate::config::SLOTS;
 
-/// List optimizers, parameterizations, adapters and training rules, or the options of one.
+/// List optimizers, parameterizations, adapters, training rules and allocations, or the options of one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -84,6 +84,7 @@ fn flag(kind: Kind) -> &'static str {
         Kind::Optimizer => "--optimizer",
         Kind::Parameterization => "--parameterization",
         Kind::Structure => "--adapter",
+        Kind::Allocation => "--allocation",
         _ => "--rule",
     }
 }

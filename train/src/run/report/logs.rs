@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use lowrank_models::Llama;
 use lowrank_optim::{Assignment, ModulePath};
 
+use super::metrics::Layers;
 use super::tensorboard::{TensorBoard, first_step};
 use super::{Metrics, MetricsFile, Screen};
 use crate::build::Listener;
@@ -17,6 +18,8 @@ use crate::run::RunFolder;
 pub struct Logs {
     metrics: Option<MetricsFile>,
     board: Option<TensorBoard>,
+    /// Ranks by layer as they were last written.
+    layers: Option<Layers>,
 }
 
 impl Logs {
@@ -24,7 +27,8 @@ impl Logs {
     pub fn open(folder: &RunFolder, config: &Config, step: u64, screen: &Screen) -> Self {
         let metrics = told(MetricsFile::open(&folder.join("metrics.jsonl"), step), "metrics.jsonl", screen);
         let board = config.log.tensorboard.then(|| TensorBoard::create(&folder.join("tensorboard"), step));
-        let mut logs = Self { metrics, board: board.and_then(|board| told(board, "TensorBoard events", screen)) };
+        let board = board.and_then(|board| told(board, "TensorBoard events", screen));
+        let mut logs = Self { metrics, board, layers: None };
         let entries = config.entries();
         logs.board(screen, |board| {
             // Starts at the first new step, so that a second resume from the same checkpoint hides the texts of the
@@ -35,6 +39,15 @@ impl Logs {
             board.hyper_parameters(step, &name, entries.iter().map(|(key, value)| (key.as_str(), value.as_str())))
         });
         logs
+    }
+
+    /// The ranks by layer, if they are others than those of the last call.
+    pub fn changed(&mut self, layers: Option<Layers>) -> Option<Layers> {
+        if self.layers == layers {
+            return None;
+        }
+        self.layers.clone_from(&layers);
+        layers
     }
 
     /// Writes a line of metrics.
@@ -48,7 +61,16 @@ impl Logs {
             for (tag, value) in metrics.scalars() {
                 board.scalar(tag, metrics.step, value)?;
             }
-            Ok(())
+            for (tag, value) in metrics.layer_scalars() {
+                board.scalar(&tag, metrics.step, value)?;
+            }
+            match &metrics.layers {
+                Some(layers) if !layers.is_empty() => {
+                    let ranks: Vec<f32> = layers.values().map(|layer| layer.rank as f32).collect();
+                    board.histogram("rank/all", metrics.step, &ranks)
+                }
+                _ => Ok(()),
+            }
         });
     }
 

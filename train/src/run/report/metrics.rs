@@ -1,12 +1,17 @@
 //! `metrics.jsonl`: one object per logged step.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use lowrank_models::adapter::LayerAllocation;
 use serde::Serialize;
 
 use crate::process::files::write_whole;
+
+/// Allocation of the layers by path.
+pub type Layers = BTreeMap<String, LayerAllocation>;
 
 /// Metrics of a step. Values that were not measured at that step are left out of the line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -62,6 +67,9 @@ pub struct Metrics {
     /// Validation loss on all held-out text, at the end of a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub final_validation_loss: Option<f64>,
+    /// Ranks by layer, where an allocation has changed them since the last line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
     /// True if the step was skipped because of a non-finite value.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
@@ -93,6 +101,17 @@ impl Metrics {
         .into_iter()
         .filter_map(|(tag, value)| Some((tag, value?)))
         .collect()
+    }
+
+    /// TensorBoard tags of the layers' figures.
+    pub fn layer_scalars(&self) -> Vec<(String, f64)> {
+        let layers = self.layers.iter().flatten();
+        let of_layer = |(path, layer): (&String, &LayerAllocation)| {
+            let rank = (format!("rank/{path}"), layer.rank as f64);
+            let figures = layer.figures.iter().map(|(name, value)| (format!("{name}/{path}"), *value));
+            std::iter::once(rank).chain(figures).collect::<Vec<_>>()
+        };
+        layers.flat_map(of_layer).collect()
     }
 }
 

@@ -4,6 +4,7 @@ mod burn_logger;
 mod logs;
 mod metrics;
 mod progress;
+mod ranks;
 mod summary;
 mod tensorboard;
 
@@ -11,5 +12,6 @@ pub use burn_logger::TensorBoardLogger;
 pub(super) use logs::Logs;
 pub use metrics::{Metrics, MetricsFile};
 pub use progress::{Screen, StepView};
+pub use ranks::RankFile;
 pub use summary::{EndedBy, Summary};
 pub use tensorboard::TensorBoard;

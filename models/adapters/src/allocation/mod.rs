@@ -1,0 +1,32 @@
+//! Allocations: how ranks, bits and modules are distributed over the layers while an adapter is trained. Each has a file
+//! of its own.
+//!
+//! A training loop calls the allocation in this order:
+//!
+//! ```text
+//! allocation.prepared(config)      the adapter's configuration as the allocation needs it, or why not
+//! allocation.check(&run, &places)  budgets and schedules against the layers and the length of the run
+//! allocation.check_optimizer(name) why this optimizer is not supported
+//! Attach::new(config).to(model)
+//! AllocationHook::new(..)          a hook of the trainer, or of a loop of your own; its view reports ranks by layer
+//! ```
+//!
+//! To add an allocation, write its file and a line in [`ALLOCATIONS`].
+
+mod definition;
+mod dylora;
+mod hook;
+mod list;
+mod model;
+mod record;
+mod sora;
+mod view;
+
+pub use definition::{Allocation, AllocationEntry, AllocationRun, Allocator, Rates};
+pub use dylora::DyLora;
+pub use hook::AllocationHook;
+pub use list::ALLOCATIONS;
+pub use model::{AllocatedModel, Rebuild};
+pub use record::AllocationRecord;
+pub use sora::{Prox, SoRa, SparsifyingSchedule, ThresholdMode, official_prox, soft_prox, thresholds};
+pub use view::{AllocationView, LayerAllocation};

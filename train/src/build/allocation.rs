@@ -1,0 +1,48 @@
+//! Allocation of a configuration, and its hook.
+
+use lowrank_models::Llama;
+use lowrank_models::adapter::{AdapterConfig, Allocation, AllocationHook, AllocationRun, Rates, linear_weights};
+
+use super::{BuildError, Listener};
+use crate::config::{AllocationSection, Config};
+use crate::engine::Schedule;
+
+/// Allocation of the configuration, if it names one.
+pub fn allocation(section: &AllocationSection) -> Result<Option<Box<dyn Allocation>>, BuildError> {
+    match section.name.as_str() {
+        "none" => Ok(None),
+        name => Ok(Some(<dyn Allocation>::named(name, &section.options)?)),
+    }
+}
+
+/// Hook of an allocation for a stage of a run, which has `before` steps before it. Rejects what the layers of the model,
+/// the optimizer or the length of the stage do not allow.
+pub fn allocation_hook(
+    config: &Config,
+    allocation: &dyn Allocation,
+    adapter: &AdapterConfig,
+    model: &Llama,
+    schedule: &Schedule,
+    (stage, before): (usize, u64),
+    listener: &dyn Listener,
+) -> Result<AllocationHook, BuildError> {
+    let rates = schedule.clone();
+    let run = AllocationRun {
+        adapter: adapter.name.clone(),
+        seed: config.train.seed,
+        before,
+        stage,
+        // The clock may end a run at any step.
+        total_steps: schedule.total_steps.filter(|_| config.train.minutes == 0.0),
+        micro_batches: config.train.accumulation as u64,
+        rates: Rates::new(move |step, total_steps| Schedule { total_steps, ..rates.clone() }.rate(step)),
+    };
+    let layers: Vec<_> = linear_weights(model)?.into_values().collect();
+    let layers = adapter.places(&layers)?;
+    allocation.check_optimizer(&config.optimizer.name)?;
+    allocation.check(&run, &layers)?;
+    allocation.warnings(&run, &layers).iter().for_each(|warning| listener.warn(warning));
+    let hook = AllocationHook::new(allocation, &run);
+    hook.look(model);
+    Ok(hook)
+}

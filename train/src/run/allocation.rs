@@ -1,0 +1,27 @@
+//! Hook of the allocation of a run.
+
+use lowrank_models::Llama;
+use lowrank_models::adapter::AllocationHook;
+
+use super::report::Screen;
+use crate::build::{self, BuildError};
+use crate::config::Config;
+use crate::engine::Schedule;
+use crate::recipe::TrainedModel;
+
+/// Hook of the run's allocation for a stage, if it has one.
+pub(super) fn allocation_hook(
+    config: &Config,
+    subject: &TrainedModel,
+    model: &Llama,
+    schedule: &Schedule,
+    stage: (usize, u64),
+    screen: &Screen,
+) -> Result<Option<AllocationHook>, BuildError> {
+    match (&subject.allocation, subject.adapter()) {
+        (Some(allocation), Some(adapter)) => {
+            build::allocation_hook(config, &**allocation, adapter, model, schedule, stage, screen).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
