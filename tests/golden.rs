@@ -25,6 +25,8 @@ mod fira;
 mod frugal;
 #[path = "golden/galore.rs"]
 mod galore;
+#[path = "golden/gguf.rs"]
+mod gguf;
 #[path = "golden/hydra.rs"]
 mod hydra;
 #[path = "golden/interop_peft.rs"]
@@ -97,6 +99,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("fira", fira::run),
     ("frugal", frugal::run),
     ("galore", galore::run),
+    ("gguf", gguf::run),
     ("hydra", hydra::run),
     ("interop-peft", interop_peft::run),
     ("ldadam", ldadam::run),

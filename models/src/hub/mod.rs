@@ -1,7 +1,9 @@
 //! Model folders as Hugging Face's `transformers` writes and reads them: `config.json` and `model.safetensors`, whole or in shards. Adapter folders
 //! are in [`peft`].
 
+mod companions;
 mod config;
+pub mod gguf;
 mod names;
 mod open;
 pub mod peft;
@@ -9,6 +11,7 @@ mod read;
 mod rope;
 mod write;
 
+pub use companions::{companion, copy_companions};
 pub use config::HubConfig;
 pub use read::{ModelFolder, TensorFiles, read_header};
-pub use write::{MAX_SHARD_BYTES, copy_companions, save};
+pub use write::{MAX_SHARD_BYTES, save};

@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::config::HubConfig;
+use super::gguf::{self, GgufFile, GgufWeights};
 use super::names::{CONFIG, INDEX, WEIGHTS};
 use super::open::{open, read_text};
 use crate::error::ModelError;
@@ -22,24 +23,31 @@ pub struct ModelFolder {
     dir: PathBuf,
     /// Content of `config.json`.
     pub config: HubConfig,
+    /// The model file, in place of a folder.
+    gguf: Option<GgufFile>,
 }
 
 impl ModelFolder {
-    /// Reads the configuration; the weights wait for [`ModelFolder::load`].
+    /// Reads the configuration; the weights wait for [`ModelFolder::load`]. A GGUF file may stand for a folder.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        if dir.is_file() {
+            let file = GgufFile::open(dir)?;
+            let config = gguf::configuration(&file)?;
+            return Ok(Self { dir: dir.to_path_buf(), config, gguf: Some(file) });
+        }
         if !dir.join(CONFIG).exists() {
             let reason = format!("has no {CONFIG}; name the folder of a model");
             return Err(ModelError::File { path: dir.to_path_buf(), reason });
         }
         let config = HubConfig::read(&dir.join(CONFIG))?;
-        Ok(Self { dir: dir.to_path_buf(), config })
+        Ok(Self { dir: dir.to_path_buf(), config, gguf: None })
     }
 
     /// Loads the model in f32. A tensor that is missing, left over or of another shape is rejected.
     pub fn load(&self, device: &Device) -> Result<Llama, ModelError> {
-        let mut files = self.files()?;
-        let model = Llama::build(&self.config.llama, &mut files, device)?;
-        files.finish()?;
+        let mut weights = self.weights()?;
+        let model = Llama::build(&self.config.llama, weights.source(), device)?;
+        weights.finish()?;
         Ok(model)
     }
 
@@ -52,11 +60,19 @@ impl ModelFolder {
         device: &Device,
     ) -> Result<Llama, ModelError> {
         let dense = &self.config.llama;
-        let mut source = Below { files: self.files()?, random: RandomWeights { seed, std: dense.initializer_range } };
+        let mut source =
+            Below { weights: self.weights()?, random: RandomWeights { seed, std: dense.initializer_range } };
         let config = LlamaConfig { parameterization: parameterization.clone(), ..dense.clone() };
         let model = Llama::build(&config, &mut source, device)?;
-        source.files.finish()?;
+        source.weights.finish()?;
         Ok(model)
+    }
+
+    fn weights(&self) -> Result<Weights<'_>, ModelError> {
+        match &self.gguf {
+            Some(file) => Ok(Weights::Gguf(GgufWeights::new(file, &self.config.llama))),
+            None => Ok(Weights::Files(self.files()?)),
+        }
     }
 
     fn files(&self) -> Result<TensorFiles, ModelError> {
@@ -69,22 +85,45 @@ impl ModelFolder {
     }
 }
 
+/// The weights of a folder or of a GGUF file.
+enum Weights<'a> {
+    Files(TensorFiles),
+    Gguf(GgufWeights<'a>),
+}
+
+impl Weights<'_> {
+    fn source(&mut self) -> &mut dyn WeightSource {
+        match self {
+            Self::Files(files) => files,
+            Self::Gguf(file) => file,
+        }
+    }
+
+    /// Rejects tensors that were not used.
+    fn finish(&self) -> Result<(), ModelError> {
+        match self {
+            Self::Files(files) => files.finish(),
+            Self::Gguf(file) => file.finish(),
+        }
+    }
+}
+
 /// The weights of a dense model, and random tensors in addition.
-struct Below {
-    files: TensorFiles,
+struct Below<'a> {
+    weights: Weights<'a>,
     random: RandomWeights,
 }
 
-impl Below {
+impl Below<'_> {
     fn source(&mut self, path: &str) -> &mut dyn WeightSource {
         match path.ends_with(".weight") {
-            true => &mut self.files,
+            true => self.weights.source(),
             false => &mut self.random,
         }
     }
 }
 
-impl WeightSource for Below {
+impl WeightSource for Below<'_> {
     fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError> {
         self.source(path).matrix(path, shape, layout, init)
     }

@@ -13,8 +13,10 @@ use serde_json::{Map, Value, json};
 
 use super::config::HubConfig;
 use super::names::{CONFIG, INDEX, WEIGHTS};
+use super::read::transpose;
 use crate::error::ModelError;
 use crate::llama::Llama;
+use crate::weights::host;
 
 /// Size limit of a shard, the usual one of Hugging Face's tools.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -24,12 +26,7 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// `extra` are further keys of `config.json`, for example `eos_token_id`. Files of the same names are replaced, one after the other: use
 /// a new folder and rename it when an interruption must not leave half a model. A model with adapters is rejected.
 pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_bytes: u64) -> Result<(), ModelError> {
-    let mut collector = Collector::default();
-    model.visit(&mut collector);
-    if let Some(path) = collector.adapted {
-        return Err(ModelError::Adapted { path });
-    }
-    let shards = split(collector.tensors, max_shard_bytes);
+    let shards = split(collected(model)?, max_shard_bytes);
     let count = shards.len();
     let mut index = BTreeMap::new();
     let mut total = 0;
@@ -50,28 +47,6 @@ pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_byt
     }
     let config = HubConfig { llama: model.config().clone(), extra: extra.clone() };
     write_text(&dir.join(CONFIG), &config.to_json())
-}
-
-/// Files that go with the weights unchanged.
-const COMPANIONS: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-];
-
-/// Copies tokenizer, chat template and generation settings of one model folder, if present, into another.
-pub fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
-    for name in COMPANIONS {
-        let source = from.join(name);
-        if source.exists() {
-            // Written instead of copied, so that the umask determines the permissions.
-            let bytes = std::fs::read(&source).map_err(ModelError::io(&source))?;
-            std::fs::write(to.join(name), bytes).map_err(ModelError::io(to.join(name)))?;
-        }
-    }
-    Ok(())
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
@@ -107,8 +82,18 @@ fn split(tensors: Vec<(String, Stored)>, limit: u64) -> Vec<Vec<(String, Stored)
     shards
 }
 
+/// The tensors of a model under their names in files. A model with adapters is rejected.
+pub(super) fn collected(model: &Llama) -> Result<Vec<(String, Stored)>, ModelError> {
+    let mut collector = Collector::default();
+    model.visit(&mut collector);
+    match collector.adapted {
+        Some(path) => Err(ModelError::Adapted { path }),
+        None => Ok(collector.tensors),
+    }
+}
+
 /// A tensor that is converted to the order of the file only when it is written.
-struct Stored {
+pub(super) struct Stored {
     /// Values in the model's order.
     flat: Flat,
     /// Shape in the file.
@@ -121,6 +106,17 @@ struct Stored {
 enum Flat {
     Float(Tensor<1>),
     Whole(Tensor<1, Int>),
+}
+
+impl Stored {
+    /// Values in the order of the file; positions as numbers.
+    pub fn values(&self) -> Vec<f32> {
+        match &self.flat {
+            Flat::Float(flat) if !self.transposed => host(flat.clone()),
+            Flat::Float(flat) => transpose(&host(flat.clone()), self.shape[1], self.shape[0]),
+            Flat::Whole(whole) => host(whole.clone().float()),
+        }
+    }
 }
 
 impl View for Stored {

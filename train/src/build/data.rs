@@ -9,6 +9,9 @@ use crate::data::{
 };
 use crate::process::BlockAllocator;
 
+/// Name of a model's tokenizer.
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Returns the data that the configuration names.
 pub fn source(config: &Config) -> Source {
     let section = &config.data;
@@ -30,7 +33,10 @@ pub fn prepare_options(config: &Config) -> Result<PrepareOptions, BuildError> {
     let tokenizer = match config.tokenizer.path.as_str() {
         "bytes" => TokenizerChoice::Bytes,
         // An existing model has its own tokenizer.
-        "" => match folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.exists()) {
+        "" => match folder
+            .filter(|folder| folder.is_file() || folder.join(TOKENIZER).exists())
+            .map(|folder| folder.join(TOKENIZER))
+        {
             Some(path) => TokenizerChoice::File(path),
             None => TokenizerChoice::Train(config.tokenizer.vocab_size),
         },

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lowrank_models::hub::gguf::is_gguf;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry, ParameterizationSpec};
 use lowrank_models::{LlamaConfig, ModelError, Parameterization};
@@ -41,10 +42,10 @@ fn entry(name: &str) -> Result<&'static ParameterizationEntry, BuildError> {
     Ok(ParameterizationEntry::find(name).map_err(ModelError::from)?)
 }
 
-/// Folder of a model to continue from, if the section names one rather than a shape.
+/// Folder or GGUF file of a model to continue from, if the section names one rather than a shape.
 pub fn model_folder(model: &ModelSection) -> Option<&Path> {
     let path = Path::new(&model.name);
-    path.join("config.json").exists().then_some(path)
+    (path.join("config.json").exists() || is_gguf(path)).then_some(path)
 }
 
 /// Configuration of the model for `vocab_size` ids, with further keys for `config.json`. A folder keeps its shape.

@@ -11,6 +11,7 @@ use lowrank_models::adapter::{
     frozen_this_step, penalty,
 };
 use lowrank_models::hub::ModelFolder;
+use lowrank_models::hub::gguf::is_gguf;
 use lowrank_models::{Llama, LlamaConfig, ModelError, ids_tensor};
 use lowrank_optim::AdamWConfig;
 
@@ -90,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn model(args: &Args, device: &Device) -> Result<Llama, BuildError> {
     let folder = Path::new(&args.model);
-    if folder.join("config.json").exists() {
+    if folder.join("config.json").exists() || is_gguf(folder) {
         return Ok(ModelFolder::open(folder)?.load(device)?);
     }
     Ok(Llama::random(&LlamaConfig::named(&args.model, args.vocab_size)?, 0, device)?)

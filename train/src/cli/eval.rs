@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use lowrank_models::hub::ModelFolder;
 
+use super::eval_examples::{Score, Scored};
 use super::on_model::Adapters;
 use super::output::{print, table};
 use crate::build::{BuildError, Listener, held_out, prepare_options, source};
@@ -27,9 +28,14 @@ use crate::run::report::Screen;
 Examples:
   lowrank eval --model runs/pretrain-001/checkpoints/step-001500
   lowrank eval --model SmolLM2-135M --data test/ --seq-len 512
-  lowrank eval --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --data chats.jsonl")]
+  lowrank eval --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --data chats.jsonl
+  lowrank eval --model SmolLM2-135M --examples test.jsonl --score exact --out scores.jsonl
+  lowrank eval --model SmolLM2-135M --examples questions.jsonl --score likeliest
+
+Lines of --examples are those of `lowrank finetune`; for likeliest they are questions: {\"prompt\": .., \"choices\": [.., ..], \"answer\": 0}, or messages
+in place of the prompt. The answer counts from 0, or is the text of a choice.")]
 pub struct Args {
-    /// Checkpoint or Hugging Face model folder
+    /// Checkpoint or Hugging Face model folder, or GGUF file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
@@ -37,12 +43,21 @@ pub struct Args {
     /// Text: a file or folder; may be repeated; without it the sources of the burn crates
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
+    /// JSON lines to score one by one: a file or folder; may be repeated
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["data", "batch"])]
+    examples: Vec<PathBuf>,
+    /// Score of an example
+    #[arg(long, value_enum, default_value_t = Score::Loss, requires = "examples")]
+    score: Score,
+    /// File for the scores of --examples, as JSON lines: one for each example, then one for each file; it must not exist yet
+    #[arg(long, value_name = "FILE", requires = "examples")]
+    out: Option<PathBuf>,
     /// Sequences in a batch
     #[arg(long, default_value_t = 8)]
     batch: u32,
-    /// Tokens in a sequence
-    #[arg(long, default_value_t = 256)]
-    seq_len: u32,
+    /// Tokens in a sequence; 256 of text and of --data, all that the model has positions for of --examples
+    #[arg(long)]
+    seq_len: Option<u32>,
     /// Seed with which documents were set aside
     #[arg(long)]
     seed: Option<u32>,
@@ -62,13 +77,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let device = device(&args.device).map_err(BuildError::from)?;
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let (rows, positions) = (folder.config.llama.vocab_size, folder.config.llama.max_position_embeddings);
-    if args.seq_len as usize > positions {
-        let problem =
-            format!("--seq-len {} is longer than the model's {positions} positions; shorten it", args.seq_len);
+    let seq_len = match (args.seq_len, args.examples.is_empty()) {
+        (Some(seq_len), _) => seq_len as usize,
+        (None, true) => 256,
+        (None, false) => positions,
+    };
+    if seq_len > positions {
+        let problem = format!("--seq-len {seq_len} is longer than the model's {positions} positions; shorten it");
         return Err(BuildError::Settings(problem).into());
     }
     let load = || Ok::<_, anyhow::Error>(args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?);
     let mut screen = Screen::new(args.quiet);
+    if !args.examples.is_empty() {
+        let scored = Scored { paths: &args.examples, score: args.score, out: args.out.as_deref(), seq_len };
+        let text = ModelText::read(&args.model, &folder.config)?;
+        return scored.run(load, &text, &config, rows, &device, &mut screen);
+    }
     let mask = config.data.document_mask;
     let measure = |stream: TokenStream, total: u64, screen: &mut Screen| {
         let model = load()?;
@@ -104,7 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             end,
             vocab_size: rows,
             learn_prompt: config.data.learn_prompt,
-            seq_len: args.seq_len as usize,
+            seq_len,
             too_long: config.data.too_long,
             seed: config.train.seed,
             fields: &[],
@@ -132,8 +156,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("warning: {warning}");
         prepared.validation.check_ids(rows).map_err(BuildError::from)?;
     }
-    let (batch, seq_len) = (args.batch as usize, args.seq_len as usize);
-    let batches = Batches::validation(prepared.validation.clone(), batch, seq_len).map_err(BuildError::from)?;
+    let batches =
+        Batches::validation(prepared.validation.clone(), args.batch as usize, seq_len).map_err(BuildError::from)?;
     let found = measure(TokenStream::new(batches, mask), prepared.validation.len(), &mut screen)?;
     let bits = found.bits_per_byte(prepared.validation.text_bytes());
     let gzip = prepared.facts.gzip_bits_per_byte;

@@ -5,29 +5,66 @@ use std::process::ExitCode;
 
 use lowrank_models::hub::ModelFolder;
 
-use super::folder;
+use super::on_model::Adapters;
 use super::output::print;
+use super::{export_gguf, folder};
 use crate::build::BuildError;
 use crate::process::device;
 
-/// Write a model as a dense Hugging Face folder that other programs read.
+/// Write a model as a dense Hugging Face folder or as a GGUF file, which other programs read.
 ///
 /// Factors and sparse parts are multiplied out; a parameterization with a non-linearity between its factors has no dense weight and is refused.
+/// With --format gguf, tokenizer and chat template go into the file; with --adapter as well, the adapter is written instead of the model.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  lowrank export --model runs/pretrain-001/checkpoints/step-001800 --out model-dense")]
+#[command(after_help = "Examples:
+  lowrank export --model runs/pretrain-001/checkpoints/step-001800 --out model-dense
+  lowrank export --model merged --format gguf --dtype q8_0 --out merged-q8_0.gguf
+  lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --format gguf --out lora.gguf")]
 pub struct Args {
-    /// Checkpoint or model folder
+    /// Checkpoint or model folder, or GGUF file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Folder to write; it must not exist yet
-    #[arg(long, value_name = "DIR")]
+    /// Form of the result
+    #[arg(long, value_enum, default_value_t = Format::Folder)]
+    format: Format,
+    /// Type of the matrices in a GGUF file: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0; f32 when not given
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
+    #[command(flatten)]
+    adapters: Adapters,
+    /// Folder or file to write; it must not exist yet
+    #[arg(long, value_name = "PATH")]
     out: PathBuf,
+}
+
+/// Form of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Hugging Face folder
+    Folder,
+    /// File of llama.cpp
+    Gguf,
 }
 
 /// Reads the model, multiplies factors out, and writes the folder under a temporary name before renaming it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     folder::refuse_existing(&args.out)?;
+    if args.format == Format::Gguf {
+        match args.adapters.is_empty() {
+            true => export_gguf::model(&args.model, args.dtype.as_deref(), &args.out)?,
+            false => export_gguf::adapter(&args.model, &args.adapters, args.dtype.as_deref(), &args.out)?,
+        }
+        print(&format!("{}\n", args.out.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(dtype) = &args.dtype {
+        let problem = format!("--dtype {dtype}: a folder is written in f32; leave it out, or add --format gguf");
+        return Err(BuildError::Settings(problem).into());
+    }
+    if !args.adapters.is_empty() {
+        let problem = "--adapter: a folder is written of a model alone; use `lowrank merge`, or add --format gguf";
+        return Err(BuildError::Settings(problem.into()).into());
+    }
     let device = device("cpu").map_err(BuildError::from)?;
     let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let model = from.load(&device).map_err(BuildError::from)?.to_dense(&device).map_err(BuildError::from)?;

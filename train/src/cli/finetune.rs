@@ -34,7 +34,7 @@ Examples:
 defaults. The learning rate is that of rule or structure where none is given (2e-4 of lora), 2e-5 where all weights are trained.
 Ctrl-C finishes the step, saves and exits; --resume resumes bit-exactly, as if the run had not been interrupted.")]
 pub struct Args {
-    /// Hugging Face model folder
+    /// Hugging Face model folder, or GGUF file
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// JSON lines: a file or folder; may be repeated

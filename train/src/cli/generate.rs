@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use lowrank_models::generate;
 use lowrank_models::hub::ModelFolder;
-use lowrank_models::{Sampling, generate};
 
 use super::on_model::Adapters;
+use super::sampling::{SamplingArgs, Shown};
 use crate::build::BuildError;
 use crate::data::{Conversation, DataError, Json};
 use crate::process::device;
@@ -25,7 +26,7 @@ Examples:
 
 Special tokens in a prompt mean themselves, and the tokenizer puts before it what it puts before every text.")]
 pub struct Args {
-    /// Checkpoint or Hugging Face model folder
+    /// Checkpoint or Hugging Face model folder, or GGUF file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]
@@ -48,32 +49,15 @@ pub struct Args {
     /// New tokens at most
     #[arg(long, default_value_t = 128)]
     tokens: usize,
-    /// Divides the logits; 0 is greedy
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Keep the k most likely tokens; 0 keeps all
-    #[arg(long, default_value_t = 50)]
-    top_k: usize,
-    /// Keep the most likely tokens whose probabilities reach this sum
-    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
-    top_p: f64,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Always take the most likely token
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
-    greedy: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// cpu, or a GPU of a build with that feature
     #[arg(long, default_value = "cpu")]
     device: String,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sampling = match args.greedy {
-        true => Sampling::greedy(),
-        false => Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed },
-    };
-    sampling.validate().map_err(BuildError::from)?;
+    let sampling = args.sampling.settings()?;
     let device = device(&args.device).map_err(BuildError::from)?;
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let text = ModelText::read(&args.model, &folder.config)?;
@@ -84,32 +68,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, Some(path)) => Some(conversation(path)?),
         (None, None) => None,
     };
-    let mut ids = match &asked {
+    let ids = match &asked {
         Some(asked) => text.chat_prompt(asked)?,
         None => text.prompt(&args.prompt, !args.no_special)?,
     };
-    // The question is not part of the answer.
-    let first = if asked.is_some() { ids.len() } else { 0 };
-    let (tokenizer, ends) = (&text.tokenizer, &text.ends);
     let prompt: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    // The question is not part of the answer.
+    let mut shown = Shown::new(&text.tokenizer, if asked.is_some() { Vec::new() } else { ids });
     let mut out = std::io::stdout().lock();
-    let mut shown = 0;
     let mut failed = None;
     generate(&model, &prompt, args.tokens, &sampling, |id| {
-        let id = id as u32;
-        ids.push(id);
-        // A character may need several tokens: text that may still change is held back.
-        let written = tokenizer
-            .decode(&ids[first..])
-            .map_err(|error| anyhow::Error::from(BuildError::from(error)))
-            .and_then(|text| {
-                let ready = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
-                out.write_all(&text.as_bytes()[shown.min(ready)..ready])?;
-                shown = ready.max(shown);
-                Ok(out.flush()?)
-            });
-        failed = written.err();
-        failed.is_none() && !ends.contains(&id)
+        failed = shown.push(id as u32, &mut out).err();
+        failed.is_none() && !text.ends.contains(&(id as u32))
     })
     .map_err(BuildError::from)?;
     match failed {

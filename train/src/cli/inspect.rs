@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use lowrank_models::hub::gguf::GgufFile;
 use lowrank_models::hub::peft::PeftFolder;
 use lowrank_models::hub::{HubConfig, TensorFiles};
 
@@ -20,14 +21,34 @@ Examples:
   lowrank inspect SmolLM2-135M
   lowrank inspect runs/SmolLM2-135M-lora-001/checkpoints/step-000300")]
 pub struct Args {
-    /// Checkpoint, Hugging Face model folder or adapter folder
+    /// Checkpoint, Hugging Face model folder, adapter folder or GGUF file
     dir: PathBuf,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.dir.is_file() {
+        print(&gguf(&args.dir)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let is_adapter = args.dir.join("adapter_config.json").exists() && !args.dir.join("config.json").exists();
     print(&if is_adapter { adapter(&args.dir)? } else { model(&args)? })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Metadata and tensors of a GGUF file.
+fn gguf(path: &Path) -> anyhow::Result<String> {
+    let file = GgufFile::open(path).map_err(BuildError::from)?;
+    let keys: Vec<Vec<String>> = file.metadata().map(|(key, value)| vec![format!("  {key}"), value]).collect();
+    let (mut values, mut size) = (0, 0);
+    let mut rows = Vec::new();
+    for (name, shape, kind) in file.tensors() {
+        let count_of = shape.iter().product::<usize>() as u64;
+        values += count_of;
+        size += file.bytes(name).map_err(BuildError::from)?.1.len() as u64;
+        rows.push(vec![format!("  {name}"), format!("{shape:?}"), kind.name().into(), count(count_of)]);
+    }
+    let sums = format!("{} values in {} tensors, {}\n", count(values), rows.len(), bytes(size));
+    Ok(format!("metadata\n{}tensors\n{}{sums}", table(&keys), table(&rows)))
 }
 
 /// Manifest of a checkpoint whose files are all unchanged; none for other folders.

@@ -20,7 +20,7 @@ use crate::process::device;
 #[command(after_help = "Example:
   lowrank merge --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --out merged")]
 pub struct Args {
-    /// Model folder that the adapters are attached to
+    /// Model folder or GGUF file that the adapters are attached to
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]

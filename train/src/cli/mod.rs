@@ -1,10 +1,13 @@
 //! The commands of the program.
 
 mod adapters;
+mod chat;
 mod compare;
 mod config;
 mod eval;
+mod eval_examples;
 mod export;
+mod export_gguf;
 mod finetune;
 mod folder;
 mod generate;
@@ -15,6 +18,7 @@ mod on_model;
 mod output;
 mod plan;
 mod pretrain;
+mod sampling;
 mod tokenize;
 mod training;
 
@@ -39,6 +43,7 @@ enum Command {
     Pretrain(pretrain::Args),
     Finetune(finetune::Args),
     Generate(generate::Args),
+    Chat(chat::Args),
     Tokenize(tokenize::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
@@ -65,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Finetune(args) => finetune::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),

@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use lowrank_models::ModelError;
+
 /// Error between text and batches. Every message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -28,6 +30,9 @@ pub enum DataError {
         /// The folder.
         path: PathBuf,
     },
+    /// Model file whose tokenizer cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// Missing built-in corpus.
     #[error(
         "the default text, the sources of the burn crates, is not in {looked}; give your own text with `--data PATH`, or let `cargo fetch` download the sources"
@@ -171,7 +176,10 @@ impl DataError {
     /// Returns true if the cause is the user's input (data, paths, settings) rather than a failure of the machine while
     /// writing.
     pub fn is_input(&self) -> bool {
-        !matches!(self, Self::Write { .. })
+        match self {
+            Self::Model(error) => error.is_input(),
+            other => !matches!(other, Self::Write { .. }),
+        }
     }
 
     pub(crate) fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self {

@@ -19,6 +19,7 @@ mod examples;
 mod held_out;
 mod json;
 mod json_lines;
+mod model_file;
 mod open;
 mod order;
 mod prepare;
@@ -36,7 +37,9 @@ pub use chat::{ChatTemplate, Conversation};
 pub use corpus::default_corpus;
 pub use document::Document;
 pub use error::DataError;
-pub use examples::{Example, ExampleOptions, Examples, TooLong};
+pub use examples::{
+    Example, ExampleOptions, Examples, Located, Location, Question, TooLong, located_examples, questions,
+};
 pub use held_out::HeldOut;
 pub use json::Json;
 pub use order::Order;

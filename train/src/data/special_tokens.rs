@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::DataError;
+use super::model_file::model_text;
 
 /// Special tokens named by `tokenizer_config.json` and `config.json` of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,12 +50,9 @@ impl SpecialTokens {
     }
 }
 
-/// Reads the value in a JSON file; null if there is no such file.
+/// Reads the value in a JSON file of a model; null if there is no such file.
 pub(super) fn json_file(path: &Path) -> Result<Value, DataError> {
-    if !path.exists() {
-        return Ok(Value::Null);
-    }
-    let text = std::fs::read_to_string(path).map_err(DataError::read(path))?;
+    let Some(text) = model_text(path)? else { return Ok(Value::Null) };
     serde_json::from_str(&text)
         .map_err(|error| DataError::Template { path: path.to_path_buf(), problem: format!("not JSON: {error}") })
 }

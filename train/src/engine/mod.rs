@@ -10,6 +10,7 @@ mod options;
 mod report;
 mod sample;
 mod schedule;
+mod scores;
 mod segments;
 mod trainer;
 mod updates;
@@ -20,6 +21,7 @@ pub use options::{BackwardMode, TrainerOptions};
 pub use report::StepReport;
 pub use sample::sample_text;
 pub use schedule::{Restarts, Schedule, ScheduleKind};
+pub use scores::{example_loss, greedy_answer, last_answer};
 pub use trainer::Trainer;
 
 #[cfg(test)]

@@ -54,13 +54,25 @@ impl Conversation {
 
     /// Creates a conversation of a question, after an optional system message.
     pub fn asking(system: Option<&str>, question: &str) -> Self {
-        let turn = |role: &str, content: &str| {
-            let text = |text: &str| Json::Text(text.to_string());
-            Json::Object(vec![("role".into(), text(role)), ("content".into(), text(content))])
-        };
-        let messages: Vec<Json> =
-            system.map(|text| turn("system", text)).into_iter().chain([turn("user", question)]).collect();
-        Self { counts: vec![false; messages.len()], messages, variables: Vec::new(), prompt: None }
+        let mut conversation = Self::new(system);
+        conversation.push("user", question);
+        conversation
+    }
+
+    /// Creates a conversation without turns, after an optional system message.
+    pub fn new(system: Option<&str>) -> Self {
+        let mut conversation = Self { messages: Vec::new(), variables: Vec::new(), counts: Vec::new(), prompt: None };
+        if let Some(text) = system {
+            conversation.push("system", text);
+        }
+        conversation
+    }
+
+    /// Appends a turn, which is not trained on.
+    pub fn push(&mut self, role: &str, content: &str) {
+        let text = |text: &str| Json::Text(text.to_string());
+        self.messages.push(Json::Object(vec![("role".into(), text(role)), ("content".into(), text(content))]));
+        self.counts.push(false);
     }
 
     /// Reads a file: a list of turns, or an object with `messages`.

@@ -16,6 +16,7 @@ pub use conversation::Conversation;
 use self::conversation::is_assistant;
 use super::DataError;
 use super::json::Json;
+use super::model_file::model_text;
 use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG, json_file};
 
 /// Template of a model folder: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
@@ -57,10 +58,7 @@ impl ChatTemplate {
         let (path, config) = (dir.join(FILE), dir.join(TOKENIZER_CONFIG));
         let bad = |path: &Path, problem: String| DataError::Template { path: path.to_path_buf(), problem };
         let settings = json_file(&config)?;
-        let own = match path.exists() {
-            true => Some(std::fs::read_to_string(&path).map_err(DataError::read(&path))?),
-            false => None,
-        };
+        let own = model_text(&path)?;
         let (from, sources) = match (own, &settings["chat_template"]) {
             (Some(source), _) => (&path, vec![(PLAIN, source)]),
             (None, Value::String(source)) => (&config, vec![(PLAIN, source.clone())]),

@@ -6,10 +6,12 @@
 
 mod encode;
 mod example;
+mod located;
 mod options;
 mod read;
 
 pub use example::Example;
+pub use located::{Located, Location, Question, located_examples, questions};
 pub use options::{ExampleOptions, TooLong};
 pub use read::Examples;
 

@@ -18,6 +18,7 @@ use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::processors::sequence::Sequence;
 use tokenizers::{AddedToken, TokenizerBuilder, TokenizerImpl};
 
+use super::model_file::model_file;
 use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG};
 use super::{DataError, Document};
 use crate::process::files::write_whole;
@@ -71,11 +72,13 @@ impl Tokenizer {
             );
             return Err(DataError::Tokenizer { name, problem });
         }
-        // Reading a pipe may block forever.
-        if !std::fs::metadata(path).map_err(DataError::read(path))?.is_file() {
-            return Err(failure(&name, "it is not a regular file".into()));
-        }
-        let bytes = std::fs::read(path).map_err(DataError::read(path))?;
+        let Some(bytes) = model_file(path)? else {
+            if path.parent().is_some_and(Path::is_file) {
+                let problem = "the model's file holds no tokenizer; convert the model again, with its tokenizer".into();
+                return Err(DataError::Tokenizer { name, problem });
+            }
+            return Err(DataError::read(path)(std::io::ErrorKind::NotFound.into()));
+        };
         claims::check(&bytes).map_err(|problem| DataError::Tokenizer { name: name.clone(), problem })?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
         inner.with_padding(None).with_truncation(None).map_err(|error| failure(&name, error))?;

@@ -1,0 +1,24 @@
+//! Model files of llama.cpp, GGUF: read with all types of tensors that are in common use, dequantised, and written.
+//!
+//! [`ModelFolder`](super::ModelFolder) opens such a file in place of a folder; [`companion`](super::companion) gives its tokenizer and
+//! configuration as the files of a folder. [`save_gguf`] writes a model, [`save_adapter_gguf`] an adapter.
+
+mod adapter;
+mod config;
+mod container;
+mod dequantise;
+mod model;
+mod names;
+mod quantise;
+mod rope;
+mod tokenizer;
+mod types;
+mod value;
+mod write;
+
+pub use adapter::{GgufAdapter, save_adapter_gguf};
+pub use container::{GgufFile, is_gguf};
+pub use model::{GgufReport, save_gguf};
+pub(super) use model::{GgufWeights, configuration, files};
+pub use quantise::quantised;
+pub use types::TensorType;

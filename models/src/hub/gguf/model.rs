@@ -1,0 +1,200 @@
+//! Models: their weights in a file, and files written from them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use safetensors::View;
+use serde_json::Value;
+
+use super::config;
+use super::container::GgufFile;
+use super::names::{Heads, in_halves, interleaved, layer_of_gguf, to_gguf};
+use super::rope;
+use super::tokenizer::{self, Texts};
+use super::types::TensorType;
+use super::write::{Entry, Metadata, Written, write};
+use crate::error::ModelError;
+use crate::hub::HubConfig;
+use crate::hub::companions::{CHAT_TEMPLATE, companion};
+use crate::hub::names::CONFIG;
+use crate::hub::read::transpose;
+use crate::hub::write::collected;
+use crate::llama::{Llama, LlamaConfig};
+use crate::weights::{Choose, Init, Layout, WeightSource};
+
+/// Reads the configuration of a model.
+pub(in crate::hub) fn configuration(file: &GgufFile) -> Result<HubConfig, ModelError> {
+    config::read(file)
+}
+
+/// Content of the files that a model folder would have, by name: configuration, tokenizer and chat templates.
+pub(in crate::hub) fn files(file: &GgufFile) -> Result<BTreeMap<&'static str, String>, ModelError> {
+    let mut files = tokenizer::files(file)?;
+    files.insert(CONFIG, config::read(file)?.to_json());
+    Ok(files)
+}
+
+/// Numbers of heads of a model.
+pub(super) fn heads_of(config: &LlamaConfig) -> Heads {
+    Heads { queries: config.num_attention_heads, keys: config.num_key_value_heads }
+}
+
+/// The tensors of a model, each dequantised when it is asked for, under Hugging Face's names and in its order of rows.
+#[derive(Debug)]
+pub(in crate::hub) struct GgufWeights<'a> {
+    file: &'a GgufFile,
+    heads: Heads,
+    taken: BTreeSet<String>,
+}
+
+impl<'a> GgufWeights<'a> {
+    pub fn new(file: &'a GgufFile, config: &LlamaConfig) -> Self {
+        // Read with the configuration.
+        Self { file, heads: heads_of(config), taken: BTreeSet::from([rope::DIVISORS.to_string()]) }
+    }
+
+    fn take(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let Some(name) = to_gguf(path) else {
+            return Err(self.file.tensor_error(path, "has no name in GGUF".into()));
+        };
+        match self.file.shape(&name) {
+            Some(found) if found == shape => {}
+            Some(found) => {
+                let reason = format!("has the shape {found:?}; the metadata asks for {shape:?}");
+                return Err(self.file.tensor_error(&name, reason));
+            }
+            None => return Err(self.file.tensor_error(&name, "is missing".into())),
+        }
+        let values = self.file.values(&name)?;
+        self.taken.insert(name);
+        Ok(match self.heads.reordered(path) {
+            Some(heads) => in_halves(&values, heads, shape[0]),
+            None => values,
+        })
+    }
+
+    /// Rejects tensors that were not used.
+    pub fn finish(&self) -> Result<(), ModelError> {
+        let left: Vec<&str> =
+            self.file.tensors().map(|(name, ..)| name).filter(|name| !self.taken.contains(*name)).collect();
+        match left.len() {
+            0 => Ok(()),
+            count => {
+                let names = left[..count.min(3)].join(", ");
+                Err(self.file.tensor_error(&names, format!("has no place in this model ({count} such)")))
+            }
+        }
+    }
+}
+
+impl WeightSource for GgufWeights<'_> {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, _: Init) -> Result<Vec<f32>, ModelError> {
+        match layout {
+            Layout::AsStored => self.take(path, &shape),
+            Layout::Transposed => {
+                let values = self.take(path, &[shape[1], shape[0]])?;
+                Ok(transpose(&values, shape[1], shape[0]))
+            }
+        }
+    }
+
+    fn vector(&mut self, path: &str, len: usize, _: Init) -> Result<Vec<f32>, ModelError> {
+        self.take(path, &[len])
+    }
+
+    fn positions(&mut self, path: &str, _: usize, _: usize, _: Option<Choose>) -> Result<Vec<i32>, ModelError> {
+        Err(self.file.tensor_error(path, "is missing: a GGUF model is dense".into()))
+    }
+}
+
+/// Result of writing a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GgufReport {
+    /// Tensors that were not written in the type asked for, because no block divides their rows, with their types.
+    pub others: Vec<(String, TensorType)>,
+}
+
+/// Writes a dense model with tokenizer and chat template of its folder `from`, vectors in f32, matrices in a type.
+///
+/// The embedding and the head keep 8 bits where the matrices have fewer. An interruption leaves part of the file: use a new name and
+/// rename it.
+pub fn save_gguf(
+    model: &Llama,
+    kind: TensorType,
+    from: &Path,
+    name: &str,
+    path: &Path,
+) -> Result<GgufReport, ModelError> {
+    let llama = model.config();
+    let mut metadata = Metadata::default();
+    metadata.put(config::ARCHITECTURE, Entry::Text(config::LLAMA.into()));
+    metadata.put("general.type", Entry::Text("model".into()));
+    metadata.put("general.name", Entry::Text(name.into()));
+    metadata.put("general.quantization_version", Entry::U32(2));
+    metadata.put("general.file_type", Entry::U32(kind.file_type()));
+    config::write(llama, &mut metadata)?;
+    let texts = tokenizer::metadata(&texts(from)?, llama.vocab_size)
+        .map_err(|reason| ModelError::File { path: from.join("tokenizer.json"), reason })?;
+    metadata.extend(texts);
+    let heads = heads_of(llama);
+    let mut report = GgufReport::default();
+    let mut tensors = Vec::new();
+    if let Some(divisors) = rope::divisors(llama) {
+        let shape = vec![divisors.len()];
+        let values = Box::new(move || Ok(divisors));
+        tensors.push(Written { name: rope::DIVISORS.into(), shape, kind: TensorType::F32, values });
+    }
+    for (path, stored) in collected(model)? {
+        let Some(name) = to_gguf(&path) else {
+            return Err(ModelError::Config(format!(
+                "{path} has no place in GGUF; export the model as a dense one first"
+            )));
+        };
+        let shape = stored.shape().to_vec();
+        let own = kind_of(kind, &name, &shape);
+        if own != kind && shape.len() > 1 && own != TensorType::Q8_0 {
+            report.others.push((name.clone(), own));
+        }
+        let values = Box::new(move || {
+            let values = stored.values();
+            Ok(match heads.reordered(&path) {
+                Some(heads) => interleaved(&values, heads, stored.shape()[0]),
+                None => values,
+            })
+        });
+        tensors.push(Written { name, shape, kind: own, values });
+    }
+    write(path, &metadata, tensors)?;
+    Ok(report)
+}
+
+/// Type in which a tensor is written.
+fn kind_of(kind: TensorType, name: &str, shape: &[usize]) -> TensorType {
+    let outside = layer_of_gguf(name.trim_end_matches(".weight")).is_some() && !name.starts_with("blk.");
+    let kind = match kind {
+        TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q5_0 | TensorType::Q5_1 if outside => TensorType::Q8_0,
+        kind => kind,
+    };
+    match shape {
+        [_, row] if row.is_multiple_of(kind.block_values()) => kind,
+        [_, _] => TensorType::F16,
+        _ => TensorType::F32,
+    }
+}
+
+/// The files of a folder that say how texts become tokens.
+fn texts(from: &Path) -> Result<Texts, ModelError> {
+    let json = |name: &str| -> Result<Value, ModelError> {
+        let Some(bytes) = companion(from, name)? else { return Ok(Value::Null) };
+        serde_json::from_slice(&bytes)
+            .map_err(|error| ModelError::File { path: from.join(name), reason: format!("not JSON: {error}") })
+    };
+    let template = companion(from, CHAT_TEMPLATE)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok(Texts {
+        tokenizer: json("tokenizer.json")?,
+        settings: json("tokenizer_config.json")?,
+        model: json(CONFIG)?,
+        generation: json("generation_config.json")?,
+        template,
+    })
+}

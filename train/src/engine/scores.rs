@@ -1,0 +1,47 @@
+//! Scores of single examples, for evaluation.
+
+use burn::tensor::Device;
+use lowrank_models::{Llama, ModelError, Sampling, generate, ids_tensor};
+
+use super::Evaluation;
+use crate::data::{Example, IGNORE};
+
+/// Loss of one example. It is a batch of its own, so that the result does not depend on others.
+pub fn example_loss(model: &Llama, example: &Example, device: &Device) -> Evaluation {
+    let (inputs, targets) = (ids_tensor(&example.inputs, 1, device), ids_tensor(&example.targets, 1, device));
+    let nats = f64::from(model.loss_sum(inputs, targets, None).into_scalar::<f32>());
+    Evaluation { nats, tokens: example.learned() as u64 }
+}
+
+/// The last answer of an example: the tokens before it, and its own.
+pub fn last_answer(example: &Example) -> (&[i32], &[i32]) {
+    let end = example.targets.iter().rposition(|target| *target != IGNORE).map_or(0, |last| last + 1);
+    let begin = example.targets[..end].iter().rposition(|target| *target == IGNORE).map_or(0, |before| before + 1);
+    (&example.inputs[..(begin + 1).min(example.inputs.len())], &example.targets[begin..end])
+}
+
+/// The most likely continuation of a prompt, without the token that ends it.
+pub fn greedy_answer(model: &Llama, prompt: &[i32], most: usize, ends: &[u32]) -> Result<Vec<u32>, ModelError> {
+    let mut answer = Vec::new();
+    generate(model, prompt, most, &Sampling::greedy(), |id| {
+        let ended = ends.contains(&(id as u32));
+        if !ended {
+            answer.push(id as u32);
+        }
+        !ended
+    })?;
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_answer_follows_all_that_stands_before_it() {
+        let example = Example { inputs: vec![1, 2, 3, 4, 5], targets: vec![2, IGNORE, IGNORE, 5, 6], fields: None };
+        assert_eq!(last_answer(&example), (&[1, 2, 3, 4][..], &[5, 6][..]));
+        let whole = Example { inputs: vec![1, 2], targets: vec![2, 3], fields: None };
+        assert_eq!(last_answer(&whole), (&[1][..], &[2, 3][..]));
+    }
+}
