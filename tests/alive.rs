@@ -38,7 +38,7 @@ fn alive(layers: usize, parameterization: &Parameterization) -> u64 {
     let after = live();
     // The pass must have kept enough for the way back.
     let grads = loss.backward();
-    assert!(model.model.layers[0].input_layernorm.weight.val().grad(&grads).is_some());
+    assert!(model.model.layers[0].post_attention_layernorm.weight.val().grad(&grads).is_some());
     after - before
 }
 

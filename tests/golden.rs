@@ -29,6 +29,8 @@ mod galore;
 mod gguf;
 #[path = "golden/hydra.rs"]
 mod hydra;
+#[path = "golden/interop_families.rs"]
+mod interop_families;
 #[path = "golden/interop_peft.rs"]
 mod interop_peft;
 #[path = "golden/ldadam.rs"]
@@ -101,6 +103,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("galore", galore::run),
     ("gguf", gguf::run),
     ("hydra", hydra::run),
+    ("interop-families", interop_families::run),
     ("interop-peft", interop_peft::run),
     ("ldadam", ldadam::run),
     ("llama", llama::run),

@@ -24,8 +24,9 @@ pub use lowrank_kernels::ops;
 pub use error::ModelError;
 pub use linear::{Dense, Linear, Parameterization};
 pub use llama::{
-    Attention, BlockContext, DecoderBlock, Embedding, KvCache, LanguageBatch, LanguageOutput, Llama, LlamaBody,
-    LlamaConfig, LlamaSteps, Mlp, RmsNorm, RopeScaling, Sampling, generate, ids_tensor,
+    Attention, BlockContext, DecoderBlock, Embedding, Family, Features, HeadNorms, KvCache, LanguageBatch,
+    LanguageOutput, Llama, LlamaBody, LlamaConfig, LlamaSteps, Mlp, RmsNorm, RopeScaling, Sampling, generate,
+    ids_tensor,
 };
 pub use segments::{
     ForwardPass, Hidden, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk,

@@ -23,7 +23,7 @@ pub fn run(case: &Case) -> Outcome {
 
 fn cola(case: &Case) -> Outcome {
     let (a, b) = (turned(case, "A")?, turned(case, "B")?);
-    let layer = Cola { a: Param::from_tensor(a.clone()), b: Param::from_tensor(b.clone()) };
+    let layer = Cola { a: Param::from_tensor(a.clone()), b: Param::from_tensor(b.clone()), bias: None };
     let x = rows(case, "x")?.autodiff().require_grad();
     let y = layer.forward(x.clone());
     let y = match case.flag("bias")? {
@@ -45,7 +45,7 @@ fn low_rank(case: &Case) -> Outcome {
     let mut trainer = Trainer::new(case)?;
     let mut worst = 0f64;
     for step in 0..case.count("steps")? {
-        let layer = LowRank { a: Param::from_tensor(a.clone()), b: Param::from_tensor(b.clone()) };
+        let layer = LowRank { a: Param::from_tensor(a.clone()), b: Param::from_tensor(b.clone()), bias: None };
         let y = layer.forward(x.at(step).tensor::<2>().autodiff());
         if step == 0 {
             near(&case.array("y_0")?, "y_0", host(y.clone().inner()))?;

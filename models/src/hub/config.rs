@@ -4,11 +4,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::family::{self, Defaults};
+use super::file_type::FileType;
+use super::keys::Keys;
 use super::open::read_text;
 use super::rope;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
-use crate::llama::LlamaConfig;
+use crate::llama::{Family, LlamaConfig};
 
 /// A `config.json`: the settings that the model uses, and the remaining keys, which are kept when the model is written again.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,16 +25,6 @@ pub struct HubConfig {
 /// Name of the settings of generation.
 const GENERATION: &str = "generation_config.json";
 
-/// Settings of other architectures that would change the numbers: the key, and the only value that this model has.
-fn fixed_values() -> [(&'static str, Value); 4] {
-    [
-        ("hidden_act", json!("silu")),
-        ("attention_bias", json!(false)),
-        ("mlp_bias", json!(false)),
-        ("quantization_config", Value::Null),
-    ]
-}
-
 impl HubConfig {
     /// Reads `config.json`, rejecting other architectures and settings.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
@@ -42,43 +35,46 @@ impl HubConfig {
     fn parse(text: &str) -> Result<Self, String> {
         let mut map: Map<String, Value> =
             serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))?;
-        let kind = map.remove("model_type");
-        if kind != Some(json!("llama")) {
-            let found = kind.unwrap_or(Value::Null);
-            return Err(format!("model_type is {found}; only \"llama\" can be read"));
+        let family = family_of(&mut map)?;
+        if let Some(method) = map.remove("quantization_config").filter(|value| !value.is_null()) {
+            let method = method.get("quant_method").cloned().unwrap_or(method);
+            return Err(format!(
+                "quantization_config: the weights are quantised by {method}; only f32, f16 and bf16 weights can be read"
+            ));
         }
-        for (key, expected) in fixed_values() {
-            if let Some(found) = map.remove(key)
-                && found != expected
-            {
-                return Err(format!("{key} is {found}; only {expected} is supported"));
-            }
+        if let Some(found) = map.remove("hidden_act").filter(|found| *found != json!("silu")) {
+            return Err(format!("hidden_act is {found}; only \"silu\" is supported"));
         }
-        let rope = rope::Settings::take(&mut map)?;
+        let defaults = Defaults::of(family);
+        let rope = rope::Settings::take(&mut map, defaults.max_position_embeddings)?;
         let mut keys = Keys { map };
         let hidden_size = keys.count("hidden_size", None)?;
         let heads = keys.count("num_attention_heads", None)?;
-        let head_dim = match keys.present("head_dim") {
-            true => keys.count("head_dim", None)?,
-            false => LlamaConfig::default_head_dim(hidden_size, heads).map_err(|error| error.to_string())?,
+        let head_dim = match (keys.present("head_dim"), defaults.head_dim) {
+            (true, _) => keys.count("head_dim", None)?,
+            (false, Some(usual)) => usual,
+            (false, None) => LlamaConfig::default_head_dim(hidden_size, heads).map_err(|error| error.to_string())?,
         };
+        let num_hidden_layers = keys.count("num_hidden_layers", None)?;
         let llama = LlamaConfig {
+            family,
             vocab_size: keys.count("vocab_size", None)?,
             hidden_size,
             intermediate_size: keys.count("intermediate_size", None)?,
-            num_hidden_layers: keys.count("num_hidden_layers", None)?,
+            num_hidden_layers,
             num_attention_heads: heads,
-            num_key_value_heads: keys.count("num_key_value_heads", Some(heads))?,
+            num_key_value_heads: keys.count("num_key_value_heads", defaults.num_key_value_heads.or(Some(heads)))?,
             head_dim,
-            max_position_embeddings: keys.count("max_position_embeddings", Some(2048))?,
+            max_position_embeddings: keys.count("max_position_embeddings", Some(defaults.max_position_embeddings))?,
             rope_theta: match rope.theta {
                 Some(theta) => theta,
-                None => keys.number("rope_theta", 10_000.0)?,
+                None => keys.number("rope_theta", defaults.rope_theta)?,
             },
             rope_scaling: rope.scaling,
-            rms_norm_eps: keys.number("rms_norm_eps", 1e-6)?,
-            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
+            rms_norm_eps: keys.number("rms_norm_eps", defaults.rms_norm_eps)?,
+            tie_word_embeddings: keys.flag("tie_word_embeddings", defaults.tie_word_embeddings)?,
             initializer_range: keys.number("initializer_range", 0.02)?,
+            features: family::take(family, &mut keys, num_hidden_layers)?,
             parameterization: match keys.take("parameterization") {
                 None => Parameterization::default(),
                 Some(value) => serde_json::from_value(value.clone())
@@ -87,6 +83,7 @@ impl HubConfig {
         };
         // Taken from either place above.
         keys.map.remove("rope_theta");
+        family::refuse_others(family, &mut keys)?;
         llama.validate().map_err(|error| error.to_string())?;
         // Keys that describe how the file was written would be wrong for the next file.
         for stale in
@@ -118,23 +115,50 @@ impl HubConfig {
         ids(self.extra.get(key))
     }
 
-    /// The text of `config.json`.
-    pub fn to_json(&self) -> String {
+    /// The text of `config.json` beside weights of this type.
+    pub fn to_json(&self, dtype: FileType) -> String {
         let mut map = self.extra.clone();
-        let Ok(Value::Object(fields)) = serde_json::to_value(&self.llama) else {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(&self.llama) else {
             unreachable!("a struct of numbers and flags is a JSON object")
         };
+        fields.remove("family");
+        fields.remove("features");
         map.extend(fields);
-        map.insert("model_type".into(), json!("llama"));
-        map.insert("architectures".into(), json!(["LlamaForCausalLM"]));
-        map.insert("dtype".into(), json!("float32"));
-        for (key, value) in fixed_values() {
-            if value != Value::Null {
-                map.insert(key.into(), value);
-            }
-        }
+        map.extend(family::keys_of(&self.llama));
+        map.insert("model_type".into(), json!(self.llama.family.model_type()));
+        map.insert("architectures".into(), json!([self.llama.family.architecture()]));
+        map.insert("dtype".into(), json!(dtype.torch_name()));
+        map.insert("hidden_act".into(), json!("silu"));
         format!("{:#}\n", Value::Object(map))
     }
+
+    /// The text of `config.json`, rejected if the files of the family cannot hold the model.
+    pub(super) fn checked_json(&self, dtype: FileType) -> Result<String, ModelError> {
+        let text = self.to_json(dtype);
+        match Self::parse(&text) {
+            Ok(read) if read.llama == self.llama => Ok(text),
+            Ok(_) => Err(ModelError::Config(format!(
+                "files of type {} cannot hold this model: its features are {:?}",
+                self.llama.family.model_type(),
+                self.llama.features
+            ))),
+            Err(reason) => Err(ModelError::Config(reason)),
+        }
+    }
+}
+
+/// Takes the family out of a configuration; other ones are rejected by name.
+fn family_of(map: &mut Map<String, Value>) -> Result<Family, String> {
+    let kind = map.remove("model_type").unwrap_or(Value::Null);
+    let name = kind.as_str().unwrap_or_default();
+    Family::of_model_type(name).ok_or_else(|| {
+        let known = Family::ALL.map(Family::model_type).join(", ");
+        let reason = match name.contains("moe") || name.contains("mixtral") {
+            true => "mixtures of experts are not supported: ",
+            false => "",
+        };
+        format!("model_type is {kind}; {reason}{known} can be read")
+    })
 }
 
 /// Ids in a value that holds one or several.
@@ -144,45 +168,6 @@ fn ids(value: Option<&Value>) -> Vec<u32> {
         Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
         Some(value) => id(value).into_iter().collect(),
         None => Vec::new(),
-    }
-}
-
-struct Keys {
-    map: Map<String, Value>,
-}
-
-impl Keys {
-    fn present(&self, key: &str) -> bool {
-        self.map.get(key).is_some_and(|value| !value.is_null())
-    }
-
-    fn take(&mut self, key: &str) -> Option<Value> {
-        self.map.remove(key).filter(|value| !value.is_null())
-    }
-
-    fn count(&mut self, key: &str, default: Option<usize>) -> Result<usize, String> {
-        match (self.take(key), default) {
-            (Some(value), _) => value
-                .as_u64()
-                .and_then(|n| usize::try_from(n).ok())
-                .ok_or_else(|| format!("{key} is {value}; it must be a whole number")),
-            (None, Some(default)) => Ok(default),
-            (None, None) => Err(format!("{key} is missing")),
-        }
-    }
-
-    fn number(&mut self, key: &str, default: f64) -> Result<f64, String> {
-        match self.take(key) {
-            None => Ok(default),
-            Some(value) => value.as_f64().ok_or_else(|| format!("{key} is {value}; it must be a number")),
-        }
-    }
-
-    fn flag(&mut self, key: &str, default: bool) -> Result<bool, String> {
-        match self.take(key) {
-            None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| format!("{key} is {value}; it must be true or false")),
-        }
     }
 }
 
@@ -206,7 +191,7 @@ mod tests {
         assert_eq!(config.llama.head_dim, 4);
         assert_eq!(config.llama.num_key_value_heads, 3);
         assert_eq!(config.extra["eos_token_id"], 2);
-        assert_eq!(HubConfig::parse(&config.to_json()).unwrap(), config);
+        assert_eq!(HubConfig::parse(&config.to_json(FileType::F32)).unwrap(), config);
     }
 
     #[test]
@@ -240,7 +225,9 @@ mod tests {
         for (key, value) in [
             ("model_type", json!("gpt2")),
             ("hidden_act", json!("gelu")),
-            ("attention_bias", json!(true)),
+            ("num_experts", json!(4)),
+            ("sliding_window", json!(8)),
+            ("logits_scaling", json!(2.0)),
             ("rope_scaling", json!({"type": "longrope"})),
             ("rope_parameters", json!({"rope_type": "yarn"})),
             ("hidden_size", json!("wide")),

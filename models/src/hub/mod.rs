@@ -3,7 +3,10 @@
 
 mod companions;
 mod config;
+mod family;
+mod file_type;
 pub mod gguf;
+mod keys;
 mod names;
 mod open;
 pub mod peft;
@@ -13,5 +16,6 @@ mod write;
 
 pub use companions::{companion, copy_companions};
 pub use config::HubConfig;
+pub use file_type::{FileType, FileTypes};
 pub use read::{ModelFolder, TensorFiles, read_header};
-pub use write::{MAX_SHARD_BYTES, save};
+pub use write::{MAX_SHARD_BYTES, save, save_as};

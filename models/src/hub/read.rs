@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::config::HubConfig;
+use super::file_type::{FileType, FileTypes};
 use super::gguf::{self, GgufFile, GgufWeights};
 use super::names::{CONFIG, INDEX, WEIGHTS};
 use super::open::{open, read_text};
@@ -68,6 +69,14 @@ impl ModelFolder {
         Ok(model)
     }
 
+    /// Types of the tensors in its files; f32 for a GGUF file, whose values may have types of blocks.
+    pub fn types(&self) -> Result<FileTypes, ModelError> {
+        match &self.gguf {
+            Some(_) => Ok(FileTypes::default()),
+            None => Ok(TensorFiles::open(&self.dir)?.types()),
+        }
+    }
+
     fn weights(&self) -> Result<Weights<'_>, ModelError> {
         match &self.gguf {
             Some(file) => Ok(Weights::Gguf(GgufWeights::new(file, &self.config.llama))),
@@ -116,7 +125,7 @@ struct Below<'a> {
 
 impl Below<'_> {
     fn source(&mut self, path: &str) -> &mut dyn WeightSource {
-        match path.ends_with(".weight") {
+        match path.ends_with(".weight") || path.ends_with(".bias") {
             true => self.weights.source(),
             false => &mut self.random,
         }
@@ -183,6 +192,20 @@ impl TensorFiles {
     /// Names and shapes of the tensors that have not been read.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.tensors.iter().map(|(name, (_, _, info))| (name.as_str(), info.shape.as_slice()))
+    }
+
+    /// Types of the floating-point tensors that have not been read; those of 64 bits count as f32.
+    pub fn types(&self) -> FileTypes {
+        let kinds = self.tensors.iter().filter_map(|(name, (_, _, info))| {
+            let kind = match info.dtype {
+                Dtype::F32 | Dtype::F64 => FileType::F32,
+                Dtype::F16 => FileType::F16,
+                Dtype::BF16 => FileType::BF16,
+                _ => return None,
+            };
+            Some((name.as_str(), kind, (info.data_offsets.1 - info.data_offsets.0) as u64))
+        });
+        FileTypes::of(kinds)
     }
 
     /// Reads a tensor as f32 and takes it off the list.

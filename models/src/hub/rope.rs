@@ -15,6 +15,8 @@ pub(super) struct Settings {
 /// Keys of the settings: since version 5, and before.
 const PARAMETERS: &str = "rope_parameters";
 const SCALING: &str = "rope_scaling";
+/// Kinds of rotary positions.
+const KINDS: [&str; 5] = ["default", "linear", "dynamic", "llama3", "yarn"];
 /// Positions of the training, which some configurations have outside the settings.
 const ORIGINAL: &str = "original_max_position_embeddings";
 /// Keys that a kind does not use and that `transformers` ignores: they belong to other kinds or describe the origin of the settings.
@@ -34,7 +36,9 @@ const PASSED_OVER: [&str; 11] = [
 
 impl Settings {
     /// Takes the settings out of a configuration. Unknown keys that would change the computation are rejected by name.
-    pub fn take(map: &mut Map<String, Value>) -> Result<Self, String> {
+    ///
+    /// `positions` are those of a model whose configuration does not say how many it has.
+    pub fn take(map: &mut Map<String, Value>, positions: usize) -> Result<Self, String> {
         let mut object = |key: &str| match map.remove(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(settings)) if settings.is_empty() => Ok(None),
@@ -69,21 +73,23 @@ impl Settings {
                 Some(key) => Err(format!("{place}.{key} is {}; this setting is not known", settings[key])),
             }
         };
+        if !KINDS.contains(&kind.as_str()) {
+            return Err(format!("{place}.rope_type is \"{kind}\"; {} can be read", KINDS.join(", ")));
+        }
         known(&[])?;
         if kind == "default" {
             return Ok(Self { theta, scaling: None });
         }
         if ["llama3", "yarn"].contains(&kind.as_str()) {
-            let positions = map.get("max_position_embeddings").cloned().unwrap_or(json!(2048));
+            let positions = map.get("max_position_embeddings").cloned().unwrap_or(json!(positions));
             match map.get(ORIGINAL).filter(|value| !value.is_null()) {
                 Some(outside) => drop(settings.insert(ORIGINAL.into(), outside.clone())),
                 None => drop(settings.entry(ORIGINAL).or_insert(positions)),
             }
         }
         settings.insert("rope_type".into(), json!(kind));
-        let scaling = serde_json::from_value(Value::Object(settings)).map_err(|error| {
-            format!("{place}.rope_type is \"{kind}\": {error}; default, linear, dynamic, llama3 and yarn can be read")
-        })?;
+        let scaling = serde_json::from_value(Value::Object(settings))
+            .map_err(|error| format!("{place}.rope_type is \"{kind}\": {error}"))?;
         Ok(Self { theta, scaling: Some(scaling) })
     }
 
@@ -115,7 +121,7 @@ mod tests {
 
     fn take(value: Value) -> Result<Settings, String> {
         let Value::Object(mut map) = value else { unreachable!("it is an object") };
-        let settings = Settings::take(&mut map)?;
+        let settings = Settings::take(&mut map, 2048)?;
         assert!(!map.contains_key(PARAMETERS) && !map.contains_key(SCALING));
         Ok(settings)
     }
@@ -157,7 +163,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused_by_its_key() {
         for (config, part) in [
-            (json!({SCALING: {"type": "longrope", "short_factor": [1], "long_factor": [1]}}), "long_factor"),
+            (json!({SCALING: {"type": "longrope", "short_factor": [1], "long_factor": [1]}}), "longrope"),
             (json!({SCALING: {"type": "su", "factor": 2}}), "\"su\""),
             (json!({SCALING: {"type": "linear"}}), "factor"),
             (json!({SCALING: {"type": "linear", "factor": "two"}}), "rope_scaling.rope_type"),

@@ -6,12 +6,13 @@ use std::fs::File;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, bf16, f16};
 use lowrank_optim::ModulePath;
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
 
 use super::config::HubConfig;
+use super::file_type::{FileType, FileTypes};
 use super::names::{CONFIG, INDEX, WEIGHTS};
 use super::read::transpose;
 use crate::error::ModelError;
@@ -21,12 +22,34 @@ use crate::weights::host;
 /// Size limit of a shard, the usual one of Hugging Face's tools.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes `config.json` and the weights in f32 into an existing folder.
+/// Writes `config.json` and the weights in f32 into an existing folder; see [`save_as`].
+pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_bytes: u64) -> Result<(), ModelError> {
+    save_as(model, extra, &FileTypes::default(), dir, max_shard_bytes)
+}
+
+/// Writes `config.json` and the weights, each in its type, into an existing folder.
 ///
 /// `extra` are further keys of `config.json`, for example `eos_token_id`. Files of the same names are replaced, one after the other: use
-/// a new folder and rename it when an interruption must not leave half a model. A model with adapters is rejected.
-pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_bytes: u64) -> Result<(), ModelError> {
-    let shards = split(collected(model)?, max_shard_bytes);
+/// a new folder and rename it when an interruption must not leave half a model. A model with adapters is rejected, and so are values beyond
+/// the range of their type.
+pub fn save_as(
+    model: &Llama,
+    extra: &Map<String, Value>,
+    types: &FileTypes,
+    dir: &Path,
+    max_shard_bytes: u64,
+) -> Result<(), ModelError> {
+    let tensors = collected(model, types)?;
+    let config = HubConfig { llama: model.config().clone(), extra: extra.clone() };
+    let config = config.checked_json(types.usual())?;
+    for (name, tensor) in &tensors {
+        tensor.check_range().map_err(|reason| ModelError::Tensor {
+            path: dir.to_path_buf(),
+            tensor: name.clone(),
+            reason,
+        })?;
+    }
+    let shards = split(tensors, max_shard_bytes);
     let count = shards.len();
     let mut index = BTreeMap::new();
     let mut total = 0;
@@ -45,8 +68,7 @@ pub fn save(model: &Llama, extra: &Map<String, Value>, dir: &Path, max_shard_byt
         let text = format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": index}));
         write_text(&dir.join(INDEX), &text)?;
     }
-    let config = HubConfig { llama: model.config().clone(), extra: extra.clone() };
-    write_text(&dir.join(CONFIG), &config.to_json())
+    write_text(&dir.join(CONFIG), &config)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
@@ -83,8 +105,8 @@ fn split(tensors: Vec<(String, Stored)>, limit: u64) -> Vec<Vec<(String, Stored)
 }
 
 /// The tensors of a model under their names in files. A model with adapters is rejected.
-pub(super) fn collected(model: &Llama) -> Result<Vec<(String, Stored)>, ModelError> {
-    let mut collector = Collector::default();
+pub(super) fn collected(model: &Llama, types: &FileTypes) -> Result<Vec<(String, Stored)>, ModelError> {
+    let mut collector = Collector { path: ModulePath::default(), types, tensors: Vec::new(), adapted: None };
     model.visit(&mut collector);
     match collector.adapted {
         Some(path) => Err(ModelError::Adapted { path }),
@@ -102,9 +124,9 @@ pub(super) struct Stored {
     transposed: bool,
 }
 
-/// Contiguous elements of 4 bytes each.
+/// Contiguous elements.
 enum Flat {
-    Float(Tensor<1>),
+    Float(Tensor<1>, FileType),
     Whole(Tensor<1, Int>),
 }
 
@@ -112,8 +134,8 @@ impl Stored {
     /// Values in the order of the file; positions as numbers.
     pub fn values(&self) -> Vec<f32> {
         match &self.flat {
-            Flat::Float(flat) if !self.transposed => host(flat.clone()),
-            Flat::Float(flat) => transpose(&host(flat.clone()), self.shape[1], self.shape[0]),
+            Flat::Float(flat, _) if !self.transposed => host(flat.clone()),
+            Flat::Float(flat, _) => transpose(&host(flat.clone()), self.shape[1], self.shape[0]),
             Flat::Whole(whole) => host(whole.clone().float()),
         }
     }
@@ -122,7 +144,7 @@ impl Stored {
 impl View for Stored {
     fn dtype(&self) -> Dtype {
         match self.flat {
-            Flat::Float(_) => Dtype::F32,
+            Flat::Float(_, kind) => kind.dtype(),
             Flat::Whole(_) => Dtype::I32,
         }
     }
@@ -132,8 +154,8 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let flat = match &self.flat {
-            Flat::Float(flat) => flat,
+        let (flat, kind) = match &self.flat {
+            Flat::Float(flat, kind) => (flat, *kind),
             Flat::Whole(whole) => return Cow::Owned(whole.to_data().convert::<i32>().as_bytes().to_vec()),
         };
         let data = flat.to_data().convert::<f32>();
@@ -141,26 +163,64 @@ impl View for Stored {
             Ok(values) => values,
             Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),
         };
-        Cow::Owned(match self.transposed {
-            false => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            true => transposed_bytes(values, self.shape[1], self.shape[0]),
+        let (rows, columns) = match self.transposed {
+            false => (1, values.len()),
+            true => (self.shape[1], self.shape[0]),
+        };
+        Cow::Owned(match kind {
+            FileType::F32 => transposed_bytes(values, rows, columns, f32::to_le_bytes),
+            FileType::F16 => transposed_bytes(values, rows, columns, |value| f16::from_f32(value).to_le_bytes()),
+            FileType::BF16 => transposed_bytes(values, rows, columns, |value| bf16::from_f32(value).to_le_bytes()),
         })
     }
 
     fn data_len(&self) -> usize {
-        4 * self.shape.iter().product::<usize>()
+        let bytes = match self.flat {
+            Flat::Float(_, kind) => kind.bytes(),
+            Flat::Whole(_) => 4,
+        };
+        bytes * self.shape.iter().product::<usize>()
+    }
+}
+
+impl Stored {
+    /// Rejects finite values that the type of the file would turn into infinite ones.
+    fn check_range(&self) -> Result<(), String> {
+        let (flat, kind) = match &self.flat {
+            Flat::Float(flat, kind) if flat.dims()[0] > 0 => (flat, *kind),
+            _ => return Ok(()),
+        };
+        let largest = match kind {
+            FileType::F32 => return Ok(()),
+            FileType::F16 => f16::MAX.to_f32(),
+            FileType::BF16 => bf16::MAX.to_f32(),
+        };
+        match flat.clone().abs().max().into_scalar::<f32>() {
+            value if value.is_finite() && value > largest => {
+                Err(format!("has the value {value}, beyond the range of {}; write f32 (--dtype f32)", kind.name()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// The bytes of a row-major `rows x columns` matrix in the transposed order, without an intermediate copy: in tiles that stay in the cache.
-fn transposed_bytes(values: &[f32], rows: usize, columns: usize) -> Vec<u8> {
+fn transposed_bytes<const N: usize>(
+    values: &[f32],
+    rows: usize,
+    columns: usize,
+    bytes: impl Fn(f32) -> [u8; N],
+) -> Vec<u8> {
     const TILE: usize = 32;
-    let mut out = vec![0; 4 * values.len()];
+    if rows == 1 {
+        return values.iter().flat_map(|value| bytes(*value)).collect();
+    }
+    let mut out = vec![0; N * values.len()];
     for r0 in (0..rows).step_by(TILE) {
         for c0 in (0..columns).step_by(TILE) {
             for r in r0..rows.min(r0 + TILE) {
                 for c in c0..columns.min(c0 + TILE) {
-                    out[4 * (c * rows + r)..][..4].copy_from_slice(&values[r * columns + c].to_le_bytes());
+                    out[N * (c * rows + r)..][..N].copy_from_slice(&bytes(values[r * columns + c]));
                 }
             }
         }
@@ -175,21 +235,21 @@ pub(super) fn is_transposed(path: &ModulePath, dimensions: usize) -> bool {
 }
 
 /// Collects the parameters under the names of their paths.
-#[derive(Default)]
-struct Collector {
+struct Collector<'a> {
     path: ModulePath,
+    types: &'a FileTypes,
     tensors: Vec<(String, Stored)>,
     /// The first parameter that carries an adapter, ours or Burn's.
     adapted: Option<String>,
 }
 
-impl Collector {
+impl Collector<'_> {
     fn push(&mut self, stored: Stored) {
         self.tensors.push((self.path.joined(), stored));
     }
 }
 
-impl ModuleVisitor for Collector {
+impl ModuleVisitor for Collector<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
         if container == "Reparameterization" {
             self.adapted.get_or_insert_with(|| self.path.joined());
@@ -210,7 +270,8 @@ impl ModuleVisitor for Collector {
             shape.reverse();
         }
         let flat = tensor.reshape([shape.iter().product::<usize>()]);
-        self.push(Stored { flat: Flat::Float(flat), shape, transposed });
+        let kind = self.types.get(&self.path.joined());
+        self.push(Stored { flat: Flat::Float(flat, kind), shape, transposed });
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {

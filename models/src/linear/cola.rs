@@ -6,7 +6,7 @@ use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::layer::LinearLayer;
+use super::layer::{LinearLayer, plus_bias};
 use super::parameterization::{LinearMethod, ParameterizationSpec};
 use crate::error::ModelError;
 use crate::ops;
@@ -67,6 +67,7 @@ impl LinearMethod for ColaOptions {
         Ok(Cola {
             a: builder.matrix(&format!("{path}.a"), [d_in, rank], Layout::Transposed, init)?,
             b: builder.matrix(&format!("{path}.b"), [rank, d_out], Layout::Transposed, init)?,
+            bias: None,
         })
     }
 }
@@ -78,14 +79,21 @@ pub struct Cola {
     pub a: Param<Tensor<2>>,
     /// Second factor `[rank, d_out]`.
     pub b: Param<Tensor<2>>,
+    /// Bias `[d_out]`; none in families without.
+    pub bias: Option<Param<Tensor<1>>>,
 }
 
 impl LinearLayer for Cola {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(activation::silu(ops::linear(x, self.a.val())), self.b.val())
+        let inner = activation::silu(ops::linear(x, self.a.val()));
+        plus_bias(ops::linear(inner, self.b.val()), &self.bias)
     }
 
     fn to_dense(&self) -> Option<Tensor<2>> {
         None
+    }
+
+    fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {
+        &mut self.bias
     }
 }

@@ -48,7 +48,7 @@ impl LinearMethod for DenseOptions {
 pub struct Dense {
     /// Weight `[d_in, d_out]`.
     pub weight: Param<Tensor<2>>,
-    /// Bias `[d_out]`; the layers of LLaMA have none.
+    /// Bias `[d_out]`; none in families without.
     pub bias: Option<Param<Tensor<1>>>,
 }
 
@@ -76,5 +76,9 @@ impl LinearLayer for Dense {
 
     fn to_dense(&self) -> Option<Tensor<2>> {
         Some(self.weight.val().inner())
+    }
+
+    fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {
+        &mut self.bias
     }
 }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 
+use burn::module::Param;
 use burn::tensor::Tensor;
 
 /// A layer in place of a weight `[d_in, d_out]`.
@@ -11,6 +12,17 @@ pub trait LinearLayer: Any {
 
     /// The dense weight `[d_in, d_out]` that gives the same outputs, without gradient; none if a non-linearity separates the factors.
     fn to_dense(&self) -> Option<Tensor<2>>;
+
+    /// Its bias `[d_out]`, which is stored as it is in every parameterization; none in families without.
+    fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>>;
+}
+
+/// Adds the bias `[d_out]` of a layer, if it has one, to its output `[rows, d_out]`.
+pub(super) fn plus_bias(y: Tensor<2>, bias: &Option<Param<Tensor<1>>>) -> Tensor<2> {
+    match bias {
+        None => y,
+        Some(bias) => y + bias.val().unsqueeze(),
+    }
 }
 
 /// A layer of a model with its path.

@@ -9,7 +9,7 @@ use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::layer::LinearLayer;
+use super::layer::{LinearLayer, plus_bias};
 use super::low_rank::{once, spectral_factors};
 use super::parameterization::{LinearMethod, ParameterizationSpec, rank_fits};
 use crate::error::ModelError;
@@ -106,6 +106,7 @@ impl LinearMethod for LostOptions {
             b: builder.matrix(&name("b"), [rank, d_out], Layout::Transposed, Init::Computed(&second))?,
             sparse: builder.matrix(&name("sparse"), [count, d_out], Layout::Transposed, Init::Computed(&rows))?,
             channels: builder.positions(&name("channels"), count, d_in, Some(&chosen))?,
+            bias: None,
             gamma: self.gamma,
         })
     }
@@ -122,6 +123,8 @@ pub struct Lost {
     pub sparse: Param<Tensor<2>>,
     /// The channels, ascending: those with the largest residual at the start.
     pub channels: Param<Tensor<1, Int>>,
+    /// Bias `[d_out]`; none in families without.
+    pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     gamma: f64,
 }
@@ -146,6 +149,7 @@ impl Lost {
             b: Param::from_tensor(b),
             sparse: Param::from_tensor(sparse),
             channels: Param::initialized(ParamId::new(), channels),
+            bias: None,
             gamma,
         }
     }
@@ -173,10 +177,14 @@ impl LinearLayer for Lost {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let inner = ops::linear(activation::silu(ops::linear(x.clone(), self.a.val())), self.b.val());
         let channels = ops::linear(x.select(1, self.channels.val()), self.sparse.val());
-        inner.mul_scalar(self.gamma) + channels.mul_scalar(1.0 - self.gamma)
+        plus_bias(inner.mul_scalar(self.gamma) + channels.mul_scalar(1.0 - self.gamma), &self.bias)
     }
 
     fn to_dense(&self) -> Option<Tensor<2>> {
         None
+    }
+
+    fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {
+        &mut self.bias
     }
 }

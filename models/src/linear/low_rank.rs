@@ -9,7 +9,7 @@ use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::layer::LinearLayer;
+use super::layer::{LinearLayer, plus_bias};
 use super::parameterization::{LinearMethod, ParameterizationSpec, rank_fits};
 use crate::error::ModelError;
 use crate::ops;
@@ -86,13 +86,15 @@ impl LinearMethod for LowRankOptions {
     }
 }
 
-/// `y = x A B`.
+/// `y = x A B`, and the bias where the family has one.
 #[derive(Module, Debug)]
 pub struct LowRank {
     /// First factor `[d_in, rank]`.
     pub a: Param<Tensor<2>>,
     /// Second factor `[rank, d_out]`.
     pub b: Param<Tensor<2>>,
+    /// Bias `[d_out]`; none in families without.
+    pub bias: Option<Param<Tensor<1>>>,
 }
 
 impl LowRank {
@@ -107,17 +109,22 @@ impl LowRank {
         Ok(Self {
             a: builder.matrix(&format!("{path}.a"), [d_in, rank], Layout::Transposed, first)?,
             b: builder.matrix(&format!("{path}.b"), [rank, d_out], Layout::Transposed, second)?,
+            bias: None,
         })
     }
 }
 
 impl LinearLayer for LowRank {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(ops::linear(x, self.a.val()), self.b.val())
+        plus_bias(ops::linear(ops::linear(x, self.a.val()), self.b.val()), &self.bias)
     }
 
     fn to_dense(&self) -> Option<Tensor<2>> {
         Some(self.a.val().inner().matmul(self.b.val().inner()))
+    }
+
+    fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {
+        &mut self.bias
     }
 }
 

@@ -11,7 +11,7 @@ use super::layer::LinearLayer;
 use super::parameterization::{LinearMethod, ParameterizationSpec};
 use super::{cola, dense, loro, lost, low_rank, relora, sltrain};
 use crate::error::ModelError;
-use crate::weights::Builder;
+use crate::weights::{Builder, Init};
 
 macro_rules! parameterizations {
     ($($file:ident: $variant:ident($options:ident, $layer:ident)),* $(,)?) => {
@@ -52,7 +52,7 @@ macro_rules! parameterizations {
             }
         }
 
-        /// A linear layer without bias.
+        /// A linear layer.
         #[derive(Module, Debug)]
         #[allow(missing_docs)] // the variants are the lines of the list below
         pub enum Linear {
@@ -64,13 +64,19 @@ macro_rules! parameterizations {
                 builder: &mut Builder,
                 path: &str,
                 shape @ [d_in, d_out]: [usize; 2],
+                has_bias: bool,
                 parameterization: &Parameterization,
             ) -> Result<Self, ModelError> {
                 let checked = parameterization.method().check_shape(shape);
                 checked.map_err(|reason| ModelError::Config(format!("{path}, {d_in} x {d_out}: {reason}")))?;
-                Ok(match parameterization {
+                let mut linear = match parameterization {
                     $(Parameterization::$variant(options) => Self::$variant(options.build(builder, path, shape)?),)*
-                })
+                };
+                if has_bias {
+                    let bias = builder.vector(&format!("{path}.bias"), d_out, Init::Constant(0.0))?;
+                    *linear.layer_mut().bias_mut() = Some(bias);
+                }
+                Ok(linear)
             }
 
             /// The layer.

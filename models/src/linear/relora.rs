@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::layer::{LinearLayer, NamedLayer, layer_of};
+use super::layer::{LinearLayer, NamedLayer, layer_of, plus_bias};
 use super::parameterization::{LinearMethod, ParameterizationSpec, RestartPlan, ends_before_restart, rank_fits};
 use super::steps::{LinearSteps, OptimizerRequest, RunFacts, StateChange};
 use crate::error::ModelError;
@@ -126,6 +126,7 @@ impl LinearMethod for ReLoraOptions {
                 true => Some(builder.vector(&name("scaling"), 1, Init::Constant(1.0))?),
                 false => None,
             },
+            bias: None,
             scale: self.alpha / rank as f64,
         })
     }
@@ -177,6 +178,8 @@ pub struct ReLora {
     pub b: Param<Tensor<2>>,
     /// `q` of a scale `tanh(q)` that is trained; none for a fixed `alpha / rank`.
     pub scaling: Option<Param<Tensor<1>>>,
+    /// Bias `[d_out]`; none in families without.
+    pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     scale: f64,
 }
@@ -190,6 +193,7 @@ impl ReLora {
             a: Param::from_tensor(a),
             b: Param::from_tensor(b),
             scaling: None,
+            bias: None,
             scale,
         }
     }
@@ -230,11 +234,15 @@ impl LinearLayer for ReLora {
             Some(q) => (self.a.val() * q.val().tanh().unsqueeze::<2>(), 1.0),
             None => (self.a.val(), self.scale),
         };
-        ops::low_rank_linear(x, self.weight.val(), a, self.b.val(), scale)
+        plus_bias(ops::low_rank_linear(x, self.weight.val(), a, self.b.val(), scale), &self.bias)
     }
 
     fn to_dense(&self) -> Option<Tensor<2>> {
         Some(self.merged())
+    }
+
+    fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {
+        &mut self.bias
     }
 }
 

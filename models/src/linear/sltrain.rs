@@ -6,7 +6,7 @@ use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::layer::LinearLayer;
+use super::layer::{LinearLayer, plus_bias};
 use super::parameterization::{LinearMethod, ParameterizationSpec, rank_fits};
 use crate::error::ModelError;
 use crate::ops;
@@ -97,6 +97,7 @@ impl LinearMethod for SlTrainOptions {
                 true => Some(builder.vector(&name("scaling"), 1, Init::Constant(1.0))?),
                 false => None,
             },
+            bias: None,
             scale: self.alpha / rank as f64,
         })
     }
@@ -115,6 +116,8 @@ pub struct SlTrain {
     pub sparse_index: Param<Tensor<1, Int>>,
     /// `q` of a scale `tanh(q)` that is trained; none for `alpha / rank`.
     pub scaling: Option<Param<Tensor<1>>>,
+    /// Bias `[d_out]`; none in families without.
+    pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     scale: f64,
 }
@@ -136,6 +139,7 @@ impl SlTrain {
             sparse_value: Param::from_tensor(sparse_value),
             sparse_index: Param::initialized(ParamId::new(), sparse_index),
             scaling: scaling.map(Param::from_tensor),
+            bias: None,
             scale: alpha / rank as f64,
         }
     }
@@ -148,7 +152,8 @@ impl LinearLayer for SlTrain {
             Some(q) => (self.a.val() * q.val().tanh().unsqueeze::<2>(), 1.0),
             None => (self.a.val(), self.scale),
         };
-        ops::sparse_low_rank(x, a, self.b.val(), self.sparse_value.val(), self.sparse_index.val(), scale)
+        let y = ops::sparse_low_rank(x, a, self.b.val(), self.sparse_value.val(), self.sparse_index.val(), scale);
+        plus_bias(y, &self.bias)
     }
 
     fn to_dense(&self) -> Option<Tensor<2>> {
@@ -159,5 +164,9 @@ impl LinearLayer for SlTrain {
         let product = self.a.val().inner().matmul(self.b.val().inner()) * scale;
         let shape = product.dims();
         Some(product + ops::sparse_matrix(self.sparse_value.val().inner(), self.sparse_index.val(), shape))
+    }
+
+    fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {
+        &mut self.bias
     }
 }

@@ -2,16 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::family::{Family, Features, HeadNorms};
 use super::rope::RopeScaling;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
 
 /// Shape and constants of a LLaMA model.
 ///
-/// The fields have the names and meanings of Hugging Face's `LlamaConfig`; biases do not exist here (`attention_bias` and
-/// `mlp_bias` are always false).
+/// The fields have the names and meanings of Hugging Face's `LlamaConfig`; the parts that only some families have are in [`Features`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LlamaConfig {
+    /// Family whose files the model is read from and written to.
+    #[serde(default, skip_serializing_if = "Family::is_llama")]
+    pub family: Family,
     /// Number of token ids, rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -39,6 +42,9 @@ pub struct LlamaConfig {
     pub tie_word_embeddings: bool,
     /// Standard deviation of the normal distribution that weights start from.
     pub initializer_range: f64,
+    /// Parts that a plain LLaMA does not have.
+    #[serde(default, skip_serializing_if = "Features::is_plain")]
+    pub features: Features,
     /// Parameterization of the linear layers of the blocks.
     #[serde(default, skip_serializing_if = "Parameterization::is_dense")]
     pub parameterization: Parameterization,
@@ -77,6 +83,7 @@ impl LlamaConfig {
                 known: Self::names().collect::<Vec<_>>().join(", "),
             })?;
         Ok(Self {
+            family: Family::Llama,
             vocab_size,
             hidden_size: hidden,
             intermediate_size: intermediate,
@@ -90,6 +97,7 @@ impl LlamaConfig {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             initializer_range: 0.02,
+            features: Features::default(),
             parameterization: Parameterization::default(),
         })
     }
@@ -131,7 +139,14 @@ impl LlamaConfig {
         }
         if let Some(scaling) = &self.rope_scaling {
             scaling.validate()?;
+            if matches!(scaling, RopeScaling::Dynamic { .. }) && self.head_dim < 4 {
+                return refuse(format!(
+                    "rope_scaling.rope_type is dynamic and head_dim {}; only heads of 4 or more have a base that can grow",
+                    self.head_dim
+                ));
+            }
         }
+        self.features.validate()?;
         self.parameterization.validate()?;
         Ok(())
     }
@@ -150,8 +165,35 @@ impl LlamaConfig {
     pub fn parameters(&self) -> usize {
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         tables * self.vocab_size * self.hidden_size
-            + self.num_hidden_layers * (self.block_matrices() + 2 * self.hidden_size)
+            + self.num_hidden_layers * (self.block_matrices() + self.block_vectors())
             + self.hidden_size
+    }
+
+    /// Number of elements of the norms and biases of one block.
+    pub fn block_vectors(&self) -> usize {
+        let [queries, keys] = [self.num_attention_heads, self.num_key_value_heads].map(|heads| heads * self.head_dim);
+        let biases = [
+            (self.features.qkv_bias, queries + 2 * keys),
+            (self.features.output_bias, self.hidden_size),
+            (self.features.mlp_bias, 2 * self.intermediate_size + self.hidden_size),
+        ];
+        let biases: usize = biases.into_iter().filter(|(has, _)| *has).map(|(_, values)| values).sum();
+        let heads = match self.features.head_norms {
+            None => 0,
+            Some(HeadNorms::EachHead) => 2 * self.head_dim,
+            Some(HeadNorms::AllHeads) => queries + keys,
+        };
+        2 * self.hidden_size + heads + biases
+    }
+
+    /// Number of positions of the longest sequence: more than the model was trained for where its rotary angles adapt to longer ones.
+    pub fn longest_sequence(&self) -> usize {
+        match self.rope_scaling {
+            Some(RopeScaling::Dynamic { factor }) if factor > 1.0 => {
+                (self.max_position_embeddings as f64 * factor) as usize
+            }
+            _ => self.max_position_embeddings,
+        }
     }
 
     /// Number of trained parameters in place of the seven matrices of one block.
@@ -166,15 +208,22 @@ impl LlamaConfig {
     }
 
     /// Elements that the forward pass of a block keeps for the backward pass, per token, on the CPU backend: its input, the outputs of both
-    /// norms, queries, keys, values and the attention's output, the sum after it, and the three inner parts of the feed-forward part.
+    /// norms (or, where they come after the parts, their inputs), queries, keys, values and the attention's output, the sum after it, and the three
+    /// inner parts of the feed-forward part.
     pub fn kept(&self) -> usize {
         let queries = self.num_attention_heads * self.head_dim;
         let keys = self.num_key_value_heads * self.head_dim;
         let whole = 4 * self.hidden_size + 2 * queries + 2 * keys + 3 * self.intermediate_size;
         // Scales of the norms, and the logarithm of the softmax sum of each head.
         let scales = 2 + self.num_attention_heads;
+        // Norms of queries and keys keep their inputs and scales.
+        let heads = match self.features.head_norms {
+            None => 0,
+            Some(HeadNorms::EachHead) => queries + keys + self.num_attention_heads + self.num_key_value_heads,
+            Some(HeadNorms::AllHeads) => queries + keys + 2,
+        };
         let linear: usize = self.block_shapes().map(|[d_in, _]| self.parameterization.method().kept(d_in)).sum();
-        whole + scales + linear
+        whole + scales + heads + linear
     }
 
     /// `[d_in, d_out]` of the seven linear layers of a block.

@@ -94,7 +94,7 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(ModelError::Sampling("the prompt has no token; start with the separator".into()));
     }
-    let positions = model.config().max_position_embeddings;
+    let positions = model.config().longest_sequence();
     if prompt.len() + tokens > positions {
         return Err(ModelError::Sampling(format!(
             "{} tokens of prompt and {tokens} new ones are more than the model's {positions} positions; ask for fewer",

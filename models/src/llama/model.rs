@@ -20,6 +20,7 @@ use crate::ops::{self, Rotary};
 use crate::segments::{Segment, SegmentedModel};
 use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
 use lowrank_adapters::{AdapterError, Attach, Report};
+use lowrank_optim::ModulePath;
 
 /// Token embedding.
 #[derive(Module, Debug)]
@@ -65,9 +66,9 @@ impl Llama {
         let embed_tokens =
             Embedding { weight: builder.matrix("model.embed_tokens.weight", table, Layout::AsStored, Init::Standard)? };
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| DecoderBlock::build(&mut builder, &format!("model.layers.{layer}"), config))
+            .map(|layer| DecoderBlock::build(&mut builder, layer, config))
             .collect::<Result<_, _>>()?;
-        let norm = RmsNorm::build(&mut builder, "model.norm", config)?;
+        let norm = RmsNorm::build(&mut builder, "model.norm", config.hidden_size, config)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
             false => Some(Dense::build(&mut builder, "lm_head", config.hidden_size, config.vocab_size)?),
@@ -77,7 +78,9 @@ impl Llama {
 
     /// The same model with dense weights, which other programs can read. Rejected if no dense weight gives the same outputs.
     pub fn to_dense(&self, device: &Device) -> Result<Self, ModelError> {
-        let mut weights = BTreeMap::new();
+        let mut vectors = Vectors::default();
+        self.visit(&mut vectors);
+        let mut weights = vectors.found;
         for (layer, block) in self.model.layers.iter().enumerate() {
             for (name, linear) in block.linears() {
                 let dense = linear.to_dense().ok_or_else(|| {
@@ -87,15 +90,7 @@ impl Llama {
                 })?;
                 weights.insert(format!("model.layers.{layer}.{name}.weight"), dense);
             }
-            let norms = [
-                ("input_layernorm", &block.input_layernorm),
-                ("post_attention_layernorm", &block.post_attention_layernorm),
-            ];
-            for (name, norm) in norms {
-                weights.insert(format!("model.layers.{layer}.{name}.weight"), norm.weight.val().inner().unsqueeze());
-            }
         }
-        weights.insert("model.norm.weight".into(), self.model.norm.weight.val().inner().unsqueeze());
         weights.insert("model.embed_tokens.weight".into(), self.model.embed_tokens.weight.val().inner());
         if let Some(head) = &self.lm_head {
             weights.insert("lm_head.weight".into(), head.weight.val().inner());
@@ -136,20 +131,39 @@ impl Llama {
     /// - returns `[batch, positions, hidden_size]`
     pub fn hidden(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
         let context = self.block_context(&ids, starts);
-        let embedded = ops::embedding(self.model.embed_tokens.weight.val(), ids);
+        let embedded = self.embedded(ids);
         let hidden = self.model.layers.iter().fold(embedded, |x, block| block.forward(x, &context));
         self.model.norm.forward(hidden)
     }
 
     fn block_context(&self, ids: &Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> BlockContext {
-        BlockContext { rotary: self.rotary(ids.dims()[1], &ids.device()), starts }
+        let (shape, device) = (ids.dims(), ids.device());
+        let rotary = self.rotary(shape[1], &device);
+        BlockContext::new(rotary, starts, self.config.features.sliding_window, shape, &device)
+    }
+
+    /// Hidden states before the first block `[batch, positions, hidden_size]`.
+    fn embedded(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let embedded = ops::embedding(self.model.embed_tokens.weight.val(), ids);
+        match self.config.features.embedding_multiplier {
+            None => embedded,
+            Some(multiplier) => embedded.mul_scalar(multiplier),
+        }
+    }
+
+    /// Input of the output head `[rows, hidden_size]`, whose products with it are the logits.
+    fn before_head(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match self.config.features.logits_scaling {
+            None => hidden,
+            Some(divisor) => hidden.div_scalar(divisor),
+        }
     }
 
     /// Logits `[batch, positions, vocab_size]` of token ids `[batch, positions]`; `starts` as in [`Llama::hidden`].
     pub fn logits(&self, ids: Tensor<2, Int>, starts: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [batch, positions] = ids.dims();
         let hidden = self.hidden(ids, starts).reshape([batch * positions, self.config.hidden_size]);
-        ops::linear(hidden, self.head_weight()).reshape([batch, positions, self.config.vocab_size])
+        ops::linear(self.before_head(hidden), self.head_weight()).reshape([batch, positions, self.config.vocab_size])
     }
 
     /// Sum of the cross-entropies in nats over the targets that are not [`ops::IGNORE`], shape `[1]`.
@@ -162,21 +176,21 @@ impl Llama {
     fn loss_of_hidden(&self, hidden: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<1> {
         let [batch, positions, width] = hidden.dims();
         let hidden = hidden.reshape([batch * positions, width]);
-        ops::linear_cross_entropy(hidden, self.head_weight(), targets.reshape([batch * positions]))
+        ops::linear_cross_entropy(self.before_head(hidden), self.head_weight(), targets.reshape([batch * positions]))
     }
 
     /// Logits `[batch, vocab_size]` of the last position of `ids [batch, positions]`, which follow the positions in the cache.
     pub fn next_logits(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let [batch, positions] = ids.dims();
         let rotary = self.rotary(cache.len() + positions, &ids.device());
-        let mut x = ops::embedding(self.model.embed_tokens.weight.val(), ids);
+        let mut x = self.embedded(ids);
         for (layer, block) in self.model.layers.iter().enumerate() {
             x = block.forward_cached(x, &rotary, cache, layer);
         }
         cache.advance(positions);
         let last = x.slice([0..batch, positions - 1..positions]);
         let last = self.model.norm.forward(last).reshape([batch, self.config.hidden_size]);
-        ops::linear(last, self.head_weight())
+        ops::linear(self.before_head(last), self.head_weight())
     }
 
     /// Checks that ids have an embedding, before they reach a kernel that cannot report which one is wrong.
@@ -198,12 +212,12 @@ impl Llama {
     }
 
     fn rotary(&self, positions: usize, device: &Device) -> Rotary {
-        let LlamaConfig { head_dim, rope_theta, rope_scaling, .. } = &self.config;
-        let rates = Rotary::rates(*head_dim, *rope_theta);
+        let LlamaConfig { head_dim, rope_theta, rope_scaling, max_position_embeddings, .. } = &self.config;
         match rope_scaling {
-            None => Rotary::of_rates(&rates, 1.0, positions, device),
+            None => Rotary::new(*head_dim, positions, *rope_theta, device),
             Some(scaling) => {
-                let rates = scaling.rates(*head_dim, *rope_theta, rates);
+                let base = scaling.base(*rope_theta, *head_dim, *max_position_embeddings, positions);
+                let rates = scaling.rates(*head_dim, base, Rotary::rates(*head_dim, base));
                 Rotary::of_rates(&rates, scaling.attention_factor(), positions, device)
             }
         }
@@ -220,7 +234,7 @@ impl SegmentedModel for Llama {
     }
 
     fn enter(&self, batch: &LanguageBatch, _: &BlockContext) -> Tensor<3> {
-        ops::embedding(self.model.embed_tokens.weight.val(), batch.inputs.clone())
+        self.embedded(batch.inputs.clone())
     }
 
     fn blocks(&self) -> usize {
@@ -251,6 +265,31 @@ impl SegmentedModel for Llama {
                 self.model.norm.visit(visitor);
                 self.lm_head.visit(visitor);
             }
+        }
+    }
+}
+
+/// Norms and biases of a model by their paths, as matrices of one row.
+#[derive(Default)]
+struct Vectors {
+    path: ModulePath,
+    found: BTreeMap<String, Tensor<2>>,
+}
+
+impl ModuleVisitor for Vectors {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if D == 1 {
+            let vector = param.val().inner();
+            let width = vector.dims()[0];
+            self.found.insert(self.path.joined(), vector.reshape([1, width]));
         }
     }
 }

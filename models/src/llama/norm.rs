@@ -11,21 +11,26 @@ use crate::weights::{Builder, Init};
 /// RMS norm over the last dimension, with a gain.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// Gain `[hidden_size]`.
+    /// Gain, one element per element of the last dimension.
     pub weight: Param<Tensor<1>>,
     #[module(skip)]
     eps: f64,
 }
 
 impl RmsNorm {
-    pub(crate) fn build(builder: &mut Builder, path: &str, config: &LlamaConfig) -> Result<Self, ModelError> {
+    pub(crate) fn build(
+        builder: &mut Builder,
+        path: &str,
+        width: usize,
+        config: &LlamaConfig,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
-            weight: builder.vector(&format!("{path}.weight"), config.hidden_size, Init::Constant(1.0))?,
+            weight: builder.vector(&format!("{path}.weight"), width, Init::Constant(1.0))?,
             eps: config.rms_norm_eps,
         })
     }
 
-    /// `x [.., hidden_size]`, any number of leading dimensions.
+    /// `x [.., width]`, any number of leading dimensions.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         ops::rms_norm(x, self.weight.val(), self.eps)
     }

@@ -97,6 +97,17 @@ impl RopeScaling {
         }
     }
 
+    /// Base of the angles in a sequence of `length` positions of a model that is meant for `positions`, for heads of this width.
+    pub(crate) fn base(&self, theta: f64, head_dim: usize, positions: usize, length: usize) -> f64 {
+        match *self {
+            Self::Dynamic { factor } if length > positions => {
+                let (width, longer) = (head_dim as f64, factor * length as f64 / positions as f64 - (factor - 1.0));
+                theta * longer.powf(width / (width - 2.0))
+            }
+            _ => theta,
+        }
+    }
+
     /// Angles of one position for heads of this width, `rates` being the usual ones of the base `theta`.
     pub(crate) fn rates(&self, head_dim: usize, theta: f64, rates: Vec<f64>) -> Vec<f64> {
         match *self {

@@ -5,7 +5,7 @@ use std::path::Path;
 use lowrank_models::hub::gguf::is_gguf;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry, ParameterizationSpec};
-use lowrank_models::{LlamaConfig, ModelError, Parameterization};
+use lowrank_models::{Family, Features, LlamaConfig, ModelError, Parameterization};
 use serde_json::{Map, Value};
 
 use super::BuildError;
@@ -14,6 +14,7 @@ use crate::config::{ModelSection, ParameterizationSection};
 /// Shape of the model in the default job: learns visibly within minutes on two cores.
 fn default_shape(vocab_size: usize) -> LlamaConfig {
     LlamaConfig {
+        family: Family::Llama,
         vocab_size,
         hidden_size: 256,
         intermediate_size: 688,
@@ -27,6 +28,7 @@ fn default_shape(vocab_size: usize) -> LlamaConfig {
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
         initializer_range: 0.02,
+        features: Features::default(),
         parameterization: Parameterization::default(),
     }
 }

@@ -76,7 +76,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, held_out) = config(&args).map_err(BuildError::from)?;
     let device = device(&args.device).map_err(BuildError::from)?;
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
-    let (rows, positions) = (folder.config.llama.vocab_size, folder.config.llama.max_position_embeddings);
+    let (rows, positions) = (folder.config.llama.vocab_size, folder.config.llama.longest_sequence());
     let seq_len = match (args.seq_len, args.examples.is_empty()) {
         (Some(seq_len), _) => seq_len as usize,
         (None, true) => 256,

@@ -118,7 +118,7 @@ fn model(args: &Args) -> anyhow::Result<String> {
         }
     }
     text.push_str("configuration\n");
-    for line in config.to_json().lines().filter(|line| !line.starts_with(['{', '}'])) {
+    for line in config.to_json(tensors.types().usual()).lines().filter(|line| !line.starts_with(['{', '}'])) {
         text.push_str(&format!("{}\n", line.trim_end_matches(',')));
     }
     text.push_str(&listed(tensors.shapes()));

@@ -15,7 +15,7 @@ pub fn sample_text(
     tokens: usize,
     sampling: &Sampling,
 ) -> Result<String, TrainError> {
-    let room = model.config().max_position_embeddings.saturating_sub(prompt.len());
+    let room = model.config().longest_sequence().saturating_sub(prompt.len());
     let new = generate(&model.valid(), prompt, tokens.min(room), sampling, |id| !ends.contains(&id))?;
     let ids: Vec<u32> = prompt.iter().chain(&new).map(|id| *id as u32).collect();
     Ok(tokenizer.decode(&ids)?)

@@ -100,7 +100,7 @@ impl Inventory {
 
 /// Bytes of a frozen block without adapters.
 fn plain_block(llama: &LlamaConfig) -> SegmentBytes {
-    let values = llama.block_shapes().map(|[d_in, d_out]| d_in * d_out).sum::<usize>() + 2 * llama.hidden_size;
+    let values = llama.block_shapes().map(|[d_in, d_out]| d_in * d_out).sum::<usize>() + llama.block_vectors();
     SegmentBytes { weights: 4 * values as u64, ..SegmentBytes::default() }
 }
 

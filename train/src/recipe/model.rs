@@ -40,7 +40,7 @@ impl TrainedModel {
 
     /// Rejects rows that are longer than the model's positions.
     pub fn check_length(&self, seq_len: usize) -> Result<(), BuildError> {
-        let positions = self.hub.llama.max_position_embeddings;
+        let positions = self.hub.llama.longest_sequence();
         match seq_len > positions {
             true => Err(BuildError::Settings(format!(
                 "train.seq_len = {seq_len} is longer than the model's {positions} positions; shorten it or raise model.max_position_embeddings"

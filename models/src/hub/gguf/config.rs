@@ -11,7 +11,7 @@ use super::write::{Entry, Metadata};
 use crate::error::ModelError;
 use crate::hub::HubConfig;
 use crate::linear::Parameterization;
-use crate::llama::{LlamaConfig, RopeScaling};
+use crate::llama::{Family, Features, LlamaConfig, RopeScaling};
 
 /// Key of the architecture, which is also the prefix of the model's keys.
 pub(super) const ARCHITECTURE: &str = "general.architecture";
@@ -110,6 +110,7 @@ pub(super) fn read(file: &GgufFile) -> Result<HubConfig, ModelError> {
     let rope_scaling = scaling(&mut keys, head_dim, rope_theta)?;
     let vocab_size = vocabulary(&mut keys)?;
     let llama = LlamaConfig {
+        family: Family::Llama,
         vocab_size,
         hidden_size,
         intermediate_size: keys.needed("feed_forward_length")?,
@@ -126,6 +127,7 @@ pub(super) fn read(file: &GgufFile) -> Result<HubConfig, ModelError> {
         },
         tie_word_embeddings: file.shape(HEAD).is_none(),
         initializer_range: 0.02,
+        features: Features::default(),
         parameterization: Parameterization::default(),
     };
     keys.finish()?;
@@ -220,6 +222,12 @@ fn special_ids(file: &GgufFile) -> Result<Map<String, Value>, ModelError> {
 
 /// Keys of the model.
 pub(super) fn write(config: &LlamaConfig, metadata: &mut Metadata) -> Result<(), ModelError> {
+    if !(config.family.is_llama() && config.features.is_plain()) {
+        return Err(ModelError::Config(format!(
+            "models of type {} cannot be written as GGUF; only plain LLaMA can",
+            config.family.model_type()
+        )));
+    }
     let mut put = |name: &str, value: Entry| metadata.put(&format!("{LLAMA}.{name}"), value);
     let count = |value: usize| Entry::U32(value as u32);
     put("block_count", count(config.num_hidden_layers));

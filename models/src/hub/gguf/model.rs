@@ -14,11 +14,11 @@ use super::tokenizer::{self, Texts};
 use super::types::TensorType;
 use super::write::{Entry, Metadata, Written, write};
 use crate::error::ModelError;
-use crate::hub::HubConfig;
 use crate::hub::companions::{CHAT_TEMPLATE, companion};
 use crate::hub::names::CONFIG;
 use crate::hub::read::transpose;
 use crate::hub::write::collected;
+use crate::hub::{FileType, FileTypes, HubConfig};
 use crate::llama::{Llama, LlamaConfig};
 use crate::weights::{Choose, Init, Layout, WeightSource};
 
@@ -30,7 +30,7 @@ pub(in crate::hub) fn configuration(file: &GgufFile) -> Result<HubConfig, ModelE
 /// Content of the files that a model folder would have, by name: configuration, tokenizer and chat templates.
 pub(in crate::hub) fn files(file: &GgufFile) -> Result<BTreeMap<&'static str, String>, ModelError> {
     let mut files = tokenizer::files(file)?;
-    files.insert(CONFIG, config::read(file)?.to_json());
+    files.insert(CONFIG, config::read(file)?.to_json(FileType::F32));
     Ok(files)
 }
 
@@ -144,7 +144,7 @@ pub fn save_gguf(
         let values = Box::new(move || Ok(divisors));
         tensors.push(Written { name: rope::DIVISORS.into(), shape, kind: TensorType::F32, values });
     }
-    for (path, stored) in collected(model)? {
+    for (path, stored) in collected(model, &FileTypes::default())? {
         let Some(name) = to_gguf(&path) else {
             return Err(ModelError::Config(format!(
                 "{path} has no place in GGUF; export the model as a dense one first"

@@ -16,32 +16,53 @@ const MASKED: f64 = -1e30;
 ///
 /// On the CPU backend the scores exist for some queries at a time, and are computed again in the backward pass.
 pub fn causal_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>) -> Tensor<4> {
-    attend(q, k, v, starts, true)
+    attend(q, k, v, starts, Form { causal: true, scale: None })
+}
+
+/// As [`causal_attention`], with another factor of the scores than `1 / sqrt(d)`.
+pub fn scaled_causal_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    starts: Option<Tensor<2, Int>>,
+    scale: Option<f64>,
+) -> Tensor<4> {
+    attend(q, k, v, starts, Form { causal: true, scale })
 }
 
 /// Softmax attention in which every query sees all keys, as in "An Image is Worth 16x16 Words" (arXiv 2010.11929). Shapes as in
 /// [`causal_attention`], but for any number of keys.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
-    attend(q, k, v, None, false)
+    attend(q, k, v, None, Form { causal: false, scale: None })
 }
 
-fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, causal: bool) -> Tensor<4> {
+/// Kind of an attention.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    /// A position sees itself and earlier ones.
+    causal: bool,
+    /// Factor of the scores; none for `1 / sqrt(d)`.
+    scale: Option<f64>,
+}
+
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, form: Form) -> Tensor<4> {
     #[cfg(feature = "flex")]
     if super::flex::fits(&q) && super::flex::fits(&k) && super::flex::fits(&v) {
-        return fused::attend(q, k, v, starts, causal);
+        return fused::attend(q, k, v, starts, form);
     }
-    composed(q, k, v, starts, causal)
+    composed(q, k, v, starts, form)
 }
 
-fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, causal: bool) -> Tensor<4> {
+fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, form: Form) -> Tensor<4> {
     let [batch, queries, heads, width] = q.dims();
     let [_, keys, kv_heads, _] = k.dims();
     let repeat = |x: Tensor<4>| {
         let groups = x.unsqueeze_dim::<5>(3).expand([batch, keys, kv_heads, heads / kv_heads, width]);
         groups.reshape([batch, keys, heads, width]).swap_dims(1, 2)
     };
-    let scores = q.swap_dims(1, 2).matmul(repeat(k).swap_dims(2, 3)).mul_scalar((width as f64).powf(-0.5));
-    if !causal {
+    let scores = q.swap_dims(1, 2).matmul(repeat(k).swap_dims(2, 3));
+    let scores = scores.mul_scalar(form.scale.unwrap_or((width as f64).powf(-0.5)));
+    if !form.causal {
         return activation::softmax(scores, 3).matmul(repeat(v)).swap_dims(1, 2);
     }
     let device = scores.device();
@@ -63,6 +84,9 @@ fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, I
 }
 
 #[cfg(feature = "flex")]
+mod softmax;
+
+#[cfg(feature = "flex")]
 mod fused {
     use burn::backend::autodiff::checkpoint::base::Checkpointer;
     use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -74,18 +98,20 @@ mod fused {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::ops::flex::{Cleared, contiguous, exp, tensor, values, vectorised};
+    use super::Form;
+    use super::softmax::{softmax, softmax_slopes};
+    use crate::ops::flex::{Cleared, contiguous, tensor, values, vectorised};
     use crate::ops::product::{Matrix, product};
 
     /// Queries whose scores exist at a time.
     const BLOCK: usize = 64;
 
-    pub fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, causal: bool) -> Tensor<4> {
+    pub fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, starts: Option<Tensor<2, Int>>, form: Form) -> Tensor<4> {
         let [batch, queries, ..] = q.dims();
         let starts = starts
             .unwrap_or_else(|| Tensor::from_data(TensorData::zeros::<i32, _>([batch, queries]), &q.device().inner()));
         let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as AttentionOp>::fused_attention(q, k, v, starts.into_dispatch(), causal))
+        Tensor::from_dispatch(<Dispatch as AttentionOp>::fused_attention(q, k, v, starts.into_dispatch(), form))
     }
 
     #[backend_extension(Flex, Autodiff)]
@@ -95,19 +121,13 @@ mod fused {
             k: FloatTensor<Self>,
             v: FloatTensor<Self>,
             starts: IntTensor<Self>,
-            causal: bool,
+            form: Form,
         ) -> FloatTensor<Self>;
     }
 
     impl AttentionOp for Flex {
-        fn fused_attention(
-            q: FlexTensor,
-            k: FlexTensor,
-            v: FlexTensor,
-            starts: FlexTensor,
-            causal: bool,
-        ) -> FlexTensor {
-            Attention::new(q, k, v, starts, causal).forward().0
+        fn fused_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor, form: Form) -> FlexTensor {
+            Attention::new(q, k, v, starts, form).forward().0
         }
     }
 
@@ -117,10 +137,10 @@ mod fused {
             k: FloatTensor<Self>,
             v: FloatTensor<Self>,
             starts: IntTensor<Self>,
-            causal: bool,
+            form: Form,
         ) -> FloatTensor<Self> {
             let prepared = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]).compute_bound().stateful();
-            let attention = Attention::new(q.into_primitive(), k.into_primitive(), v.into_primitive(), starts, causal);
+            let attention = Attention::new(q.into_primitive(), k.into_primitive(), v.into_primitive(), starts, form);
             let (output, logarithms) = attention.forward();
             match prepared {
                 OpsKind::Tracked(prepared) => prepared.finish((attention, logarithms), output),
@@ -161,11 +181,11 @@ mod fused {
         keys: usize,
         kv_heads: usize,
         /// A query sees no later keys than its own.
-        causal: bool,
+        form: Form,
     }
 
     impl Attention {
-        fn new(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor, causal: bool) -> Self {
+        fn new(q: FlexTensor, k: FlexTensor, v: FlexTensor, starts: FlexTensor, form: Form) -> Self {
             let [batch, queries, heads, width] = dims(&q);
             let [_, keys, kv_heads, _] = dims(&k);
             let starts = starts.into_data();
@@ -175,7 +195,7 @@ mod fused {
             };
             let starts = starts.try_into_vec::<i32>().unwrap_or_default();
             assert!(
-                starts.len() == batch * queries && heads % kv_heads == 0 && (keys >= queries || !causal),
+                starts.len() == batch * queries && heads % kv_heads == 0 && (keys >= queries || !form.causal),
                 "shapes of an attention"
             );
             Self {
@@ -189,7 +209,7 @@ mod fused {
                 width,
                 keys,
                 kv_heads,
-                causal,
+                form,
             }
         }
 
@@ -199,14 +219,14 @@ mod fused {
         }
 
         fn scale(&self) -> f32 {
-            1.0 / (self.width as f32).sqrt()
+            self.form.scale.map_or(1.0 / (self.width as f32).sqrt(), |scale| scale as f32)
         }
 
         /// Blocks of queries with the keys that any of them sees.
         fn blocks(&self, batch: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> + '_ {
             (0..self.queries).step_by(BLOCK).map(move |first| {
                 let count = BLOCK.min(self.queries - first);
-                if !self.causal {
+                if !self.form.causal {
                     return (first, count, 0, self.keys);
                 }
                 let starts = &self.starts[batch * self.queries + first..][..count];
@@ -250,7 +270,7 @@ mod fused {
         /// Keys that the query at `row` of a block sees, counted from the block's first key.
         fn visible(&self, batch: usize, row: usize, block: (usize, usize, usize, usize)) -> std::ops::Range<usize> {
             let (first, _, from, to) = block;
-            if !self.causal {
+            if !self.form.causal {
                 return 0..to;
             }
             let query = first + row;
@@ -377,56 +397,6 @@ mod fused {
     fn dims(x: &FlexTensor) -> [usize; 4] {
         let shape = x.shape();
         [shape[0], shape[1], shape[2], shape[3]]
-    }
-
-    /// Scores become weights, and the gradients of weights those of scores. A single weight, which is 1, has a gradient of exactly 0.
-    #[inline(always)]
-    fn softmax_slopes(scores: &mut [f32], slopes: &mut [f32], logarithm: f32) {
-        let mut sums = [0.0f32; 16];
-        let ((lanes, rest), (slope_lanes, slope_rest)) = (scores.as_chunks_mut::<16>(), slopes.as_chunks::<16>());
-        for (lane, slopes) in lanes.iter_mut().zip(slope_lanes) {
-            for ((sum, score), slope) in sums.iter_mut().zip(lane).zip(slopes) {
-                *score = exp(*score - logarithm);
-                *sum += *score * slope;
-            }
-        }
-        let mut pull: f32 = sums.iter().sum();
-        for (score, slope) in rest.iter_mut().zip(slope_rest) {
-            *score = exp(*score - logarithm);
-            pull += *score * slope;
-        }
-        for (weight, slope) in scores.iter().zip(slopes) {
-            *slope = *weight * (*slope - pull);
-        }
-    }
-
-    /// Softmax in place; the logarithm of the sum of exponentials.
-    #[inline(always)]
-    fn softmax(scores: &mut [f32]) -> f32 {
-        let mut most = [f32::NEG_INFINITY; 16];
-        let (lanes, rest) = scores.as_chunks::<16>();
-        for lane in lanes {
-            for (most, score) in most.iter_mut().zip(lane) {
-                *most = most.max(*score);
-            }
-        }
-        let most = most.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-        let mut sums = [0.0f32; 16];
-        let (lanes, rest) = scores.as_chunks_mut::<16>();
-        for lane in lanes {
-            for (sum, score) in sums.iter_mut().zip(lane) {
-                *score = exp(*score - most);
-                *sum += *score;
-            }
-        }
-        let mut total: f32 = sums.iter().sum();
-        for score in rest {
-            *score = exp(*score - most);
-            total += *score;
-        }
-        let factor = 1.0 / total;
-        scores.iter_mut().for_each(|score| *score *= factor);
-        most + total.ln()
     }
 }
 

@@ -28,7 +28,7 @@ mod sparse_product;
 mod swiglu;
 mod update_score;
 
-pub use attention::{attention, causal_attention};
+pub use attention::{attention, causal_attention, scaled_causal_attention};
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
 pub use embedding::embedding;
 #[cfg(feature = "flex")]

@@ -89,27 +89,28 @@ fn the_fused_form_equals_the_composed_one() {
             };
             (turn(q), turn(k), turn(v))
         };
-        for starts in [None, Some(starts())] {
+        for (starts, scale) in [(None, None), (Some(starts()), None), (None, Some(1.25))] {
+            let causal = Form { causal: true, scale };
             let form = |x: &[Tensor<1>]| {
                 let (q, k, v) = shaped(x);
-                composed(q, k, v, starts.clone(), true).flatten::<1>(0, 3)
+                composed(q, k, v, starts.clone(), causal).flatten::<1>(0, 3)
             };
             check.slopes(form);
             check.equal(
                 |x| {
                     let (q, k, v) = shaped(x);
-                    causal_attention(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                    scaled_causal_attention(q, k, v, starts.clone(), scale).flatten::<1>(0, 3)
                 },
                 form,
             );
             check.equal(
                 |x| {
                     let (q, k, v) = viewed(x);
-                    causal_attention(q, k, v, starts.clone()).flatten::<1>(0, 3)
+                    scaled_causal_attention(q, k, v, starts.clone(), scale).flatten::<1>(0, 3)
                 },
                 |x| {
                     let (q, k, v) = viewed(x);
-                    composed(q, k, v, starts.clone(), true).flatten::<1>(0, 3)
+                    composed(q, k, v, starts.clone(), causal).flatten::<1>(0, 3)
                 },
             );
         }
@@ -129,7 +130,7 @@ fn two_way_attention_sees_every_key_in_both_forms() {
         let shaped = |x: &[Tensor<1>]| (x[0].clone().reshape(q), x[1].clone().reshape(k), x[2].clone().reshape(k));
         let form = |x: &[Tensor<1>]| {
             let (q, k, v) = shaped(x);
-            composed(q, k, v, None, false).flatten::<1>(0, 3)
+            composed(q, k, v, None, Form { causal: false, scale: None }).flatten::<1>(0, 3)
         };
         check.slopes(form);
         check.equal(
