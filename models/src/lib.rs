@@ -1,6 +1,7 @@
-//! LLaMA models for Burn: the model, its files and its fused operations.
+//! LLaMA models and vision transformers for Burn: the models, their files and their fused operations.
 //!
 //! - [`Llama`] is a Burn module with the configuration fields and parameter names of Hugging Face's implementation.
+//! - [`vit`] contains vision transformers and CLIP.
 //! - [`SegmentedModel`] is the interface that training needs of a model: `Llama` implements it, and your own model can.
 //! - [`adapter`] attaches trained updates to frozen layers, of this model or of any Burn module.
 //! - [`analysis`] computes properties of a model.
@@ -16,6 +17,7 @@ pub mod hub;
 pub mod linear;
 mod llama;
 mod segments;
+pub mod vit;
 mod weights;
 
 pub use lowrank_adapters as adapter;
@@ -31,4 +33,5 @@ pub use llama::{
 pub use segments::{
     ForwardPass, Hidden, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk,
 };
+pub use vit::{ImageBatch, VisionTransformer, VitConfig};
 pub use weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};

@@ -28,6 +28,10 @@ pub trait WeightSource {
     fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError>;
     /// Values of a vector.
     fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError>;
+    /// Values of a tensor of any number of dimensions in row-major order, `shape` as the file stores it.
+    fn tensor(&mut self, path: &str, shape: &[usize], init: Init) -> Result<Vec<f32>, ModelError> {
+        self.vector(path, shape.iter().product(), init)
+    }
     /// `count` different positions below `below`, ascending; random unless `chosen` gives those of a new model.
     fn positions(
         &mut self,
@@ -132,6 +136,23 @@ impl Builder<'_> {
     pub fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Param<Tensor<1>>, ModelError> {
         let values = self.source.vector(path, len, init)?;
         Ok(self.param(path, TensorData::new(values, [len])))
+    }
+
+    /// The tensor at a path, trained on an autodiff device.
+    pub fn tensor<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+        init: Init,
+    ) -> Result<Param<Tensor<D>>, ModelError> {
+        let values = self.source.tensor(path, &shape, init)?;
+        Ok(self.param(path, TensorData::new(values, shape)))
+    }
+
+    /// The number at a path, a scalar in files, trained on an autodiff device.
+    pub fn scalar(&mut self, path: &str, init: Init) -> Result<Param<Tensor<1>>, ModelError> {
+        let values = self.source.tensor(path, &[], init)?;
+        Ok(self.param(path, TensorData::new(values, [1])))
     }
 
     /// Positions `0..below`, which are not trained and take 4 bytes each.

@@ -1,4 +1,4 @@
-//! Files that go with the weights of a model: tokenizer, chat template, settings of generation.
+//! Files that go with the weights of a model: tokenizer, chat template, settings of generation and of images.
 
 use std::path::Path;
 
@@ -10,8 +10,16 @@ use crate::error::ModelError;
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// Files that go with the weights unchanged.
-const COMPANIONS: [&str; 5] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", CHAT_TEMPLATE, "generation_config.json"];
+const COMPANIONS: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    CHAT_TEMPLATE,
+    "generation_config.json",
+    "preprocessor_config.json",
+    "vocab.json",
+    "merges.txt",
+];
 
 /// Content of a file of a model folder, such as `tokenizer.json`; none if there is no such file. `model` may be a GGUF file, whose
 /// metadata says the same.
@@ -29,7 +37,7 @@ pub fn companion(model: &Path, name: &str) -> Result<Option<Vec<u8>>, ModelError
     Ok(Some(bytes))
 }
 
-/// Copies tokenizer, chat template and generation settings of one model, if present, into the folder of another.
+/// Copies tokenizer, chat template, generation and image settings of one model, if present, into the folder of another.
 pub fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
     for name in COMPANIONS {
         if let Some(bytes) = companion(from, name)? {

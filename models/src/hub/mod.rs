@@ -12,10 +12,16 @@ mod open;
 pub mod peft;
 mod read;
 mod rope;
+mod vision;
+mod vision_config;
+mod vision_names;
 mod write;
 
 pub use companions::{companion, copy_companions};
 pub use config::HubConfig;
 pub use file_type::{FileType, FileTypes};
 pub use read::{ModelFolder, TensorFiles, read_header};
+pub use vision::{VisionFolder, VisionModel, save_vision};
+pub use vision_config::{VisionHub, VisionShape};
+pub use vision_names::{vit_file_name, vit_module_name};
 pub use write::{MAX_SHARD_BYTES, save, save_as};

@@ -194,6 +194,16 @@ impl TensorFiles {
         self.tensors.iter().map(|(name, (_, _, info))| (name.as_str(), info.shape.as_slice()))
     }
 
+    /// Returns true if a tensor of this name has not been read.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Gives the tensors other names.
+    pub(super) fn rename(&mut self, name: impl Fn(&str) -> String) {
+        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(old, place)| (name(&old), place)).collect();
+    }
+
     /// Types of the floating-point tensors that have not been read; those of 64 bits count as f32.
     pub fn types(&self) -> FileTypes {
         let kinds = self.tensors.iter().filter_map(|(name, (_, _, info))| {
@@ -270,7 +280,7 @@ impl TensorFiles {
     }
 
     /// Removes tensors from the list that the model does not use.
-    fn ignore(&mut self, needless: impl Fn(&str) -> bool) {
+    pub(super) fn ignore(&mut self, needless: impl Fn(&str) -> bool) {
         self.tensors.retain(|name, _| !needless(name));
     }
 
@@ -306,6 +316,10 @@ impl WeightSource for TensorFiles {
 
     fn vector(&mut self, path: &str, len: usize, _init: Init) -> Result<Vec<f32>, ModelError> {
         self.take(path, &[len])
+    }
+
+    fn tensor(&mut self, path: &str, shape: &[usize], _init: Init) -> Result<Vec<f32>, ModelError> {
+        self.take(path, shape)
     }
 
     fn positions(&mut self, path: &str, count: usize, below: usize, _: Option<Choose>) -> Result<Vec<i32>, ModelError> {

@@ -39,9 +39,36 @@ pub fn save_as(
     dir: &Path,
     max_shard_bytes: u64,
 ) -> Result<(), ModelError> {
-    let tensors = collected(model, types)?;
     let config = HubConfig { llama: model.config().clone(), extra: extra.clone() };
     let config = config.checked_json(types.usual())?;
+    save_weights(model, &Names::default(), types, dir, max_shard_bytes)?;
+    write_text(&dir.join(CONFIG), &config)
+}
+
+/// Names of parameters in files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names {
+    /// The name in the file of the parameter with this path.
+    pub of: fn(&str) -> String,
+    /// Names of vectors of one element that files store as scalars.
+    pub scalars: &'static [&'static str],
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { of: str::to_string, scalars: &[] }
+    }
+}
+
+/// Writes the weights of a model into an existing folder, whole or in shards; see [`save_as`].
+pub(super) fn save_weights<M: Module>(
+    model: &M,
+    names: &Names,
+    types: &FileTypes,
+    dir: &Path,
+    max_shard_bytes: u64,
+) -> Result<(), ModelError> {
+    let tensors = collected(model, names, types)?;
     for (name, tensor) in &tensors {
         tensor.check_range().map_err(|reason| ModelError::Tensor {
             path: dir.to_path_buf(),
@@ -68,10 +95,10 @@ pub fn save_as(
         let text = format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": index}));
         write_text(&dir.join(INDEX), &text)?;
     }
-    write_text(&dir.join(CONFIG), &config)
+    Ok(())
 }
 
-fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
+pub(super) fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
     std::fs::write(path, text).map_err(ModelError::io(path))
 }
 
@@ -105,8 +132,12 @@ fn split(tensors: Vec<(String, Stored)>, limit: u64) -> Vec<Vec<(String, Stored)
 }
 
 /// The tensors of a model under their names in files. A model with adapters is rejected.
-pub(super) fn collected(model: &Llama, types: &FileTypes) -> Result<Vec<(String, Stored)>, ModelError> {
-    let mut collector = Collector { path: ModulePath::default(), types, tensors: Vec::new(), adapted: None };
+pub(super) fn collected<M: Module>(
+    model: &M,
+    names: &Names,
+    types: &FileTypes,
+) -> Result<Vec<(String, Stored)>, ModelError> {
+    let mut collector = Collector { path: ModulePath::default(), names, types, tensors: Vec::new(), adapted: None };
     model.visit(&mut collector);
     match collector.adapted {
         Some(path) => Err(ModelError::Adapted { path }),
@@ -237,6 +268,7 @@ pub(super) fn is_transposed(path: &ModulePath, dimensions: usize) -> bool {
 /// Collects the parameters under the names of their paths.
 struct Collector<'a> {
     path: ModulePath,
+    names: &'a Names,
     types: &'a FileTypes,
     tensors: Vec<(String, Stored)>,
     /// The first parameter that carries an adapter, ours or Burn's.
@@ -244,8 +276,8 @@ struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    fn push(&mut self, stored: Stored) {
-        self.tensors.push((self.path.joined(), stored));
+    fn name(&self) -> String {
+        (self.names.of)(&self.path.joined())
     }
 }
 
@@ -270,14 +302,18 @@ impl ModuleVisitor for Collector<'_> {
             shape.reverse();
         }
         let flat = tensor.reshape([shape.iter().product::<usize>()]);
-        let kind = self.types.get(&self.path.joined());
-        self.push(Stored { flat: Flat::Float(flat, kind), shape, transposed });
+        let name = self.name();
+        if self.names.scalars.contains(&name.as_str()) {
+            shape.clear();
+        }
+        let kind = self.types.get(&name);
+        self.tensors.push((name, Stored { flat: Flat::Float(flat, kind), shape, transposed }));
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
         let tensor = param.val();
         let shape = tensor.dims().to_vec();
         let flat = Flat::Whole(tensor.reshape([shape.iter().product::<usize>()]));
-        self.push(Stored { flat, shape, transposed: false });
+        self.tensors.push((self.name(), Stored { flat, shape, transposed: false }));
     }
 }

@@ -1,6 +1,6 @@
 //! Allocation of a configuration, and its hook.
 
-use lowrank_models::Llama;
+use burn::module::Module;
 use lowrank_models::adapter::{AdapterConfig, Allocation, AllocationHook, AllocationRun, Rates, linear_weights};
 
 use super::{BuildError, Listener};
@@ -17,11 +17,11 @@ pub fn allocation(section: &AllocationSection) -> Result<Option<Box<dyn Allocati
 
 /// Hook of an allocation for a stage of a run, which has `before` steps before it. Rejects what the layers of the model,
 /// the optimizer or the length of the stage do not allow.
-pub fn allocation_hook(
+pub fn allocation_hook<M: Module>(
     config: &Config,
     allocation: &dyn Allocation,
     adapter: &AdapterConfig,
-    model: &Llama,
+    model: &M,
     schedule: &Schedule,
     (stage, before): (usize, u64),
     listener: &dyn Listener,

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod allocation;
+mod architecture;
 mod data;
 mod error;
 mod limits;
@@ -15,6 +16,7 @@ mod warnings;
 
 pub use adapter::{adapter, adapter_folder, names_adapter_folder, rule};
 pub use allocation::{allocation, allocation_hook};
+pub use architecture::{Architecture, HeldOut, Png, Scores, StageData};
 pub use data::{held_out, prepare_data, prepare_options, source};
 pub use error::BuildError;
 pub use limits::{BEYOND_ANY_MACHINE, check_sizes};

@@ -1,21 +1,21 @@
 //! Optimizer of a run, and the hooks of its rule and parameterization.
 
+use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use lowrank_models::adapter::Rule;
-use lowrank_models::linear::{OptimizerRequest, RunFacts};
-use lowrank_models::{Llama, LlamaSteps};
+use lowrank_models::linear::OptimizerRequest;
 use lowrank_optim::registry::{self, Options};
 use lowrank_optim::{Assignment, Hooks, OptimError, StateMeter};
 
-use super::BuildError;
+use super::{Architecture, BuildError};
 use crate::config::Config;
 
 /// Optimizer with its hooks.
-pub struct Optimizer {
+pub struct Optimizer<M: Module> {
     /// The optimizer itself.
     pub optimizer: ModuleOptimizer,
     /// Hooks of rule and parameterization around its steps.
-    pub hooks: Hooks<Llama>,
+    pub hooks: Hooks<M>,
     /// Assignment of each parameter to an optimizer.
     pub parameters: Vec<Assignment>,
 }
@@ -40,7 +40,12 @@ pub fn usual_rank(config: &mut Config, hidden_size: usize) -> Option<usize> {
 }
 
 /// Returns the optimizer of the configuration for the trained parameters of this model.
-pub fn optimizer(config: &Config, rule: &dyn Rule, model: &Llama, meter: &StateMeter) -> Result<Optimizer, BuildError> {
+pub fn optimizer<M: Architecture>(
+    config: &Config,
+    rule: &dyn Rule,
+    model: &M,
+    meter: &StateMeter,
+) -> Result<Optimizer<M>, BuildError> {
     let section = &config.optimizer;
     let method = registry::optimizer(&section.name)?;
     let options = optimizer_options(config);
@@ -52,8 +57,7 @@ pub fn optimizer(config: &Config, rule: &dyn Rule, model: &Llama, meter: &StateM
     if !section.exclude.is_empty() {
         hidden = hidden.excluding(&section.exclude)?;
     }
-    let run = RunFacts { seed: config.train.seed, width: model.config().hidden_size };
-    let steps = model.config().parameterization.method().steps(run);
+    let steps = model.linear_steps(config.train.seed);
     let (optimizer, parameters) = match &steps {
         Some(steps) => steps.optimizer(&OptimizerRequest {
             method,
@@ -74,7 +78,7 @@ pub fn optimizer(config: &Config, rule: &dyn Rule, model: &Llama, meter: &StateM
         hooks = hooks.with(rule);
     }
     if let Some(steps) = steps {
-        hooks = hooks.with(LlamaSteps(steps));
+        hooks = M::with_steps(hooks, steps);
     }
     Ok(Optimizer { optimizer, hooks, parameters })
 }

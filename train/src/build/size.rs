@@ -2,7 +2,6 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
-use lowrank_models::Llama;
 use lowrank_optim::ModulePath;
 
 /// Sizes of the tensors of a model.
@@ -17,7 +16,7 @@ pub struct Size {
 
 impl Size {
     /// Measures a model.
-    pub fn of(model: &Llama) -> Self {
+    pub fn of<M: Module>(model: &M) -> Self {
         let mut size = Self::default();
         model.visit(&mut size);
         size

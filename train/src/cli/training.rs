@@ -256,7 +256,7 @@ fn report(finished: &Finished, base: Option<&str>) -> String {
             Some(base) => format!("{base} --adapter {}", checkpoint.display()),
             None => checkpoint.display().to_string(),
         };
-        row("try it", format!("lowrank generate --model {model} {}", finished.ask));
+        row("try it", format!("lowrank {}", finished.ask.replacen("MODEL", &format!("--model {model}"), 1)));
     }
     format!("{text}\n{}", table(&rows))
 }

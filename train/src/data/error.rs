@@ -5,6 +5,9 @@ use lowrank_models::ModelError;
 /// Error between text and batches. Every message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// Images that cannot be used.
+    #[error(transparent)]
+    Image(#[from] super::images::ImageError),
     /// Failure of another crate's stream.
     #[error(transparent)]
     Stream(Box<dyn std::error::Error + Send + Sync>),

@@ -17,6 +17,7 @@ mod document;
 mod error;
 mod examples;
 mod held_out;
+pub mod images;
 mod json;
 mod json_lines;
 mod model_file;

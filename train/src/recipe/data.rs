@@ -1,7 +1,10 @@
-//! Data of a run: training rows and held-out rows.
+//! Data of a run on text: training rows and held-out rows.
 
+use lowrank_models::LanguageBatch;
+
+use crate::build::{HeldOut, StageData};
 use crate::data::Tokenizer;
-use crate::objective::TokenStream;
+use crate::objective::{Stream, TokenStream};
 
 /// Training rows, held-out rows, and related data.
 pub struct RunData {
@@ -21,16 +24,38 @@ pub struct RunData {
     pub sample: SampleStart,
     /// One-line description of the amount of data.
     pub told: String,
-    /// Options of `lowrank generate` that prompt the model in the form of its training data.
+    /// Command that prompts the model in the form of its training data; see [`StageData::ask`].
     pub ask: String,
 }
 
-/// Held-out text.
-pub struct HeldOut {
-    /// Size in bytes.
-    pub bytes: u64,
-    /// Bits that `gzip -9` needs for each byte.
-    pub gzip_bits_per_byte: f64,
+impl StageData<LanguageBatch> for RunData {
+    fn train(&self) -> &dyn Stream<LanguageBatch> {
+        &self.train
+    }
+
+    fn validation(&self) -> &dyn Stream<LanguageBatch> {
+        &self.validation
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn held_out_fingerprint(&self) -> &str {
+        &self.held_out_fingerprint
+    }
+
+    fn held_out(&self) -> Option<&HeldOut> {
+        self.held_out.as_ref()
+    }
+
+    fn told(&self) -> &str {
+        &self.told
+    }
+
+    fn ask(&self) -> &str {
+        &self.ask
+    }
 }
 
 /// Start and end of a generated sample.

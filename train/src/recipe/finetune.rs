@@ -6,7 +6,7 @@ use lowrank_models::hub::{HubConfig, ModelFolder};
 
 use super::memory::{complete, fitting};
 use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
-use crate::build::{self, BuildError, Listener, adapter_folder, held_out, source};
+use crate::build::{BuildError, Listener, held_out, source};
 use crate::config::{Config, count};
 use crate::data::{Example, ExampleOptions, Examples, Held, Rows, Samples};
 use crate::objective::{Stream, TokenStream};
@@ -66,9 +66,9 @@ impl ReadExamples {
         })?;
         listener.end();
         let ask = match source.holds()? {
-            Held::Conversations => "--chat \"MESSAGE\"",
-            Held::Pairs => "--prompt \"PROMPT\"",
-            Held::Texts => "--prompt \"TEXT\"",
+            Held::Conversations => "generate MODEL --chat \"MESSAGE\"",
+            Held::Pairs => "generate MODEL --prompt \"PROMPT\"",
+            Held::Texts => "generate MODEL --prompt \"TEXT\"",
         };
         Ok(Self { examples, text, end, ask: ask.into() })
     }
@@ -130,65 +130,6 @@ impl TrainedModel {
         }
         let folder = PathBuf::from(&config.model.name);
         let hub = ModelFolder::open(&folder)?.config;
-        let rule = build::rule(&config.rule)?;
-        let allocation = build::allocation(&config.allocation)?;
-        let begun = adapter_folder(&config.adapter)?;
-        if let Some(weight) = begun.as_ref().and_then(|begun| begun.brings().first().map(ToString::to_string)) {
-            return Err(BuildError::Settings(format!(
-                "adapter.name = {}: it brings {weight} along, which a checkpoint of the adapter alone would lose; merge it into the model first",
-                config.adapter.name
-            )));
-        }
-        let given = match &begun {
-            Some(begun) => Some(begun.config.clone()),
-            None => build::adapter(config)?,
-        };
-        let adapter = match given {
-            Some(given) => {
-                let adapter = rule.prepared(given.clone())?;
-                if begun.is_some() && adapter != given {
-                    return Err(BuildError::Settings(format!(
-                        "rule.name = {}: it would make {} of the {} in {}; set it to plain, or begin with a new adapter",
-                        rule.name(),
-                        adapter.structure,
-                        given.structure,
-                        config.adapter.name
-                    )));
-                }
-                match &allocation {
-                    None => Some(adapter),
-                    Some(allocation) => {
-                        let allocated = allocation.prepared(adapter.clone())?;
-                        if begun.is_some() && allocated != adapter {
-                            return Err(BuildError::Settings(format!(
-                                "allocation.name = {}: it needs other options of {} than those of the adapter in {}; set it to none, or begin with a new adapter",
-                                allocation.name(),
-                                adapter.structure,
-                                config.adapter.name
-                            )));
-                        }
-                        Some(allocated)
-                    }
-                }
-            }
-            None if rule.trains_weights() => None,
-            None => {
-                return Err(BuildError::Settings(format!(
-                    "rule.name = {}: there is no adapter to train by it; set it to plain, or adapter.name to lora",
-                    rule.name()
-                )));
-            }
-        };
-        if let (Some(allocation), None) = (&allocation, &adapter) {
-            return Err(BuildError::Settings(format!(
-                "allocation.name = {}: there is no adapter to allocate ranks of; set it to none, or remove adapter.name",
-                allocation.name()
-            )));
-        }
-        if adapter.is_some() {
-            rule.check_adapter_alone(&build::optimizer_options(config))?;
-        }
-        let begun = begun.is_some().then(|| PathBuf::from(&config.adapter.name));
-        Ok(Self { hub, folder: Some(folder), adapter, begun, rule, allocation })
+        Self::fine_tuned(config, hub, folder)
     }
 }

@@ -3,13 +3,14 @@
 mod data;
 mod files;
 mod finetune;
+mod llama;
 mod memory;
 mod model;
 mod model_text;
 mod pretrain;
 mod stage;
 
-pub use data::{HeldOut, RunData, SampleStart};
+pub use data::{RunData, SampleStart};
 pub use files::{ModelFiles, RecordError, RecordFiles};
 pub use finetune::ReadExamples;
 pub use model::{TrainedFiles, TrainedModel};

@@ -7,19 +7,16 @@ use lowrank_models::Llama;
 use lowrank_models::adapter::{AdapterConfig, Allocation, Attach, BaseGradients, Rule};
 use lowrank_models::analysis::collect_gradients;
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
-use lowrank_models::hub::{self, HubConfig, ModelFolder};
 
-use super::{ModelFiles, RunData};
-use crate::build::{BuildError, Listener};
+use super::ModelFiles;
+use crate::build::{self, Architecture, BuildError, Listener, StageData, adapter_folder};
 use crate::config::{Config, Job};
-use crate::data::Tokenizer;
 use crate::engine::Schedule;
-use crate::objective::Stream;
 
 /// Trained model, whole or with an adapter.
-pub struct TrainedModel {
+pub struct TrainedModel<M: Architecture = Llama> {
     /// Configuration of the model.
-    pub hub: HubConfig,
+    pub hub: M::Hub,
     /// Folder of the initial model.
     pub(super) folder: Option<PathBuf>,
     /// Adapter, if one is trained instead of the weights.
@@ -32,21 +29,10 @@ pub struct TrainedModel {
     pub allocation: Option<Box<dyn Allocation>>,
 }
 
-impl TrainedModel {
+impl<M: Architecture> TrainedModel<M> {
     /// Adapter, if one is trained instead of the weights.
     pub fn adapter(&self) -> Option<&AdapterConfig> {
         self.adapter.as_ref()
-    }
-
-    /// Rejects rows that are longer than the model's positions.
-    pub fn check_length(&self, seq_len: usize) -> Result<(), BuildError> {
-        let positions = self.hub.llama.longest_sequence();
-        match seq_len > positions {
-            true => Err(BuildError::Settings(format!(
-                "train.seq_len = {seq_len} is longer than the model's {positions} positions; shorten it or raise model.max_position_embeddings"
-            ))),
-            false => Ok(()),
-        }
     }
 
     /// Folders of the initial model and adapter.
@@ -58,29 +44,24 @@ impl TrainedModel {
     pub fn begin(
         &self,
         config: &Config,
-        data: &RunData,
+        data: &M::Data,
         schedule: &Schedule,
         device: &Device,
         listener: &mut dyn Listener,
-    ) -> Result<Llama, BuildError> {
+    ) -> Result<M, BuildError> {
+        let (seed, device) = (config.train.seed, device.clone().autodiff());
         let model = match &self.folder {
-            Some(folder) => {
-                let (folder, wanted) = (ModelFolder::open(folder)?, &self.hub.llama.parameterization);
-                match folder.config.llama.parameterization == *wanted {
-                    true => folder.load(&device.clone().autodiff())?,
-                    false => folder.load_below(wanted, config.train.seed, &device.clone().autodiff())?,
-                }
-            }
-            None => Llama::random(&self.hub.llama, config.train.seed, &device.clone().autodiff())?,
+            Some(folder) => M::load(&self.hub, folder, seed, &device)?,
+            None => M::random(&self.hub, seed, &device)?,
         };
         let Some(adapter) = self.adapter.clone() else { return Ok(model) };
         self.rule.warnings(&adapter).iter().for_each(|warning| listener.warn(warning));
         if let Some(begun) = &self.begun {
             let begun = PeftFolder::open(begun)?;
             begun.warnings.iter().for_each(|warning| listener.warn(warning));
-            let (model, report) = begun.attach(model)?;
+            let (model, report) = begun.attach_by(model, M::attach)?;
             listener.line(&report.to_string());
-            return Ok(self.rule.freeze(model));
+            return Ok(self.rule.freeze(model.with_trained_head()));
         }
         let mut gradients = BaseGradients::new();
         let adapter = adapter.with_first_rate(schedule.rate(1));
@@ -90,67 +71,124 @@ impl TrainedModel {
         let (model, report) = model.attach(Attach::new(adapter).with_gradients(gradients))?;
         report.warnings.iter().for_each(|warning| listener.warn(warning));
         listener.line(&report.to_string());
-        Ok(self.rule.freeze(model))
+        Ok(self.rule.freeze(model.with_trained_head()))
     }
 
     /// Format of the model in checkpoints.
-    pub fn files<'a>(&'a self, job: Job, tokenizer: &'a Tokenizer) -> TrainedFiles<'a> {
-        TrainedFiles { model: self, job, tokenizer }
+    pub fn files<'a>(&'a self, job: Job, data: &'a M::Data) -> TrainedFiles<'a, M> {
+        TrainedFiles { model: self, job, data }
+    }
+
+    /// Model of a folder that is fine-tuned, with the adapter, rule and allocation of the configuration.
+    pub(super) fn fine_tuned(config: &Config, hub: M::Hub, folder: PathBuf) -> Result<Self, BuildError> {
+        let rule = build::rule(&config.rule)?;
+        let allocation = build::allocation(&config.allocation)?;
+        let begun = adapter_folder(&config.adapter)?;
+        let foreign =
+            |begun: &PeftFolder| begun.brings().into_iter().find(|name| !M::is_head(name)).map(str::to_string);
+        if let Some(weight) = begun.as_ref().and_then(foreign) {
+            return Err(BuildError::Settings(format!(
+                "adapter.name = {}: it brings {weight} along, which a checkpoint of the adapter alone would lose; merge it into the model first",
+                config.adapter.name
+            )));
+        }
+        let given = match &begun {
+            Some(begun) => Some(begun.config.clone()),
+            None => build::adapter(config)?,
+        };
+        let adapter = match given {
+            Some(given) => {
+                let adapter = rule.prepared(given.clone())?;
+                if begun.is_some() && adapter != given {
+                    return Err(BuildError::Settings(format!(
+                        "rule.name = {}: it would make {} of the {} in {}; set it to plain, or begin with a new adapter",
+                        rule.name(),
+                        adapter.structure,
+                        given.structure,
+                        config.adapter.name
+                    )));
+                }
+                match &allocation {
+                    None => Some(adapter),
+                    Some(allocation) => {
+                        let allocated = allocation.prepared(adapter.clone())?;
+                        if begun.is_some() && allocated != adapter {
+                            return Err(BuildError::Settings(format!(
+                                "allocation.name = {}: it needs other options of {} than those of the adapter in {}; set it to none, or begin with a new adapter",
+                                allocation.name(),
+                                adapter.structure,
+                                config.adapter.name
+                            )));
+                        }
+                        Some(allocated)
+                    }
+                }
+            }
+            None if rule.trains_weights() => None,
+            None => {
+                return Err(BuildError::Settings(format!(
+                    "rule.name = {}: there is no adapter to train by it; set it to plain, or adapter.name to lora",
+                    rule.name()
+                )));
+            }
+        };
+        if let (Some(allocation), None) = (&allocation, &adapter) {
+            return Err(BuildError::Settings(format!(
+                "allocation.name = {}: there is no adapter to allocate ranks of; set it to none, or remove adapter.name",
+                allocation.name()
+            )));
+        }
+        if adapter.is_some() {
+            rule.check_adapter_alone(&build::optimizer_options(config))?;
+        }
+        let begun = begun.is_some().then(|| PathBuf::from(&config.adapter.name));
+        Ok(Self { hub, folder: Some(folder), adapter, begun, rule, allocation })
     }
 }
 
 /// Format of a model, or of an adapter alone, in a checkpoint.
-pub struct TrainedFiles<'a> {
-    model: &'a TrainedModel,
+pub struct TrainedFiles<'a, M: Architecture> {
+    model: &'a TrainedModel<M>,
     job: Job,
-    tokenizer: &'a Tokenizer,
+    data: &'a M::Data,
 }
 
-impl ModelFiles<Llama> for TrainedFiles<'_> {
+impl<M: Architecture> ModelFiles<M> for TrainedFiles<'_, M> {
     type Error = BuildError;
 
-    fn save(&self, model: &Llama, dir: &Path) -> Result<(), BuildError> {
+    fn save(&self, model: &M, dir: &Path) -> Result<(), BuildError> {
         let TrainedModel { hub, folder, adapter, .. } = self.model;
         if let (Some(folder), Some(adapter)) = (folder, adapter) {
             return Ok(peft::save(model, &adapter.name, Form::Own, Some(&folder.to_string_lossy()), dir)?);
         }
-        hub::save(model, &hub.extra, dir, hub::MAX_SHARD_BYTES)?;
-        match (folder, self.job) {
-            // The model's own files contain more than those made from the tokenizer, such as its chat template.
-            (Some(folder), Job::Finetune) => hub::copy_companions(folder, dir)?,
-            _ => self.tokenizer.save(dir)?,
-        }
-        Ok(())
+        model.save(hub, dir)?;
+        M::save_companions(self.data, folder.as_deref(), self.job, dir)
     }
 
-    fn load(&self, dir: &Path, device: &Device) -> Result<Llama, BuildError> {
+    fn load(&self, dir: &Path, device: &Device) -> Result<M, BuildError> {
         let TrainedModel { hub, folder, adapter, rule, .. } = self.model;
         let device = device.clone().autodiff();
         let (Some(folder), true) = (folder, adapter.is_some()) else {
-            let model = ModelFolder::open(dir)?.load(&device)?;
-            if model.config() != &hub.llama {
-                return Err(BuildError::Settings(
-                    "the checkpoint holds a model of another shape than the configuration".into(),
-                ));
-            }
-            return Ok(model);
+            return M::load_saved(hub, dir, &device);
         };
-        let base = ModelFolder::open(folder)?.load(&device)?;
-        let (model, _) = PeftFolder::open(dir)?.attach(base)?;
-        Ok(rule.freeze(model))
+        // The head, if it is a new one, comes with the adapter.
+        let base = M::load(hub, folder, 0, &device)?;
+        let (model, _) = PeftFolder::open(dir)?.attach_by(base, M::attach)?;
+        Ok(rule.freeze(model.with_trained_head()))
     }
 }
 
 /// Gradients of the weights that the adapter will be attached to, over the first rows of the training data.
-fn gradients(
+fn gradients<M: Architecture>(
     config: &Config,
     adapter: &AdapterConfig,
-    model: &Llama,
-    data: &RunData,
+    model: &M,
+    data: &M::Data,
     listener: &mut dyn Listener,
 ) -> Result<BaseGradients, BuildError> {
     let wanted = config.adapter.init_samples;
-    let rows = data.train.rows();
+    let train = data.train();
+    let rows = train.rows();
     if wanted == 0 || wanted as u64 > rows {
         return Err(BuildError::Settings(format!(
             "adapter.init_samples = {wanted}: adapter.init = {} needs at least 1, and there are {rows} rows to learn from",
@@ -158,12 +196,12 @@ fn gradients(
         )));
     }
     listener.begin("collecting gradients", wanted as u64);
-    let device = model.model.norm.weight.val().device().inner();
-    let batch = data.train.batch();
+    let device = model.devices().into_iter().next().map_or_else(Device::default, Device::inner);
+    let batch = train.batch();
     let mut failed = None;
     let batches = (0..wanted.div_ceil(batch)).map_while(|number| {
         listener.advance((number * batch) as u64);
-        let read = data.train.at((number * batch) as u64, &device);
+        let read = train.at((number * batch) as u64, &device);
         read.map(|read| read.batch).map_err(|error| failed = Some(error)).ok()
     });
     let collected = collect_gradients(model, adapter, wanted, batches);

@@ -5,8 +5,8 @@ use std::path::Path;
 use lowrank_models::adapter::PlainRule;
 
 use super::memory::{complete, fitting};
-use super::{HeldOut, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
-use crate::build::{BuildError, Listener, model_config, model_folder, prepare_data};
+use super::{Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
+use crate::build::{BuildError, HeldOut, Listener, model_config, model_folder, prepare_data};
 use crate::config::{Config, bytes, count};
 use crate::data::{Batches, Prepared, Tokenizer};
 use crate::objective::{Stream, TokenStream};
@@ -64,7 +64,7 @@ impl RunData {
                 prompt: ids(tokenizer.encode_whole(&config.log.sample_prompt)?),
                 ends: ids(tokenizer.separator().into_iter().collect()),
             },
-            ask: "--prompt \"fn main() {\"".into(),
+            ask: "generate MODEL --prompt \"fn main() {\"".into(),
             train: TokenStream::new(Batches::train(train.clone(), batch, seq_len, config.train.seed)?, mask),
             validation: TokenStream::new(Batches::validation(validation.clone(), batch, seq_len)?, mask),
             tokenizer,

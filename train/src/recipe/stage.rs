@@ -3,31 +3,31 @@
 use lowrank_models::Llama;
 use lowrank_optim::Hooks;
 
-use super::{RunData, TrainedModel};
-use crate::build::{BuildError, Listener};
+use super::TrainedModel;
+use crate::build::{Architecture, BuildError, Listener};
 use crate::config::{Config, Job};
-use crate::objective::{Objective, TokenStream};
+use crate::objective::{Objective, Stream};
 use crate::plan::{Forecast, Freedom};
 
 /// Part of a run: its data, objective, hooks and end.
-pub struct Stage {
+pub struct Stage<M: Architecture = Llama> {
     /// Name in reports and checkpoints.
     pub name: String,
     /// Training and held-out rows. The training rows are the objective's main stream.
-    pub data: RunData,
+    pub data: M::Data,
     /// Further streams of the objective by name.
-    pub streams: Vec<(String, TokenStream)>,
+    pub streams: Vec<(String, Box<dyn Stream<M::Batch>>)>,
     /// Objective that the stage minimises.
-    pub objective: Objective<Llama>,
+    pub objective: Objective<M>,
     /// Hooks in addition to those of the training rule and the parameterization.
-    pub hooks: Hooks<Llama>,
+    pub hooks: Hooks<M>,
     /// Steps of the stage; none if only a time limit ends it, which is allowed for the last one.
     pub steps: Option<u64>,
 }
 
-impl Stage {
+impl<M: Architecture> Stage<M> {
     /// Creates a stage with the model's own loss and no hooks.
-    pub fn new(name: impl Into<String>, data: RunData, steps: Option<u64>) -> Self {
+    pub fn new(name: impl Into<String>, data: M::Data, steps: Option<u64>) -> Self {
         Self {
             name: name.into(),
             data,
@@ -41,13 +41,13 @@ impl Stage {
 
 /// Run of one model through stages that train it in order. Optimizer and moments continue from one stage to the next;
 /// the learning-rate schedule restarts.
-pub struct Recipe {
+pub struct Recipe<M: Architecture = Llama> {
     /// Settings of model, optimizer, schedule and reports.
     pub config: Config,
     /// The model.
-    pub model: TrainedModel,
+    pub model: TrainedModel<M>,
     /// The stages, at least one.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<Stage<M>>,
     /// Expected memory, if the configuration limits it.
     pub forecast: Option<Forecast>,
 }

@@ -1,19 +1,18 @@
 //! Hook of the allocation of a run.
 
-use lowrank_models::Llama;
 use lowrank_models::adapter::AllocationHook;
 
 use super::report::Screen;
-use crate::build::{self, BuildError};
+use crate::build::{self, Architecture, BuildError};
 use crate::config::Config;
 use crate::engine::Schedule;
 use crate::recipe::TrainedModel;
 
 /// Hook of the run's allocation for a stage, if it has one.
-pub(super) fn allocation_hook(
+pub(super) fn allocation_hook<M: Architecture>(
     config: &Config,
-    subject: &TrainedModel,
-    model: &Llama,
+    subject: &TrainedModel<M>,
+    model: &M,
     schedule: &Schedule,
     stage: (usize, u64),
     screen: &Screen,

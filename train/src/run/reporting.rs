@@ -5,12 +5,12 @@ use lowrank_models::adapter::AllocationView;
 use super::RunError;
 use super::report::{EndedBy, Logs, Metrics, StepView, Summary};
 use super::training::{Finished, Training, due};
-use crate::build::Listener;
+use crate::build::{Architecture, Listener, StageData};
 use crate::config::count;
 use crate::engine::StepReport;
 use crate::process::{MemoryUse, Signal};
 
-impl Training {
+impl<M: Architecture> Training<M> {
     pub(super) fn open_logs(&mut self) {
         self.logs = Logs::open(&self.folder, &self.config, self.state.step, &self.screen);
         self.logs.parameters(self.state.step, &self.parameters, &self.screen);
@@ -20,7 +20,7 @@ impl Training {
         self.screen.line(&format!(
             "{} parameters; {}; run in {}",
             count(self.summary.parameters),
-            self.current().data.told,
+            self.current().data.told(),
             self.folder.path().display()
         ));
         if self.trainer.step > 0 {
@@ -157,7 +157,7 @@ impl Training {
         signal: Option<Signal>,
     ) -> Finished {
         let planned = self.current().steps.map(|steps| self.state.stage_step + steps);
-        let ask = self.current().data.ask.clone();
+        let ask = self.current().data.ask().to_owned();
         Finished { folder: self.folder.path().to_path_buf(), summary, planned, before, after, signal, ask }
     }
 }

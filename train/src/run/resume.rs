@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use burn::module::Module;
 use lowrank_kernels::instructions::{VARIABLE, instruction_set};
-use lowrank_models::Llama;
 use lowrank_models::adapter::{self, StepOf};
 
 use super::RunError;
@@ -171,9 +171,9 @@ pub(super) fn steps(
 }
 
 /// Rejects a different length if adapters change at a fraction of the run and would have changed at a different step.
-pub(super) fn refuse_other_rests(
+pub(super) fn refuse_other_rests<M: Module>(
     state: &TrainerState,
-    model: &Llama,
+    model: &M,
     planned: Option<u64>,
     total: Option<u64>,
 ) -> Result<(), BuildError> {

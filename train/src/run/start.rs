@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_kernels::instructions::instruction_set;
-use lowrank_models::Llama;
 use lowrank_models::adapter::AllocationHook;
 use lowrank_optim::{AssignedTo, Assignment, Hooks, StateMeter};
 
@@ -17,12 +16,12 @@ use super::report::{Logs, Screen, Summary};
 use super::resume::{self, Bases, Loaded};
 use super::validation::Validation;
 use super::{RunError, RunFolder, Training};
-use crate::build::{self, BuildError, Listener, Size};
+use crate::build::{self, Architecture, BuildError, HeldOut, Listener, Size, StageData};
 use crate::config::Config;
 use crate::engine::{Schedule, Trainer, TrainerOptions};
 use crate::plan::{Forecast, Freedom};
 use crate::process::{device, set_threads};
-use crate::recipe::{ModelFiles, Recipe, RunData, Stage, TrainedModel};
+use crate::recipe::{ModelFiles, Recipe, Stage, TrainedModel};
 
 /// Start of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,9 +79,23 @@ impl Place {
 }
 
 impl Training {
-    /// Prepares the run of a configuration: data, model, folder. A new folder is created last, so that invalid input
-    /// leaves nothing behind. If the configuration limits memory, unset settings are changed so that the run fits.
+    /// Prepares the run of a configuration on text: data, model, folder. A new folder is created last, so that invalid
+    /// input leaves nothing behind. If the configuration limits memory, unset settings are changed so that the run fits.
     pub fn new(
+        config: Config,
+        freedom: Freedom,
+        place: &Place,
+        start: &Start,
+        screen: Screen,
+    ) -> Result<Self, RunError> {
+        Self::made_by(Recipe::of, config, freedom, place, start, screen)
+    }
+}
+
+impl<M: Architecture> Training<M> {
+    /// Prepares the run of a configuration like [`Training::new`], for the model of the recipe that `make` creates.
+    pub fn made_by(
+        make: impl FnOnce(Config, Freedom, &mut dyn Listener) -> Result<Recipe<M>, BuildError>,
         config: Config,
         freedom: Freedom,
         place: &Place,
@@ -92,19 +105,19 @@ impl Training {
         set_threads(config.train.threads);
         device(&config.train.device).map_err(BuildError::from)?;
         let opened = place.open_existing(start)?;
-        let recipe = Recipe::of(config, freedom, &mut screen)?;
+        let recipe = make(config, freedom, &mut screen)?;
         Self::ready(recipe, opened, place, start, screen)
     }
 
     /// Prepares the run of a recipe, like [`Training::new`].
-    pub fn of_recipe(recipe: Recipe, place: &Place, start: &Start, screen: Screen) -> Result<Self, RunError> {
+    pub fn of_recipe(recipe: Recipe<M>, place: &Place, start: &Start, screen: Screen) -> Result<Self, RunError> {
         set_threads(recipe.config.train.threads);
         let opened = place.open_existing(start)?;
         Self::ready(recipe, opened, place, start, screen)
     }
 
     fn ready(
-        recipe: Recipe,
+        recipe: Recipe<M>,
         opened: Option<RunFolder>,
         place: &Place,
         start: &Start,
@@ -119,24 +132,25 @@ impl Training {
             return Err(BuildError::Settings(format!("the recipe has no stage {}", state.stage)).into());
         };
         let (schedule, total) = schedule(&config, &subject, stage, loaded.as_ref())?;
-        for warning in build::warnings(&config, &subject.hub.llama, total) {
+        let (parameterization, shapes) = (M::parameterization(&subject.hub), M::block_shapes(&subject.hub));
+        for warning in build::warnings(&config, &parameterization, &shapes, total) {
             screen.warn(&warning);
         }
         let model = match &loaded {
-            Some(Loaded { path, .. }) => subject.files(config.run.job, &stage.data.tokenizer).load(path, &device)?,
+            Some(Loaded { path, .. }) => subject.files(config.run.job, &stage.data).load(path, &device)?,
             None => subject.begin(&config, &stage.data, &schedule, &device, &mut screen)?,
         };
         if loaded.is_some() {
             resume::refuse_other_rests(&state, &model, stage.steps, total)?;
         }
-        let summary = sizes(&model, &stage.data, forecast);
+        let summary = sizes(&model, stage.data.held_out(), forecast);
         let meter = StateMeter::new();
         let hook = allocation_hook(&config, &subject, &model, &schedule, (state.stage, state.stage_step), &screen)?;
         let allocation = hook.as_ref().map(AllocationHook::view);
         stage.hooks.append(hook.into_iter().fold(Hooks::new(), Hooks::with));
         let (trainer, parameters) = trainer(&config, &subject, model, &meter, stage, schedule, loaded.as_ref())?;
         screen.line(&who_steps(&config.optimizer.name, &parameters));
-        let validation = Validation::draw(&stage.data.validation, config.eval.batches, config.train.seed);
+        let validation = Validation::draw(stage.data.validation(), config.eval.batches, config.train.seed);
 
         let folder = claim(opened, place, start, &mut config)?;
         let checkpoints = checkpoints(folder.path(), &config);
@@ -193,15 +207,15 @@ fn load(
 }
 
 /// Trainer of a stage, new or restored, and the assignment of its parameters.
-fn trainer(
+fn trainer<M: Architecture>(
     config: &Config,
-    subject: &TrainedModel,
-    model: Llama,
+    subject: &TrainedModel<M>,
+    model: M,
     meter: &StateMeter,
-    stage: &mut Stage,
+    stage: &mut Stage<M>,
     schedule: Schedule,
     loaded: Option<&Loaded>,
-) -> Result<(Trainer<Llama>, Vec<Assignment>), RunError> {
+) -> Result<(Trainer<M>, Vec<Assignment>), RunError> {
     let build::Optimizer { optimizer, hooks, parameters } = build::optimizer(config, &*subject.rule, &model, meter)?;
     if let Some(Loaded { path, .. }) = loaded {
         expected_state(config, subject, &model)?.check(path).map_err(RunError::Damaged)?;
@@ -230,13 +244,14 @@ fn claim(opened: Option<RunFolder>, place: &Place, start: &Start, config: &mut C
 }
 
 /// Schedule of a stage, and its number of steps.
-fn schedule(
+fn schedule<M: Architecture>(
     config: &Config,
-    subject: &TrainedModel,
-    stage: &Stage,
+    subject: &TrainedModel<M>,
+    stage: &Stage<M>,
     loaded: Option<&Loaded>,
 ) -> Result<(Schedule, Option<u64>), BuildError> {
-    let schedule = |steps| build::schedule(config, &subject.hub.llama.parameterization, steps);
+    let parameterization = M::parameterization(&subject.hub);
+    let schedule = |steps| build::schedule(config, &parameterization, steps);
     let total = match loaded {
         Some(Loaded { state, .. }) => {
             resume::steps(state, stage.steps, Clock::new(config.train.minutes, state.seconds), &schedule)?
@@ -251,37 +266,41 @@ fn checkpoints(dir: &Path, config: &Config) -> Checkpoints {
     Checkpoints::new(dir.join("checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_best)
 }
 
-fn records(stages: &[Stage]) -> Vec<StageRecord> {
-    let record = |stage: &Stage| StageRecord {
+fn records<M: Architecture>(stages: &[Stage<M>]) -> Vec<StageRecord> {
+    let record = |stage: &Stage<M>| StageRecord {
         name: stage.name.clone(),
-        data: stage.data.fingerprint.clone(),
-        held_out: stage.data.held_out_fingerprint.clone(),
+        data: stage.data.fingerprint().to_owned(),
+        held_out: stage.data.held_out_fingerprint().to_owned(),
         steps: stage.steps,
     };
     stages.iter().map(record).collect()
 }
 
-fn bases(subject: &TrainedModel) -> Result<Bases, CheckpointError> {
+fn bases<M: Architecture>(subject: &TrainedModel<M>) -> Result<Bases, CheckpointError> {
     let [model, adapter] = subject.folders().map(|folder| folder.map(folder_hash).transpose());
     Ok(Bases { model: model?, adapter: adapter? })
 }
 
 /// State that the optimizer of a configuration keeps, determined with a new one.
-fn expected_state(config: &Config, subject: &TrainedModel, model: &Llama) -> Result<ExpectedState, RunError> {
+fn expected_state<M: Architecture>(
+    config: &Config,
+    subject: &TrainedModel<M>,
+    model: &M,
+) -> Result<ExpectedState, RunError> {
     let meter = StateMeter::new();
     let build::Optimizer { optimizer, parameters, .. } = build::optimizer(config, &*subject.rule, model, &meter)?;
     Ok(ExpectedState::of(&optimizer, &meter, model, &parameters)?)
 }
 
 /// Sizes of the model and its data, for the summary.
-fn sizes(model: &Llama, data: &RunData, forecast: Option<Forecast>) -> Summary {
+fn sizes<M: Architecture>(model: &M, held_out: Option<&HeldOut>, forecast: Option<Forecast>) -> Summary {
     let size = Size::of(model);
     Summary {
         instruction_set: instruction_set().name().to_owned(),
         weight_bytes: size.tensors.iter().map(|(_, bytes)| bytes).sum(),
         parameters: size.trained,
         forecast_bytes: forecast.map(|forecast| forecast.peak),
-        gzip_bits_per_byte: data.held_out.as_ref().map(|text| text.gzip_bits_per_byte),
+        gzip_bits_per_byte: held_out.map(|text| text.gzip_bits_per_byte),
         ..Summary::default()
     }
 }

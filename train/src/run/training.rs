@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use lowrank_models::Llama;
 use lowrank_models::adapter::AllocationView;
-use lowrank_models::{Llama, Sampling};
 use lowrank_optim::{Assignment, Hooks, StateMeter};
 
 use super::allocation::allocation_hook;
@@ -13,20 +13,20 @@ use super::clock::Clock;
 use super::report::{EndedBy, Logs, Metrics, RankFile, Screen, Summary};
 use super::validation::Validation;
 use super::{RunError, RunFolder};
-use crate::build::{self, Listener};
+use crate::build::{self, Architecture, Listener, StageData};
 use crate::config::Config;
-use crate::engine::{StepReport, Trainer, sample_text};
+use crate::engine::{StepReport, Trainer};
 use crate::objective::Streams;
 use crate::process::{Signal, Signals};
-use crate::recipe::{RunData, Stage, TrainedModel};
+use crate::recipe::{Stage, TrainedModel};
 
 /// Run between its first and its last step.
-pub struct Training {
+pub struct Training<M: Architecture = Llama> {
     pub(super) config: Config,
     pub(super) folder: RunFolder,
-    pub(super) subject: TrainedModel,
-    pub(super) stages: Vec<Stage>,
-    pub(super) trainer: Trainer<Llama>,
+    pub(super) subject: TrainedModel<M>,
+    pub(super) stages: Vec<Stage<M>>,
+    pub(super) trainer: Trainer<M>,
     pub(super) validation: Validation,
     pub(super) clock: Option<Clock>,
     pub(super) checkpoints: Checkpoints,
@@ -66,7 +66,7 @@ pub struct Finished {
     pub after: Option<String>,
     /// Signal that ended the run early.
     pub signal: Option<Signal>,
-    /// Options of `lowrank generate` that prompt the model in the form of its training data.
+    /// Command that tries the model, with `MODEL` for its options.
     pub ask: String,
 }
 
@@ -98,7 +98,7 @@ impl Ending {
 /// Steps between measurements of the optimizer's state, whose size seldom changes.
 const STATE_EVERY: u64 = 100;
 
-impl Training {
+impl<M: Architecture> Training<M> {
     /// Trains to the end, or to the step during which a signal is received. A run that is already at its end keeps its
     /// results.
     pub fn run(mut self) -> Result<Finished, RunError> {
@@ -176,7 +176,7 @@ impl Training {
         self.state.total_steps.map(|steps| self.state.stage_step + steps)
     }
 
-    pub(super) fn current(&self) -> &Stage {
+    pub(super) fn current(&self) -> &Stage<M> {
         &self.stages[self.state.stage]
     }
 
@@ -204,8 +204,8 @@ impl Training {
     fn next_stage(&mut self) -> Result<bool, RunError> {
         let number = self.state.stage + 1;
         let Some(stage) = self.stages.get_mut(number) else { return Ok(false) };
-        let parameterization = &self.subject.hub.llama.parameterization;
-        let schedule = build::schedule(&self.config, parameterization, stage.steps)?;
+        let parameterization = M::parameterization(&self.subject.hub);
+        let schedule = build::schedule(&self.config, &parameterization, stage.steps)?;
         let before = [self.trainer.step, self.trainer.samples];
         let hook = allocation_hook(
             &self.config,
@@ -220,7 +220,7 @@ impl Training {
             stage.hooks.append(Hooks::new().with(hook));
         }
         self.trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
-        self.validation = Validation::draw(&stage.data.validation, self.config.eval.batches, self.config.train.seed);
+        self.validation = Validation::draw(stage.data.validation(), self.config.eval.batches, self.config.train.seed);
         let state = &mut self.state;
         (state.stage, state.stage_step, state.stage_samples) = (number, before[0], before[1]);
         state.total_steps = stage.steps;
@@ -237,7 +237,7 @@ impl Training {
         let streams = stage
             .streams
             .iter()
-            .fold(Streams::one(&stage.data.train), |streams, (name, stream)| streams.with(name, stream));
+            .fold(Streams::one(stage.data.train()), |streams, (name, stream)| streams.with(name, &**stream));
         let report = self.trainer.step(&streams, &mut |model, grads| {
             if histograms {
                 logs.histograms(step, model, grads, screen);
@@ -261,16 +261,16 @@ impl Training {
     fn evaluate(&mut self, whole: bool, metrics: &mut Metrics) -> Result<bool, RunError> {
         let (model, device) = (self.trainer.model(), self.trainer.device());
         let data = &self.stages[self.state.stage].data;
-        let drawn = self.validation.drawn(model, &data.validation, device)?;
+        let drawn = self.validation.drawn(model, data.validation(), device)?;
         let loss = drawn.loss();
         metrics.validation_loss = Some(loss).filter(|loss| loss.is_finite());
         let mut line = format!("step {}: validation loss {loss:.4}", self.trainer.step);
         if whole {
             let all = match self.validation.is_all() {
                 true => drawn,
-                false => Validation::all(model, &data.validation, device)?,
+                false => Validation::all(model, data.validation(), device)?,
             };
-            let held_out = data.held_out.as_ref();
+            let held_out = data.held_out();
             self.summary.final_validation_loss = Some(all.loss());
             self.summary.validation_bits_per_byte = held_out.map(|text| all.bits_per_byte(text.bytes));
             metrics.final_validation_loss = Some(all.loss()).filter(|loss| loss.is_finite());
@@ -282,25 +282,19 @@ impl Training {
 
     /// Generates a sample and logs it, at most once per step.
     fn sample(&mut self) -> Result<Option<String>, RunError> {
-        let tokens = self.config.log.sample_tokens;
         let step = self.trainer.step;
-        if tokens == 0 {
-            return Ok(None);
-        }
         if let Some((_, text)) = self.sampled.as_ref().filter(|(sampled, _)| *sampled == step) {
             return Ok(Some(text.clone()));
         }
-        let sampling = Sampling { seed: self.config.train.seed, ..Sampling::default() };
-        let RunData { tokenizer, sample, .. } = &self.current().data;
-        let (prompt, ends) = (&sample.prompt, &sample.ends);
-        let text = sample_text(self.trainer.model(), tokenizer, prompt, ends, tokens, &sampling)?;
+        let sample = self.trainer.model().sample(&self.current().data, &self.config)?;
+        let Some(text) = sample else { return Ok(None) };
         self.logs.sample(step, &text, &self.screen);
         self.sampled = Some((step, text.clone()));
         Ok(Some(text))
     }
 
     fn save(&mut self) -> Result<(), RunError> {
-        let files = self.subject.files(self.config.run.job, &self.current().data.tokenizer);
+        let files = self.subject.files(self.config.run.job, &self.current().data);
         let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;
         self.summary.checkpoint = Some(path);
         if let Some(view) = &self.allocation {

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use burn::tensor::Device;
-use lowrank_models::{LanguageBatch, Llama};
+use lowrank_models::SegmentedModel;
 
 use crate::data::Order;
 use crate::engine::{Evaluation, TrainError, evaluate};
@@ -22,7 +22,7 @@ const STREAM: u64 = 0x76616c6964617465;
 
 impl Validation {
     /// Draws `count` batches; 0 for all.
-    pub fn draw(held_out: &dyn Stream<LanguageBatch>, count: usize, seed: u64) -> Self {
+    pub fn draw<B>(held_out: &dyn Stream<B>, count: usize, seed: u64) -> Self {
         let batch = held_out.batch() as u64;
         let batches = held_out.rows().div_ceil(batch);
         let rows = NonZeroU64::new(batches).filter(|_| count > 0 && (count as u64) < batches).map(|batches| {
@@ -35,10 +35,10 @@ impl Validation {
     }
 
     /// Computes the loss on the drawn batches.
-    pub fn drawn(
+    pub fn drawn<M: SegmentedModel>(
         &self,
-        model: &Llama,
-        held_out: &dyn Stream<LanguageBatch>,
+        model: &M,
+        held_out: &dyn Stream<M::Batch>,
         device: &Device,
     ) -> Result<Evaluation, TrainError> {
         match &self.rows {
@@ -51,7 +51,11 @@ impl Validation {
     }
 
     /// Computes the loss on all batches.
-    pub fn all(model: &Llama, held_out: &dyn Stream<LanguageBatch>, device: &Device) -> Result<Evaluation, TrainError> {
+    pub fn all<M: SegmentedModel>(
+        model: &M,
+        held_out: &dyn Stream<M::Batch>,
+        device: &Device,
+    ) -> Result<Evaluation, TrainError> {
         evaluate(model, &ModelLoss, epoch(held_out, device), |_| true)
     }
 
@@ -63,6 +67,8 @@ impl Validation {
 
 #[cfg(test)]
 mod tests {
+    use lowrank_models::LanguageBatch;
+
     use super::*;
     use crate::data::DataError;
     use crate::objective::StreamBatch;

@@ -17,7 +17,7 @@ use crate::error::ModelError;
 use crate::hub::companions::{CHAT_TEMPLATE, companion};
 use crate::hub::names::CONFIG;
 use crate::hub::read::transpose;
-use crate::hub::write::collected;
+use crate::hub::write::{Names, collected};
 use crate::hub::{FileType, FileTypes, HubConfig};
 use crate::llama::{Llama, LlamaConfig};
 use crate::weights::{Choose, Init, Layout, WeightSource};
@@ -144,7 +144,7 @@ pub fn save_gguf(
         let values = Box::new(move || Ok(divisors));
         tensors.push(Written { name: rope::DIVISORS.into(), shape, kind: TensorType::F32, values });
     }
-    for (path, stored) in collected(model, &FileTypes::default())? {
+    for (path, stored) in collected(model, &Names::default(), &FileTypes::default())? {
         let Some(name) = to_gguf(&path) else {
             return Err(ModelError::Config(format!(
                 "{path} has no place in GGUF; export the model as a dense one first"

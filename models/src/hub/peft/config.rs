@@ -1,6 +1,6 @@
 //! `adapter_config.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -150,6 +150,8 @@ pub(super) struct Written<'a> {
     /// Paths of the adapted layers.
     pub paths: Vec<&'a str>,
     pub base_model: Option<&'a str>,
+    /// Modules that are in the file whole.
+    pub saved: BTreeSet<String>,
 }
 
 #[derive(Serialize)]
@@ -168,13 +170,16 @@ impl Written<'_> {
         let mut put = |key, value: Value| {
             fields.insert(key, Field::Value(value));
         };
-        for key in ["auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save", "revision"] {
+        for key in ["auto_mapping", "layers_pattern", "layers_to_transform", "revision"] {
             put(key, Value::Null);
         }
         put("base_model_name_or_path", json!(self.base_model));
         put("bias", json!("none"));
         put("inference_mode", json!(true));
-        put("task_type", json!("CAUSAL_LM"));
+        put("modules_to_save", if self.saved.is_empty() { Value::Null } else { json!(self.saved) });
+        // The class that peft wraps a model in; one for language models cannot hold another.
+        let language = self.paths.iter().all(|path| path.starts_with("model."));
+        put("task_type", if language { json!("CAUSAL_LM") } else { Value::Null });
         put("r", json!(config.rank));
         put("target_modules", self.targets());
         let alpha = config.alpha.map_or(Value::Null, number);

@@ -11,8 +11,10 @@ mod factors;
 mod folder;
 mod keys;
 mod layout;
+mod old_names;
 mod ordered;
 mod read;
+mod saved;
 mod write;
 
 pub use factors::FolderFactors;

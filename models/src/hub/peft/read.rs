@@ -10,6 +10,7 @@ use super::brought::{self, Brought};
 use super::config;
 use super::folder::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
+use super::saved::is_of;
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
 use crate::hub::open::read_text;
@@ -92,7 +93,8 @@ impl PeftFolder {
             folder.config.targets = Targets::Names(layers.into_iter().collect());
             (folder.config.exclude, folder.config.layers) = (None, None);
         }
-        Ok(folder.told_of_start())
+        let old = folder.layers();
+        Ok(folder.in_module_names(&old).map_err(file)?.told_of_start())
     }
 
     /// Reads the folder of one of several adapters: `dir` itself for "default", the sub-folder of its name for others.
@@ -118,7 +120,8 @@ impl PeftFolder {
     }
 
     fn is_brought(&self, inner: &str) -> bool {
-        self.layout.is_some() && brought::is_plain(inner) && self.layer_of(inner).is_none()
+        let plain = self.layout.is_some() && brought::is_plain(inner) || is_of(inner, &self.saved);
+        plain && self.layer_of(inner).is_none()
     }
 
     /// Paths of the layers that the tensors belong to.
@@ -181,6 +184,15 @@ impl PeftFolder {
     /// As [`PeftFolder::attach`], for any Burn module whose paths are those of the folder.
     pub fn attach_to<M: Module>(self, module: M) -> Result<(M, Report), ModelError> {
         self.put(module, |attach, module| attach.to(module))
+    }
+
+    /// As [`PeftFolder::attach`], for a module with an own way of attaching.
+    pub fn attach_by<M: Module>(
+        self,
+        module: M,
+        attach: impl FnOnce(M, Attach) -> Result<(M, Report), AdapterError>,
+    ) -> Result<(M, Report), ModelError> {
+        self.put(module, |settings, module| attach(module, settings))
     }
 
     fn put<M: Module>(

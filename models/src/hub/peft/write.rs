@@ -12,6 +12,7 @@ use serde_json::{Map, json};
 use super::config::Written;
 use super::folder::{CONFIG, MODEL, Mark, OURS, Ours, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::{Layout, Stored};
+use super::saved::Saved;
 use crate::error::ModelError;
 use crate::weights::host;
 use lowrank_adapters::{
@@ -58,7 +59,7 @@ pub fn save<M: Module>(
         }
     }
     let begun = layers.values().any(|layer| layer.origin.is_some());
-    let folder = match (layout(&config), form) {
+    let mut folder = match (layout(&config), form) {
         (Ok(Some((layout, keys))), Form::Peft) if begun => {
             Folder { config: doubled(config)?, layout: Some((layout, keys)), tensors: beside_start(&layers, layout)? }
         }
@@ -85,10 +86,13 @@ pub fn save<M: Module>(
     };
     let sizes = if form == Form::Own { sizes } else { BTreeMap::new() };
     let mark = Mark { base, shared, sizes, shapes, adapter };
+    let saved = Saved::of(module);
+    folder.tensors.extend(saved.tensors);
     std::fs::create_dir_all(&dir).map_err(ModelError::io(&dir))?;
     write_tensors(&dir.join(WEIGHTS), folder.tensors, &mark)?;
     let paths = layers.keys().map(String::as_str).collect();
-    let text = Written { config: &folder.config, layout: folder.layout, paths, base_model }.text();
+    let saved = saved.modules;
+    let text = Written { config: &folder.config, layout: folder.layout, paths, base_model, saved }.text();
     let path = dir.join(CONFIG);
     std::fs::write(&path, text).map_err(ModelError::io(path))
 }

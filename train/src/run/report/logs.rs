@@ -3,7 +3,6 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use lowrank_models::Llama;
 use lowrank_optim::{Assignment, ModulePath};
 
 use super::metrics::Layers;
@@ -87,7 +86,7 @@ impl Logs {
     }
 
     /// Logs histograms of all weights and gradients.
-    pub fn histograms(&mut self, step: u64, model: &Llama, grads: &GradientsParams, screen: &Screen) {
+    pub fn histograms<M: Module>(&mut self, step: u64, model: &M, grads: &GradientsParams, screen: &Screen) {
         self.board(screen, |board| {
             let mut visitor = Histograms { board, grads, step, path: ModulePath::default(), written: Ok(()) };
             model.visit(&mut visitor);
