@@ -5,6 +5,8 @@
 
 #[path = "program.rs"]
 mod program;
+#[path = "small_families.rs"]
+mod small_families;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_models::adapter::{AdapterConfig, Attach, GivenTensors, Scaling, Targets, each_adapter, merged};
 use lowrank_models::hub::{ModelFolder, peft, save};
-use lowrank_models::{Llama, LlamaConfig, Sampling, generate, ids_tensor};
+use lowrank_models::{Family, Llama, LlamaConfig, Sampling, generate, ids_tensor};
 use lowrank_train::data::Tokenizer;
 use program::{Workshop, checkpoints, succeeded};
 use safetensors::tensor::TensorView;
@@ -126,6 +128,39 @@ fn transformers_opens_untied_grouped_and_sharded_models() {
         write_expected(dir.path(), &model, None);
         python("interop_model.py", &["check", dir.path().to_str().unwrap()]);
     }
+}
+
+#[test]
+#[ignore = "needs LOWRANK_PYTHON"]
+fn transformers_opens_every_family() {
+    for family in Family::ALL {
+        let model = small_families::model(&small_families::config(family), &Device::default());
+        let dir = tempfile::tempdir().unwrap();
+        save(&model, &serde_json::Map::new(), dir.path(), u64::MAX).unwrap();
+        write_expected(dir.path(), &model, None);
+        python("interop_model.py", &["check", dir.path().to_str().unwrap()]);
+    }
+}
+
+/// The folder of a Qwen3 rounded to 16 bits, its adapter merged into it, still has 16 bits.
+#[test]
+#[ignore = "needs LOWRANK_PYTHON"]
+fn transformers_opens_a_merged_model_of_16_bits() {
+    let shop = Workshop::new(1);
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/interop-families/qwen3");
+    let base = base.to_str().unwrap();
+    let lines: Vec<String> = (0..20)
+        .map(|i| format!("{{\"prompt\": \"w{} w{} \", \"completion\": \"w{}\"}}", 3 + i, 5 + i, 4 + i))
+        .collect();
+    std::fs::write(shop.path("examples.jsonl"), lines.join("\n")).unwrap();
+    succeeded(shop.run(&["export", "--model", base, "--dtype", "bf16", "--out", "model"]));
+    succeeded(shop.run(&shop.tuned("run", &["--rank", "2", "--steps", "4"])));
+    let adapter = checkpoints(&shop.path("run")).pop().unwrap();
+    succeeded(shop.run(&["merge", "--model", "model", "--adapter", adapter.to_str().unwrap(), "--out", "merged"]));
+    let merged = shop.path("merged");
+    write_expected(&merged, &ModelFolder::open(&merged).unwrap().load(&Device::default()).unwrap(), None);
+    std::fs::remove_file(merged.join("tokenizer.json")).unwrap();
+    python("interop_model.py", &["check", merged.to_str().unwrap(), "bfloat16"]);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 """Opens a model folder with transformers and compares its logits with those stored beside it, or writes a sharded folder to be read.
 
-    python interop_model.py check DIR    DIR holds the folder and expected.safetensors (ids, logits)
-    python interop_model.py write DIR    writes a small sharded model and its expected.safetensors
+    python interop_model.py check DIR [TYPE]    DIR holds the folder, of weights of this type, and expected.safetensors (ids, logits)
+    python interop_model.py write DIR           writes a small sharded model and its expected.safetensors
 """
+import json
 import sys
 from pathlib import Path
 
@@ -16,12 +17,16 @@ def logits_of(model, ids):
         return model.eval()(ids).logits
 
 
-def check(folder):
+def check(folder, kind=None):
     expected = load_file(folder / "expected.safetensors")
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        assert not info[kind], f"{kind}: {info[kind]}"
-    assert type(model) is LlamaForCausalLM
+    for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info[keys], f"{keys}: {info[keys]}"
+    config = json.loads((folder / "config.json").read_text())
+    assert [type(model).__name__] == config["architectures"], type(model)
+    if kind is not None:
+        weights = load_file(folder / "model.safetensors")
+        assert config["dtype"] == kind and {str(w.dtype) for w in weights.values()} == {f"torch.{kind}"}
     difference = (logits_of(model, expected["ids"]) - expected["logits"]).abs().max().item()
     assert difference < 1e-4, f"logits differ by {difference}"
     if (folder / "tokenizer.json").exists():
@@ -47,4 +52,4 @@ def write(folder):
     save_file({"ids": ids, "logits": logits_of(model, ids)}, folder / "expected.safetensors")
 
 
-{"check": check, "write": write}[sys.argv[1]](Path(sys.argv[2]))
+{"check": check, "write": write}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

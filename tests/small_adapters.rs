@@ -8,11 +8,32 @@ use lowrank_models::adapter::{
     Adapter, AdapterConfig, Attach, BaseGradients, GivenTensors, Rank, STRUCTURES, TensorRole, each_adapter,
 };
 use lowrank_models::hub::peft::PeftFolder;
-use lowrank_models::{Llama, LlamaConfig};
+use lowrank_models::{
+    Choose, Family, Features, Init, Layout, Llama, LlamaConfig, ModelError, RandomWeights, WeightSource,
+};
 
-/// A small model whose layers are tall, wide and square.
+/// Random weights, with biases that are not 0.
+struct WithBiases(RandomWeights);
+
+impl WeightSource for WithBiases {
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError> {
+        self.0.matrix(path, shape, layout, init)
+    }
+
+    fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError> {
+        self.0.vector(path, len, if path.ends_with(".bias") { Init::Normal(0.1) } else { init })
+    }
+
+    fn positions(&mut self, path: &str, n: usize, below: usize, at: Option<Choose>) -> Result<Vec<i32>, ModelError> {
+        self.0.positions(path, n, below, at)
+    }
+}
+
+/// A small model whose layers are tall, wide and square, some with a bias, and which has norms of queries and keys.
 pub fn base() -> Llama {
     let config = LlamaConfig {
+        family: Family::Qwen3,
+        features: Features { qkv_bias: true, output_bias: true, ..Family::Qwen3.features() },
         hidden_size: 32,
         intermediate_size: 48,
         num_hidden_layers: 2,
@@ -22,7 +43,8 @@ pub fn base() -> Llama {
         initializer_range: 0.2,
         ..LlamaConfig::named("llama-9m", 61).expect("a known shape")
     };
-    Llama::random(&config, 5, &Device::default()).expect("a model")
+    let source = RandomWeights { seed: 5, std: config.initializer_range };
+    Llama::build(&config, &mut WithBiases(source), &Device::default()).expect("a model")
 }
 
 /// Largest difference over the largest value.

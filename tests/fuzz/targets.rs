@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use lowrank_models::hub::peft::PeftFolder;
-use lowrank_models::hub::{HubConfig, ModelFolder};
+use lowrank_models::hub::{Generation, HubConfig, ModelFolder};
 use lowrank_train::config::{Config, Job, Layers};
 use lowrank_train::data::{
     ChatTemplate, Conversation, ExampleOptions, Examples, Format, HeldOut, Json, ShardWriter, Shards, Source,
@@ -95,7 +95,8 @@ fn read_settings(folder: &Path) -> Read {
 }
 
 fn read_model(folder: &Path) -> Read {
-    HubConfig::read(&folder.join("config.json"))?.end_tokens(folder)?;
+    HubConfig::read(&folder.join("config.json"))?;
+    Generation::read(folder)?;
     ModelFolder::open(folder)?.load(&Device::default())?;
     Ok(())
 }

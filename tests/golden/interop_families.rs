@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
-use lowrank_models::hub::{MAX_SHARD_BYTES, ModelFolder, save_as};
+use lowrank_models::hub::{Generation, MAX_SHARD_BYTES, ModelFolder, save_as};
 use lowrank_models::{
     ForwardPass, LanguageBatch, Llama, ModelError, Sampling, Segment, SegmentedModel, Walker, WeightedLoss, generate,
     ids_tensor, walk,
@@ -184,7 +184,8 @@ fn generated(case: &Case, folder: &ModelFolder, model: &Llama, dir: &Path) -> Re
     }
     if case.has("stopped") {
         let expected = case.array("stopped")?.i32();
-        let ends = folder.config.end_tokens(dir).map_err(|error| error.to_string())?;
+        let generation = Generation::read(dir).map_err(|error| error.to_string())?;
+        let ends = folder.config.end_tokens(&generation);
         let goes_on = |id: i32| !ends.contains(&(id as u32));
         let continued = generate(model, &expected[..prompt], new, &Sampling::greedy(), goes_on);
         if continued.map_err(|error| error.to_string())? != expected[prompt..] {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::family::{self, Defaults};
 use super::file_type::FileType;
+use super::generation::{Generation, ids};
 use super::keys::Keys;
 use super::open::read_text;
 use super::rope;
@@ -21,9 +22,6 @@ pub struct HubConfig {
     /// Keys that do not change the numbers, such as `eos_token_id`.
     pub extra: Map<String, Value>,
 }
-
-/// Name of the settings of generation.
-const GENERATION: &str = "generation_config.json";
 
 impl HubConfig {
     /// Reads `config.json`, rejecting other architectures and settings.
@@ -95,18 +93,10 @@ impl HubConfig {
     }
 
     /// Tokens that end a generated text: those of `generation_config.json` next to the configuration, else those under `eos_token_id` here.
-    pub fn end_tokens(&self, dir: &Path) -> Result<Vec<u32>, ModelError> {
-        let path = dir.join(GENERATION);
-        if !path.exists() {
-            return Ok(self.tokens("eos_token_id"));
-        }
-        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
-        let bad = |reason: String| ModelError::File { path: path.clone(), reason };
-        let map: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|error| bad(format!("not a JSON object: {error}")))?;
-        match ids(map.get("eos_token_id")) {
-            ends if ends.is_empty() => Ok(self.tokens("eos_token_id")),
-            ends => Ok(ends),
+    pub fn end_tokens(&self, generation: &Generation) -> Vec<u32> {
+        match generation.ends.as_slice() {
+            [] => self.tokens("eos_token_id"),
+            ends => ends.to_vec(),
         }
     }
 
@@ -161,18 +151,9 @@ fn family_of(map: &mut Map<String, Value>) -> Result<Family, String> {
     })
 }
 
-/// Ids in a value that holds one or several.
-fn ids(value: Option<&Value>) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::generation::GENERATION;
     use super::*;
 
     fn minimal() -> Map<String, Value> {
@@ -208,7 +189,7 @@ mod tests {
     fn generation_settings_say_what_ends_a_text() {
         let dir = tempfile::tempdir().unwrap();
         let config = parse(&minimal()).unwrap();
-        let ends = || config.end_tokens(dir.path());
+        let ends = || Generation::read(dir.path()).map(|generation| config.end_tokens(&generation));
         assert_eq!(ends().unwrap(), [2]);
         for (text, expected) in
             [(r#"{"eos_token_id": [0, 5]}"#, vec![0, 5]), (r#"{"eos_token_id": null}"#, vec![2]), ("{}", vec![2])]

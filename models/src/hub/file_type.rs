@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use safetensors::Dtype;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Type of the numbers of a tensor in a file. All computation is in f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum FileType {
     /// 32 bits.
     #[default]
@@ -98,6 +101,11 @@ impl FileTypes {
     /// Type of a tensor.
     pub fn get(&self, name: &str) -> FileType {
         self.own.get(name).copied().unwrap_or(self.usual)
+    }
+
+    /// Returns true if no value is rounded.
+    pub fn are_exact(&self) -> bool {
+        self.usual == FileType::F32 && self.own.values().all(|kind| *kind == FileType::F32)
     }
 
     /// Type of most of the weights.

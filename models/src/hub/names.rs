@@ -6,3 +6,5 @@ pub const INDEX: &str = "model.safetensors.index.json";
 pub const WEIGHTS: &str = "model.safetensors";
 /// Name of the configuration.
 pub const CONFIG: &str = "config.json";
+/// Name of the weights as they were trained, beside rounded ones.
+pub const EXACT: &str = "weights-f32.safetensors";

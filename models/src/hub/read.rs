@@ -11,7 +11,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::config::HubConfig;
 use super::file_type::{FileType, FileTypes};
 use super::gguf::{self, GgufFile, GgufWeights};
-use super::names::{CONFIG, INDEX, WEIGHTS};
+use super::names::{CONFIG, EXACT, INDEX, WEIGHTS};
 use super::open::{open, read_text};
 use crate::error::ModelError;
 use crate::linear::Parameterization;
@@ -49,6 +49,18 @@ impl ModelFolder {
         let mut weights = self.weights()?;
         let model = Llama::build(&self.config.llama, weights.source(), device)?;
         weights.finish()?;
+        Ok(model)
+    }
+
+    /// Loads a model that goes on being trained: its exact values, where they lie beside rounded ones.
+    pub fn load_trained(&self, device: &Device) -> Result<Llama, ModelError> {
+        let exact = self.dir.join(EXACT);
+        if !exact.exists() {
+            return self.load(device);
+        }
+        let (mut files, _) = TensorFiles::of_file(&exact)?;
+        let model = Llama::build(&self.config.llama, &mut files, device)?;
+        files.finish()?;
         Ok(model)
     }
 

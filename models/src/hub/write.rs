@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::HubConfig;
 use super::file_type::{FileType, FileTypes};
-use super::names::{CONFIG, INDEX, WEIGHTS};
+use super::names::{CONFIG, EXACT, INDEX, WEIGHTS};
 use super::read::transpose;
 use crate::error::ModelError;
 use crate::llama::Llama;
@@ -96,6 +96,22 @@ pub(super) fn save_weights<M: Module>(
         write_text(&dir.join(INDEX), &text)?;
     }
     Ok(())
+}
+
+/// Writes a model that goes on being trained: as [`save_as`], and where that rounds values, the exact ones in a file beside them, which
+/// [`ModelFolder::load_trained`](super::ModelFolder::load_trained) prefers.
+pub fn save_trained(
+    model: &Llama,
+    extra: &Map<String, Value>,
+    types: &FileTypes,
+    dir: &Path,
+    max_shard_bytes: u64,
+) -> Result<(), ModelError> {
+    save_as(model, extra, types, dir, max_shard_bytes)?;
+    match types.are_exact() {
+        true => Ok(()),
+        false => write_shard(collected(model, &Names::default(), &FileTypes::default())?, &dir.join(EXACT)),
+    }
 }
 
 pub(super) fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{Linear, OptimizerRequest, PARAMETERIZATIONS, Parameterization, ParameterizationEntry, RunFacts};
 use crate::weights::{Builder, RandomWeights, host, uniform_values};
-use crate::{Llama, LlamaConfig, ids_tensor};
+use crate::{Features, Llama, LlamaConfig, ids_tensor};
 
 /// The parameterization with a rank of its own and other options as they are.
 fn small(entry: &ParameterizationEntry) -> Parameterization {
@@ -107,6 +107,7 @@ fn trained_tensors_move_and_frozen_ones_do_not() {
             num_key_value_heads: 2,
             head_dim: 8,
             num_hidden_layers: 1,
+            features: Features { qkv_bias: true, output_bias: true, mlp_bias: true, ..Features::default() },
             parameterization,
             ..LlamaConfig::named("llama-9m", 40).unwrap()
         };

@@ -73,7 +73,8 @@ impl Family {
             Self::Qwen2 => Features { qkv_bias: true, ..llama },
             Self::Qwen3 => Features { head_norms: Some(HeadNorms::EachHead), ..llama },
             Self::Olmo2 => Features { head_norms: Some(HeadNorms::AllHeads), norms_after: true, ..llama },
-            Self::Llama | Self::Mistral | Self::SmolLm3 | Self::Granite => llama,
+            Self::Granite => Features { attention_multiplier: Some(1.0), ..llama },
+            Self::Llama | Self::Mistral | Self::SmolLm3 => llama,
         }
     }
 }

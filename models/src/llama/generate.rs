@@ -17,20 +17,23 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keeps the smallest set of most likely tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f64,
+    /// Divides the positive logits of tokens that have occurred and multiplies their negative ones; 1 changes nothing ("CTRL: A Conditional
+    /// Transformer Language Model for Controllable Generation", arXiv 1909.05858).
+    pub repetition_penalty: f64,
     /// Seed of the draws.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 50, top_p: 0.95, seed: 0 }
+        Self { temperature: 0.8, top_k: 50, top_p: 0.95, repetition_penalty: 1.0, seed: 0 }
     }
 }
 
 impl Sampling {
     /// Always the most likely token; of equal ones the lowest id.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
     }
 
     /// Rejects settings outside their range.
@@ -43,7 +46,20 @@ impl Sampling {
             let message = format!("top_p is {}; it must be greater than 0 and at most 1", self.top_p);
             return Err(ModelError::Sampling(message));
         }
+        let penalty = self.repetition_penalty;
+        if !(penalty.is_finite() && penalty > 0.0) {
+            let message = format!("repetition_penalty is {penalty}; it must be greater than 0, and 1 for none");
+            return Err(ModelError::Sampling(message));
+        }
         Ok(())
+    }
+
+    /// Makes tokens that have occurred less likely.
+    fn penalise(&self, logits: &mut [f32], occurred: &[bool]) {
+        let penalty = self.repetition_penalty as f32;
+        for (logit, _) in logits.iter_mut().zip(occurred).filter(|(_, occurred)| **occurred) {
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+        }
     }
 
     fn pick(&self, logits: &[f32], random: &mut StdRng) -> usize {
@@ -106,11 +122,17 @@ pub fn generate(
     let mut cache = KvCache::new();
     let mut input = prompt.to_vec();
     let mut output = Vec::with_capacity(tokens);
+    // None, where nothing is made less likely.
+    let mut occurred = vec![false; if sampling.repetition_penalty == 1.0 { 0 } else { model.config().vocab_size }];
     for _ in 0..tokens {
         let logits = model.next_logits(ids_tensor(&input, 1, &device), &mut cache);
-        let logits = host(logits);
+        let mut logits = host(logits);
         if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(ModelError::NotFinite { token: output.len() + 1, id, value: logits[id] });
+        }
+        if !occurred.is_empty() {
+            input.iter().for_each(|id| occurred[*id as usize] = true);
+            sampling.penalise(&mut logits, &occurred);
         }
         let next = sampling.pick(&logits, &mut random) as i32;
         output.push(next);
@@ -145,7 +167,7 @@ mod tests {
 
     #[test]
     fn draws_follow_the_softmax() {
-        let sampling = Sampling { temperature: 0.5, top_k: 0, top_p: 1.0, seed: 3 };
+        let sampling = Sampling { temperature: 0.5, top_k: 0, top_p: 1.0, seed: 3, ..Sampling::greedy() };
         let counts = draws(&sampling, &[0.0, 0.5, 1.0]);
         let weights = [1.0, 1f64.exp(), 2f64.exp()];
         let total: f64 = weights.iter().sum();
@@ -157,13 +179,31 @@ mod tests {
     #[test]
     fn top_k_and_top_p_cut_the_tail() {
         let logits = [2.0, 1.0, 0.0, -1.0];
-        let counts = draws(&Sampling { temperature: 1.0, top_k: 2, top_p: 1.0, seed: 1 }, &logits);
+        let counts =
+            draws(&Sampling { temperature: 1.0, top_k: 2, top_p: 1.0, seed: 1, ..Sampling::greedy() }, &logits);
         assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0], "{counts:?}");
         // softmax of the logits: 0.64, 0.24, 0.09, 0.03
-        let counts = draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.7, seed: 1 }, &logits);
+        let counts =
+            draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.7, seed: 1, ..Sampling::greedy() }, &logits);
         assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0], "{counts:?}");
-        let counts = draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.6, seed: 1 }, &logits);
+        let counts =
+            draws(&Sampling { temperature: 1.0, top_k: 0, top_p: 0.6, seed: 1, ..Sampling::greedy() }, &logits);
         assert_eq!(counts[1..], [0, 0, 0]);
+    }
+
+    #[test]
+    fn tokens_that_have_occurred_become_less_likely() {
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let mut logits = [3.0, 2.0, -1.0, -1.0];
+        sampling.penalise(&mut logits, &[true, false, true, false]);
+        assert_eq!(logits, [1.5, 2.0, -2.0, -1.0]);
+        let model = Llama::random(&LlamaConfig::named("llama-9m", 40).unwrap(), 5, &Device::default()).unwrap();
+        let strict = Sampling { repetition_penalty: 1e9, ..Sampling::greedy() };
+        let mut ids = generate(&model, &[3, 17], 30, &strict, |_| true).unwrap();
+        ids.extend([3, 17]);
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 32, "no token occurs twice while others are left");
     }
 
     #[test]
@@ -197,5 +237,7 @@ mod tests {
         assert!(fail(&[1], 1024, Sampling::greedy()).contains("1024 positions"));
         assert!(fail(&[1], 1, Sampling { temperature: -1.0, ..Sampling::default() }).contains("temperature"));
         assert!(fail(&[1], 1, Sampling { top_p: 0.0, ..Sampling::default() }).contains("top_p"));
+        let endless = Sampling { repetition_penalty: f64::INFINITY, ..Sampling::default() };
+        assert!(fail(&[1], 1, endless).contains("repetition_penalty"));
     }
 }

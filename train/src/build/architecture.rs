@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterError, Attach, Report};
+use lowrank_models::hub::FileType;
 use lowrank_models::linear::LinearSteps;
 use lowrank_models::{Parameterization, SegmentedModel};
 use lowrank_optim::Hooks;
@@ -29,8 +30,15 @@ pub trait Architecture: SegmentedModel + 'static {
     /// Loads the whole model of a checkpoint; rejects one of another shape.
     fn load_saved(hub: &Self::Hub, dir: &Path, device: &Device) -> Result<Self, BuildError>;
 
-    /// Writes the whole model into the folder of a checkpoint.
-    fn save(&self, hub: &Self::Hub, dir: &Path) -> Result<(), BuildError>;
+    /// Writes the whole model into the folder of a checkpoint, from which it goes on being trained with the same bits. Its weights have this
+    /// type, or the types in the files of the folder that the run started from.
+    fn save(
+        &self,
+        hub: &Self::Hub,
+        folder: Option<&Path>,
+        dtype: Option<FileType>,
+        dir: &Path,
+    ) -> Result<(), BuildError>;
 
     /// Writes what belongs beside a saved model; `folder` is the one that the run started from.
     fn save_companions(data: &Self::Data, folder: Option<&Path>, job: Job, dir: &Path) -> Result<(), BuildError>;

@@ -49,10 +49,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sampling = args.sampling.settings()?;
     let device = device(&args.device).map_err(BuildError::from)?;
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let text = ModelText::read(&args.model, &folder.config)?;
+    let sampling = args.sampling.settings(&text.generation)?;
     if text.template.is_none() {
         let problem = format!(
             "the model in {} has no chat template, so that a conversation has no form; continue texts with `lowrank generate --prompt`",
@@ -117,7 +117,7 @@ impl Chat {
     fn answer(&mut self, message: &str, out: &mut impl Write) -> anyhow::Result<()> {
         self.conversation.push("user", message);
         let prompt: Vec<i32> = self.text.chat_prompt(&self.conversation)?.into_iter().map(|id| id as i32).collect();
-        let positions = self.model.config().max_position_embeddings;
+        let positions = self.model.config().longest_sequence();
         let room = positions.saturating_sub(prompt.len());
         if room == 0 {
             let problem = format!(

@@ -27,7 +27,8 @@ pub struct Args {
     /// Form of the result
     #[arg(long, value_enum, default_value_t = Format::Folder)]
     format: Format,
-    /// Type of the matrices in a GGUF file: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0; f32 when not given
+    /// Type of the weights of a folder: f32, f16 or bf16; when not given, each has the type that it has in the model's files. Type of the matrices
+    /// in a GGUF file: also q8_0, q5_1, q5_0, q4_1 or q4_0; f32 when not given
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
     #[command(flatten)]
@@ -57,10 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&format!("{}\n", args.out.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(dtype) = &args.dtype {
-        let problem = format!("--dtype {dtype}: a folder is written in f32; leave it out, or add --format gguf");
-        return Err(BuildError::Settings(problem).into());
-    }
+    let dtype = args.dtype.as_deref().map(folder::file_type).transpose()?;
     if !args.adapters.is_empty() {
         let problem = "--adapter: a folder is written of a model alone; use `lowrank merge`, or add --format gguf";
         return Err(BuildError::Settings(problem.into()).into());
@@ -68,7 +66,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let device = device("cpu").map_err(BuildError::from)?;
     let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let model = from.load(&device).map_err(BuildError::from)?.to_dense(&device).map_err(BuildError::from)?;
-    folder::write(&model, &from, &args.model, &args.out)?;
+    folder::write(&model, &from, &args.model, dtype, &args.out)?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)
 }

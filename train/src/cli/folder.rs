@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use lowrank_models::Llama;
-use lowrank_models::hub::{self, MAX_SHARD_BYTES, ModelFolder};
+use lowrank_models::hub::{self, FileType, FileTypes, MAX_SHARD_BYTES, ModelFolder};
 
 use crate::build::BuildError;
 use crate::process::files;
@@ -17,8 +17,24 @@ pub fn refuse_existing(out: &Path) -> Result<(), BuildError> {
     }
 }
 
-/// Writes a model with the companion files of its source folder, under a temporary name that is then renamed.
-pub fn write(model: &Llama, from: &ModelFolder, from_dir: &Path, out: &Path) -> anyhow::Result<()> {
+/// Reads the type of weights that a `--dtype` names.
+pub fn file_type(name: &str) -> Result<FileType, BuildError> {
+    name.parse().map_err(|reason| BuildError::Settings(format!("--dtype {name}: {reason}")))
+}
+
+/// Writes a model with the companion files of its source folder, under a temporary name that is then renamed. Weights have this type, or the
+/// types that they have in the source folder.
+pub fn write(
+    model: &Llama,
+    from: &ModelFolder,
+    from_dir: &Path,
+    dtype: Option<FileType>,
+    out: &Path,
+) -> anyhow::Result<()> {
+    let types = match dtype {
+        Some(dtype) => FileTypes::all(dtype),
+        None => from.types().map_err(BuildError::from)?,
+    };
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(".".as_ref());
     std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let beside = files::unfinished(out);
@@ -26,7 +42,7 @@ pub fn write(model: &Llama, from: &ModelFolder, from_dir: &Path, out: &Path) -> 
     files::remove_if_there(&beside)
         .and_then(|()| std::fs::create_dir(&beside))
         .with_context(|| format!("cannot write in {}", parent.display()))?;
-    let written = fill(model, from, from_dir, &beside).and_then(|()| {
+    let written = fill(model, from, from_dir, &types, &beside).and_then(|()| {
         files::sync_folder(&beside)
             .and_then(|()| std::fs::rename(&beside, out))
             .and_then(|()| files::sync_parent(out))
@@ -39,7 +55,7 @@ pub fn write(model: &Llama, from: &ModelFolder, from_dir: &Path, out: &Path) -> 
     written
 }
 
-fn fill(model: &Llama, from: &ModelFolder, from_dir: &Path, dir: &Path) -> anyhow::Result<()> {
-    hub::save(model, &from.config.extra, dir, MAX_SHARD_BYTES).map_err(BuildError::from)?;
+fn fill(model: &Llama, from: &ModelFolder, from_dir: &Path, types: &FileTypes, dir: &Path) -> anyhow::Result<()> {
+    hub::save_as(model, &from.config.extra, types, dir, MAX_SHARD_BYTES).map_err(BuildError::from)?;
     Ok(hub::copy_companions(from_dir, dir).map_err(BuildError::from)?)
 }

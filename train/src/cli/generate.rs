@@ -57,10 +57,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sampling = args.sampling.settings()?;
     let device = device(&args.device).map_err(BuildError::from)?;
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let text = ModelText::read(&args.model, &folder.config)?;
+    let sampling = args.sampling.settings(&text.generation)?;
     let model = args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?;
 
     let asked = match (&args.chat, &args.messages) {

@@ -14,8 +14,8 @@ use crate::process::device;
 
 /// Merge adapters into a model's weights, and write it as a Hugging Face folder that other programs read.
 ///
-/// Weights are computed in f32. Rejected: adapters that cannot be merged, or that were trained on different base weights, and results that are not
-/// finite.
+/// Weights are computed in f32 and written in the type of the model's files. Rejected: adapters that cannot be merged, or that were trained on
+/// different base weights, and results that are not finite or beyond the range of that type.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   lowrank merge --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --out merged")]
@@ -25,6 +25,9 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     adapters: Adapters,
+    /// Type of the weights: f32, f16 or bf16; when not given, each has the type that it has in the model's files
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
     /// Folder to write; it must not exist yet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -34,12 +37,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.adapters.is_empty() {
         return Err(BuildError::Settings("nothing to merge: name a folder with --adapter DIR".into()).into());
     }
+    let dtype = args.dtype.as_deref().map(folder::file_type).transpose()?;
     folder::refuse_existing(&args.out)?;
     let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let model = from.load(&device("cpu").map_err(BuildError::from)?).map_err(BuildError::from)?;
     let model = args.adapters.on(model)?;
     let model = merged(model).map_err(|error| BuildError::Model(error.into()))?;
-    folder::write(&model, &from, &args.model, &args.out)?;
+    folder::write(&model, &from, &args.model, dtype, &args.out)?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)
 }

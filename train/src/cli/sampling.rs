@@ -3,38 +3,53 @@
 use std::io::Write;
 
 use lowrank_models::Sampling;
+use lowrank_models::hub::Generation;
 
 use crate::build::BuildError;
 use crate::data::Tokenizer;
 
-/// How the next token is chosen.
+/// How the next token is chosen. What is not given follows the model's `generation_config.json`.
 #[derive(Debug, clap::Args)]
 pub struct SamplingArgs {
-    /// Divides the logits; 0 is greedy
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Keep the k most likely tokens; 0 keeps all
-    #[arg(long, default_value_t = 50)]
-    top_k: usize,
-    /// Keep the most likely tokens whose probabilities reach this sum
-    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
-    top_p: f64,
+    /// Divides the logits; 0 is greedy. Not given: what the model's generation_config.json says, or 0.8
+    #[arg(long, allow_negative_numbers = true)]
+    temperature: Option<f64>,
+    /// Keep the k most likely tokens; 0 keeps all. Not given: what generation_config.json says, or 50
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Keep the most likely tokens whose probabilities reach this sum. Not given: what generation_config.json says, or 0.95
+    #[arg(long, allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// Divides the logits of tokens that have occurred; 1 changes nothing. Not given: what generation_config.json says, or 1
+    #[arg(long, allow_negative_numbers = true)]
+    repetition_penalty: Option<f64>,
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Always take the most likely token
+    /// Always take the most likely token, whatever generation_config.json says
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
     greedy: bool,
 }
 
 impl SamplingArgs {
-    /// Returns the checked settings.
-    pub fn settings(&self) -> Result<Sampling, BuildError> {
-        let sampling = match self.greedy {
+    /// Returns the checked settings for a model with these recommended ones. Reports those of them that are not followed.
+    pub fn settings(&self, recommended: &Generation) -> Result<Sampling, BuildError> {
+        let greedy = self.greedy || self.temperature == Some(0.0);
+        let usual = match greedy {
             true => Sampling::greedy(),
-            false => Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed },
+            false => recommended.over(Sampling::default()),
+        };
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(usual.temperature),
+            top_k: self.top_k.unwrap_or(usual.top_k),
+            top_p: self.top_p.unwrap_or(usual.top_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
+            seed: self.seed,
         };
         sampling.validate()?;
+        if !greedy && !recommended.others.is_empty() {
+            eprintln!("warning: generation_config.json: {} not followed", recommended.others.join(", "));
+        }
         Ok(sampling)
     }
 }

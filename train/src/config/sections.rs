@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use lowrank_models::adapter::Scaling;
+use lowrank_models::hub::FileType;
 use lowrank_optim::registry::Options;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -293,6 +294,9 @@ section! {
         keep_last: usize = 2,
         /// Keep the checkpoint with the lowest validation loss as well.
         keep_best: bool = true,
+        /// Type of the weights: f32, f16 or bf16. Where that rounds them, a checkpoint has the exact ones in a second file, from which a run goes on.
+        #[schemars(extend("x-unset" = "the types in the files of the initial model, or f32"))]
+        dtype: Option<FileType> = None,
     }
 }
 

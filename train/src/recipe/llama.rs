@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterError, Attach, Report};
-use lowrank_models::hub::{self, HubConfig, ModelFolder};
+use lowrank_models::hub::{self, FileType, FileTypes, HubConfig, ModelFolder};
 use lowrank_models::linear::{LinearSteps, RunFacts};
 use lowrank_models::{Llama, LlamaSteps, Parameterization, Sampling};
 use lowrank_optim::Hooks;
@@ -31,15 +31,26 @@ impl Architecture for Llama {
     }
 
     fn load_saved(hub: &HubConfig, dir: &Path, device: &Device) -> Result<Self, BuildError> {
-        let model = ModelFolder::open(dir)?.load(device)?;
+        let model = ModelFolder::open(dir)?.load_trained(device)?;
         match model.config() == &hub.llama {
             true => Ok(model),
             false => Err(other_shape()),
         }
     }
 
-    fn save(&self, hub: &HubConfig, dir: &Path) -> Result<(), BuildError> {
-        Ok(hub::save(self, &hub.extra, dir, hub::MAX_SHARD_BYTES)?)
+    fn save(
+        &self,
+        hub: &HubConfig,
+        folder: Option<&Path>,
+        dtype: Option<FileType>,
+        dir: &Path,
+    ) -> Result<(), BuildError> {
+        let types = match (dtype, folder) {
+            (Some(dtype), _) => FileTypes::all(dtype),
+            (None, Some(folder)) => ModelFolder::open(folder)?.types()?,
+            (None, None) => FileTypes::default(),
+        };
+        Ok(hub::save_trained(self, &hub.extra, &types, dir, hub::MAX_SHARD_BYTES)?)
     }
 
     fn save_companions(data: &RunData, folder: Option<&Path>, job: Job, dir: &Path) -> Result<(), BuildError> {

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use lowrank_models::Llama;
 use lowrank_models::adapter::{AdapterConfig, Allocation, Attach, BaseGradients, Rule};
 use lowrank_models::analysis::collect_gradients;
+use lowrank_models::hub::FileType;
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
 
 use super::ModelFiles;
@@ -75,8 +76,8 @@ impl<M: Architecture> TrainedModel<M> {
     }
 
     /// Format of the model in checkpoints.
-    pub fn files<'a>(&'a self, job: Job, data: &'a M::Data) -> TrainedFiles<'a, M> {
-        TrainedFiles { model: self, job, data }
+    pub fn files<'a>(&'a self, config: &Config, data: &'a M::Data) -> TrainedFiles<'a, M> {
+        TrainedFiles { model: self, job: config.run.job, dtype: config.checkpoint.dtype, data }
     }
 
     /// Model of a folder that is fine-tuned, with the adapter, rule and allocation of the configuration.
@@ -150,6 +151,8 @@ impl<M: Architecture> TrainedModel<M> {
 pub struct TrainedFiles<'a, M: Architecture> {
     model: &'a TrainedModel<M>,
     job: Job,
+    /// Type of the weights, if not that of the initial model.
+    dtype: Option<FileType>,
     data: &'a M::Data,
 }
 
@@ -161,7 +164,7 @@ impl<M: Architecture> ModelFiles<M> for TrainedFiles<'_, M> {
         if let (Some(folder), Some(adapter)) = (folder, adapter) {
             return Ok(peft::save(model, &adapter.name, Form::Own, Some(&folder.to_string_lossy()), dir)?);
         }
-        model.save(hub, dir)?;
+        model.save(hub, folder.as_deref(), self.dtype, dir)?;
         M::save_companions(self.data, folder.as_deref(), self.job, dir)
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lowrank_models::hub::HubConfig;
+use lowrank_models::hub::{Generation, HubConfig};
 
 use crate::build::BuildError;
 use crate::data::{ChatTemplate, Conversation, DataError, Tokenizer};
@@ -15,6 +15,8 @@ pub struct ModelText {
     pub template: Option<ChatTemplate>,
     /// Tokens that end a generated text, as named by `generation_config.json` or `config.json`.
     pub ends: Vec<u32>,
+    /// Settings of generation that come with the model.
+    pub generation: Generation,
     name: String,
 }
 
@@ -41,10 +43,12 @@ pub fn check_vocabulary(ids: usize, rows: usize, folder: &Path) -> Result<Option
 impl ModelText {
     /// Reads the files of a folder whose configuration is `hub`.
     pub fn read(folder: &Path, hub: &HubConfig) -> Result<Self, BuildError> {
+        let generation = Generation::read(folder)?;
         Ok(Self {
             tokenizer: Tokenizer::from_file(&folder.join("tokenizer.json"))?,
             template: ChatTemplate::read(folder)?,
-            ends: hub.end_tokens(folder)?,
+            ends: hub.end_tokens(&generation),
+            generation,
             name: folder.display().to_string(),
         })
     }

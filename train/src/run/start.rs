@@ -137,7 +137,7 @@ impl<M: Architecture> Training<M> {
             screen.warn(&warning);
         }
         let model = match &loaded {
-            Some(Loaded { path, .. }) => subject.files(config.run.job, &stage.data).load(path, &device)?,
+            Some(Loaded { path, .. }) => subject.files(&config, &stage.data).load(path, &device)?,
             None => subject.begin(&config, &stage.data, &schedule, &device, &mut screen)?,
         };
         if loaded.is_some() {

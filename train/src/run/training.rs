@@ -294,7 +294,7 @@ impl<M: Architecture> Training<M> {
     }
 
     fn save(&mut self) -> Result<(), RunError> {
-        let files = self.subject.files(self.config.run.job, &self.current().data);
+        let files = self.subject.files(&self.config, &self.current().data);
         let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;
         self.summary.checkpoint = Some(path);
         if let Some(view) = &self.allocation {
