@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_models::adapter::{NamePattern, each_adapter};
-use lowrank_models::hub::peft::{Form, save};
+use lowrank_models::hub::peft::{Form, PeftFolder, save};
 
 mod small_adapters;
 use small_adapters::{all, apart, base, moved, open};
@@ -65,6 +65,11 @@ fn every_adapter_folder_of_the_golden_cases_is_read_without_a_model_or_refused_w
         let json: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).expect("a file")).expect("JSON");
         let bytes = std::fs::read(dir.join("adapter_model.safetensors")).expect("a file");
+        if json["peft_type"] == "XLORA" {
+            let error = PeftFolder::open(&dir).expect_err("a mixture is no adapter").to_string();
+            assert!(error.contains("one of its experts"), "{error}");
+            continue;
+        }
         let file = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
         let layers: Result<Vec<_>, _> = open(&dir).factors().and_then(Iterator::collect);
         let layers = match layers {
@@ -75,6 +80,15 @@ fn every_adapter_folder_of_the_golden_cases_is_read_without_a_model_or_refused_w
                 continue;
             }
         };
+        if json["peft_type"] == "ADALORA" {
+            // The values between the factors are multiplied into one of them, and layers have the rank that is left.
+            assert_eq!(file.len(), 3 * layers.len(), "{name}");
+            let ranks: usize = layers.iter().map(|layer| layer.factors.a.dims()[1]).sum();
+            let masks = json["rank_pattern"].as_object().into_iter().flat_map(|masks| masks.values());
+            let kept = masks.flat_map(|mask| mask.as_array().into_iter().flatten()).filter(|flag| *flag == &true);
+            assert_eq!(ranks, kept.count(), "{name}");
+            continue;
+        }
         assert_eq!(file.len(), 2 * layers.len(), "{name}");
         for layer in layers {
             let rank = layer.factors.a.dims()[1] as f64;

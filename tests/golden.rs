@@ -33,6 +33,8 @@ mod hydra;
 mod interop_families;
 #[path = "golden/interop_peft.rs"]
 mod interop_peft;
+#[path = "golden/interop_peft_more.rs"]
+mod interop_peft_more;
 #[path = "golden/interop_vit.rs"]
 mod interop_vit;
 #[path = "golden/ldadam.rs"]
@@ -107,6 +109,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("hydra", hydra::run),
     ("interop-families", interop_families::run),
     ("interop-peft", interop_peft::run),
+    ("interop-peft-more", interop_peft_more::run),
     ("interop-vit", interop_vit::run),
     ("ldadam", ldadam::run),
     ("llama", llama::run),

@@ -14,7 +14,9 @@ use std::process::Command;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowrank_models::adapter::{AdapterConfig, Attach, GivenTensors, Scaling, Targets, each_adapter, merged};
+use lowrank_models::adapter::{
+    AdapterConfig, Attach, GivenTensors, Scaling, Targets, TensorRole, each_adapter, merged,
+};
 use lowrank_models::hub::{ModelFolder, peft, save};
 use lowrank_models::{Family, Llama, LlamaConfig, Sampling, generate, ids_tensor};
 use lowrank_train::data::Tokenizer;
@@ -216,19 +218,55 @@ fn exchanged() -> Vec<(&'static str, AdapterConfig)> {
         ("block-lora", AdapterConfig::new("block-lora").with_rank(8).with_option("blocks", 2)),
         ("bat", AdapterConfig::new("bone").with_rank(4)),
         ("miss", AdapterConfig::new("bone").with_rank(5).with_option("mode", "shared")),
+        ("embedding", lora().with_targets(Targets::parse("embed_tokens,lm_head,v_proj"))),
+        ("whole", AdapterConfig { modules_to_save: vec!["embed_tokens".into(), "lm_head".into()], ..lora() }),
+        (
+            "loha",
+            AdapterConfig { rank_pattern: vec![("down_proj".into(), 2)], ..AdapterConfig::new("loha").with_rank(3) },
+        ),
+        ("lokr", AdapterConfig::new("lokr").with_rank(2)),
+        (
+            "lokr-both",
+            AdapterConfig::new("lokr")
+                .with_rank(1)
+                .with_option("decompose_both", true)
+                .with_option("decompose_factor", 4),
+        ),
+        ("oft", AdapterConfig::new("oft").with_option("oft_block_size", 8).with_option("use_cayley_neumann", false)),
+        ("oft-series", AdapterConfig::new("oft").with_option("blocks", 4)),
+        ("oft-shared", AdapterConfig::new("oft").with_option("oft_block_size", 5).with_option("block_share", true)),
+        ("ia3", AdapterConfig::new("ia3").with_targets(Targets::parse("k_proj,v_proj,down_proj"))),
+        ("hira", AdapterConfig::new("hira").with_rank(4)),
+        ("shira", AdapterConfig::new("shira").with_rank(2)),
+        (
+            "fourierft",
+            AdapterConfig {
+                rank_pattern: vec![("down_proj".into(), 20)],
+                ..AdapterConfig::new("fourierft").with_rank(12).with_option("random_loc_seed", 5)
+            },
+        ),
         ("mini", AdapterConfig::new("bone").with_rank(4).with_option("mode", "shared_mini").with_option("mini_r", 4)),
     ]
 }
 
 /// The model with an adapter whose tensors are no longer those it began with.
 fn adapted(base: &Llama, config: &AdapterConfig) -> Llama {
+    let mut base = base.clone();
+    if !config.modules_to_save.is_empty() {
+        let moved = |weight: Tensor<2>| weight.clone() + weight.square().mul_scalar(0.5);
+        base.model.embed_tokens.weight = base.model.embed_tokens.weight.map(moved);
+        base.lm_head = base.lm_head.map(|mut head| {
+            head.weight = head.weight.map(moved);
+            head
+        });
+    }
     let (fresh, _) = base.clone().attach(Attach::new(config.clone())).unwrap();
     let mut tensors = BTreeMap::new();
     each_adapter(&fresh, |path, adapter| {
         let moved = adapter.stack[0].tensors().into_iter().map(|(tensor, data)| {
             let shape = data.shape().as_slice().to_vec();
             let mut values: Vec<f32> = data.try_into_vec().expect("f32");
-            if !tensor.field.starts_with("origin") {
+            if tensor.role != TensorRole::Frozen {
                 let noise = |place: usize| ((place * place + path.len()) as f32 * 0.7).sin();
                 values.iter_mut().enumerate().for_each(|(place, value)| *value += 0.05 * noise(place));
             }

@@ -62,6 +62,7 @@ pub fn config(structure: &str) -> AdapterConfig {
     };
     match structure {
         "loca" => config.with_option("n_components", 40),
+        "oft" => config.with_option("oft_block_size", 4),
         _ => config,
     }
 }

@@ -128,7 +128,7 @@ pub fn folder(case: &Case) -> Outcome {
 }
 
 /// Writes the only adapter of a module: the same names, shapes and bits as in the folder it came from.
-fn written_back<M: Module>(module: &M, dir: &Path) -> Result<(), String> {
+pub fn written_back<M: Module>(module: &M, dir: &Path) -> Result<(), String> {
     let again = tempfile::tempdir().map_err(|error| error.to_string())?;
     let name = adapters_of(module)[0].name().to_string();
     for form in [Form::Peft, Form::Own] {

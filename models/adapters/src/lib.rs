@@ -33,10 +33,11 @@ pub use apply::{
 pub use ground::{
     Adapter, AdapterConfig, AdapterError, AdapterOptions, AdapterStack, AdapterSteps, Alpha, AnyStructure, Base, Below,
     Control, Factors, GivenTensors, Initialisation, Input, LinearLayer, Method, NamePattern, NamedTensor, PassInfo,
-    Penalty, PenaltyAt, Place, Rank, Scaling, Shared, SharedBytes, SharedTensors, Site, Size, Spec, StepOf, Structure,
-    StructureEntry, Targets, TensorRole, TensorSpec, Totals, UnmergeState, add_after_clipping, base_fingerprint,
-    drop_frozen, each_adapted, each_adapter, frozen_this_step, is_trained, linear_layers, linear_weights, merged,
-    merged_with_unmerge_state, penalty, shared_fingerprint, unmerged,
+    Penalty, PenaltyAt, Place, Rank, RowWeights, Scaling, Shared, SharedBytes, SharedTensors, Site, Size, Spec, StepOf,
+    Structure, StructureEntry, Targets, TensorRole, TensorSpec, Totals, TrainedBiases, UnmergeState,
+    add_after_clipping, base_fingerprint, biases, drop_frozen, each_adapted, each_adapter, frozen_this_step,
+    is_trained, linear_layers, linear_weights, merged, merged_with_unmerge_state, penalty, saved_parameters,
+    shared_fingerprint, unmerged,
 };
 pub use registry::{initialisations, register};
 pub use rule::{AlloraRule, LoraFaRule, LoraPlusRule, LoraProRule, PlainRule, RULES, Rule, RuleEntry};

@@ -154,11 +154,20 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         (with("block-lora", 8, json!({"blocks": 0})), [16, 16], &["blocks = 0", "at least 1"]),
         (with("block-lora", 8, json!({"blocks": 3})), [16, 16], &["3 blocks", "rank 8"]),
         (AdapterConfig { alpha: Some(0.0), ..with("block-lora", 8, json!({})) }, [16, 16], &["alpha = 0", "above 0"]),
+        (with("lokr", 2, json!({"decompose_factor": 0})), [16, 16], &["decompose_factor = 0", "at least 1"]),
+        (with("lokr", 2, json!({"decompose_factor": -2})), [16, 16], &["decompose_factor = -2", "at least -1"]),
+        (with("oft", 0, json!({"oft_block_size": 1})), [16, 16], &["oft_block_size = 1", "at least 2"]),
+        (with("oft", 0, json!({"blocks": 16})), [16, 20], &["[16, 20]", "larger blocks"]),
+        (with("oft", 0, json!({"eps": 0.0})), [16, 20], &["eps = 0", "greater than 0"]),
+        (with("ia3", 0, json!({"feedforward_modules": "("})), [16, 20], &["feedforward_modules = (", "expression"]),
+        (with("shira", 8, json!({})), [12, 20], &["rank 8", "256 positions", "240"]),
+        (with("fourierft", 241, json!({})), [12, 20], &["rank 241", "240 coefficients"]),
+        (with("fourierft", 4, json!({"scaling": 0.0})), [12, 20], &["scaling = 0", "other than 0"]),
     ];
     let lacking: Vec<String> =
         cases.iter().filter_map(|(config, shape, parts)| lacking(config, *shape, parts)).collect();
     assert!(lacking.is_empty(), "{}", lacking.join("\n"));
-    let without: Vec<&str> = ["lora", "allora", "dora", "vera", "lora-xs"].to_vec();
+    let without: Vec<&str> = ["lora", "allora", "dora", "vera", "lora-xs", "loha", "hira"].to_vec();
     for StructureEntry { spec, .. } in STRUCTURES.iter().filter(|entry| !without.contains(&entry.spec.name)) {
         assert!(cases.iter().any(|(config, ..)| config.structure == spec.name), "{} refuses nothing", spec.name);
     }

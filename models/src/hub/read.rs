@@ -211,11 +211,6 @@ impl TensorFiles {
         self.tensors.contains_key(name)
     }
 
-    /// Gives the tensors other names.
-    pub(super) fn rename(&mut self, name: impl Fn(&str) -> String) {
-        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(old, place)| (name(&old), place)).collect();
-    }
-
     /// Types of the floating-point tensors that have not been read; those of 64 bits count as f32.
     pub fn types(&self) -> FileTypes {
         let kinds = self.tensors.iter().filter_map(|(name, (_, _, info))| {
@@ -248,6 +243,34 @@ impl TensorFiles {
         };
         let data = TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), dtype).convert::<f32>();
         data.try_into_vec::<f32>().map_err(|error| self.tensor_error(name, format!("{error:?}")))
+    }
+
+    /// Reads whole numbers as f32 and takes them off the list. Rejects numbers that f32 cannot represent.
+    pub(super) fn take_whole(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let (bytes, dtype) = match self.tensors.get(name) {
+            Some((_, _, info)) if !matches!(info.dtype, Dtype::I32 | Dtype::I64) => return self.take(name, shape),
+            _ => self.entry(name, shape)?,
+        };
+        let wide: Vec<i64> = match dtype {
+            Dtype::I32 => bytes.as_chunks().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes))).collect(),
+            _ => bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+        };
+        match wide.iter().find(|number| number.unsigned_abs() > 1 << 24) {
+            Some(number) => Err(self.tensor_error(name, format!("has the number {number}; 16777216 is the largest"))),
+            None => Ok(wide.into_iter().map(|number| number as f32).collect()),
+        }
+    }
+
+    /// Gives tensors other names. Rejects two that would have the same.
+    pub(super) fn rename(&mut self, name: impl Fn(&str) -> String) -> Result<(), ModelError> {
+        for (old, tensor) in std::mem::take(&mut self.tensors) {
+            let new = name(&old);
+            if self.tensors.contains_key(&new) {
+                return Err(self.tensor_error(&old, format!("is in the file twice, as {new} too")));
+            }
+            self.tensors.insert(new, tensor);
+        }
+        Ok(())
     }
 
     /// Reads whole numbers of four or eight bytes and takes them off the list.

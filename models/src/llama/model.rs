@@ -19,7 +19,7 @@ use crate::linear::{Dense, NamedLayer, Parameterization};
 use crate::ops::{self, Rotary};
 use crate::segments::{Segment, SegmentedModel};
 use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
-use lowrank_adapters::{AdapterError, Attach, Report};
+use lowrank_adapters::{AdapterError, AdapterStack, Attach, Report};
 use lowrank_optim::ModulePath;
 
 /// Token embedding.
@@ -107,7 +107,15 @@ impl Llama {
                 self.config.parameterization.name()
             )));
         }
-        attach.factored().to(self)
+        let tied = self.lm_head.is_none();
+        let (model, mut report) = attach.factored().to(self)?;
+        if tied && report.layers.iter().any(|layer| layer.place.embedding) {
+            report.warnings.push(
+                "the adapter of the embedding leaves the head alone, which shares its table; merging changes both"
+                    .into(),
+            );
+        }
+        Ok((model, report))
     }
 
     /// Mutable references to the linear layers of all blocks, with their paths.
@@ -144,7 +152,7 @@ impl Llama {
 
     /// Hidden states before the first block `[batch, positions, hidden_size]`.
     fn embedded(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let embedded = ops::embedding(self.model.embed_tokens.weight.val(), ids);
+        let embedded = AdapterStack::rows(&self.model.embed_tokens.weight, ids);
         match self.config.features.embedding_multiplier {
             None => embedded,
             Some(multiplier) => embedded.mul_scalar(multiplier),
@@ -207,7 +215,7 @@ impl Llama {
     fn head_weight(&self) -> Tensor<2> {
         match &self.lm_head {
             Some(head) => head.weight.val(),
-            None => self.model.embed_tokens.weight.val().transpose(),
+            None => AdapterStack::table(&self.model.embed_tokens.weight).transpose(),
         }
     }
 

@@ -58,6 +58,8 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
         targets: targets(&section.targets).unwrap_or_default(),
         exclude: targets(&section.exclude),
         layers: (!section.layers.is_empty()).then(|| section.layers.clone()),
+        modules_to_save: section.modules_to_save.clone(),
+        bias: section.bias,
         rank_pattern: patterns("adapter.rank_pattern", &section.rank_pattern)?,
         alpha_pattern: patterns("adapter.alpha_pattern", &section.alpha_pattern)?,
         seed: config.train.seed,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lowrank_models::hub::ModelFolder;
+use lowrank_models::hub::peft::{Form, save_as};
 
 use super::on_model::Adapters;
 use super::output::print;
@@ -11,13 +12,15 @@ use super::{export_gguf, folder};
 use crate::build::BuildError;
 use crate::process::device;
 
-/// Write a model as a dense Hugging Face folder or as a GGUF file, which other programs read.
+/// Write a model as a dense Hugging Face folder or as a GGUF file, or an adapter as Python's peft reads it.
 ///
 /// Factors and sparse parts are multiplied out; a parameterization with a non-linearity between its factors has no dense weight and is refused.
-/// With --format gguf, tokenizer and chat template go into the file; with --adapter as well, the adapter is written instead of the model.
+/// With --adapter, the adapter is written instead of the model: in the layout of peft if it has such a structure, or as the plain LoRA that it
+/// equals; others are refused. With --format gguf, tokenizer and chat template of a model go into the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lowrank export --model runs/pretrain-001/checkpoints/step-001800 --out model-dense
+  lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-vera-001/checkpoints/step-000300 --out adapter
   lowrank export --model merged --format gguf --dtype q8_0 --out merged-q8_0.gguf
   lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --format gguf --out lora.gguf")]
 pub struct Args {
@@ -58,12 +61,27 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&format!("{}\n", args.out.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let dtype = args.dtype.as_deref().map(folder::file_type).transpose()?;
-    if !args.adapters.is_empty() {
-        let problem = "--adapter: a folder is written of a model alone; use `lowrank merge`, or add --format gguf";
-        return Err(BuildError::Settings(problem.into()).into());
+    if let (Some(dtype), false) = (&args.dtype, args.adapters.is_empty()) {
+        let problem = format!("--dtype {dtype}: adapters are written in f32; leave it out");
+        return Err(BuildError::Settings(problem).into());
     }
+    let dtype = args.dtype.as_deref().map(folder::file_type).transpose()?;
     let device = device("cpu").map_err(BuildError::from)?;
+    if let [adapter, more @ ..] = args.adapters.paths() {
+        if !more.is_empty() {
+            let problem =
+                "--adapter is given several times, and a folder holds one; export them one by one, or merge them";
+            return Err(BuildError::Settings(problem.into()).into());
+        }
+        let model = ModelFolder::open(&args.model).and_then(|from| from.load(&device)).map_err(BuildError::from)?;
+        let model = args.adapters.on(model)?;
+        let (name, base) = (adapter.to_string_lossy(), args.model.to_string_lossy());
+        folder::whole(&args.out, |dir| {
+            Ok(save_as(&model, &name, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?)
+        })?;
+        print(&format!("{}\n", args.out.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let model = from.load(&device).map_err(BuildError::from)?.to_dense(&device).map_err(BuildError::from)?;
     folder::write(&model, &from, &args.model, dtype, &args.out)?;

@@ -35,6 +35,11 @@ pub fn write(
         Some(dtype) => FileTypes::all(dtype),
         None => from.types().map_err(BuildError::from)?,
     };
+    whole(out, |dir| fill(model, from, from_dir, &types, dir))
+}
+
+/// Fills a folder under a temporary name that is then renamed.
+pub fn whole(out: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(".".as_ref());
     std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let beside = files::unfinished(out);
@@ -42,7 +47,7 @@ pub fn write(
     files::remove_if_there(&beside)
         .and_then(|()| std::fs::create_dir(&beside))
         .with_context(|| format!("cannot write in {}", parent.display()))?;
-    let written = fill(model, from, from_dir, &types, &beside).and_then(|()| {
+    let written = fill(&beside).and_then(|()| {
         files::sync_folder(&beside)
             .and_then(|()| std::fs::rename(&beside, out))
             .and_then(|()| files::sync_parent(out))

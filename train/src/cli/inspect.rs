@@ -61,10 +61,11 @@ fn adapter(dir: &Path) -> anyhow::Result<String> {
     let saved = checked(dir)?;
     let folder = PeftFolder::open(dir).map_err(BuildError::from)?;
     let config = &folder.config;
-    let spec = config.entry().map_err(BuildError::from)?.spec;
+    let entry = config.entry().map_err(BuildError::from)?;
+    let spec = entry.spec;
     let or_own = |value: Option<String>| value.unwrap_or_else(|| "the method's own".into());
     let mut rows = vec![
-        vec!["adapter".into(), format!("{}: {} (arXiv {})", spec.name, spec.title, spec.arxiv)],
+        vec!["adapter".into(), format!("{}: {} ({})", spec.name, spec.title, entry.entry.papers[0].cited())],
         vec!["base model".into(), folder.base_model.clone().unwrap_or_else(|| "not named".into())],
         vec!["targets".into(), config.targets.to_string()],
         vec!["rank".into(), or_own(config.rank.map(|rank| rank.to_string()))],

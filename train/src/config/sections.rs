@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lowrank_models::adapter::Scaling;
+use lowrank_models::adapter::{Scaling, TrainedBiases};
 use lowrank_models::hub::FileType;
 use lowrank_optim::registry::Options;
 use schemars::JsonSchema;
@@ -115,6 +115,10 @@ section! {
         /// Numbers of the adapted blocks, from 0; empty: all.
         #[schemars(inner(range(max = 4096)))]
         layers: Vec<usize> = Vec::new(),
+        /// Modules trained whole in addition to the adapter and stored with it, by the ends of their paths: `embed_tokens`, `lm_head`.
+        modules_to_save: Vec<String> = Vec::new(),
+        /// Biases trained in addition to the adapter and stored with it.
+        bias: TrainedBiases = TrainedBiases::None,
         /// Ranks of single layers, as `PATTERN=RANK`; the first pattern that matches the end of a path counts.
         rank_pattern: Vec<String> = Vec::new(),
         /// Alphas of single layers, as `PATTERN=ALPHA`.

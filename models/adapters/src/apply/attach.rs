@@ -1,19 +1,19 @@
 //! Attaching adapters to any Burn module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use burn::module::{Module, Param, ParamId, Reparameterizer};
 use burn::tensor::{DType, Tensor, TensorData};
 use lowrank_optim::key_of;
 
-use crate::ground::config::AdapterConfig;
+use crate::ground::config::{AdapterConfig, TrainedBiases};
 use crate::ground::control::Control;
 use crate::ground::error::AdapterError;
-use crate::ground::layers::{LinearLayer, linear_weights};
+use crate::ground::layers::{LinearLayer, adaptable_weights, biases, saved_parameters};
 use crate::ground::site::{GivenTensors, Place, SharedTensors, Site, Size};
 use crate::ground::spec::{Spec, TensorRole};
-use crate::ground::stack::{Adapter, AdapterStack, each_adapter};
+use crate::ground::stack::{Adapter, AdapterStack, each_adapter, layer_of};
 use crate::ground::structure::Totals;
 use crate::init::origin::origin;
 
@@ -82,7 +82,7 @@ impl Attach {
     /// Fails before anything is changed; the module is lost only if building fails (a missing tensor in a file, not
     /// enough memory).
     pub fn to<M: Module>(self, module: M) -> Result<(M, Report), AdapterError> {
-        let found = linear_weights(&module)?;
+        let found = adaptable_weights(&module)?;
         let names: Vec<LinearLayer> = found.values().cloned().collect();
         let below = stacks(&module);
         let before = controls(&below);
@@ -125,6 +125,30 @@ impl Attach {
                 other.control().name()
             )));
         }
+        let saved = saved_parameters(&module, &self.config.modules_to_save)?;
+        let adapted = |path: &&String| places.iter().any(|place| layer_of(path) == place.path);
+        if let Some(path) = saved.keys().find(adapted) {
+            return Err(AdapterError::Setting {
+                key: "adapter.modules_to_save".into(),
+                value: layer_of(path).to_string(),
+                reason: "the layer is adapted as well; take it out of one of both".into(),
+            });
+        }
+        let trained_biases: Vec<ParamId> = match self.config.bias {
+            TrainedBiases::None => Vec::new(),
+            which => {
+                let of_layer = |path: &str| places.iter().any(|place| path.strip_suffix(".bias") == Some(&place.path));
+                let wanted = |(path, _): &(String, ParamId)| which == TrainedBiases::All || of_layer(path);
+                biases(&module).into_iter().filter(wanted).map(|(_, id)| id).collect()
+            }
+        };
+        if self.config.bias != TrainedBiases::None && trained_biases.is_empty() {
+            return Err(AdapterError::Setting {
+                key: "adapter.bias".into(),
+                value: format!("{:?}", self.config.bias).to_lowercase(),
+                reason: "the layers have no biases; remove it".into(),
+            });
+        }
         let mut tensors = self.tensors;
         let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
         let shared = SharedTensors { given, ..SharedTensors::default() };
@@ -136,7 +160,8 @@ impl Attach {
 
         let control = Control::new(self.config.clone());
         let warnings = [self.config.idle(&names)?, entry.warnings(&places)].concat();
-        let mut report = Report { structure: entry.spec, control: control.clone(), layers: Vec::new(), warnings };
+        let mut report =
+            Report { structure: entry.spec, control: control.clone(), layers: Vec::new(), whole: 0, warnings };
         let mut builder = Builder {
             config: &self.config,
             factored: self.factored,
@@ -147,6 +172,7 @@ impl Attach {
             below,
             shared,
             control,
+            saved: saved.into_values().chain(trained_biases).collect(),
             report: &mut report,
             failed: Vec::new(),
         };
@@ -232,7 +258,7 @@ pub(super) fn put_back<M: Module>(module: M, mut stacks: BTreeMap<String, Vec<Ad
     let all = controls(&self::stacks(&module));
     // Disabled adapters fold into nothing.
     all.iter().for_each(|(control, _)| control.switch(false));
-    let found = linear_weights(&module);
+    let found = adaptable_weights(&module);
     let module = module.materialize();
     all.iter().for_each(|(control, on)| control.switch(*on));
     stacks.retain(|_, stack| !stack.is_empty());
@@ -273,6 +299,8 @@ pub struct Report {
     pub control: Control,
     /// Adapted layers.
     pub layers: Vec<Adapted>,
+    /// Number of parameters of the model itself that are trained in addition: modules that are trained whole, and biases.
+    pub whole: usize,
     /// Warnings about settings that are allowed but rarely intended.
     pub warnings: Vec<String>,
 }
@@ -313,7 +341,11 @@ impl fmt::Display for Report {
             self.layers.len(),
             self.trained(),
             self.frozen_bytes()
-        )
+        )?;
+        match self.whole {
+            0 => Ok(()),
+            whole => write!(f, "; {whole} values of the model are trained as well"),
+        }
     }
 }
 
@@ -327,6 +359,8 @@ struct Builder<'a> {
     below: BTreeMap<String, Vec<Adapter>>,
     shared: SharedTensors,
     control: Control,
+    /// Parameters that are trained themselves.
+    saved: BTreeSet<ParamId>,
     report: &'a mut Report,
     failed: Vec<AdapterError>,
 }
@@ -370,6 +404,12 @@ impl Builder<'_> {
             shared: &mut self.shared,
         };
         let structure = entry.build(&self.config.options, &mut site)?;
+        if place.embedding && structure.get().factors().is_none() {
+            return Err(AdapterError::Refused(format!(
+                "{}: {} is no product of two factors, and no other adapter works at an embedding; use lora there, or leave it out",
+                place.path, entry.spec.name
+            )));
+        }
         if !self.factored && structure.get().merged_bias(&site.weight(), None).is_some() {
             return Err(AdapterError::Refused(format!(
                 "{}: {} adds a bias; on layers that are not of this crate it sees the weight alone",
@@ -404,7 +444,9 @@ impl Reparameterizer for &mut Builder<'_> {
         _path: &str,
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
-        let param = param.set_require_grad(false);
+        let trained = self.saved.contains(&param.id) && param.val().device().is_autodiff();
+        self.report.whole += if self.saved.contains(&param.id) { param.lazy_shape().num_elements() } else { 0 };
+        let param = param.set_require_grad(trained);
         // A file may lack more than one tensor; any other failure stops the build.
         let going_on = self.failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
         let Some(path) = self.ids.get(&param.id).cloned().filter(|_| going_on && D == 2) else {

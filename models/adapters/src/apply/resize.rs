@@ -26,7 +26,7 @@ use super::attach::{joined, put_back, stacks};
 use crate::ground::any::AnyStructure;
 use crate::ground::entry::StructureEntry;
 use crate::ground::error::AdapterError;
-use crate::ground::layers::linear_weights;
+use crate::ground::layers::adaptable_weights;
 use crate::ground::site::{SharedTensors, Site, Size};
 use crate::ground::spec::TensorRole;
 use crate::ground::stack::{Adapter, AdapterStack, each_adapted};
@@ -167,7 +167,7 @@ fn on_one_layer(
 
 /// Rank and scale of an adapter's layers where they differ from its configuration.
 pub fn sizes<M: Module>(module: &M, name: &str) -> Result<BTreeMap<String, Size>, AdapterError> {
-    let layers: Vec<_> = linear_weights(module)?.into_values().collect();
+    let layers: Vec<_> = adaptable_weights(module)?.into_values().collect();
     let mut sizes = BTreeMap::new();
     for (path, stack) in stacks(module) {
         if let Some(attached) = stack.iter().find(|attached| attached.control().name() == name) {

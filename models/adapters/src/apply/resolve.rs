@@ -122,6 +122,7 @@ impl AdapterConfig {
                 layers: chosen.len(),
                 largest,
                 bias: layer.bias,
+                embedding: layer.embedding,
             };
             entry.check(&self.options, &place)?;
             places.push(place);
@@ -167,7 +168,9 @@ impl AdapterConfig {
 
     fn chosen<'a>(&self, found: &'a [LinearLayer]) -> Result<Vec<&'a LinearLayer>, AdapterError> {
         let targets = self.targets.matcher()?;
-        let mut chosen: Vec<&LinearLayer> = found.iter().filter(|layer| targets.matches(&layer.path)).collect();
+        let named = self.targets != Targets::AllLinear;
+        let wanted = |layer: &&LinearLayer| targets.matches(&layer.path) && (named || !layer.embedding);
+        let mut chosen: Vec<&LinearLayer> = found.iter().filter(wanted).collect();
         if let Some(exclude) = &self.exclude {
             let exclude = exclude.matcher()?;
             chosen.retain(|layer| !exclude.matches(&layer.path));

@@ -86,7 +86,7 @@ impl<'a> Base<'a> {
         if a.dims()[1] == 0 {
             return self.forward(input.x);
         }
-        if self.is_bare() && !input.drops() {
+        if self.is_bare() && input.is_plain() {
             // No adapter in between: one operation that keeps only its inputs.
             return self.biased(ops::low_rank_linear(input.x, self.weight.clone(), a, b, scale));
         }
@@ -96,7 +96,7 @@ impl<'a> Base<'a> {
     /// Output plus `(x A) B`, where A and B use a learning-rate scale `[d_out]` for each output; see
     /// [`ops::paced_low_rank_linear`].
     pub fn plus_paced_product(&self, input: Input, a: Tensor<2>, b: Tensor<2>, pace: Tensor<1>) -> Tensor<2> {
-        if self.is_bare() && !input.drops() {
+        if self.is_bare() && input.is_plain() {
             return self.biased(ops::paced_low_rank_linear(input.x, self.weight.clone(), a, b, pace));
         }
         self.plus(input, |x| ops::paced_product(x, a, b, pace))

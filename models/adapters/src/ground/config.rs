@@ -17,6 +17,19 @@ pub enum Scaling {
     RootRank,
 }
 
+/// Biases that are trained in addition to the adapter and stored with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainedBiases {
+    /// None.
+    #[default]
+    None,
+    /// Those of the adapted layers.
+    Adapted,
+    /// All biases of the model.
+    All,
+}
+
 /// Options of a structure by name.
 pub type AdapterOptions = Map<String, Value>;
 
@@ -41,6 +54,12 @@ pub struct AdapterConfig {
     pub targets: Targets,
     /// Layers to leave out.
     pub exclude: Option<Targets>,
+    /// Modules that are trained whole in addition to the adapter and stored with it, by the ends of their paths.
+    pub modules_to_save: Vec<String>,
+    /// Rows of tables that are stored with the adapter, by the end of the module's path.
+    pub token_rows: Vec<(String, Vec<usize>)>,
+    /// Biases that are trained in addition to the adapter and stored with it.
+    pub bias: TrainedBiases,
     /// Numbers of the blocks to adapt; all when none.
     pub layers: Option<Vec<usize>>,
     /// Ranks of layers whose names match; the first match counts.
@@ -65,6 +84,9 @@ impl Default for AdapterConfig {
             init: "default".into(),
             targets: Targets::AllLinear,
             exclude: None,
+            modules_to_save: Vec::new(),
+            token_rows: Vec::new(),
+            bias: TrainedBiases::None,
             layers: None,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),

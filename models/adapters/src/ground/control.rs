@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use burn::tensor::Tensor;
+
 use super::config::AdapterConfig;
 use super::pass::PassInfo;
 use super::structure::Totals;
@@ -19,7 +21,11 @@ struct Inner {
     pass: RwLock<Arc<PassInfo>>,
     values: RwLock<BTreeMap<String, f64>>,
     totals: RwLock<Totals>,
+    weights: RwLock<Option<RowWeights>>,
 }
+
+/// Weights of an adapter for the rows of a pass, `[rows, 1]` by the path of the layer.
+pub type RowWeights = Arc<BTreeMap<String, Tensor<2>>>;
 
 impl Control {
     pub(crate) fn new(config: AdapterConfig) -> Self {
@@ -29,6 +35,7 @@ impl Control {
             pass: RwLock::default(),
             values: RwLock::default(),
             totals: RwLock::default(),
+            weights: RwLock::default(),
         }))
     }
 
@@ -71,6 +78,17 @@ impl Control {
     /// Next or running forward pass.
     pub fn pass(&self) -> Arc<PassInfo> {
         self.0.pass.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Weights the inputs of the branches row by row in the next passes, as mixtures of adapters do; none to stop. Structures
+    /// with a branch alone take part: those of two factors.
+    pub fn weigh(&self, weights: Option<RowWeights>) {
+        *self.0.weights.write().unwrap_or_else(PoisonError::into_inner) = weights;
+    }
+
+    pub(crate) fn weights_of(&self, layer: &str) -> Option<Tensor<2>> {
+        let weights = self.0.weights.read().unwrap_or_else(PoisonError::into_inner);
+        weights.as_ref()?.get(layer).cloned()
     }
 
     /// Sums over all layers of the adapter.

@@ -21,14 +21,14 @@ pub(crate) mod tensors;
 
 pub use any::AnyStructure;
 pub use base::{Base, Below};
-pub use config::{AdapterConfig, AdapterOptions, Scaling};
-pub use control::Control;
+pub use config::{AdapterConfig, AdapterOptions, Scaling, TrainedBiases};
+pub use control::{Control, RowWeights};
 pub use entry::StructureEntry;
 pub use error::AdapterError;
 pub use fingerprint::{base_fingerprint, shared_fingerprint};
 pub use hooks::{AdapterSteps, add_after_clipping, drop_frozen, frozen_this_step, penalty};
 pub use initialisation::Initialisation;
-pub use layers::{LinearLayer, linear_layers, linear_weights};
+pub use layers::{LinearLayer, biases, linear_layers, linear_weights, saved_parameters};
 pub use merge::{UnmergeState, merged, merged_with_unmerge_state, unmerged};
 pub use pass::{Input, PassInfo};
 pub use site::{GivenTensors, Place, Shared, SharedBytes, SharedTensors, Site, Size};

@@ -51,12 +51,14 @@ pub struct Input {
     pub(crate) seed: u64,
     /// Distinguishes this layer's random draws from those of others.
     pub(crate) layer: u64,
+    /// Weight of the adapter for each row `[rows, 1]`; none for 1.
+    pub(crate) weights: Option<Tensor<2>>,
 }
 
 impl Input {
     /// Creates an input outside of training.
     pub fn new(x: Tensor<2>) -> Self {
-        Self { x, pass: Arc::default(), dropout: 0.0, seed: 0, layer: 0 }
+        Self { x, pass: Arc::default(), dropout: 0.0, seed: 0, layer: 0, weights: None }
     }
 
     /// Returns true if dropout is active.
@@ -64,9 +66,18 @@ impl Input {
         self.dropout > 0.0 && self.pass.training
     }
 
-    /// Returns the input of the branch, after dropout.
+    /// Returns true if the input of the branch is that of the layer.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.drops() && self.weights.is_none()
+    }
+
+    /// Returns the input of the branch: weighted row by row, after dropout.
     pub fn branch(&self) -> Tensor<2> {
-        self.dropped(self.layer, self.x.clone())
+        let x = match &self.weights {
+            Some(weights) => self.x.clone() * weights.clone(),
+            None => self.x.clone(),
+        };
+        self.dropped(self.layer, x)
     }
 
     /// Applies dropout to values `[rows, n]` inside a branch; `what` distinguishes its positions.

@@ -37,6 +37,8 @@ pub struct Place {
     pub largest: [usize; 2],
     /// True if the layer has a bias.
     pub bias: bool,
+    /// True for a table whose rows are looked up.
+    pub embedding: bool,
 }
 
 /// Rank and scale of one layer.

@@ -10,7 +10,7 @@ pub struct Spec {
     pub name: &'static str,
     /// Title of the paper.
     pub title: &'static str,
-    /// arXiv id.
+    /// arXiv id, or another publication such as `ICLR 2025`.
     pub arxiv: &'static str,
     /// One-line summary.
     pub summary: &'static str,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::module::{Content, Param, Reparameterization};
 use burn::module::{Devices, LoraAdapter, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use lowrank_kernels::ops;
 use lowrank_optim::{ModulePath, Part};
 
@@ -67,8 +67,14 @@ impl Adapter {
             return base.forward(x);
         }
         let config = self.control.config();
-        let input =
-            Input { x, pass: self.control.pass(), dropout: config.dropout, seed: config.seed, layer: self.layer };
+        let input = Input {
+            x,
+            pass: self.control.pass(),
+            dropout: config.dropout,
+            seed: config.seed,
+            layer: self.layer,
+            weights: self.control.weights_of(&self.place.path),
+        };
         self.structure().forward(&base.less(self.origin.as_ref()), input)
     }
 
@@ -137,6 +143,34 @@ impl AdapterStack {
                 }
             }
         }
+    }
+}
+
+impl AdapterStack {
+    /// Rows `[batch, positions, width]` of a table `[rows, width]` at `ids [batch, positions]`, with factored adapters if
+    /// it has any: only the rows of the factors that are looked up.
+    pub fn rows(weight: &Param<Tensor<2>>, ids: Tensor<2, Int>) -> Tensor<3> {
+        let on = |stack: &Self| -> Option<Vec<[Tensor<2>; 2]>> {
+            stack.stack.iter().filter(|adapter| adapter.control.is_on()).map(Adapter::change).collect()
+        };
+        let Some(changes) = weight.reparameterization::<Self>().and_then(on) else {
+            return ops::embedding(weight.val(), ids);
+        };
+        let [batch, positions] = ids.dims();
+        let mut rows = ops::embedding(weight.base(), ids.clone());
+        for [a, b] in changes {
+            let ([_, rank], [_, width]) = (a.dims(), b.dims());
+            if rank > 0 {
+                let inner = ops::embedding(a, ids.clone()).reshape([batch * positions, rank]);
+                rows = rows + ops::linear(inner, b).reshape([batch, positions, width]);
+            }
+        }
+        rows
+    }
+
+    /// The table alone, for a head that shares it: adapters of the table change the rows that are looked up.
+    pub fn table(weight: &Param<Tensor<2>>) -> Tensor<2> {
+        if weight.reparameterization::<Self>().is_some() { weight.base() } else { weight.val() }
     }
 }
 

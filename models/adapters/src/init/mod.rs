@@ -1,7 +1,8 @@
 //! Initialisations of adapters, one file each.
 
+pub(crate) mod all_random;
 pub(crate) mod factors;
-mod gaussian;
+pub(crate) mod gaussian;
 mod olora;
 pub(crate) mod origin;
 mod orthogonal;

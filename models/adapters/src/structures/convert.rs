@@ -120,6 +120,7 @@ impl Reparameterizer for Convert<'_> {
             layers: self.pairs.len(),
             largest: shape,
             bias: false,
+            embedding: false,
         };
         let attached = Adapter {
             structure: AnyStructure::new(structure),

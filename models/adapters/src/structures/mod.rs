@@ -6,21 +6,29 @@ mod bone;
 mod components;
 mod convert;
 mod dora;
+mod fourierft;
 mod gated;
+mod hira;
 mod hydra;
+mod ia3;
 mod loca;
+mod loha;
+mod lokr;
 mod loldu;
 mod lora;
 mod lora_xs;
 mod modes;
 mod nested;
 mod nola;
+mod oft;
 mod randlora;
 mod salt;
+mod shira;
 mod sorsa;
 mod svfit;
 mod tera;
 mod tlora;
+mod torch;
 mod triplet;
 mod vera;
 mod wara;
@@ -33,15 +41,22 @@ pub use allora::{Allora, AlloraOptions};
 pub use block_lora::{BlockLora, BlockLoraOptions};
 pub use bone::{Bone, BoneBlock, BoneMode, BoneOptions};
 pub use dora::{Dora, DoraOptions};
+pub use fourierft::{FourierFt, FourierFtOptions};
 pub use gated::{Gated, GatedOptions};
+pub use hira::Hira;
 pub use hydra::{Hydra, HydraOptions};
+pub use ia3::{Ia3, Ia3Options};
 pub use loca::{Loca, LocaOptions};
+pub use loha::LoHa;
+pub use lokr::{LoKr, LoKrOptions};
 pub use loldu::{LoLdu, LoLduOptions, PivotStart};
 pub use lora_xs::{LoraXs, LoraXsOptions};
 pub use nested::{Nested, NestedOptions, NestedUpdate, RANK_OF_PASS};
 pub use nola::{Nola, NolaOptions, Variant};
+pub use oft::{Oft, OftOptions};
 pub use randlora::{Draws, RandLora, RandLoraOptions};
 pub use salt::{Salt, SaltOptions, SaltRelu};
+pub use shira::{Shira, ShiraOptions};
 pub use sorsa::{Sorsa, SorsaOptions};
 pub use svfit::{SvFit, SvFitOptions};
 pub use tera::{Tera, TeraOptions};
@@ -70,6 +85,13 @@ pub static STRUCTURES: &[StructureEntry] = &[
     StructureEntry::of::<Wara>(),
     StructureEntry::of::<TLora>(),
     StructureEntry::of::<Loca>(),
+    StructureEntry::of::<LoHa>(),
+    StructureEntry::of::<LoKr>(),
+    StructureEntry::of::<Oft>(),
+    StructureEntry::of::<Ia3>(),
+    StructureEntry::of::<Hira>(),
+    StructureEntry::of::<Shira>(),
+    StructureEntry::of::<FourierFt>(),
     StructureEntry::of::<Gated>(),
     StructureEntry::of::<Nested>(),
     StructureEntry::of::<Triplet>(),

@@ -1,7 +1,8 @@
 //! `adapter_config.json`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -9,7 +10,7 @@ use super::folder::{OURS, Ours};
 use super::keys::Keys;
 use super::layout::{Layout, Stored};
 use super::ordered::Ordered;
-use lowrank_adapters::{AdapterConfig, NamePattern, Scaling, Targets};
+use lowrank_adapters::{AdapterConfig, NamePattern, Scaling, Targets, TrainedBiases};
 
 /// A configuration that has been read.
 pub(super) struct Read {
@@ -17,17 +18,9 @@ pub(super) struct Read {
     /// Layout in which `peft` stores the structure; none for folders of our own.
     pub layout: Option<&'static Layout>,
     pub base_model: Option<String>,
-    /// Modules whose weights are in the file.
-    pub saved: Vec<String>,
+    /// Ranks that are left of layers, by the paths of the layers.
+    pub ranks: BTreeMap<String, usize>,
     pub warnings: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Patterns {
-    #[serde(default)]
-    rank_pattern: Ordered<usize>,
-    #[serde(default)]
-    alpha_pattern: Ordered<f64>,
 }
 
 pub(super) fn parse(text: &str) -> Result<Read, String> {
@@ -42,16 +35,21 @@ pub(super) fn parse(text: &str) -> Result<Read, String> {
             (exchanged(layout, &mut keys)?, Some(layout))
         }
     };
-    if layout.is_none_or(|layout| layout.patterns) {
-        let patterns: Patterns =
-            serde_json::from_str(text).map_err(|error| format!("rank or alpha pattern: {error}"))?;
-        (config.rank_pattern, config.alpha_pattern) = (patterns.rank_pattern.0, patterns.alpha_pattern.0);
-        keys.take("rank_pattern");
-        keys.take("alpha_pattern");
+    let ranks = match layout.is_some_and(|layout| layout.folded.is_some()) {
+        true => keys.masks("rank_pattern")?,
+        false => BTreeMap::new(),
+    };
+    if let Some(key) = layout.map_or(Some("rank_pattern"), |layout| layout.ranks) {
+        config.rank_pattern = pattern(text, key)?;
+        keys.take(key);
     }
-    // The default targets of peft for LLaMA.
-    let queries_and_values = || Targets::Names(vec!["q_proj".into(), "v_proj".into()]);
-    config.targets = keys.targets("target_modules")?.unwrap_or_else(queries_and_values);
+    if let Some(key) = layout.map_or(Some("alpha_pattern"), |layout| layout.alphas) {
+        config.alpha_pattern = pattern(text, key)?;
+        keys.take(key);
+    }
+    let usual = layout.unwrap_or(Layout::lora()).targets;
+    let usual = || Targets::Names(usual.iter().map(|name| name.to_string()).collect());
+    config.targets = keys.targets("target_modules")?.unwrap_or_else(usual);
     config.exclude = keys.targets("exclude_modules")?;
     config.layers = keys.layers()?;
     let pattern = keys.targets("layers_pattern")?;
@@ -59,26 +57,57 @@ pub(super) fn parse(text: &str) -> Result<Read, String> {
         check_layers(&pattern)?;
     }
     let base_model = keys.text("base_model_name_or_path")?;
-    let saved = keys.modules_to_save()?;
+    config.modules_to_save = keys.modules_to_save()?;
+    config.token_rows = keys.tokens()?;
+    config.bias = match keys.text("bias")?.as_deref() {
+        None | Some("none") => TrainedBiases::None,
+        Some("all") => TrainedBiases::All,
+        Some(which) if which.ends_with("_only") => TrainedBiases::Adapted,
+        Some(which) => return Err(format!("bias is \"{which}\"; it must be none, all or those of the adapted layers")),
+    };
     config.validate().map_err(|error| error.to_string())?;
-    Ok(Read { config, layout, base_model, saved, warnings: keys.finish()? })
+    Ok(Read { config, layout, base_model, ranks, warnings: keys.finish()? })
+}
+
+/// A value that may be an object whose order counts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Entry<T> {
+    Pairs(Ordered<T>),
+    Other(IgnoredAny),
+}
+
+/// Values by patterns of names, in the order of the file.
+fn pattern<T: DeserializeOwned>(text: &str, key: &str) -> Result<Vec<(String, T)>, String> {
+    let mut all: BTreeMap<String, Entry<T>> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    match all.remove(key) {
+        None => Ok(Vec::new()),
+        Some(Entry::Pairs(pairs)) => Ok(pairs.0),
+        Some(Entry::Other(_)) => Err(format!("{key} must be an object of patterns with numbers")),
+    }
 }
 
 /// Reads a configuration in the keys of `peft`.
 fn exchanged(layout: &Layout, keys: &mut Keys) -> Result<AdapterConfig, String> {
     let options = (layout.read)(keys)?;
-    let scaling = match layout.patterns && keys.flag("use_rslora")? {
+    let scaling = match layout.stabilised && keys.flag("use_rslora")? {
         true => Scaling::RootRank,
         false => Scaling::Rank,
     };
-    Ok(AdapterConfig {
-        rank: Some(keys.count("r")?.unwrap_or(layout.rank)),
+    let mut config = AdapterConfig {
+        rank: match layout.rank {
+            Some((key, usual)) => Some(keys.count(key)?.unwrap_or(usual)),
+            None => None,
+        },
         alpha: match layout.alpha {
-            Some((key, default)) => Some(keys.number(key)?.unwrap_or(default)),
+            Some((key, usual)) => Some(keys.number(key)?.unwrap_or(usual)),
             None => None,
         },
         scaling: layout.alpha.map(|_| scaling),
-        dropout: keys.number(layout.dropout)?.unwrap_or(0.0),
+        dropout: match layout.dropout {
+            Some(key) => keys.number(key)?.unwrap_or(0.0),
+            None => 0.0,
+        },
         seed: match layout.seed {
             Some(key) => keys.count(key)?.unwrap_or(0) as u64,
             None => 0,
@@ -86,7 +115,14 @@ fn exchanged(layout: &Layout, keys: &mut Keys) -> Result<AdapterConfig, String> 
         init: start(layout.init, keys)?,
         options,
         ..AdapterConfig::new(layout.structure)
-    })
+    };
+    for key in layout.training {
+        keys.take(key);
+    }
+    if let Some(folded) = &layout.folded {
+        (folded.config)(&mut config);
+    }
+    Ok(config)
 }
 
 /// Reads a configuration in the keys of `peft` where it has them, and in ours otherwise.
@@ -113,7 +149,7 @@ fn start(key: &str, keys: &mut Keys) -> Result<String, String> {
     Ok(match keys.take(key) {
         None | Some(Value::Bool(_)) => "default".into(),
         Some(Value::String(name)) => match name.as_str() {
-            "gaussian" | "orthogonal" | "eva" => "default".into(),
+            "gaussian" | "orthogonal" | "eva" | "lycoris" => "default".into(),
             "olora" => name,
             name if name == "pissa" || name.starts_with("pissa_niter_") => "pissa".into(),
             name => {
@@ -150,8 +186,6 @@ pub(super) struct Written<'a> {
     /// Paths of the adapted layers.
     pub paths: Vec<&'a str>,
     pub base_model: Option<&'a str>,
-    /// Modules that are in the file whole.
-    pub saved: BTreeSet<String>,
 }
 
 #[derive(Serialize)]
@@ -173,20 +207,35 @@ impl Written<'_> {
         for key in ["auto_mapping", "layers_pattern", "layers_to_transform", "revision"] {
             put(key, Value::Null);
         }
+        let saved = (!config.modules_to_save.is_empty()).then_some(&config.modules_to_save);
+        put("modules_to_save", json!(saved));
         put("base_model_name_or_path", json!(self.base_model));
-        put("bias", json!("none"));
+        let adapted = self.layout.as_ref().map_or(Some("adapted_only"), |(layout, _)| layout.bias);
+        match (adapted, config.bias) {
+            (_, TrainedBiases::All) => put("bias", json!("all")),
+            (Some(word), TrainedBiases::Adapted) => put("bias", json!(word)),
+            (None, _) => {}
+            (_, TrainedBiases::None) => put("bias", json!("none")),
+        }
+        if !config.token_rows.is_empty() {
+            let rows = config.token_rows.iter().map(|(module, rows)| (module.clone(), json!(rows)));
+            put("trainable_token_indices", Value::Object(rows.collect()));
+        }
         put("inference_mode", json!(true));
-        put("modules_to_save", if self.saved.is_empty() { Value::Null } else { json!(self.saved) });
         // The class that peft wraps a model in; one for language models cannot hold another.
-        let language = self.paths.iter().all(|path| path.starts_with("model."));
+        let language = self.paths.iter().all(|path| path.starts_with("model.") || *path == "lm_head");
         put("task_type", if language { json!("CAUSAL_LM") } else { Value::Null });
-        put("r", json!(config.rank));
         put("target_modules", self.targets());
         let alpha = config.alpha.map_or(Value::Null, number);
-        let patterns = match self.layout {
+        let (ranks, alphas) = match self.layout {
             Some((layout, more)) => {
                 put("peft_type", json!(layout.types[0]));
-                put(layout.dropout, json!(config.dropout));
+                if let Some((key, _)) = layout.rank {
+                    put(key, json!(config.rank));
+                }
+                if let Some(key) = layout.dropout {
+                    put(key, json!(config.dropout));
+                }
                 // An initialisation that changes the base is reported; the tensors are there in any case.
                 let part = config.initialisation().is_some_and(|init| init.starts_from_weight);
                 let init = if part { json!(config.init) } else { json!(true) };
@@ -197,15 +246,15 @@ impl Written<'_> {
                 if let Some(key) = layout.seed {
                     put(key, json!(config.seed));
                 }
-                if layout.patterns {
+                if layout.stabilised {
                     put("use_rslora", json!(config.scaling == Some(Scaling::RootRank)));
-                    for key in ["fan_in_fan_out", "lora_bias"] {
-                        put(key, json!(false));
-                    }
                     put("exclude_modules", Value::Null);
                 }
                 more.into_iter().for_each(|(key, value)| put(key, value));
-                layout.patterns
+                for key in layout.lacks {
+                    fields.remove(key);
+                }
+                (layout.ranks, layout.alphas)
             }
             None => {
                 let spec = match config.entry() {
@@ -213,16 +262,19 @@ impl Written<'_> {
                     Err(error) => unreachable!("the adapter was built: {error}"),
                 };
                 put("peft_type", json!(spec.peft_type));
+                put("r", json!(config.rank));
                 put("lora_alpha", alpha);
                 put("lora_dropout", json!(config.dropout));
                 put(OURS, json!(Ours::of(config)));
-                true
+                (Some("rank_pattern"), Some("alpha_pattern"))
             }
         };
-        if patterns {
-            fields.insert("rank_pattern", Field::Ranks(Ordered(config.rank_pattern.clone())));
+        if let Some(key) = ranks {
+            fields.insert(key, Field::Ranks(Ordered(config.rank_pattern.clone())));
+        }
+        if let Some(key) = alphas {
             let alphas = config.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), number(*alpha)));
-            fields.insert("alpha_pattern", Field::Alphas(Ordered(alphas.collect())));
+            fields.insert(key, Field::Alphas(Ordered(alphas.collect())));
         }
         match serde_json::to_string_pretty(&fields) {
             Ok(text) => text + "\n",
@@ -305,7 +357,7 @@ mod tests {
             let known = [key, "pattern", "dropout", "targets", "rank"];
             assert!(known.iter().any(|word| told.contains(word)), "{more}: {told}");
         }
-        assert!(parse(r#"{"peft_type": "LOHA"}"#).map(|_| ()).unwrap_err().contains("LOHA"));
+        assert!(parse(r#"{"peft_type": "BOFT"}"#).map(|_| ()).unwrap_err().contains("LOHA"));
         assert!(parse(r#"{"r": 4}"#).map(|_| ()).unwrap_err().contains("peft_type"));
     }
 
@@ -313,7 +365,9 @@ mod tests {
     fn what_says_nothing_is_taken_in_silence() {
         let more = r#", "layer_replication": null, "modules_to_save": [], "megatron_core": "megatron.core", "lora_bias": false"#;
         assert!(read(more).unwrap().warnings.is_empty());
-        assert_eq!(read(r#", "bias": "all""#).unwrap().warnings.len(), 1);
+        assert_eq!(read(r#", "bias": "all""#).unwrap().config.bias, TrainedBiases::All);
+        assert_eq!(read(r#", "bias": "lora_only""#).unwrap().config.bias, TrainedBiases::Adapted);
+        assert!(read(r#", "bias": "some""#).is_err());
         assert_eq!(
             read(r#", "layers_to_transform": 1, "layers_pattern": "layers""#).unwrap().config.layers,
             Some(vec![1])

@@ -11,7 +11,7 @@ use super::read::PeftFolder;
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
 use lowrank_adapters::{
-    AdapterConfig, GivenTensors, LayerFactors, LinearLayer, Place, SharedTensors, TensorRole, factors_of,
+    AdapterConfig, AdapterError, GivenTensors, LayerFactors, LinearLayer, Place, SharedTensors, TensorRole, factors_of,
 };
 
 /// Tensors of the layers: their fields, and the names they have in the file.
@@ -25,6 +25,7 @@ pub struct FolderFactors {
     names: Names,
     places: vec::IntoIter<Place>,
     shared: SharedTensors,
+    layout: Option<&'static Layout>,
 }
 
 impl PeftFolder {
@@ -63,7 +64,7 @@ impl PeftFolder {
         let mut layers = Vec::new();
         for (layer, fields) in &names {
             match self.shape(layer, fields) {
-                Some(shape) => layers.push(LinearLayer { path: layer.clone(), shape, bias: false }),
+                Some(shape) => layers.push(LinearLayer { path: layer.clone(), shape, bias: false, embedding: false }),
                 None => {
                     return refused(format!(
                         "the sides of {layer} do not follow from its tensors; attach the adapter to its model and save it again"
@@ -84,6 +85,7 @@ impl PeftFolder {
             names,
             places: places.into_iter(),
             shared: SharedTensors::default(),
+            layout: self.layout,
         })
     }
 
@@ -117,6 +119,10 @@ impl FolderFactors {
             let shape = self.files.shapes().find(|(known, _)| *known == name).map(|(_, shape)| shape.to_vec());
             let shape = shape.unwrap_or_default();
             tensors.insert(field, TensorData::new(self.files.take(&name, &shape)?, shape));
+        }
+        if let Some(folded) = self.layout.and_then(|layout| layout.folded.as_ref()) {
+            let reason = |reason| AdapterError::Tensor { path: place.path.clone(), tensor: "all".into(), reason };
+            (folded.tensors)(&mut tensors).map_err(reason)?;
         }
         Ok(factors_of(&self.config, place, tensors, &mut self.shared)?)
     }

@@ -1,5 +1,7 @@
 //! The keys of `adapter_config.json`, taken one after the other.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use lowrank_adapters::Targets;
@@ -31,7 +33,7 @@ const NEUTRAL: [&str; 16] = [
 ];
 
 /// Keys of unsupported methods: any value other than an empty one is rejected.
-const REFUSED: [&str; 11] = [
+const REFUSED: [&str; 10] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -40,7 +42,6 @@ const REFUSED: [&str; 11] = [
     "megatron_config",
     "monteclora_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
 ];
@@ -108,6 +109,41 @@ impl Keys {
         }
     }
 
+    /// Rows of modules that are in the file in place of theirs: of the embedding, or by the name of the module.
+    pub fn tokens(&mut self) -> Result<Vec<(String, Vec<usize>)>, String> {
+        const KEY: &str = "trainable_token_indices";
+        let wrong = |value: &Value| format!("{KEY} is {value}; it must be whole numbers, or lists of them by module");
+        let rows = |value: &Value| {
+            let numbers = value.as_array().into_iter().flatten().map(|row| row.as_u64().map(|row| row as usize));
+            numbers.collect::<Option<Vec<usize>>>().filter(|_| value.is_array()).ok_or_else(|| wrong(value))
+        };
+        match self.take(KEY) {
+            None => Ok(Vec::new()),
+            Some(Value::Object(modules)) => {
+                modules.iter().map(|(name, value)| Ok((name.clone(), rows(value)?))).collect()
+            }
+            Some(list) => Ok(vec![("embed_tokens".into(), rows(&list)?)]),
+        }
+    }
+
+    /// Ranks that masks leave, by the paths of the layers.
+    pub fn masks(&mut self, key: &str) -> Result<BTreeMap<String, usize>, String> {
+        let wrong = |value: &Value| format!("{key} is {value}; it must be lists of true and false by tensor");
+        let masks = match self.take(key) {
+            None => return Ok(BTreeMap::new()),
+            Some(Value::Object(masks)) => masks,
+            Some(other) => return Err(wrong(&other)),
+        };
+        let kept = |(tensor, mask): (&String, &Value)| {
+            let flags = mask.as_array().into_iter().flatten().map(Value::as_bool);
+            let flags: Option<Vec<bool>> = flags.collect();
+            let flags = flags.filter(|_| mask.is_array()).ok_or_else(|| wrong(mask))?;
+            let layer = tensor.split(".lora_E").next().unwrap_or_default();
+            Ok((layer.to_string(), flags.into_iter().filter(|kept| *kept).count()))
+        };
+        masks.iter().map(kept).collect()
+    }
+
     /// Numbers of blocks: one, or a list.
     pub fn layers(&mut self) -> Result<Option<Vec<usize>>, String> {
         let Some(value) = self.take("layers_to_transform") else { return Ok(None) };
@@ -131,10 +167,6 @@ impl Keys {
                     "{key} is {value}; adapters with it cannot be read: let peft merge it (merge_and_unload) and use the merged model"
                 ));
             }
-        }
-        match self.text("bias")?.as_deref() {
-            None | Some("none") => {}
-            Some(which) => self.warnings.push(format!("bias is \"{which}\"; the layers have no bias, nothing is read")),
         }
         if self.flag("fan_in_fan_out")? {
             self.warnings

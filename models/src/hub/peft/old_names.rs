@@ -17,10 +17,11 @@ impl PeftFolder {
         if !layers.iter().any(|layer| layer.starts_with(OLD)) {
             return Ok(self);
         }
-        self.files.rename(|name| match name.strip_prefix(MODEL) {
+        let renamed = self.files.rename(|name| match name.strip_prefix(MODEL) {
             Some(inner) => format!("{MODEL}{}", vit_module_name(inner)),
             None => name.to_string(),
         });
+        renamed.map_err(|error| AdapterError::Refused(error.to_string()))?;
         let config = &mut self.config;
         config.rank_pattern = by_layer(&config.rank_pattern, layers)?;
         config.alpha_pattern = by_layer(&config.alpha_pattern, layers)?;

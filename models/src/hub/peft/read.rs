@@ -4,20 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::TensorData;
 
-use super::brought::{self, Brought};
+use super::brought::{self, Brought, Rows};
 use super::config;
-use super::folder::{CONFIG, MODEL, Mark, OURS, SHARED, WEIGHTS, adapter_dir, attached, digits};
+use super::distribute::Distributed;
+use super::folder::{CONFIG, MODEL, Mark, OURS, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
+use super::names::{aliases, canonical, renamed};
 use super::saved::is_of;
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
 use crate::hub::open::read_text;
 use crate::llama::Llama;
 use lowrank_adapters::{
-    AdapterConfig, AdapterError, Attach, GivenTensors, NamePattern, Report, Targets, base_fingerprint, linear_layers,
-    shared_fingerprint,
+    AdapterConfig, AdapterError, Attach, GivenTensors, NamePattern, Report, Size, Targets, TrainedBiases,
+    base_fingerprint, linear_layers, shared_fingerprint,
 };
 
 /// An adapter folder whose configuration and header have been read; the tensors wait for [`PeftFolder::attach`].
@@ -32,26 +33,7 @@ pub struct PeftFolder {
     pub warnings: Vec<String>,
     pub(super) layout: Option<&'static Layout>,
     pub(super) mark: Mark,
-    /// Modules whose weights are in the file.
-    pub(super) saved: Vec<String>,
     pub(super) files: TensorFiles,
-}
-
-/// The tensors of a file, each assigned to its layer.
-#[derive(Default)]
-struct Distributed {
-    /// By layer and field.
-    tensors: BTreeMap<String, GivenTensors>,
-    /// Those that all layers share, by field.
-    shared: GivenTensors,
-    /// Names that do not fit, and why.
-    problems: Vec<(String, String)>,
-}
-
-/// Destination of a tensor of the file.
-enum Belongs {
-    Layer(String, String),
-    All(&'static str, Option<usize>),
 }
 
 impl PeftFolder {
@@ -64,24 +46,31 @@ impl PeftFolder {
         }
         let text = read_text(&path)?;
         let bad = |reason| ModelError::File { path: path.clone(), reason };
-        let config::Read { config, layout, base_model, saved, warnings } = config::parse(&text).map_err(bad)?;
+        let config::Read { config, layout, base_model, ranks, warnings } = config::parse(&text).map_err(bad)?;
         let weights = dir.join(WEIGHTS);
         let pickled = dir.join("adapter_model.bin");
         if !weights.exists() && pickled.exists() {
             let reason = format!("is a pickle file, which may run code; let peft save it again as {WEIGHTS}");
             return Err(ModelError::File { path: pickled, reason });
         }
-        let (files, mut metadata) = TensorFiles::of_file(&weights)?;
+        let (mut files, mut metadata) = TensorFiles::of_file(&weights)?;
+        files.rename(canonical)?;
         let mark: Mark = match metadata.remove(OURS) {
             None => Mark::default(),
             Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::File {
-                path: weights,
+                path: weights.clone(),
                 reason: format!("{OURS} in the header: {error}"),
             })?,
         };
-        let mut folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, saved, files };
+        let mut folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, files };
         if let Some(ours) = folder.mark.adapter.clone() {
             (folder.config.seed, folder.config.options) = (ours.seed, ours.options);
+        }
+        folder.folded_sizes(&ranks).map_err(|reason| ModelError::File { path: weights, reason })?;
+        let biases = folder.config.bias != TrainedBiases::None;
+        if biases && !folder.brings().iter().any(|name| name.ends_with(".bias")) {
+            folder.warnings.push("bias asks for trained biases, and the file has none".into());
+            folder.config.bias = TrainedBiases::None;
         }
         let layers = folder.layers();
         let file = |error: AdapterError| ModelError::File { path: path.clone(), reason: error.to_string() };
@@ -113,15 +102,36 @@ impl PeftFolder {
         self.files.shapes()
     }
 
-    /// Names of weights that are replace the model's own.
+    /// Rank and scale of each layer of a type that is read as another structure; `ranks` are those that its settings state.
+    fn folded_sizes(&mut self, ranks: &BTreeMap<String, usize>) -> Result<(), String> {
+        if self.layout.is_none_or(|layout| layout.folded.is_none()) {
+            return Ok(());
+        }
+        let mut sizes = BTreeMap::new();
+        let scale = self.config.alpha.unwrap_or(1.0) / self.config.rank.unwrap_or(1) as f64;
+        let inner = self.files.shapes().filter_map(|(name, shape)| Some((name.strip_prefix(MODEL)?, shape)));
+        for (layer, shape) in inner.filter_map(|(name, shape)| Some((self.layer_of(name)?, shape))) {
+            let (path, rest) = layer;
+            if let (Some("a"), Some(rank)) = (self.layout.and_then(|layout| layout.field(rest)), shape.first()) {
+                if let Some(stated) = ranks.get(path).filter(|stated| *stated != rank) {
+                    return Err(format!("{path} has {rank} rows; rank_pattern keeps {stated}"));
+                }
+                sizes.insert(path.to_string(), Size { rank: *rank, scale });
+            }
+        }
+        self.mark.sizes = sizes;
+        Ok(())
+    }
+
+    /// Names of weights that replace the model's own.
     pub fn brings(&self) -> Vec<&str> {
         let inner = self.files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL));
         inner.filter(|name| self.is_brought(name)).collect()
     }
 
     fn is_brought(&self, inner: &str) -> bool {
-        let plain = self.layout.is_some() && brought::is_plain(inner) || is_of(inner, &self.saved);
-        plain && self.layer_of(inner).is_none()
+        let own = self.layout.is_some() || is_of(inner, &self.config.modules_to_save);
+        own && brought::is_plain(inner) && self.layer_of(inner).is_none()
     }
 
     /// Paths of the layers that the tensors belong to.
@@ -147,17 +157,31 @@ impl PeftFolder {
     fn with_brought<M: Module>(&mut self, module: M) -> Result<M, ModelError> {
         let names: Vec<(String, Vec<usize>)> =
             self.files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
-        let mut brought = Brought::new();
+        let mut brought = Brought::default();
         for (name, shape) in names {
             let Some(inner) = name.strip_prefix(MODEL).filter(|inner| self.is_brought(inner)) else { continue };
             let values = self.files.take(&name, &shape)?;
-            brought.insert(inner.to_string(), (shape, values));
+            match brought::module_of_rows(inner) {
+                Some(path) => {
+                    let own = |module: &str| path == module || path.ends_with(&format!(".{module}"));
+                    let rows =
+                        self.config.token_rows.iter().find(|(module, _)| own(module)).map(|(_, rows)| rows.clone());
+                    brought.rows.insert(path.to_string(), Rows { of: rows.unwrap_or_default(), shape, values });
+                }
+                None => drop(brought.whole.insert(inner.to_string(), (shape, values))),
+            }
         }
         let path = self.dir.join(CONFIG);
-        for saved in &self.saved {
-            if !brought.keys().any(|name| name.split('.').any(|part| part == saved) || name.starts_with(saved.as_str()))
-            {
+        for saved in &self.config.modules_to_save {
+            let of = |name: &String| name.split('.').any(|part| part == saved) || name.starts_with(saved.as_str());
+            if !brought.whole.keys().any(of) {
                 let reason = format!("modules_to_save names {saved}, of which {WEIGHTS} has no tensor");
+                return Err(ModelError::File { path, reason });
+            }
+        }
+        for (module, _) in &self.config.token_rows {
+            if !brought.rows.keys().any(|path| path == module || path.ends_with(&format!(".{module}"))) {
+                let reason = format!("trainable_token_indices names {module}, of which {WEIGHTS} has no rows");
                 return Err(ModelError::File { path, reason });
             }
         }
@@ -202,6 +226,12 @@ impl PeftFolder {
     ) -> Result<(M, Report), ModelError> {
         let module = self.with_brought(module)?;
         let layers = linear_layers(&module)?;
+        let aliases = aliases(&self.layers(), &layers);
+        self.files.rename(|name| renamed(name, &aliases))?;
+        self.mark.sizes = std::mem::take(&mut self.mark.sizes)
+            .into_iter()
+            .map(|(path, size)| (aliases.get(&path).cloned().unwrap_or(path), size))
+            .collect();
         let Distributed { mut tensors, shared, mut problems } = self.distribute(&layers)?;
         self.check_base(&module, tensors.keys().cloned().collect())?;
         if self.recomputes_start() {
@@ -224,79 +254,6 @@ impl PeftFolder {
                 }
                 Err(error) => Err(error.into()),
             },
-        }
-    }
-
-    /// Reads the tensors and assigns them to their layers.
-    fn distribute(&mut self, layers: &BTreeSet<String>) -> Result<Distributed, ModelError> {
-        let Distributed { mut tensors, mut shared, mut problems } = Distributed::default();
-        let names: Vec<(String, Vec<usize>)> =
-            self.files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
-        for (name, shape) in names {
-            let Some(place) = self.place(&name, layers) else {
-                let reason = match name.contains("lora_embedding_") {
-                    true => {
-                        "is an adapter of the embedding, which cannot be read: let peft merge it (merge_and_unload)"
-                    }
-                    false => "does not fit: the model has no such layer, or the adapter no such tensor",
-                };
-                problems.push((name, reason.into()));
-                continue;
-            };
-            let values = self.files.take(&name, &shape)?;
-            match place {
-                Belongs::Layer(path, field) => {
-                    let layer: &mut GivenTensors = tensors.entry(path).or_default();
-                    if layer.insert(field, TensorData::new(values, shape)).is_some() {
-                        problems.push((name, "is in the file twice, under the names of two adapters".into()));
-                    }
-                }
-                Belongs::All(field, axis) => {
-                    let mut shape = shape;
-                    if let Some(axis) = axis.filter(|axis| shape.get(*axis) == Some(&1)) {
-                        shape.remove(axis);
-                    }
-                    let data = TensorData::new(values, shape);
-                    match shared.get(field) {
-                        None => {
-                            shared.insert(field.to_string(), data);
-                        }
-                        // peft may write what layers share once for each of them.
-                        Some(first) if *first == data => {}
-                        Some(_) => problems.push((name, "differs between layers, which share it".into())),
-                    }
-                }
-            }
-        }
-        for (field, name, _) in self.layout.iter().flat_map(|layout| layout.shared) {
-            if !shared.contains_key(*field) {
-                let reason = "is missing; it cannot be recomputed from its seed: let peft save with save_projection";
-                problems.push((format!("{SHARED}{name}"), reason.into()));
-            }
-        }
-        Ok(Distributed { tensors, shared, problems })
-    }
-
-    fn place(&self, name: &str, layers: &BTreeSet<String>) -> Option<Belongs> {
-        let path = name.strip_prefix(MODEL).and_then(|inner| {
-            let dots = inner.match_indices('.').map(|(dot, _)| dot);
-            dots.rev().find(|dot| layers.contains(&inner[..*dot])).map(|dot| (&inner[..dot], &inner[dot + 1..]))
-        });
-        let Some((path, rest)) = path else {
-            let (field, axis) = self.layout?.shared_field(name.strip_prefix(SHARED)?)?;
-            return Some(Belongs::All(field, axis));
-        };
-        let belongs = |field: &str| Some(Belongs::Layer(path.to_string(), field.to_string()));
-        if let ("origin.a" | "origin.b", true) = (rest, self.layout.is_none() || self.begins_as_part()) {
-            return belongs(rest);
-        }
-        match self.layout {
-            Some(layout) => match (layout.field(rest), layout.shared_field(rest)) {
-                (Some(field), _) => belongs(field),
-                (None, Some((field, axis))) => Some(Belongs::All(field, axis)),
-                (None, None) => None,
-            },
-            None => self.config.entry().ok()?.spec.tensor(rest).and_then(|_| belongs(rest)),
         }
     }
 
@@ -333,7 +290,7 @@ impl PeftFolder {
         }
     }
 
-    fn begins_as_part(&self) -> bool {
+    pub(super) fn begins_as_part(&self) -> bool {
         self.config.initialisation().is_some_and(|init| init.starts_from_weight)
     }
 
@@ -379,7 +336,7 @@ impl PeftFolder {
                 Ok(all?.concat())
             }
             AdapterError::Tensor { path, tensor, reason } => {
-                let name = self.layout.and_then(|layout| layout.name(&tensor)).unwrap_or(&tensor);
+                let name = self.layout.and_then(|layout| layout.name(&tensor, false)).unwrap_or(&tensor);
                 Ok(vec![(
                     if tensor == "all" { format!("{MODEL}{path}.*") } else { format!("{MODEL}{path}.{name}") },
                     reason,

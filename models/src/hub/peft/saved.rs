@@ -1,63 +1,47 @@
 //! Modules that are trained whole beside an adapter, such as a new classifier: `modules_to_save` of `peft`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use lowrank_optim::ModulePath;
 
-use super::folder::MODEL;
-use crate::hub::write::is_transposed;
-use crate::weights::host;
-
-/// Trained parameters of a module that belong to no adapter.
-#[derive(Default)]
-pub(super) struct Saved {
-    path: ModulePath,
-    adapters: usize,
-    /// Tensors under their names in the file.
-    pub tensors: BTreeMap<String, TensorData>,
-    /// Paths of the modules that they belong to.
-    pub modules: BTreeSet<String>,
-}
-
-impl Saved {
-    /// Collects them.
-    pub fn of<M: Module>(module: &M) -> Self {
-        let mut saved = Self::default();
-        module.visit(&mut saved);
-        saved
+/// Paths of the modules that have trained weights besides those of adapters.
+pub(super) fn trained_modules<M: Module>(module: &M) -> BTreeSet<String> {
+    #[derive(Default)]
+    struct Walk {
+        path: ModulePath,
+        adapters: usize,
+        modules: BTreeSet<String>,
     }
-}
-
-impl ModuleVisitor for Saved {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.adapters += usize::from(container == "Reparameterization");
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.adapters -= usize::from(container == "Reparameterization");
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.adapters > 0 || !param.is_require_grad() {
-            return;
+    impl ModuleVisitor for Walk {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.adapters += usize::from(container == "Reparameterization");
+            self.path.enter(name, container);
         }
-        let path = self.path.joined();
-        let tensor = param.base().inner();
-        let tensor = if is_transposed(&self.path, D) { tensor.swap_dims(0, 1) } else { tensor };
-        let shape = tensor.dims();
-        self.tensors.insert(format!("{MODEL}{path}"), TensorData::new(host(tensor), shape));
-        self.modules.insert(path.rsplit_once('.').map_or(path.as_str(), |(module, _)| module).to_string());
+
+        fn exit_module(&mut self, _name: &str, container: &str) {
+            self.adapters -= usize::from(container == "Reparameterization");
+            self.path.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let path = self.path.joined();
+            // Biases are trained by themselves as well.
+            if self.adapters == 0 && param.is_require_grad() && !path.ends_with(".bias") {
+                self.modules.insert(path.rsplit_once('.').map_or(path.as_str(), |(module, _)| module).to_string());
+            }
+        }
     }
+    let mut walk = Walk::default();
+    module.visit(&mut walk);
+    walk.modules
 }
 
-/// Returns true if a parameter with this name belongs to one of the modules, as `peft` compares them: by the end of the module's path.
+/// Returns true if a parameter with this name belongs to one of the modules, as `peft` compares them: by the end of the path of a module
+/// around it.
 pub(super) fn is_of(name: &str, modules: &[String]) -> bool {
-    let module = name.rsplit_once('.').map_or("", |(module, _)| module);
-    modules.iter().any(|saved| {
-        module.strip_suffix(saved.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
-    })
+    let around = name.match_indices('.').map(|(dot, _)| &name[..dot]);
+    let ends = |module: &str, saved: &str| module == saved || module.ends_with(&format!(".{saved}"));
+    around.into_iter().any(|module| modules.iter().any(|saved| ends(module, saved)))
 }

@@ -1,23 +1,24 @@
 //! Writing adapter folders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde_json::{Map, json};
 
+use super::brought::{COPY, Held, Parameters, ROWS};
 use super::config::Written;
 use super::folder::{CONFIG, MODEL, Mark, OURS, Ours, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::{Layout, Stored};
-use super::saved::Saved;
+use super::saved::{is_of, trained_modules};
 use crate::error::ModelError;
 use crate::weights::host;
 use lowrank_adapters::{
-    Adapter, AdapterConfig, AdapterError, Alpha, Rank, Scaling, Size, Targets, base_fingerprint, shared_fingerprint,
-    sizes,
+    Adapter, AdapterConfig, AdapterError, Alpha, Rank, Scaling, Size, Targets, TrainedBiases, base_fingerprint, biases,
+    saved_parameters, shared_fingerprint, sizes,
 };
 
 /// Form in which an adapter is written.
@@ -40,7 +41,19 @@ pub fn save<M: Module>(
     base_model: Option<&str>,
     dir: &Path,
 ) -> Result<(), ModelError> {
-    let dir = adapter_dir(dir, name)?;
+    save_as(module, name, name, form, base_model, dir)
+}
+
+/// As [`save`], into the folder of another name.
+pub fn save_as<M: Module>(
+    module: &M,
+    name: &str,
+    written: &str,
+    form: Form,
+    base_model: Option<&str>,
+    dir: &Path,
+) -> Result<(), ModelError> {
+    let dir = adapter_dir(dir, written)?;
     let mut layers = attached(module, name);
     let Some(config) = layers.values().next().map(|layer| resolved(layer.control().config())) else {
         return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"")).into());
@@ -74,6 +87,13 @@ pub fn save<M: Module>(
             );
         }
     };
+    for trained in trained_modules(module) {
+        let saved = &mut folder.config.modules_to_save;
+        if !is_of(&format!("{trained}.weight"), saved) {
+            saved.push(trained);
+        }
+    }
+    folder.tensors.extend(beside(module, &folder.config, &layers)?);
     let base = Some(digits(base_fingerprint(module, &layers.keys().cloned().collect())));
     let shared = match folder.layout {
         Some(_) => None,
@@ -86,13 +106,10 @@ pub fn save<M: Module>(
     };
     let sizes = if form == Form::Own { sizes } else { BTreeMap::new() };
     let mark = Mark { base, shared, sizes, shapes, adapter };
-    let saved = Saved::of(module);
-    folder.tensors.extend(saved.tensors);
     std::fs::create_dir_all(&dir).map_err(ModelError::io(&dir))?;
     write_tensors(&dir.join(WEIGHTS), folder.tensors, &mark)?;
     let paths = layers.keys().map(String::as_str).collect();
-    let saved = saved.modules;
-    let text = Written { config: &folder.config, layout: folder.layout, paths, base_model, saved }.text();
+    let text = Written { config: &folder.config, layout: folder.layout, paths, base_model }.text();
     let path = dir.join(CONFIG);
     std::fs::write(&path, text).map_err(ModelError::io(path))
 }
@@ -153,11 +170,13 @@ fn of_sizes(config: AdapterConfig, sizes: &BTreeMap<String, Size>) -> AdapterCon
 /// Layout in which `peft` stores an adapter, with the keys of its options: none for structures that it does not have, a reason where it lacks an option.
 fn layout(config: &AdapterConfig) -> Result<Option<Stored>, String> {
     let Some(layout) = Layout::of(&config.structure) else { return Ok(None) };
-    let patterned = !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty());
-    if patterned && !layout.patterns {
-        return Err("ranks and alphas cannot differ by layer".into());
+    if !config.rank_pattern.is_empty() && layout.ranks.is_none() {
+        return Err("ranks cannot differ by layer".into());
     }
-    if !layout.patterns && config.scaling == Some(Scaling::RootRank) {
+    if !config.alpha_pattern.is_empty() && layout.alphas.is_none() {
+        return Err("alphas cannot differ by layer".into());
+    }
+    if !layout.stabilised && config.scaling == Some(Scaling::RootRank) {
         return Err("the scale cannot be stabilised".into());
     }
     Ok(Some((layout, (layout.write)(config)?)))
@@ -168,8 +187,10 @@ fn in_layout(layers: &BTreeMap<String, Adapter>, layout: Option<&'static Layout>
     let mut tensors = BTreeMap::new();
     for (path, layer) in layers {
         for (tensor, data) in layer.tensors() {
-            let name = layout.and_then(|layout| layout.name(&tensor.field)).unwrap_or(&tensor.field);
-            tensors.insert(format!("{MODEL}{path}.{name}"), data);
+            let embedding = layer.place().embedding;
+            let name = layout.and_then(|layout| layout.name(&tensor.field, embedding)).unwrap_or(&tensor.field);
+            let whole = layout.is_some_and(|layout| layout.whole.contains(&tensor.field.as_str()));
+            tensors.insert(format!("{MODEL}{path}.{name}"), if whole { data.convert::<i32>() } else { data });
         }
         for (field, name, axis) in layout.iter().flat_map(|layout| layout.shared) {
             let Some(shared) = layer.structure().shared().into_iter().find(|shared| shared.key == *field) else {
@@ -208,7 +229,8 @@ fn beside_start(
                 "origin.a" | "origin.b" => continue,
                 _ => data.clone(),
             };
-            tensors.insert(format!("{MODEL}{path}.{}", layout.name(field).unwrap_or(field)), data);
+            let name = layout.name(field, layer.place().embedding).unwrap_or(field);
+            tensors.insert(format!("{MODEL}{path}.{name}"), data);
         }
     }
     Ok(tensors)
@@ -258,7 +280,8 @@ fn as_factors(layers: &BTreeMap<String, Adapter>, config: AdapterConfig) -> Resu
         ranks.push((path.clone(), rank));
         for (field, matrix, shape) in [("a", a, [rank, d_in]), ("b", b, [d_out, rank])] {
             let data = TensorData::new(host(matrix.without_autodiff().transpose()), shape);
-            tensors.insert(format!("{MODEL}{path}.{}", layout.name(field).unwrap_or(field)), data);
+            let name = layout.name(field, layer.place().embedding).unwrap_or(field);
+            tensors.insert(format!("{MODEL}{path}.{name}"), data);
         }
     }
     let rank = ranks.first().map_or(0, |(_, rank)| *rank);
@@ -278,6 +301,46 @@ fn as_factors(layers: &BTreeMap<String, Adapter>, config: AdapterConfig) -> Resu
     Ok(Folder { config, layout: Some((layout, keys)), tensors })
 }
 
+/// Parameters of the module itself that belong to the adapter, under the names of `peft`: modules that are trained whole, rows of tables and
+/// biases.
+fn beside<M: Module>(
+    module: &M,
+    config: &AdapterConfig,
+    layers: &BTreeMap<String, Adapter>,
+) -> Result<BTreeMap<String, TensorData>, ModelError> {
+    let saved = saved_parameters(module, &config.modules_to_save)?;
+    let tables = config.token_rows.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let tables = saved_parameters(module, &tables)?;
+    let biases = if config.bias == TrainedBiases::None { BTreeMap::new() } else { biases(module) };
+    let of_layer = |path: &String| path.strip_suffix(".bias").is_some_and(|layer| layers.contains_key(layer));
+    let wanted: BTreeSet<String> = saved.keys().chain(tables.keys()).chain(biases.keys()).cloned().collect();
+    let mut tensors = BTreeMap::new();
+    if wanted.is_empty() {
+        return Ok(tensors);
+    }
+    for (path, Held { shape, values, .. }) in Parameters::of(module, Some(wanted)) {
+        let Some(values) = values else { continue };
+        let table = path.strip_suffix(".weight").unwrap_or_default();
+        let own = |name: &str| table == name || table.ends_with(&format!(".{name}"));
+        let rows = config.token_rows.iter().find(|(name, _)| own(name));
+        if let (Some((_, rows)), [_, width]) = (rows, shape.as_slice()) {
+            if let Some(row) = rows.iter().find(|row| (**row + 1).saturating_mul(*width) > values.len()) {
+                return Err(AdapterError::Refused(format!("{table} has no row {row} to write with the adapter")).into());
+            }
+            let chosen: Vec<f32> = rows.iter().flat_map(|row| values[row * width..][..*width].to_vec()).collect();
+            tensors.insert(format!("{MODEL}{table}{ROWS}"), TensorData::new(chosen, [rows.len(), *width]));
+        } else if saved.contains_key(&path) {
+            tensors.insert(format!("{MODEL}{path}"), TensorData::new(values, shape));
+        } else if of_layer(&path) {
+            let layer = path.strip_suffix(".bias").unwrap_or_default();
+            tensors.insert(format!("{MODEL}{layer}{COPY}.bias"), TensorData::new(values, shape));
+        } else if config.bias == TrainedBiases::All {
+            tensors.insert(format!("{MODEL}{path}"), TensorData::new(values, shape));
+        }
+    }
+    Ok(tensors)
+}
+
 fn values(data: TensorData) -> Vec<f32> {
     match data.convert::<f32>().try_into_vec() {
         Ok(values) => values,
@@ -293,7 +356,8 @@ fn write_tensors(path: &Path, tensors: BTreeMap<String, TensorData>, mark: &Mark
     for (name, data) in &tensors {
         let (begin, shape) = (end, data.shape().as_slice().to_vec());
         end += 4 * shape.iter().product::<usize>();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}));
+        let dtype = if data.dtype() == DType::I32 { "I32" } else { "F32" };
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}));
     }
     let mut text = json!(header).to_string();
     // The data starts at a multiple of 8.
@@ -303,6 +367,10 @@ fn write_tensors(path: &Path, tensors: BTreeMap<String, TensorData>, mark: &Mark
         file.write_all(&(text.len() as u64).to_le_bytes())?;
         file.write_all(text.as_bytes())?;
         for data in tensors.into_values() {
+            if data.dtype() == DType::I32 {
+                file.write_all(data.as_bytes())?;
+                continue;
+            }
             for value in values(data) {
                 file.write_all(&value.to_le_bytes())?;
             }
