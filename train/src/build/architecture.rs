@@ -11,6 +11,7 @@ use lowrank_optim::Hooks;
 
 use super::BuildError;
 use crate::config::{Config, Job};
+use crate::data::images::Picture;
 use crate::engine::TrainError;
 use crate::objective::Stream;
 
@@ -39,6 +40,11 @@ pub trait Architecture: SegmentedModel + 'static {
         dtype: Option<FileType>,
         dir: &Path,
     ) -> Result<(), BuildError>;
+
+    /// Writes what an adapter's own files cannot say beside them.
+    fn save_beside_adapter(_hub: &Self::Hub, _dir: &Path) -> Result<(), BuildError> {
+        Ok(())
+    }
 
     /// Writes what belongs beside a saved model; `folder` is the one that the run started from.
     fn save_companions(data: &Self::Data, folder: Option<&Path>, job: Job, dir: &Path) -> Result<(), BuildError>;
@@ -75,8 +81,8 @@ pub trait Architecture: SegmentedModel + 'static {
     /// Shows what the model does, if it can be shown: as a text for the terminal, and for the logs.
     fn sample(&self, data: &Self::Data, config: &Config) -> Result<Option<String>, TrainError>;
 
-    /// Measures the model on all held-out rows in its own terms, such as its accuracy.
-    fn scores(&self, _data: &Self::Data) -> Result<Scores, TrainError> {
+    /// Measures the model in its own terms, such as its accuracy, on the held-out batches that start at these rows, or on all.
+    fn scores(&self, _data: &Self::Data, _starts: Option<&[u64]>, _device: &Device) -> Result<Scores, TrainError> {
         Ok(Scores::default())
     }
 }
@@ -84,23 +90,10 @@ pub trait Architecture: SegmentedModel + 'static {
 /// Measures of a model in its own terms.
 #[derive(Clone, Debug, Default)]
 pub struct Scores {
-    /// Line for the terminal; empty for none.
-    pub told: String,
     /// Fraction of the rows that are classified correctly.
     pub accuracy: Option<f64>,
     /// Pictures for TensorBoard by their tags.
-    pub pictures: Vec<(String, Png)>,
-}
-
-/// Picture in the PNG format.
-#[derive(Clone, Debug)]
-pub struct Png {
-    /// Columns.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// Content of the file.
-    pub bytes: Vec<u8>,
+    pub pictures: Vec<(&'static str, Picture)>,
 }
 
 /// Data of a stage: training rows, held-out rows, and facts about them.
@@ -116,6 +109,16 @@ pub trait StageData<B> {
 
     /// Hash of the held-out data.
     fn held_out_fingerprint(&self) -> &str;
+
+    /// Plural of what the loss is counted by.
+    fn unit(&self) -> &'static str {
+        "tokens"
+    }
+
+    /// Plural of the held-out rows.
+    fn of_all(&self) -> &'static str {
+        "text"
+    }
 
     /// Held-out text itself, if the data is plain text.
     fn held_out(&self) -> Option<&HeldOut> {

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use lowrank_models::hub::ModelFolder;
+use lowrank_models::hub::{ModelFolder, VisionFolder};
 
 use super::eval_examples::{Score, Scored};
+use super::eval_images::eval_images;
 use super::on_model::Adapters;
 use super::output::{print, table};
+use super::vision_folder::VisionOf;
 use crate::build::{BuildError, Listener, held_out, prepare_options, source};
 use crate::config::{Config, Layers, count};
 use crate::data::{Batches, ExampleOptions, Examples, Held, HeldOut, PrepareOptions, Rows, TokenizerChoice, prepare};
@@ -31,6 +33,7 @@ Examples:
   lowrank eval --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --data chats.jsonl
   lowrank eval --model SmolLM2-135M --examples test.jsonl --score exact --out scores.jsonl
   lowrank eval --model SmolLM2-135M --examples questions.jsonl --score likeliest
+  lowrank eval --model vit-base --adapter runs/vit-base-lora-001/checkpoints/step-000300 --data photos/
 
 Lines of --examples are those of `lowrank finetune`; for likeliest they are questions: {\"prompt\": .., \"choices\": [.., ..], \"answer\": 0}, or messages
 in place of the prompt. The answer counts from 0, or is the text of a choice.")]
@@ -40,7 +43,7 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     adapters: Adapters,
-    /// Text: a file or folder; may be repeated; without it the sources of the burn crates
+    /// Text: a file or folder; may be repeated; without it the sources of the burn crates. Of a vision transformer its images
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
     /// JSON lines to score one by one: a file or folder; may be repeated
@@ -75,6 +78,17 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, held_out) = config(&args).map_err(BuildError::from)?;
     let device = device(&args.device).map_err(BuildError::from)?;
+    if VisionFolder::is_one(&args.model).map_err(BuildError::from)? {
+        if !args.examples.is_empty() || args.data.is_empty() || args.seq_len.is_some() {
+            let problem =
+                "--model is a vision transformer: give its images with --data, and none of --examples and --seq-len";
+            return Err(BuildError::Settings(problem.into()).into());
+        }
+        let vision = VisionOf::open(&args.model)?;
+        let batch = args.batch as usize;
+        eval_images(&vision, &args.adapters, &config, batch, &device, Screen::new(args.quiet))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let (rows, positions) = (folder.config.llama.vocab_size, folder.config.llama.longest_sequence());
     let seq_len = match (args.seq_len, args.examples.is_empty()) {

@@ -16,6 +16,9 @@ use crate::config::{Config, Job};
 /// as the model's chat template has it, or {"text": ..}. Completions, the assistant's turns and texts are what the model learns to write. A part is
 /// held out to measure on.
 ///
+/// A vision transformer is trained on images: folders DIR/class/*.png or *.jpg, JSON lines {"image": .., "label": .., "domain": ..}, or IDX files. Its
+/// classifier is trained beside the adapter, and is a new one where the images have other classes.
+///
 /// The adapter says what is trained (lora: two thin factors beside each weight), the rule how (plain: by its gradients). A checkpoint holds the
 /// adapter alone, as Python's peft reads it.
 #[derive(Debug, clap::Args)]
@@ -28,6 +31,7 @@ Examples:
   lowrank finetune --model SmolLM2-135M --data more.jsonl --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300
   lowrank finetune --model SmolLM2-135M --data train.jsonl --adapter none --backward per-layer --set optimizer.clip=0
   lowrank finetune --resume --out runs/SmolLM2-135M-lora-001
+  lowrank finetune --model vit-base --data photos/ --adapter lora --targets q_proj,v_proj
 
 `lowrank methods` lists adapters, rules and allocations, `lowrank methods NAME` the options of one, which are set as --set adapter.options.NAME=VALUE and
 --set rule.options.NAME=VALUE and --set allocation.options.NAME=VALUE. docs/configuration.md lists all keys. Flags win over --set, --set over the file of --config, the file over the
@@ -37,7 +41,7 @@ pub struct Args {
     /// Hugging Face model folder, or GGUF file
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// JSON lines: a file or folder; may be repeated
+    /// JSON lines: a file or folder; may be repeated. Images: a folder DIR/class/*, JSON lines, or an IDX file
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Structure of the adapter, see `lowrank methods`; a folder trains on the adapter in it, none trains all weights

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank_models::adapter::merged;
-use lowrank_models::hub::ModelFolder;
+use lowrank_models::adapter::{AdapterError, merged};
+use lowrank_models::hub::{FileType, ModelFolder, VisionFolder, VisionModel};
 
 use super::folder;
 use super::on_model::Adapters;
 use super::output::print;
+use super::vision_folder::VisionOf;
 use crate::build::BuildError;
 use crate::process::device;
 
@@ -39,11 +40,28 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let dtype = args.dtype.as_deref().map(folder::file_type).transpose()?;
     folder::refuse_existing(&args.out)?;
+    if VisionFolder::is_one(&args.model).map_err(BuildError::from)? {
+        return merge_vision(&args, dtype);
+    }
     let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let model = from.load(&device("cpu").map_err(BuildError::from)?).map_err(BuildError::from)?;
     let model = args.adapters.on(model)?;
     let model = merged(model).map_err(|error| BuildError::Model(error.into()))?;
     folder::write(&model, &from, &args.model, dtype, &args.out)?;
+    print(&format!("{}\n", args.out.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn merge_vision(args: &Args, dtype: Option<FileType>) -> anyhow::Result<ExitCode> {
+    let from = VisionOf::open(&args.model)?;
+    let device = device("cpu").map_err(BuildError::from)?;
+    let failed = |error: AdapterError| BuildError::Model(error.into());
+    let model = match from.load(&args.adapters, &device)? {
+        VisionModel::Vit(model) => VisionModel::Vit(Box::new(merged(*model).map_err(failed)?)),
+        VisionModel::ClipVision(model) => VisionModel::ClipVision(Box::new(merged(*model).map_err(failed)?)),
+        VisionModel::Clip(model) => VisionModel::Clip(Box::new(merged(*model).map_err(failed)?)),
+    };
+    from.write(&model, dtype, &args.out)?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)
 }

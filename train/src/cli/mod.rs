@@ -4,8 +4,10 @@ mod adapters;
 mod chat;
 mod compare;
 mod config;
+mod embed;
 mod eval;
 mod eval_examples;
+mod eval_images;
 mod export;
 mod export_gguf;
 mod finetune;
@@ -21,6 +23,7 @@ mod pretrain;
 mod sampling;
 mod tokenize;
 mod training;
+mod vision_folder;
 
 use std::process::ExitCode;
 
@@ -30,7 +33,7 @@ use lowrank_kernels::instructions::check_environment;
 use crate::build::BuildError;
 use crate::run::RunError;
 
-/// Low-rank training on Burn: pretrain and fine-tune small LLaMA-style models in little memory.
+/// Low-rank training on Burn: pretrain and fine-tune small LLaMA-style models and vision transformers in little memory.
 #[derive(Debug, Parser)]
 #[command(name = "lowrank", version, arg_required_else_help = true)]
 struct Cli {
@@ -46,6 +49,7 @@ enum Command {
     Chat(chat::Args),
     Tokenize(tokenize::Args),
     Eval(eval::Args),
+    Embed(embed::Args),
     Inspect(inspect::Args),
     Export(export::Args),
     Merge(merge::Args),
@@ -73,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Embed(args) => embed::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args),
         Command::Merge(args) => merge::run(args),

@@ -7,7 +7,7 @@ use super::training::{TrainingArgs, last_name, texts};
 use crate::build::BuildError;
 use crate::config::Job;
 
-/// Train a LLaMA-style model on text.
+/// Train a LLaMA-style model on text, or a vision transformer on images.
 ///
 /// Without options it learns from the Rust sources of the burn crates that Cargo downloaded, for at most ten minutes.
 #[derive(Debug, clap::Args)]
@@ -17,19 +17,20 @@ Examples:
   lowrank pretrain --data books/ --model llama-20m --steps 5000 --out runs/books
   lowrank pretrain --data stories.jsonl --set data.field=story --set tokenizer.vocab_size=8192
   lowrank pretrain --resume --out runs/books
+  lowrank pretrain --model vit-micro --data images/ --batch 32 --epochs 20 --set data.images.flip=true
   lowrank pretrain --parameterization low-rank --set model.parameterization.options.rank=64
   lowrank pretrain --config run.toml --set optimizer.options.beta_2=0.99
 
 Flags win over --set, --set over the file of --config, the file over the defaults. docs/configuration.md lists all keys.
 Ctrl-C finishes the step, saves and exits; --resume resumes bit-exactly, as if the run had not been interrupted.")]
 pub struct Args {
-    /// Named shape such as llama-9m, or a Hugging Face model folder to go on from
+    /// Named shape such as llama-9m or vit-micro, or a Hugging Face model folder to go on from
     #[arg(long)]
     model: Option<String>,
     /// Parameterization of the linear layers, see `lowrank methods`
     #[arg(long, value_name = "NAME")]
     parameterization: Option<String>,
-    /// Text: a file or folder; may be repeated
+    /// Text: a file or folder; may be repeated. Images: a folder DIR/class/*.png or *.jpg, JSON lines, or an IDX file
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
     /// tokenizer.json, or `bytes`; without it one is trained on the data

@@ -9,7 +9,7 @@ use crate::config::{Config, ConfigError, Job, Layers, bytes, count, duration};
 
 use crate::plan::Freedom;
 use crate::run::report::{EndedBy, Screen};
-use crate::run::{Finished, Place, RunError, RunFolder, RunFolderError, Start, Training};
+use crate::run::{Finished, Place, RunError, RunFolder, RunFolderError, Start, train};
 
 /// Flags that decide how much memory a run takes.
 #[derive(Debug, clap::Args)]
@@ -174,7 +174,7 @@ impl TrainingArgs {
         let adapted = job == Job::Finetune && config.adapter.name != "none";
         let base = adapted.then(|| config.model.name.clone());
         let freedom = if resumed { Freedom::default() } else { Freedom::of(&layers, job) };
-        let finished = Training::new(config, freedom, &place, &start, Screen::new(self.quiet))?.run()?;
+        let finished = train(config, freedom, &place, &start, Screen::new(self.quiet))?;
         if !self.quiet {
             print(&report(&finished, base.as_deref()))?;
         }
@@ -222,7 +222,16 @@ fn report(finished: &Finished, base: Option<&str>) -> String {
     let mut rows = Vec::new();
     let mut row = |name: &str, value: String| rows.push(vec![name.to_string(), value]);
     if let Some(loss) = summary.final_validation_loss {
-        row("validation loss", format!("{loss:.4} nats a token (perplexity {:.1})", loss.exp()));
+        let one = finished.unit.trim_end_matches('s');
+        let perplexity = if summary.validation_accuracy.is_none() {
+            format!(" (perplexity {:.1})", loss.exp())
+        } else {
+            String::new()
+        };
+        row("validation loss", format!("{loss:.4} nats a {one}{perplexity}"));
+    }
+    if let Some(accuracy) = summary.validation_accuracy {
+        row("accuracy", format!("{:.2} % of what is held out", 100.0 * accuracy));
     }
     if let (Some(model), Some(gzip)) = (summary.validation_bits_per_byte, summary.gzip_bits_per_byte) {
         row("bits per byte", format!("{model:.3}, where gzip -9 needs {gzip:.3} for the same text"));
@@ -231,12 +240,18 @@ fn report(finished: &Finished, base: Option<&str>) -> String {
     let of = planned.map(|planned| format!(" of {}", count(planned))).unwrap_or_default();
     row(
         "steps",
-        format!("{}{of} with {} tokens in {}", count(summary.steps), count(summary.tokens), duration(summary.seconds)),
+        format!(
+            "{}{of} with {} {} in {}",
+            count(summary.steps),
+            count(summary.tokens),
+            finished.unit,
+            duration(summary.seconds)
+        ),
     );
     if summary.ended_by == Some(EndedBy::Clock) {
         row("ended by", "the clock (train.minutes); the learning rate followed it".into());
     }
-    row("speed", format!("{} tokens a second", count(summary.tokens_per_second as u64)));
+    row("speed", format!("{} {} a second", count(summary.tokens_per_second as u64), finished.unit));
     let (weights, gradients, state) = (summary.weight_bytes, summary.gradient_bytes, summary.optimizer_state_bytes);
     row(
         "peak memory",

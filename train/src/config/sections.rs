@@ -149,7 +149,23 @@ section! {
 }
 
 section! {
-    /// Text or examples.
+    /// Images, for a vision transformer.
+    ImagesSection {
+        /// Mirror half of the training images from left to right.
+        flip: bool = false,
+        /// Smallest part of each side that a random crop of a training image keeps; 1: no crop.
+        #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+        crop: f64 = 1.0,
+        /// Largest angle of a random rotation of training images in degrees, in both directions; 0: no rotation.
+        #[schemars(range(min = 0.0, max = 180.0))]
+        rotate: f64 = 0.0,
+        /// Leave out images that cannot be read, and count them, instead of refusing the data.
+        skip_broken: bool = false,
+    }
+}
+
+section! {
+    /// Text, examples or images.
     DataSection {
         /// Files and folders of text; empty: the sources of the burn crates that Cargo downloaded.
         path: Vec<PathBuf> = Vec::new(),
@@ -172,6 +188,8 @@ section! {
         too_long: TooLong = TooLong::Truncate,
         /// Check the hashes of all token files before the first step.
         verify: bool = true,
+        /// Images, for a vision transformer.
+        images: ImagesSection = ImagesSection::default(),
         /// Folder for tokenizers and token shards made from text.
         cache: PathBuf = PathBuf::from("runs/cache"),
     }

@@ -36,11 +36,16 @@ pub(super) fn fitting(
 
 /// Fills in settings that follow from the model's shape, and rejects sizes beyond the memory of the machine.
 pub(super) fn complete(config: &mut Config, llama: &LlamaConfig, listener: &dyn Listener) -> Result<(), BuildError> {
-    if let Some(rank) = build::usual_rank(config, llama.hidden_size) {
+    with_usual_rank(config, llama.hidden_size, listener);
+    build::check_sizes(config, llama, machine_memory())
+}
+
+/// Sets the rank of an optimizer that needs one and has none.
+pub(super) fn with_usual_rank(config: &mut Config, hidden_size: usize, listener: &dyn Listener) {
+    if let Some(rank) = build::usual_rank(config, hidden_size) {
         listener.line(&format!(
             "optimizer.options.rank = {rank}: a quarter of the model's width, since {} needs a rank and none is given",
             config.optimizer.name
         ));
     }
-    build::check_sizes(config, llama, machine_memory())
 }

@@ -3,12 +3,14 @@
 mod data;
 mod files;
 mod finetune;
+mod images;
 mod llama;
 mod memory;
 mod model;
 mod model_text;
 mod pretrain;
 mod stage;
+mod vision;
 
 pub use data::{RunData, SampleStart};
 pub use files::{ModelFiles, RecordError, RecordFiles};
@@ -16,3 +18,4 @@ pub use finetune::ReadExamples;
 pub use model::{TrainedFiles, TrainedModel};
 pub use model_text::{ModelText, check_vocabulary};
 pub use stage::{Recipe, Stage};
+pub use vision::{ImageData, VitHub, adapter_labels};

@@ -162,7 +162,8 @@ impl<M: Architecture> ModelFiles<M> for TrainedFiles<'_, M> {
     fn save(&self, model: &M, dir: &Path) -> Result<(), BuildError> {
         let TrainedModel { hub, folder, adapter, .. } = self.model;
         if let (Some(folder), Some(adapter)) = (folder, adapter) {
-            return Ok(peft::save(model, &adapter.name, Form::Own, Some(&folder.to_string_lossy()), dir)?);
+            peft::save(model, &adapter.name, Form::Own, Some(&folder.to_string_lossy()), dir)?;
+            return M::save_beside_adapter(hub, dir);
         }
         model.save(hub, folder.as_deref(), self.dtype, dir)?;
         M::save_companions(self.data, folder.as_deref(), self.job, dir)

@@ -4,7 +4,7 @@ use lowrank_models::Llama;
 use lowrank_optim::Hooks;
 
 use super::TrainedModel;
-use crate::build::{Architecture, BuildError, Listener};
+use crate::build::{Architecture, BuildError, Listener, check_text};
 use crate::config::{Config, Job};
 use crate::objective::{Objective, Stream};
 use crate::plan::{Forecast, Freedom};
@@ -55,6 +55,7 @@ pub struct Recipe<M: Architecture = Llama> {
 impl Recipe {
     /// Creates the recipe of a configuration. If it limits memory, unset settings are changed so that the run fits.
     pub fn of(config: Config, freedom: Freedom, listener: &mut dyn Listener) -> Result<Self, BuildError> {
+        check_text(&config)?;
         match config.run.job {
             Job::Pretrain => Self::pretrain(config, freedom, listener),
             Job::Finetune => Self::finetune(config, freedom, listener),

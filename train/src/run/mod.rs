@@ -19,5 +19,5 @@ mod validation;
 
 pub use error::RunError;
 pub use folder::{Opening, RunFolder, RunFolderError};
-pub use start::{Place, Start};
+pub use start::{Place, Start, train};
 pub use training::{Finished, Training};

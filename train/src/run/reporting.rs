@@ -82,6 +82,7 @@ impl<M: Architecture> Training<M> {
             state_bytes: Some(self.summary.optimizer_state_bytes),
             validation_loss: None,
             final_validation_loss: None,
+            accuracy: None,
             skipped: report.skipped,
             layers: None,
         }
@@ -158,6 +159,7 @@ impl<M: Architecture> Training<M> {
     ) -> Finished {
         let planned = self.current().steps.map(|steps| self.state.stage_step + steps);
         let ask = self.current().data.ask().to_owned();
-        Finished { folder: self.folder.path().to_path_buf(), summary, planned, before, after, signal, ask }
+        let unit = self.current().data.unit();
+        Finished { folder: self.folder.path().to_path_buf(), summary, planned, before, after, signal, ask, unit }
     }
 }

@@ -15,7 +15,7 @@ use super::folder::Opening;
 use super::report::{Logs, Screen, Summary};
 use super::resume::{self, Bases, Loaded};
 use super::validation::Validation;
-use super::{RunError, RunFolder, Training};
+use super::{Finished, RunError, RunFolder, Training};
 use crate::build::{self, Architecture, BuildError, HeldOut, Listener, Size, StageData};
 use crate::config::Config;
 use crate::engine::{Schedule, Trainer, TrainerOptions};
@@ -75,6 +75,20 @@ impl Place {
             Self::Folder(dir) => RunFolder::open(dir, start.opening())?,
             Self::Next { parent, name } => RunFolder::create_next(parent, name)?,
         })
+    }
+}
+
+/// Prepares and runs the training of a configuration, with the kind of model that it names; see [`Training::new`].
+pub fn train(
+    config: Config,
+    freedom: Freedom,
+    place: &Place,
+    start: &Start,
+    screen: Screen,
+) -> Result<Finished, RunError> {
+    match build::is_vision(&config.model)? {
+        true => Training::made_by(Recipe::images, config, freedom, place, start, screen)?.run(),
+        false => Training::new(config, freedom, place, start, screen)?.run(),
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Finished {
     pub signal: Option<Signal>,
     /// Command that tries the model, with `MODEL` for its options.
     pub ask: String,
+    /// Plural of what the loss is counted by.
+    pub unit: &'static str,
 }
 
 /// End of a stage.
@@ -274,8 +276,17 @@ impl<M: Architecture> Training<M> {
             self.summary.final_validation_loss = Some(all.loss());
             self.summary.validation_bits_per_byte = held_out.map(|text| all.bits_per_byte(text.bytes));
             metrics.final_validation_loss = Some(all.loss()).filter(|loss| loss.is_finite());
-            line.push_str(&format!(", {:.4} on all held-out text", all.loss()));
+            line.push_str(&format!(", {:.4} on all held-out {}", all.loss(), data.of_all()));
         }
+        let scores = model.scores(data, if whole { None } else { self.validation.starts() }, device)?;
+        metrics.accuracy = scores.accuracy;
+        if let Some(accuracy) = scores.accuracy {
+            line.push_str(&format!(", accuracy {:.2} %", 100.0 * accuracy));
+            if whole {
+                self.summary.validation_accuracy = Some(accuracy);
+            }
+        }
+        self.logs.pictures(self.trainer.step, &scores.pictures, &self.screen);
         self.screen.line(&line);
         Ok(self.state.note_validation(self.trainer.step, loss))
     }

@@ -59,6 +59,11 @@ impl Validation {
         evaluate(model, &ModelLoss, epoch(held_out, device), |_| true)
     }
 
+    /// First row of each drawn batch; none for all batches.
+    pub fn starts(&self) -> Option<&[u64]> {
+        self.rows.as_deref()
+    }
+
     /// Returns true if the drawn batches are all that exist.
     pub fn is_all(&self) -> bool {
         self.rows.is_none()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// Image that cannot be used.
-    #[error("{name}: {problem}; mend or remove it, or set data.skip_broken = true")]
+    #[error("{name}: {problem}; mend or remove it, or set data.images.skip_broken=true")]
     Broken {
         /// File, with a number where it holds several images.
         name: String,

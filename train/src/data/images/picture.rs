@@ -17,6 +17,14 @@ impl Picture {
         Self { width, height, pixels: values.iter().flat_map(|value| [*value; 3]).collect() }
     }
 
+    /// Content of a PNG file.
+    pub fn png(&self) -> Result<Vec<u8>, image::ImageError> {
+        let mut bytes = Vec::new();
+        let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+        encoder.encode(&self.pixels, self.width as u32, self.height as u32, image::ColorType::Rgb8)?;
+        Ok(bytes)
+    }
+
     /// The pixel at a column and row.
     pub fn at(&self, x: usize, y: usize) -> [u8; 3] {
         let start = 3 * (y * self.width + x);

@@ -98,6 +98,15 @@ impl ImageSet {
         })
     }
 
+    /// The same images with the numbers that their classes have among these, which contain all of them.
+    pub fn with_labels(mut self, labels: &[String]) -> Self {
+        let place = |name: &String| labels.iter().position(|known| known == name);
+        let places: Vec<Option<usize>> = self.labels.iter().map(place).collect();
+        self.images.iter_mut().for_each(|image| image.label = image.label.and_then(|label| places[label]));
+        self.labels = labels.to_vec();
+        self
+    }
+
     /// Rejects images without a class.
     pub fn labelled(self) -> Result<Self, DataError> {
         match self.images.iter().find(|image| image.label.is_none()) {

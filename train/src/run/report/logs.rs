@@ -10,6 +10,7 @@ use super::tensorboard::{TensorBoard, first_step};
 use super::{Metrics, MetricsFile, Screen};
 use crate::build::Listener;
 use crate::config::Config;
+use crate::data::images::Picture;
 use crate::run::RunFolder;
 
 /// Logs of a run; none by default.
@@ -83,6 +84,11 @@ impl Logs {
     /// Logs a generated text.
     pub fn sample(&mut self, step: u64, text: &str, screen: &Screen) {
         self.board(screen, |board| board.text("sample", step, &format!("```\n{text}\n```\n")));
+    }
+
+    /// Logs pictures by their tags.
+    pub fn pictures(&mut self, step: u64, pictures: &[(&'static str, Picture)], screen: &Screen) {
+        self.board(screen, |board| pictures.iter().try_for_each(|(tag, picture)| board.picture(tag, step, picture)));
     }
 
     /// Logs histograms of all weights and gradients.

@@ -67,6 +67,9 @@ pub struct Metrics {
     /// Validation loss on all held-out text, at the end of a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub final_validation_loss: Option<f64>,
+    /// Fraction of the held-out rows that are classified correctly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// Ranks by layer, where an allocation has changed them since the last line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
@@ -87,6 +90,7 @@ impl Metrics {
             ("validation/loss", self.validation_loss),
             ("validation/perplexity", self.validation_loss.map(f64::exp)),
             ("validation/final_loss", self.final_validation_loss),
+            ("validation/accuracy", self.accuracy),
             ("speed/tokens_per_second", self.tokens_per_second),
             ("speed/data_seconds", self.data_seconds),
             ("memory/rss_bytes", bytes(self.rss_bytes)),

@@ -35,6 +35,9 @@ pub struct Summary {
     pub best_validation_loss: Option<f64>,
     /// Loss on all held-out text at the end, nats per token.
     pub final_validation_loss: Option<f64>,
+    /// Fraction of the held-out rows that are classified correctly at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_accuracy: Option<f64>,
     /// Bits the model needs for each byte of the held-out text.
     pub validation_bits_per_byte: Option<f64>,
     /// Bits that `gzip -9` needs for each byte of the same text.

@@ -12,12 +12,14 @@ use protobuf::well_known_types::Value as HyperParameter;
 use protobuf::{Message, RepeatedField};
 use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
 use tensorboard_proto::plugin_hparams::{HParamsPluginData, SessionStartInfo};
-use tensorboard_proto::summary::{Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
+use tensorboard_proto::summary::{Summary, Summary_Image, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
 use tensorboard_proto::tensor::TensorProto;
 use tensorboard_proto::tensor_shape::{TensorShapeProto, TensorShapeProto_Dim};
 use tensorboard_proto::types::DataType;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
+
+use crate::data::images::Picture;
 
 /// Distinguishes files that one process opens within a second.
 static FILES: AtomicU64 = AtomicU64::new(0);
@@ -69,6 +71,19 @@ impl TensorBoard {
         value.set_tag(format!("{tag}/text_summary"));
         value.set_metadata(plugin("text", Vec::new()));
         value.set_tensor(tensor);
+        self.value(step, value)
+    }
+
+    /// Writes a picture.
+    pub fn picture(&mut self, tag: &str, step: u64, picture: &Picture) -> Result<()> {
+        let mut image = Summary_Image::new();
+        image.set_width(picture.width as i32);
+        image.set_height(picture.height as i32);
+        image.set_colorspace(3);
+        image.set_encoded_image_string(picture.png().map_err(Error::other)?);
+        let mut value = Summary_Value::new();
+        value.set_tag(tag.into());
+        value.set_image(image);
         self.value(step, value)
     }
 

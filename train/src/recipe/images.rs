@@ -1,0 +1,128 @@
+//! Pretraining and fine-tuning of vision transformers on images.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_models::VisionTransformer;
+use lowrank_models::hub::VisionFolder;
+use serde_json::Map;
+
+use super::memory::with_usual_rank;
+use super::vision::{ImageData, VitHub, adapter_labels};
+use super::{Recipe, Stage, TrainedModel};
+use crate::build::{BuildError, Listener, check_vision, model_folder, names_adapter_folder, vit_config};
+use crate::config::{Config, Job, bytes};
+use crate::data::images::{ImageSet, ImageSettings};
+use crate::plan::Freedom;
+use crate::process::machine_memory;
+
+impl Recipe<VisionTransformer> {
+    /// Training of a vision transformer: one stage on images.
+    pub fn images(mut config: Config, _: Freedom, listener: &mut dyn Listener) -> Result<Self, BuildError> {
+        let folder = model_folder(&config.model).map(Path::to_path_buf);
+        check_vision(&config, folder.as_deref())?;
+        let own = folder.as_deref().map(VisionFolder::open).transpose()?;
+        let settings = match &folder {
+            Some(folder) => ImageSettings::read(folder).map_err(crate::data::DataError::from)?,
+            None => ImageSettings::vit(vit_config(&config.model, vec![String::new()])?.image.image_size),
+        };
+        let known = match &own {
+            Some(own) => {
+                own.config.warnings.iter().for_each(|warning| listener.warn(warning));
+                Some(own.vit()?.labels.clone())
+            }
+            None => None,
+        };
+        let begun = match names_adapter_folder(&config.adapter) && config.run.job == Job::Finetune {
+            true => adapter_labels(Path::new(&config.adapter.name))?,
+            false => None,
+        };
+        let (train, validation) = read(&config, &settings, begun.or(known), listener)?;
+        let hub = match own {
+            Some(own) => {
+                let own_shape = own.vit()?.clone();
+                let shape = lowrank_models::VitConfig { labels: train.labels.clone(), ..own_shape };
+                VitHub { config: shape, extra: own.config.extra, settings: settings.clone() }
+            }
+            None => {
+                let shape = vit_config(&config.model, train.labels.clone())?;
+                VitHub { config: shape, extra: Map::new(), settings: settings.clone() }
+            }
+        };
+        check_images(&hub)?;
+        with_usual_rank(&mut config, hub.config.encoder.hidden_size, listener);
+        let first = config.data.path.first().map(|path| path.display().to_string()).unwrap_or_default();
+        let data = ImageData::new(train, validation, &config, format!("eval MODEL --data {first}"));
+        let (job, steps) = (config.run.job, config.total_steps(crate::objective::Stream::rows(&data.train)));
+        let model = match (job, folder) {
+            (Job::Finetune, None) => {
+                return Err(BuildError::Settings(format!(
+                    "model.name = {}: fine-tuning begins with the folder of a model; name one with --model DIR, or use pretrain",
+                    config.model.name
+                )));
+            }
+            (Job::Finetune, Some(folder)) => TrainedModel::fine_tuned(&config, hub, folder)?,
+            (Job::Pretrain, folder) => TrainedModel::whole(hub, folder),
+        };
+        Ok(Self { config, model, stages: vec![Stage::new(job.name(), data, steps)], forecast: None })
+    }
+}
+
+/// Training and held-out images. Classes are those of the model if it knows all of the training images', else those of the images.
+fn read(
+    config: &Config,
+    settings: &ImageSettings,
+    known: Option<Vec<String>>,
+    listener: &mut dyn Listener,
+) -> Result<(ImageSet, ImageSet), BuildError> {
+    let section = &config.data;
+    let skip = section.images.skip_broken;
+    listener.begin("reading the images", 0);
+    let mut train = ImageSet::read(&section.path, settings, None, skip)?.labelled()?;
+    if let Some(known) = known {
+        let new = train.labels.iter().find(|label| !known.contains(label)).cloned();
+        match new {
+            None => train = train.with_labels(&known),
+            Some(label) => listener.line(&format!(
+                "the images have other classes than the model, such as \"{label}\": a new classifier for {} is trained",
+                train.labels.len()
+            )),
+        }
+    }
+    let sets = match section.validation.is_empty() {
+        true => train.held_out(section.validation_fraction, config.train.seed)?,
+        false => {
+            let validation = ImageSet::read(&section.validation, settings, Some(&train.labels), skip)?.labelled()?;
+            (train, validation)
+        }
+    };
+    listener.end();
+    Ok(sets)
+}
+
+/// Rejects images of another size than the model's, and models beyond the memory of the machine.
+fn check_images(hub: &VitHub) -> Result<(), BuildError> {
+    let (image, parameters) = (&hub.config.image, hub.config.parameters());
+    let side = hub.settings.side().map_err(BuildError::Settings)?;
+    if (side, 3) != (image.image_size, image.num_channels) {
+        return Err(BuildError::Settings(format!(
+            "preprocessor_config.json makes images of {side} x {side} pixels and 3 colours; the model has image_size {} and num_channels {}: correct one of them",
+            image.image_size, image.num_channels
+        )));
+    }
+    let (weights, memory) = (4 * parameters as u64, machine_memory());
+    match weights > memory {
+        true => Err(BuildError::Settings(format!(
+            "model: it has {} of weights, more than the {} there are; use a smaller model",
+            bytes(weights),
+            bytes(memory)
+        ))),
+        false => Ok(()),
+    }
+}
+
+impl TrainedModel<VisionTransformer> {
+    /// Model all of whose weights are trained, new or from a folder.
+    fn whole(hub: VitHub, folder: Option<PathBuf>) -> Self {
+        Self { hub, folder, adapter: None, begun: None, rule: Box::default(), allocation: None }
+    }
+}

@@ -1,0 +1,204 @@
+//! Vision transformers as the model of a run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use lowrank_models::adapter::{AdapterError, Attach, Report};
+use lowrank_models::hub::{
+    FileType, FileTypes, MAX_SHARD_BYTES, VisionFolder, VisionModel, copy_companions, save_vision,
+};
+use lowrank_models::{ImageBatch, ModelError, Parameterization, VisionTransformer, VitConfig};
+use serde_json::{Map, Value, json};
+
+use super::llama::other_shape;
+use crate::build::{Architecture, BuildError, Scores, StageData};
+use crate::config::{Config, Job};
+use crate::data::images::{ImageSettings, PREPROCESSOR};
+use crate::engine::TrainError;
+use crate::objective::{Classified, ImageStream, Stream, grid};
+
+/// Configuration of a vision transformer and its images.
+#[derive(Clone, Debug)]
+pub struct VitHub {
+    /// Shape, constants and classes.
+    pub config: VitConfig,
+    /// Further keys of `config.json`.
+    pub extra: Map<String, Value>,
+    /// Preparation of the images.
+    pub settings: ImageSettings,
+}
+
+/// Images of a stage.
+pub struct ImageData {
+    /// Training images.
+    pub train: ImageStream,
+    /// Held-out images.
+    pub validation: ImageStream,
+    /// Preparation of both.
+    pub settings: ImageSettings,
+    pub(super) fingerprint: String,
+    pub(super) held_out_fingerprint: String,
+    pub(super) told: String,
+    pub(super) ask: String,
+}
+
+impl StageData<ImageBatch> for ImageData {
+    fn train(&self) -> &dyn Stream<ImageBatch> {
+        &self.train
+    }
+
+    fn validation(&self) -> &dyn Stream<ImageBatch> {
+        &self.validation
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn held_out_fingerprint(&self) -> &str {
+        &self.held_out_fingerprint
+    }
+
+    fn unit(&self) -> &'static str {
+        "images"
+    }
+
+    fn of_all(&self) -> &'static str {
+        "images"
+    }
+
+    fn told(&self) -> &str {
+        &self.told
+    }
+
+    fn ask(&self) -> &str {
+        &self.ask
+    }
+}
+
+/// Name of the file with the classes of an adapter, beside its own files.
+const LABELS: &str = "labels.json";
+/// Pictures of held-out images in the logs.
+const SHOWN: usize = 32;
+
+/// The classes of an adapter folder, if it states them.
+pub fn adapter_labels(dir: &Path) -> Result<Option<Vec<String>>, BuildError> {
+    let path = dir.join(LABELS);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bad = |reason: String| BuildError::Model(ModelError::File { path: path.clone(), reason });
+    let text = std::fs::read_to_string(&path).map_err(|error| bad(error.to_string()))?;
+    let labels: Vec<String> = serde_json::from_str(&text).map_err(|error| bad(format!("no list of names: {error}")))?;
+    if labels.is_empty() { Err(bad("has no class".into())) } else { Ok(Some(labels)) }
+}
+
+impl Architecture for VisionTransformer {
+    type Hub = VitHub;
+    type Data = ImageData;
+
+    fn random(hub: &VitHub, seed: u64, device: &Device) -> Result<Self, BuildError> {
+        Ok(Self::random(&hub.config, seed, device)?)
+    }
+
+    fn load(hub: &VitHub, folder: &Path, seed: u64, device: &Device) -> Result<Self, BuildError> {
+        Ok(VisionFolder::open(folder)?.load_vit(&hub.config.labels, seed, device)?)
+    }
+
+    fn load_saved(hub: &VitHub, dir: &Path, device: &Device) -> Result<Self, BuildError> {
+        let folder = VisionFolder::open(dir)?;
+        match folder.vit()? == &hub.config {
+            true => Ok(folder.load_vit(&hub.config.labels, 0, device)?),
+            false => Err(other_shape()),
+        }
+    }
+
+    fn save(&self, hub: &VitHub, _: Option<&Path>, _: Option<FileType>, dir: &Path) -> Result<(), BuildError> {
+        let model = VisionModel::Vit(Box::new(self.clone()));
+        Ok(save_vision(&model, &hub.extra, &FileTypes::default(), dir, MAX_SHARD_BYTES)?)
+    }
+
+    fn save_beside_adapter(hub: &VitHub, dir: &Path) -> Result<(), BuildError> {
+        write(&dir.join(LABELS), &format!("{:#}\n", json!(hub.config.labels)))
+    }
+
+    fn save_companions(data: &ImageData, folder: Option<&Path>, _: Job, dir: &Path) -> Result<(), BuildError> {
+        if let Some(folder) = folder {
+            return Ok(copy_companions(folder, dir)?);
+        }
+        write(&dir.join(PREPROCESSOR), &data.settings.to_json())
+    }
+
+    fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
+        self.attach(attach)
+    }
+
+    fn with_trained_head(self) -> Self {
+        self.with_trained_classifier()
+    }
+
+    fn is_head(name: &str) -> bool {
+        name.starts_with("classifier.")
+    }
+
+    fn parameterization(_: &VitHub) -> Parameterization {
+        Parameterization::default()
+    }
+
+    fn block_shapes(hub: &VitHub) -> Vec<[usize; 2]> {
+        hub.config.encoder.block_shapes().to_vec()
+    }
+
+    fn sample(&self, _: &ImageData, _: &Config) -> Result<Option<String>, TrainError> {
+        Ok(None)
+    }
+
+    fn scores(&self, data: &ImageData, starts: Option<&[u64]>, device: &Device) -> Result<Scores, TrainError> {
+        let found = Classified::of(self, &data.validation, starts, device, |_| ())?;
+        let set = data.validation.set();
+        let shown = (0..set.len().min(SHOWN)).map(|number| set.picture(number)).collect::<Result<Vec<_>, _>>()?;
+        let images = grid(&shown).map(|picture| ("validation/images", picture));
+        let pictures = images.into_iter().chain([("validation/confusion", found.picture())]);
+        Ok(Scores { accuracy: Some(found.accuracy()), pictures: pictures.collect() })
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), BuildError> {
+    let error = |source| BuildError::Model(ModelError::Io { path: path.to_path_buf(), source });
+    std::fs::write(path, text).map_err(error)
+}
+
+impl ImageData {
+    /// Training and held-out images with their random changes.
+    pub(super) fn new(
+        train: crate::data::images::ImageSet,
+        validation: crate::data::images::ImageSet,
+        config: &Config,
+        ask: String,
+    ) -> Self {
+        let (batch, seed) = (config.train.batch, config.train.seed);
+        let count = |count: usize| crate::config::count(count as u64);
+        let mut told = format!(
+            "{} images of {} classes to learn from, {} held out",
+            count(train.len()),
+            count(train.labels.len()),
+            count(validation.len())
+        );
+        let skipped = train.skipped + validation.skipped;
+        if skipped > 0 {
+            told.push_str(&format!("; {} broken ones left out", count(skipped)));
+        }
+        let settings = train.settings().clone();
+        let augment = crate::build::augment(config);
+        Self {
+            fingerprint: train.fingerprint(),
+            held_out_fingerprint: validation.fingerprint(),
+            train: ImageStream::new(Arc::new(train), batch).shuffled(augment, seed),
+            validation: ImageStream::new(Arc::new(validation), batch),
+            settings,
+            told,
+            ask,
+        }
+    }
+}
