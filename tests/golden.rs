@@ -47,14 +47,20 @@ mod loca;
 mod loldu;
 #[path = "golden/lora.rs"]
 mod lora;
+#[path = "golden/lora_lego.rs"]
+mod lora_lego;
 #[path = "golden/lora_pro.rs"]
 mod lora_pro;
 #[path = "golden/lora_sb.rs"]
 mod lora_sb;
+#[path = "golden/merge_baselines.rs"]
+mod merge_baselines;
 #[path = "golden/muon.rs"]
 mod muon;
 #[path = "golden/nola.rs"]
 mod nola;
+#[path = "golden/orthogonal_adaptation.rs"]
+mod orthogonal_adaptation;
 #[path = "golden/pissa.rs"]
 mod pissa;
 #[path = "golden/pretraining_parameterisations.rs"]
@@ -63,6 +69,8 @@ mod pretraining_parameterisations;
 mod randlora;
 #[path = "golden/relora.rs"]
 mod relora;
+#[path = "golden/rmm.rs"]
+mod rmm;
 #[path = "golden/salt.rs"]
 mod salt;
 #[path = "golden/sltrain.rs"]
@@ -116,14 +124,18 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("loca", loca::run),
     ("loldu", loldu::run),
     ("lora", lora::run),
+    ("lora-lego", lora_lego::run),
     ("lora-pro", lora_pro::run),
     ("lora-sb", lora_sb::run),
+    ("merge-baselines", merge_baselines::run),
     ("muon", muon::run),
     ("nola", nola::run),
+    ("orthogonal-adaptation", orthogonal_adaptation::run),
     ("pissa", pissa::run),
     ("pretraining-parameterisations", pretraining_parameterisations::run),
     ("randlora", randlora::run),
     ("relora", relora::run),
+    ("rmm", rmm::run),
     ("salt", salt::run),
     ("sltrain", sltrain::run),
     ("sorsa", sorsa::run),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use lowrank_adapters::AdapterError;
+use lowrank_adapters::compose::ComposeError;
 use lowrank_optim::registry::{OptionError, UnknownName};
 
 /// An error of a model, its configuration or its files.
@@ -62,6 +63,9 @@ pub enum ModelError {
     /// An error of an adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// An error of a composition of adapters.
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
     /// A sampling setting outside its range.
     #[error("generation: {0}")]
     Sampling(String),

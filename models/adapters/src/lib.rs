@@ -11,12 +11,14 @@
 //! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and list it in `structures/mod.rs`;
 //! [`register`] adds a structure of another crate.
 //!
-//! Imports go one way: `ground` (what an adapter is) < `init` < `structures` < `registry` < `apply` (on the layers of a module) < `rule`, `allocation`.
+//! Imports go one way: `ground` (what an adapter is) < `init` < `structures` < `registry` < `apply` (on the layers of a module) < `rule`, `allocation`, `compose`
+//! (several adapters made into one).
 
 mod allocation;
 mod apply;
 #[cfg(test)]
 mod bench;
+pub mod compose;
 mod ground;
 mod init;
 #[cfg(test)]
@@ -28,16 +30,16 @@ mod structures;
 pub use allocation::*;
 pub use apply::{
     Adapted, Attach, BaseGradients, LayerFactors, MakeStructure, Report, Resize, SHARED, adapters_of, detach,
-    factors_of, resize, sizes,
+    factors_of, resize, sizes, start_of,
 };
 pub use ground::{
     Adapter, AdapterConfig, AdapterError, AdapterOptions, AdapterStack, AdapterSteps, Alpha, AnyStructure, Base, Below,
     Control, Factors, GivenTensors, Initialisation, Input, LinearLayer, Method, NamePattern, NamedTensor, PassInfo,
     Penalty, PenaltyAt, Place, Rank, RowWeights, Scaling, Shared, SharedBytes, SharedTensors, Site, Size, Spec, StepOf,
     Structure, StructureEntry, Targets, TensorRole, TensorSpec, Totals, TrainedBiases, UnmergeState,
-    add_after_clipping, base_fingerprint, biases, drop_frozen, each_adapted, each_adapter, frozen_this_step,
-    is_trained, linear_layers, linear_weights, merged, merged_with_unmerge_state, penalty, saved_parameters,
-    shared_fingerprint, unmerged,
+    add_after_clipping, base_fingerprint, biases, drop_frozen, each_adapted, each_adapter, fingerprint_of_shared,
+    frozen_this_step, is_trained, linear_layers, linear_weights, merged, merged_with_unmerge_state, penalty,
+    saved_parameters, shared_fingerprint, unmerged,
 };
 pub use registry::{initialisations, register};
 pub use rule::{AlloraRule, LoraFaRule, LoraPlusRule, LoraProRule, PlainRule, RULES, Rule, RuleEntry};

@@ -123,6 +123,10 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         (with("wara", 2, json!({"levels": 2})), [8, 12], &["levels = 2", "must be 1"]),
         (with("wara", 2, json!({"wavelet": "db3"})), [8, 12], &["wavelet", "db3"]),
         (with("wara", 1, json!({"wavelet": "db2"})), [2, 12], &["4 values", "smaller side, 2"]),
+        (with("orthogonal", 9, json!({})), [8, 12], &["rank 9", "number of inputs, 8"]),
+        (with("orthogonal", 2, json!({"basis": "hadamard"})), [8, 12], &["basis", "hadamard"]),
+        (with("orthogonal", 2, json!({"concept": "cat"})), [8, 12], &["concept = cat", "set registry"]),
+        (with("orthogonal", 2, json!({"registry": "used.json"})), [8, 12], &["registry = used.json", "set concept"]),
         // Other products.
         (with("bone", 8, json!({})), [20, 12], &["rank 8", "[20, 12]", "divide both"]),
         (with("bone", 8, json!({"mode": "block_affine_in"})), [20, 12], &["rank 8", "[20, 12]", "divide both"]),

@@ -1,7 +1,8 @@
 //! Model folders as Hugging Face's `transformers` writes and reads them: `config.json` and `model.safetensors`, whole or in shards. Adapter folders
-//! are in [`peft`].
+//! are in [`peft`], compositions of them in [`compose`].
 
 mod companions;
+pub mod compose;
 mod config;
 mod family;
 mod file_type;
@@ -13,6 +14,7 @@ mod open;
 pub mod peft;
 mod read;
 mod rope;
+mod spool;
 mod vision;
 mod vision_config;
 mod vision_names;

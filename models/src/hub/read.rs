@@ -291,7 +291,7 @@ impl TensorFiles {
     }
 
     /// Bytes and type of a tensor, which is taken off the list.
-    fn entry(&mut self, name: &str, shape: &[usize]) -> Result<(Vec<u8>, Dtype), ModelError> {
+    pub(super) fn entry(&mut self, name: &str, shape: &[usize]) -> Result<(Vec<u8>, Dtype), ModelError> {
         let Some((path, begin, info)) = self.tensors.remove(name) else {
             return Err(self.tensor_error(name, "is missing".into()));
         };

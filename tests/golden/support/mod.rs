@@ -3,6 +3,7 @@
 pub mod bases;
 pub mod bench;
 pub mod case;
+pub mod compose;
 pub mod decompositions;
 pub mod factors;
 pub mod matrices;

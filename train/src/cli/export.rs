@@ -1,32 +1,36 @@
 //! `lowrank export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lowrank_models::hub::ModelFolder;
-use lowrank_models::hub::peft::{Form, save_as};
+use lowrank_models::hub::{FileType, ModelFolder};
 
 use super::on_model::Adapters;
 use super::output::print;
-use super::{export_gguf, folder};
+use super::{export_adapter, export_gguf, folder};
 use crate::build::BuildError;
 use crate::process::device;
 
-/// Write a model as a dense Hugging Face folder or as a GGUF file, or an adapter as Python's peft reads it.
+/// Write a model as a dense Hugging Face folder or as a GGUF file, or an adapter as Python's peft or llama.cpp reads it.
 ///
 /// Factors and sparse parts are multiplied out; a parameterization with a non-linearity between its factors has no dense weight and is refused.
+/// With --format gguf, tokenizer and chat template go into the fileof a model go into the file.
+///
 /// With --adapter, the adapter is written instead of the model: in the layout of peft if it has such a structure, or as the plain LoRA that it
-/// equals; others are refused. With --format gguf, tokenizer and chat template of a model go into the file.
+/// equals; others are refused. With --as lora, any update becomes a plain LoRA of a rank, by truncated singular value
+/// decompositions. An adapter whose update depends on the weights needs its model.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lowrank export --model runs/pretrain-001/checkpoints/step-001800 --out model-dense
   lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-vera-001/checkpoints/step-000300 --out adapter
   lowrank export --model merged --format gguf --dtype q8_0 --out merged-q8_0.gguf
-  lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --format gguf --out lora.gguf")]
+  lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --format gguf --out lora.gguf
+  lowrank export --adapter runs/SmolLM2-135M-nola-001/checkpoints/step-000300 --out for-peft
+  lowrank export --adapter dora --model SmolLM2-135M --as lora --rank 16 --out plain")]
 pub struct Args {
-    /// Checkpoint or model folder, or GGUF file
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// Checkpoint or model folder, or GGUF file; with --adapter the model that it is attached to
+    #[arg(long, value_name = "DIR", required_unless_present = "dirs")]
+    model: Option<PathBuf>,
     /// Form of the result
     #[arg(long, value_enum, default_value_t = Format::Folder)]
     format: Format,
@@ -36,6 +40,15 @@ pub struct Args {
     dtype: Option<String>,
     #[command(flatten)]
     adapters: Adapters,
+    /// Structure to convert the adapter to
+    #[arg(long = "as", value_name = "NAME", requires = "dirs", requires = "rank", value_parser = ["lora"])]
+    convert: Option<String>,
+    /// Rank of the converted adapter
+    #[arg(long, requires = "convert")]
+    rank: Option<usize>,
+    /// Print the residual of each layer of a converted adapter as JSON
+    #[arg(long, requires = "convert")]
+    json: bool,
     /// Folder or file to write; it must not exist yet
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
@@ -50,41 +63,64 @@ enum Format {
     Gguf,
 }
 
-/// Reads the model, multiplies factors out, and writes the folder under a temporary name before renaming it.
+/// Writes the folder or file under a temporary name before renaming it.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     folder::refuse_existing(&args.out)?;
+    let settings = |problem: String| Err(BuildError::Settings(problem).into());
+    let dtype = args.dtype.as_deref();
     if args.format == Format::Gguf {
+        if let Some(name) = &args.convert {
+            return settings(format!(
+                "--as {name}: a converted adapter is a folder; leave out --format gguf, and export the folder after that"
+            ));
+        }
+        let Some(model) = &args.model else {
+            return settings(
+                "--format gguf: an adapter in a GGUF file needs the model that it is attached to: add --model".into(),
+            );
+        };
         match args.adapters.is_empty() {
-            true => export_gguf::model(&args.model, args.dtype.as_deref(), &args.out)?,
-            false => export_gguf::adapter(&args.model, &args.adapters, args.dtype.as_deref(), &args.out)?,
+            true => export_gguf::model(model, dtype, &args.out)?,
+            false => export_gguf::adapter(model, &args.adapters, dtype, &args.out)?,
         }
         print(&format!("{}\n", args.out.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if let (Some(dtype), false) = (&args.dtype, args.adapters.is_empty()) {
-        let problem = format!("--dtype {dtype}: adapters are written in f32; leave it out");
-        return Err(BuildError::Settings(problem).into());
+    let dtype = dtype.map(folder::file_type).transpose()?;
+    if let Some(dtype) = args.dtype.as_ref().filter(|_| !args.adapters.is_empty()) {
+        return settings(format!("--dtype {dtype}: adapters are written in f32; leave it out"));
     }
-    let dtype = args.dtype.as_deref().map(folder::file_type).transpose()?;
-    let device = device("cpu").map_err(BuildError::from)?;
-    if let [adapter, more @ ..] = args.adapters.paths() {
-        if !more.is_empty() {
-            let problem =
-                "--adapter is given several times, and a folder holds one; export them one by one, or merge them";
-            return Err(BuildError::Settings(problem.into()).into());
+    let model = args.model.as_deref();
+    let text = match (args.adapters.paths(), model, args.rank) {
+        ([], Some(model), _) => {
+            dense(model, dtype, &args.out)?;
+            String::new()
         }
-        let model = ModelFolder::open(&args.model).and_then(|from| from.load(&device)).map_err(BuildError::from)?;
-        let model = args.adapters.on(model)?;
-        let (name, base) = (adapter.to_string_lossy(), args.model.to_string_lossy());
-        folder::whole(&args.out, |dir| {
-            Ok(save_as(&model, &name, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?)
-        })?;
-        print(&format!("{}\n", args.out.display()))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
-    let model = from.load(&device).map_err(BuildError::from)?.to_dense(&device).map_err(BuildError::from)?;
-    folder::write(&model, &from, &args.model, dtype, &args.out)?;
-    print(&format!("{}\n", args.out.display()))?;
+        ([], None, _) => unreachable!("a model or an adapter is required"),
+        ([adapter], model, Some(rank)) => export_adapter::as_lora(adapter, model, rank, args.json, &args.out)?,
+        ([adapter], Some(model), None) => {
+            export_adapter::with_model(&args.adapters, adapter, model, &args.out)?;
+            String::new()
+        }
+        ([adapter], None, None) => {
+            export_adapter::alone(adapter, &args.out)?;
+            String::new()
+        }
+        (several, ..) => {
+            let count = several.len();
+            return settings(format!(
+                "--adapter is given {count} times; export one, or make them into one with `lowrank compose`"
+            ));
+        }
+    };
+    print(&if args.json { text } else { format!("{text}{}\n", args.out.display()) })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the model, multiplies factors out, and writes the folder.
+fn dense(model: &Path, dtype: Option<FileType>, out: &Path) -> anyhow::Result<()> {
+    let device = device("cpu").map_err(BuildError::from)?;
+    let from = ModelFolder::open(model).map_err(BuildError::from)?;
+    let dense = from.load(&device).map_err(BuildError::from)?.to_dense(&device).map_err(BuildError::from)?;
+    folder::write(&dense, &from, model, dtype, out)
 }

@@ -38,8 +38,9 @@ pub fn write(
     whole(out, |dir| fill(model, from, from_dir, &types, dir))
 }
 
-/// Fills a folder under a temporary name that is then renamed.
+/// Creates a folder as a whole or not at all: `fill` writes into a folder under a temporary name that is then renamed.
 pub fn whole(out: &Path, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    refuse_existing(out)?;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(".".as_ref());
     std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let beside = files::unfinished(out);

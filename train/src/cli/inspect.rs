@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use lowrank_models::adapter::compose::Source;
+use lowrank_models::hub::compose::PoolFolder;
 use lowrank_models::hub::gguf::GgufFile;
 use lowrank_models::hub::peft::PeftFolder;
 use lowrank_models::hub::{HubConfig, TensorFiles};
@@ -13,7 +15,9 @@ use crate::config::{bytes, count};
 use crate::run::RunError;
 use crate::run::checkpoint::{Manifest, TrainerState, verify};
 
-/// Show what a checkpoint, model or adapter folder holds: configuration, tensors, sizes, step. Hashes of a checkpoint are checked.
+/// Show what a checkpoint, model, adapter or pool folder holds: configuration, tensors, sizes, step. Hashes of a checkpoint or pool are checked.
+///
+/// Of an adapter whose update follows from its files alone, each layer is shown with its sides, rank, scale and the norm of its update.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -21,7 +25,7 @@ Examples:
   lowrank inspect SmolLM2-135M
   lowrank inspect runs/SmolLM2-135M-lora-001/checkpoints/step-000300")]
 pub struct Args {
-    /// Checkpoint, Hugging Face model folder, adapter folder or GGUF file
+    /// Checkpoint, Hugging Face model folder, adapter folder, pool or GGUF file
     dir: PathBuf,
 }
 
@@ -31,7 +35,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let is_adapter = args.dir.join("adapter_config.json").exists() && !args.dir.join("config.json").exists();
-    print(&if is_adapter { adapter(&args.dir)? } else { model(&args)? })?;
+    let text = match is_adapter {
+        true => adapter(&args.dir)?,
+        false if PoolFolder::is_pool(&args.dir) => pool(&args.dir)?,
+        false => model(&args)?,
+    };
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -80,7 +89,49 @@ fn adapter(dir: &Path) -> anyhow::Result<String> {
         saved.map(|saved| vec!["checkpoint".into(), format!("{} files, all as they were saved", saved.files.len())]),
     );
     rows.extend(folder.warnings.iter().map(|warning| vec!["warning".into(), warning.clone()]));
-    Ok(table(&rows) + &listed(folder.shapes()))
+    let tensors = listed(folder.shapes());
+    let layers = match folder.factors() {
+        Ok(layers) => layers.collect::<Result<Vec<_>, _>>(),
+        Err(error) => Err(error),
+    };
+    let layers = match layers {
+        Ok(layers) => {
+            let mut rows =
+                vec![["layers", "INPUTS", "OUTPUTS", "RANK", "SCALE", "NORM OF THE UPDATE"].map(String::from).to_vec()];
+            for layer in layers {
+                let scale = layer.factors.scale;
+                let source = Source::of("adapter", layer.factors, None);
+                let [d_in, d_out] = [source.a.ncols(), source.b.nrows()].map(|side| side.to_string());
+                let (rank, norm) = (source.rank().to_string(), format!("{:.4}", source.norm()));
+                rows.push(vec![format!("  {}", layer.path), d_in, d_out, rank, scale.to_string(), norm]);
+            }
+            table(&rows)
+        }
+        Err(error) => format!("updates need the model: {error}\n"),
+    };
+    Ok(table(&rows) + &layers + &tensors)
+}
+
+fn pool(dir: &Path) -> anyhow::Result<String> {
+    let pool = PoolFolder::open(dir).map_err(BuildError::from)?;
+    let settings = pool.settings();
+    let mut rows = vec![
+        vec!["pool".into(), format!("{} of {} adapters", settings.method, settings.names.len())],
+        vec!["adapters".into(), settings.names.join(", ")],
+        vec!["base model".into(), settings.plain.base_model.unwrap_or_else(|| "not named".into())],
+        vec!["size".into(), bytes(pool.bytes())],
+    ];
+    let separate: u64 = pool
+        .layers()
+        .map(|(_, [d_in, d_out], rank, _)| 4 * ((d_in + d_out) * rank * settings.names.len()) as u64)
+        .sum();
+    rows.push(vec!["the adapters alone".into(), bytes(separate)]);
+    let mut layers = vec![["layers", "INPUTS", "OUTPUTS", "RANK", "DIRECTIONS"].map(String::from).to_vec()];
+    layers.extend(pool.layers().map(|(path, [d_in, d_out], rank, p)| {
+        let numbers = [d_in, d_out, rank, p].map(|number| number.to_string());
+        std::iter::once(format!("  {path}")).chain(numbers).collect()
+    }));
+    Ok(table(&rows) + &table(&layers))
 }
 
 fn model(args: &Args) -> anyhow::Result<String> {

@@ -1,14 +1,17 @@
 //! The commands of the program.
 
+mod adapter_start;
 mod adapters;
 mod chat;
 mod compare;
+mod compose;
 mod config;
 mod embed;
 mod eval;
 mod eval_examples;
 mod eval_images;
 mod export;
+mod export_adapter;
 mod export_gguf;
 mod finetune;
 mod folder;
@@ -20,6 +23,7 @@ mod on_model;
 mod output;
 mod plan;
 mod pretrain;
+mod revert;
 mod sampling;
 mod tokenize;
 mod training;
@@ -53,6 +57,9 @@ enum Command {
     Inspect(inspect::Args),
     Export(export::Args),
     Merge(merge::Args),
+    Compose(compose::Args),
+    Revert(revert::Args),
+    AdapterStart(adapter_start::Args),
     Methods(methods::Args),
     Config(config::Args),
     Plan(plan::Args),
@@ -81,6 +88,9 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Compose(args) => compose::run(args),
+        Command::Revert(args) => revert::run(args),
+        Command::AdapterStart(args) => adapter_start::run(args),
         Command::Methods(args) => methods::run(args),
         Command::Config(args) => config::run(args),
         Command::Plan(args) => plan::run(args),

@@ -7,6 +7,6 @@ mod resize;
 pub(crate) mod resolve;
 
 pub use attach::{Adapted, Attach, BaseGradients, Report, SHARED, adapters_of, detach};
-pub use factors::{LayerFactors, factors_of};
+pub use factors::{LayerFactors, factors_of, start_of};
 pub(crate) use resize::rebuild;
 pub use resize::{MakeStructure, Resize, resize, sizes};

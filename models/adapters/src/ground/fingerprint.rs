@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use lowrank_optim::{ModulePath, key_of};
 
-use super::site::SharedBytes;
+use super::site::{SharedBytes, SharedTensors};
 use super::stack::{Adapter, layer_of};
 use lowrank_kernels::host::values as host;
 
@@ -45,6 +45,12 @@ pub fn shared_fingerprint<'a>(layers: impl Iterator<Item = &'a Adapter>) -> Opti
     let shared: BTreeMap<String, SharedBytes> =
         layers.flat_map(|layer| layer.structure().shared()).map(|shared| (shared.key.clone(), shared)).collect();
     let numbers = shared.into_iter().map(|(field, shared)| of_values(&field, &host(shared.values)));
+    numbers.reduce(u64::wrapping_add)
+}
+
+/// Same as [`shared_fingerprint`], for an adapter that was read without its model.
+pub fn fingerprint_of_shared(shared: &SharedTensors) -> Option<u64> {
+    let numbers = shared.made.iter().map(|(key, (_, tensor))| of_values(key, &host(tensor.clone())));
     numbers.reduce(u64::wrapping_add)
 }
 

@@ -25,7 +25,7 @@ pub use config::{AdapterConfig, AdapterOptions, Scaling, TrainedBiases};
 pub use control::{Control, RowWeights};
 pub use entry::StructureEntry;
 pub use error::AdapterError;
-pub use fingerprint::{base_fingerprint, shared_fingerprint};
+pub use fingerprint::{base_fingerprint, fingerprint_of_shared, shared_fingerprint};
 pub use hooks::{AdapterSteps, add_after_clipping, drop_frozen, frozen_this_step, penalty};
 pub use initialisation::Initialisation;
 pub use layers::{LinearLayer, biases, linear_layers, linear_weights, saved_parameters};

@@ -76,6 +76,11 @@ pub trait Structure: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Name of the basis that the columns of the factor at the input are taken from, if adapters share one.
+    fn basis(&self) -> Option<String> {
+        None
+    }
+
     /// Number of elements cached in addition to its tensors; they follow from the weight.
     fn cached_values(&self) -> usize {
         0

@@ -21,6 +21,7 @@ mod modes;
 mod nested;
 mod nola;
 mod oft;
+mod orthogonal;
 mod randlora;
 mod salt;
 mod shira;
@@ -54,6 +55,7 @@ pub use lora_xs::{LoraXs, LoraXsOptions};
 pub use nested::{Nested, NestedOptions, NestedUpdate, RANK_OF_PASS};
 pub use nola::{Nola, NolaOptions, Variant};
 pub use oft::{Oft, OftOptions};
+pub use orthogonal::{Basis, BasisKind, Orthogonal, OrthogonalOptions};
 pub use randlora::{Draws, RandLora, RandLoraOptions};
 pub use salt::{Salt, SaltOptions, SaltRelu};
 pub use shira::{Shira, ShiraOptions};
@@ -85,6 +87,7 @@ pub static STRUCTURES: &[StructureEntry] = &[
     StructureEntry::of::<Wara>(),
     StructureEntry::of::<TLora>(),
     StructureEntry::of::<Loca>(),
+    StructureEntry::of::<Orthogonal>(),
     StructureEntry::of::<LoHa>(),
     StructureEntry::of::<LoKr>(),
     StructureEntry::of::<Oft>(),

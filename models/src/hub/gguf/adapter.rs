@@ -141,7 +141,7 @@ pub fn save_adapter_gguf(
     let mut alpha: Option<f64> = None;
     let mut tensors = Vec::new();
     for layer in layers {
-        let LayerFactors { path: layer, factors } = layer?;
+        let LayerFactors { path: layer, factors, .. } = layer?;
         let weight = format!("{layer}.weight");
         let known = to_gguf(&weight).filter(|name| name.starts_with("blk."));
         let Some(name) = known else {

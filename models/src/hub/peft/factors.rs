@@ -1,30 +1,40 @@
 //! Adapter folders as data: the factors of every layer, without a model.
 
 use std::collections::BTreeMap;
-use std::vec;
+use std::path::PathBuf;
 
 use burn::tensor::TensorData;
 
-use super::folder::{MODEL, WEIGHTS};
+use super::folder::{MODEL, WEIGHTS, digits};
 use super::layout::Layout;
 use super::read::PeftFolder;
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
 use lowrank_adapters::{
     AdapterConfig, AdapterError, GivenTensors, LayerFactors, LinearLayer, Place, SharedTensors, TensorRole, factors_of,
+    fingerprint_of_shared,
 };
 
 /// Tensors of the layers: their fields, and the names they have in the file.
 type Names = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The layers of an adapter folder, one after the other: only one layer's tensors are in memory. See [`PeftFolder::factors`].
+/// The layers of an adapter folder, one after the other or by path: only one layer's tensors are in memory. See [`PeftFolder::factors`].
 #[derive(Debug)]
 pub struct FolderFactors {
-    config: AdapterConfig,
+    /// Configuration of the adapter.
+    pub config: AdapterConfig,
+    /// The model that it was trained on, as the folder names it.
+    pub base_model: Option<String>,
+    /// Fingerprint of the base weights that it was trained on, if the folder has one.
+    pub base: Option<String>,
+    path: PathBuf,
     files: TensorFiles,
     names: Names,
-    places: vec::IntoIter<Place>,
+    /// Layers that have not been read.
+    places: BTreeMap<String, Place>,
     shared: SharedTensors,
+    /// Fingerprint of the tensors that are recomputed from the seed.
+    recomputed: Option<String>,
     layout: Option<&'static Layout>,
 }
 
@@ -45,7 +55,7 @@ impl PeftFolder {
         if self.layout.is_some_and(|layout| layout.structure != Layout::lora().structure) {
             return refused(format!(
                 "holds {structure} in the layout of peft, whose update does not follow from the file alone; attach it to its model and save it as \
-                 plain LoRA, or merge it"
+                 plain LoRA (`lowrank export --adapter DIR --model MODEL --as lora --rank R`), or merge it"
             ));
         }
         if let Some(name) = self.brings().first() {
@@ -81,12 +91,28 @@ impl PeftFolder {
         }
         Ok(FolderFactors {
             config: self.config,
+            base_model: self.base_model,
+            base: self.mark.base,
+            path,
             files: self.files,
             names,
-            places: places.into_iter(),
+            places: places.into_iter().map(|place| (place.path.clone(), place)).collect(),
             shared: SharedTensors::default(),
+            recomputed: self.mark.shared,
             layout: self.layout,
         })
+    }
+
+    /// Returns true if `peft` reads the folder as it is: a structure that it has, in its layout, without settings of our own.
+    pub fn is_form_of_peft(&self) -> bool {
+        let started = self.files.shapes().any(|(name, _)| name.contains(".origin."));
+        let empty = self.mark.sizes.values().any(|size| size.rank == 0);
+        self.layout.is_some() && !started && !empty
+    }
+
+    /// Fingerprint of the base weights that the adapter was trained on, if the folder has one.
+    pub fn base_fingerprint(&self) -> Option<&str> {
+        self.mark.base.as_deref()
     }
 
     /// The path of the layer and the field that a tensor of the file belongs to.
@@ -113,9 +139,22 @@ impl PeftFolder {
 }
 
 impl FolderFactors {
-    fn read(&mut self, place: &Place) -> Result<LayerFactors, ModelError> {
+    /// Layers that have not been read, by path.
+    pub fn layers(&self) -> impl Iterator<Item = &Place> {
+        self.places.values()
+    }
+
+    /// Rank of the factors of a layer that has not been read: initial factors that are subtracted count too.
+    pub fn rank(&self, path: &str) -> Option<usize> {
+        let started = self.names.get(path).is_some_and(|fields| fields.contains_key("origin.a"));
+        self.places.get(path).map(|place| if started { 2 * place.rank } else { place.rank })
+    }
+
+    /// The update of the layer with this path; none if the adapter has no such layer, or if it has been read.
+    pub fn layer(&mut self, path: &str) -> Result<Option<LayerFactors>, ModelError> {
+        let Some(place) = self.places.remove(path) else { return Ok(None) };
         let mut tensors = GivenTensors::new();
-        for (field, name) in self.names.remove(&place.path).unwrap_or_default() {
+        for (field, name) in self.names.remove(path).unwrap_or_default() {
             let shape = self.files.shapes().find(|(known, _)| *known == name).map(|(_, shape)| shape.to_vec());
             let shape = shape.unwrap_or_default();
             tensors.insert(field, TensorData::new(self.files.take(&name, &shape)?, shape));
@@ -124,7 +163,28 @@ impl FolderFactors {
             let reason = |reason| AdapterError::Tensor { path: place.path.clone(), tensor: "all".into(), reason };
             (folded.tensors)(&mut tensors).map_err(reason)?;
         }
-        Ok(factors_of(&self.config, place, tensors, &mut self.shared)?)
+        let factors = factors_of(&self.config, &place, tensors, &mut self.shared)?;
+        if self.places.is_empty() {
+            self.check_recomputed()?;
+        }
+        Ok(Some(factors))
+    }
+
+    /// Rejects tensors that were recomputed from the seed and differ from those of the training.
+    fn check_recomputed(&self) -> Result<(), ModelError> {
+        let Some(written) = &self.recomputed else { return Ok(()) };
+        let here = fingerprint_of_shared(&self.shared).map(digits);
+        match here.as_ref() == Some(written) {
+            true => Ok(()),
+            false => Err(ModelError::File {
+                path: self.path.clone(),
+                reason: format!(
+                    "needs tensors that are recomputed from seeds, and they have changed (number {written}, now {}): it was written by another \
+                     version of this program",
+                    here.as_deref().unwrap_or("none")
+                ),
+            }),
+        }
     }
 }
 
@@ -132,7 +192,7 @@ impl Iterator for FolderFactors {
     type Item = Result<LayerFactors, ModelError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let place = self.places.next()?;
-        Some(self.read(&place))
+        let path = self.places.keys().next()?.clone();
+        self.layer(&path).transpose()
     }
 }

@@ -16,6 +16,7 @@ mod layouts;
 mod names;
 mod old_names;
 mod ordered;
+mod plain;
 mod read;
 mod saved;
 mod write;
@@ -23,6 +24,7 @@ mod xlora;
 
 pub use factors::FolderFactors;
 pub use folder::adapter_dir;
+pub use plain::{PlainLora, PlainSettings};
 pub use read::PeftFolder;
 pub use write::{Form, save, save_as};
 pub use xlora::XLora;

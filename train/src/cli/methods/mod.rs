@@ -5,6 +5,7 @@ mod structure;
 
 use std::process::ExitCode;
 
+use lowrank_models::adapter::compose::COMPOSITIONS;
 use lowrank_models::adapter::initialisations;
 use lowrank_optim::OptimError;
 use lowrank_optim::registry::{Entry, Kind, find_any};
@@ -13,7 +14,7 @@ use super::output::{print, table};
 use crate::build::BuildError;
 use crate::config::SLOTS;
 
-/// List optimizers, parameterizations, adapters, training rules and allocations, or the options of one.
+/// List optimizers, parameterizations, adapters, training rules, allocations and compositions, or the options of one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -44,8 +45,8 @@ struct Listing {
     kind: Kind,
     /// Flag or setting in front of the name.
     place: &'static str,
-    /// Section of the options; none if there are no options.
-    section: Option<&'static str>,
+    /// Key of an option up to its name; none if there are no options.
+    options: Option<String>,
     methods: Vec<Entry>,
 }
 
@@ -54,12 +55,22 @@ fn listings() -> Vec<Listing> {
     let slots = SLOTS.into_iter().map(|slot| Listing {
         kind: slot.kind,
         place: flag(slot.kind),
-        section: Some(slot.section),
+        options: Some(format!("{}.options.", slot.section)),
         methods: slot.methods(),
     });
     let inits = initialisations().into_iter().map(|init| init.entry).collect();
-    let inits = Listing { kind: Kind::Initialisation, place: "--set adapter.init=", section: None, methods: inits };
-    slots.chain([inits]).collect()
+    let inits = Listing { kind: Kind::Initialisation, place: "--set adapter.init=", options: None, methods: inits };
+    let compositions = Listing {
+        kind: Kind::Composition,
+        place: "lowrank compose --method",
+        options: Some(String::new()),
+        methods: compositions(),
+    };
+    slots.chain([inits, compositions]).collect()
+}
+
+fn compositions() -> Vec<Entry> {
+    COMPOSITIONS.iter().map(|composition| composition.entry).collect()
 }
 
 fn all() -> String {
@@ -94,12 +105,16 @@ fn one(name: &str) -> Result<String, BuildError> {
     let all = listings();
     find_any(all.iter().flat_map(|listing| &listing.methods), name).map_err(OptimError::from)?;
     let found = all.iter().flat_map(|listing| {
-        listing.methods.iter().filter(|entry| entry.name == name).map(|entry| described(listing.section, entry))
+        listing
+            .methods
+            .iter()
+            .filter(|entry| entry.name == name)
+            .map(|entry| described(listing.options.as_deref(), entry))
     });
     Ok(found.collect::<Vec<_>>().join("\n"))
 }
 
-fn described(section: Option<&str>, entry: &Entry) -> String {
+fn described(key: Option<&str>, entry: &Entry) -> String {
     let mut text = format!("{} ({}): {}\n", entry.name, entry.kind, entry.summary);
     for paper in entry.papers {
         text.push_str(&format!("Paper: {} ({})\n", paper.title, paper.cited()));
@@ -121,7 +136,7 @@ fn described(section: Option<&str>, entry: &Entry) -> String {
         text.push_str(&format!("\n{}", table(&rows)));
     }
     let options = entry.options();
-    if let Some(section) = section.filter(|_| !options.is_empty()) {
+    if let Some(key) = key.filter(|_| !options.is_empty()) {
         let mut rows = vec![["  NAME", "DEFAULT", "ALLOWED", "MEANING"].map(String::from).to_vec()];
         for option in options.iter() {
             rows.push(vec![
@@ -131,7 +146,7 @@ fn described(section: Option<&str>, entry: &Entry) -> String {
                 option.help.clone(),
             ]);
         }
-        text.push_str(&format!("\nOptions, as --set {section}.options.NAME=VALUE:\n{}", table(&rows)));
+        text.push_str(&format!("\nOptions, as --set {key}NAME=VALUE:\n{}", table(&rows)));
     }
     text
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use lowrank_models::adapter::{STRUCTURES, initialisations};
 use lowrank_optim::registry::{Entry, Kind, OptionSpec};
 
-use crate::config::{SLOTS, Slot};
+use crate::config::SLOTS;
 
 /// Page that documents all methods with their options, in Markdown.
 pub fn page() -> String {
@@ -16,13 +16,7 @@ pub fn page() -> String {
          Memory is counted in f32 values unless stated otherwise.\n",
     );
     for slot in SLOTS {
-        let _ = write!(page, "\n## {}\n\n{}", title(slot.kind), table(slot));
-        for entry in slot.methods().iter().filter(|entry| !entry.options().is_empty()) {
-            let _ = write!(page, "\n### `{}`\n\n", entry.name);
-            let _ = writeln!(page, "Set as `{}.options.NAME`.\n", slot.section);
-            page.push_str("| option | default | allowed | meaning |\n|---|---|---|---|\n");
-            entry.options().iter().for_each(|option| page.push_str(&row(option)));
-        }
+        page.push_str(&section(slot.kind, &slot.methods(), &format!("{}.options.NAME", slot.section)));
     }
     let _ = write!(page, "\n## {}\n\n", title(Kind::Initialisation));
     page.push_str("Set as `adapter.init`; `default` is that of the structure.\n\n| name | what it is | adapters | paper |\n|---|---|---|---|\n");
@@ -31,7 +25,19 @@ pub fn page() -> String {
         let structures = structures.map(|structure| structure.spec.name).collect::<Vec<_>>().join(", ");
         let _ = writeln!(page, "| `{}` | {} | {structures} | {} |", init.name, escaped(init.summary), papers(init));
     }
+    page.push_str(&section(Kind::Composition, &super::compositions(), "lowrank compose --set NAME=VALUE"));
     page
+}
+
+/// Table of the methods of a kind, and the options of each, which are set as `key`.
+fn section(kind: Kind, entries: &[Entry], key: &str) -> String {
+    let mut text = format!("\n## {}\n\n{}", title(kind), table(kind, entries));
+    for entry in entries.iter().filter(|entry| !entry.options().is_empty()) {
+        let _ = write!(text, "\n### `{}`\n\nSet as `{key}`.\n\n", entry.name);
+        text.push_str("| option | default | allowed | meaning |\n|---|---|---|---|\n");
+        entry.options().iter().for_each(|option| text.push_str(&row(option)));
+    }
+    text
 }
 
 /// Heading of the methods of a kind.
@@ -60,9 +66,8 @@ pub fn counted(kind: Kind) -> &'static str {
     }
 }
 
-/// Table of the methods of a slot: name, summary, memory and paper.
-pub fn table(slot: Slot) -> String {
-    let entries = slot.methods();
+/// Table of methods: name, summary, memory and paper.
+fn table(kind: Kind, entries: &[Entry]) -> String {
     let with_summary = entries.iter().any(|entry| entry.papers.iter().all(|paper| paper.title != entry.summary));
     let with_memory = entries.iter().any(|entry| !entry.memory.is_empty());
     let row = |cells: [&str; 4]| {
@@ -70,9 +75,9 @@ pub fn table(slot: Slot) -> String {
         let cells: Vec<&str> = cells.into_iter().zip(shown).filter(|(_, shown)| *shown).map(|(cell, _)| cell).collect();
         format!("| {} |\n", cells.join(" | "))
     };
-    let mut text = row(["name", "what it is", counted(slot.kind), "paper"]);
+    let mut text = row(["name", "what it is", counted(kind), "paper"]);
     text.push_str(&row(["---"; 4]));
-    for entry in &entries {
+    for entry in entries {
         let name = format!("`{}`", entry.name);
         text.push_str(&row([&name, &escaped(entry.summary), &escaped(entry.memory), &papers(entry)]));
     }
@@ -126,7 +131,7 @@ mod tests {
             let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {word} {} -->\n", slot.section));
             let start = readme.find(&begin).unwrap_or_else(|| panic!("{begin}")) + begin.len();
             let stop = readme.find(&end).unwrap_or_else(|| panic!("{end}"));
-            readme.replace_range(start..stop, &format!("\n{}\n", table(slot)));
+            readme.replace_range(start..stop, &format!("\n{}\n", table(slot.kind, &slot.methods())));
         }
         current("README.md", &readme);
     }

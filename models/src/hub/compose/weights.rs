@@ -1,0 +1,162 @@
+//! Updates added to the weights of a model folder of any architecture, tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{DType, Shape, TensorData, bf16, f16};
+use lowrank_adapters::compose::Matrix;
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use crate::error::ModelError;
+use crate::hub::names::{CONFIG, INDEX, WEIGHTS};
+use crate::hub::open::read_text;
+use crate::hub::spool::TensorSpool;
+use crate::hub::{FileType, TensorFiles, copy_companions};
+
+/// Writes the model of a folder with updates added to its linear layers into an existing folder, with tokenizer and settings. Sums are computed in
+/// f64 and written in `dtype`, or in the type that each tensor has in the model's files; other tensors are copied.
+///
+/// `update` gives the update `[d_out, d_in]` of the layer with a path, if it has one; `layers` are the paths that have one, each with its `[d_in, d_out]`. Weights
+/// that the model does not have, or of other sides, are rejected.
+pub fn merge_into(
+    model: &Path,
+    layers: &BTreeMap<String, [usize; 2]>,
+    dtype: Option<FileType>,
+    out: &Path,
+    max_shard_bytes: u64,
+    mut update: impl FnMut(&str) -> Result<Option<Matrix>, ModelError>,
+) -> Result<(), ModelError> {
+    let mut files = TensorFiles::open(model)?;
+    let shapes: Vec<(String, Vec<usize>)> =
+        files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+    let known: BTreeMap<&str, &[usize]> =
+        shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    for (path, [d_in, d_out]) in layers {
+        let tensor = format!("{path}.weight");
+        let reason = match known.get(tensor.as_str()) {
+            Some(shape) if **shape == [*d_out, *d_in] => continue,
+            Some(shape) => {
+                format!("has shape {shape:?}, the adapters [{d_out}, {d_in}]: give the model that they were trained on")
+            }
+            None => "is missing, and the adapters change it: give the model that they were trained on".into(),
+        };
+        return Err(ModelError::Tensor { path: model.to_path_buf(), tensor, reason });
+    }
+    let begin = |number: usize| TensorSpool::create(&out.join(format!("part-{number}.safetensors")));
+    let (mut parts, mut index) = (vec![begin(0)?], Map::new());
+    let mut total = 0;
+    let types = files.types();
+    for (name, shape) in shapes {
+        let (mut bytes, mut kind) = files.entry(&name, &shape)?;
+        let path = name.strip_suffix(".weight").filter(|path| layers.contains_key(*path));
+        let delta = path.map(&mut update).transpose()?.flatten();
+        let is_float = matches!(kind, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64);
+        if let Some(asked) =
+            (is_float && (delta.is_some() || dtype.is_some())).then(|| dtype.unwrap_or(types.get(&name)))
+        {
+            let mut values = floats(bytes, kind, &shape);
+            if let Some(delta) = delta {
+                let columns = shape[1];
+                for (place, value) in values.iter_mut().enumerate() {
+                    *value += delta[(place / columns, place % columns)];
+                }
+            }
+            kind = asked.dtype();
+            bytes = written(&values, asked).map_err(|place| {
+                let reason = format!(
+                    "element {place} would be {}, which {} cannot hold; name another type, or smaller weights",
+                    values[place],
+                    asked.name()
+                );
+                ModelError::Tensor { path: model.to_path_buf(), tensor: name.clone(), reason }
+            })?;
+        } else if delta.is_some() {
+            let reason = format!("has type {kind:?}; only floating point can be changed");
+            return Err(ModelError::Tensor { path: model.to_path_buf(), tensor: name, reason });
+        }
+        let size = bytes.len() as u64;
+        if parts[parts.len() - 1].bytes() > 0 && parts[parts.len() - 1].bytes() + size > max_shard_bytes {
+            parts.push(begin(parts.len())?);
+        }
+        let last = parts.len() - 1;
+        index.insert(name.clone(), json!(last));
+        total += size;
+        parts[last].push_bytes(&name, kind, &shape, &bytes)?;
+    }
+    let count = parts.len();
+    let file = |number: usize| match count {
+        1 => WEIGHTS.to_string(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+    };
+    for (number, part) in parts.into_iter().enumerate() {
+        part.finish(BTreeMap::new())?;
+        let (from, to) = (out.join(format!("part-{number}.safetensors")), out.join(file(number)));
+        std::fs::rename(&from, &to).map_err(ModelError::io(&to))?;
+    }
+    if count > 1 {
+        for place in index.values_mut() {
+            *place = json!(file(place.as_u64().unwrap_or(0) as usize));
+        }
+        let text = format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": index}));
+        std::fs::write(out.join(INDEX), text).map_err(ModelError::io(out.join(INDEX)))?;
+    }
+    let path = model.join(CONFIG);
+    let mut config: Map<String, Value> = serde_json::from_str(&read_text(&path)?)
+        .map_err(|error| ModelError::File { path, reason: format!("not a JSON object: {error}") })?;
+    for key in ["dtype", "torch_dtype"] {
+        if let (Some(named), Some(asked)) = (config.get_mut(key), dtype) {
+            *named = json!(asked.torch_name());
+        }
+    }
+    let text = format!("{:#}\n", Value::Object(config));
+    std::fs::write(out.join(CONFIG), text).map_err(ModelError::io(out.join(CONFIG)))?;
+    copy_companions(model, out)
+}
+
+/// Numbers of a tensor's bytes.
+fn floats(bytes: Vec<u8>, kind: Dtype, shape: &[usize]) -> Vec<f64> {
+    if bytes.is_empty() {
+        // An empty buffer is not aligned for reading numbers.
+        return Vec::new();
+    }
+    let kind = match kind {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::F64 => DType::F64,
+        _ => DType::F32,
+    };
+    let data = TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), kind).convert::<f64>();
+    match data.try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("data converted to f64 is f64: {error:?}"),
+    }
+}
+
+/// Bytes of numbers in a type, or the place of the first that it cannot hold.
+fn written(values: &[f64], kind: FileType) -> Result<Vec<u8>, usize> {
+    let mut bytes = Vec::with_capacity(values.len() * kind.bytes());
+    for (place, value) in values.iter().enumerate() {
+        let value = *value as f32;
+        let finite = match kind {
+            FileType::F32 => {
+                bytes.extend(value.to_le_bytes());
+                value.is_finite()
+            }
+            FileType::F16 => {
+                let value = f16::from_f32(value);
+                bytes.extend(value.to_le_bytes());
+                value.is_finite()
+            }
+            FileType::BF16 => {
+                let value = bf16::from_f32(value);
+                bytes.extend(value.to_le_bytes());
+                value.is_finite()
+            }
+        };
+        if !finite {
+            return Err(place);
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,186 @@
+//! Adapters of `lowrank export`: the form of Python's peft, and plain LoRA of a rank.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use burn::tensor::Tensor;
+use lowrank_models::ModelError;
+use lowrank_models::adapter::compose::{Composite, Composition, Layer, Matrix, Source, SvdSum};
+use lowrank_models::adapter::{AdapterError, Factors, each_adapted};
+use lowrank_models::hub::ModelFolder;
+use lowrank_models::hub::peft::{Form, PeftFolder, PlainLora, PlainSettings, save_as};
+use serde_json::json;
+
+use super::folder;
+use super::on_model::Adapters;
+use super::output::table;
+use crate::build::BuildError;
+use crate::process::device;
+
+/// Writes an adapter of a model in the form of peft.
+pub fn with_model(adapters: &Adapters, adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> {
+    let device = device("cpu").map_err(BuildError::from)?;
+    let base = ModelFolder::open(model).and_then(|from| from.load(&device)).map_err(BuildError::from)?;
+    let adapted = adapters.on(base)?;
+    let (name, base) = (adapter.to_string_lossy(), model.to_string_lossy());
+    folder::whole(out, |dir| {
+        Ok(save_as(&adapted, &name, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?)
+    })
+}
+
+/// Writes an adapter as plain LoRA of a rank; returns the residuals as text or JSON.
+pub fn as_lora(adapter: &Path, model: Option<&Path>, rank: usize, json: bool, out: &Path) -> anyhow::Result<String> {
+    if rank == 0 {
+        return Err(BuildError::Settings("--rank 0: it must be at least 1".into()).into());
+    }
+    let residuals = converted(adapter, model, rank, out)?;
+    Ok(if json { format!("{:#}\n", json!({ "rank": rank, "residuals": residuals })) } else { shown(&residuals) })
+}
+
+fn open(adapter: &Path) -> Result<PeftFolder, BuildError> {
+    let folder = PeftFolder::open(adapter)?;
+    for warning in &folder.warnings {
+        eprintln!("warning: {}: {warning}", adapter.display());
+    }
+    Ok(folder)
+}
+
+/// The model with the adapter, and the name of the model.
+fn attached(adapter: &Path, model: &Path) -> Result<(lowrank_models::Llama, Option<String>), BuildError> {
+    let folder = open(adapter)?;
+    let base = folder.base_model.clone();
+    let model = ModelFolder::open(model)?.load(&device("cpu")?)?;
+    Ok((folder.attach(model)?.0, base))
+}
+
+/// Writes an adapter without its model: unchanged if peft reads it as it is, otherwise as the plain LoRA that it equals.
+pub fn alone(adapter: &Path, out: &Path) -> anyhow::Result<()> {
+    let opened = open(adapter)?;
+    if opened.is_form_of_peft() {
+        return folder::whole(out, |dir| {
+            for name in ["adapter_config.json", "adapter_model.safetensors"] {
+                // Written instead of copied, so that the umask determines the permissions.
+                let bytes = std::fs::read(adapter.join(name)).with_context(|| format!("cannot read {name}"))?;
+                std::fs::write(dir.join(name), bytes).with_context(|| format!("cannot write {name}"))?;
+            }
+            Ok(())
+        });
+    }
+    let factors = opened.factors().map_err(BuildError::from)?;
+    let settings = PlainSettings { targets: None, base_model: factors.base_model.clone(), base: factors.base.clone() };
+    folder::whole(out, |dir| {
+        let mut plain = PlainLora::create(dir).map_err(BuildError::from)?;
+        for layer in factors {
+            let layer = layer.map_err(BuildError::from)?;
+            plain.push(&layer.path, &layer.factors).map_err(BuildError::from)?;
+        }
+        Ok(plain.finish(settings).map_err(BuildError::from)?)
+    })
+}
+
+/// Writes an adapter as plain LoRA of a rank; returns the share of the norm that each layer loses.
+fn converted(adapter: &Path, model: Option<&Path>, rank: usize, out: &Path) -> anyhow::Result<BTreeMap<String, f64>> {
+    let mut residuals = BTreeMap::new();
+    folder::whole(out, |dir| {
+        let mut plain = PlainLora::create(dir).map_err(BuildError::from)?;
+        let mut push = |path: &str, factors: &Factors, residual: f64| {
+            residuals.insert(path.to_string(), residual);
+            plain.push(path, factors)
+        };
+        let settings = match model {
+            None => {
+                let layers = open(adapter)?.factors().map_err(BuildError::from)?;
+                let (base_model, base) = (layers.base_model.clone(), layers.base.clone());
+                for layer in layers {
+                    let layer = layer.map_err(BuildError::from)?;
+                    let source = Source::of("adapter", layer.factors, None);
+                    let (factors, residual) = truncated_factors(&layer.path, source, rank).map_err(BuildError::from)?;
+                    push(&layer.path, &factors, residual).map_err(BuildError::from)?;
+                }
+                PlainSettings { targets: None, base_model, base }
+            }
+            Some(model) => {
+                let (model, base_model) = attached(adapter, model)?;
+                let base = base_of(adapter)?;
+                let mut failed = None;
+                each_adapted(&model, |path, weight, adapters| {
+                    let Some(adapter) = adapters.stack.first().filter(|_| failed.is_none()) else { return };
+                    let made = delta(path, weight, adapter).and_then(|delta| {
+                        let most = delta.nrows().min(delta.ncols());
+                        let made = Composite::Dense { delta, rank: rank.min(most) };
+                        let Some((factors, residual)) = made.into_factors() else {
+                            unreachable!("an update has factors")
+                        };
+                        push(path, &factors, residual)
+                    });
+                    failed = made.err();
+                });
+                if let Some(error) = failed {
+                    return Err(BuildError::from(error).into());
+                }
+                PlainSettings { targets: None, base_model, base }
+            }
+        };
+        Ok(plain.finish(settings).map_err(BuildError::from)?)
+    })?;
+    Ok(residuals)
+}
+
+/// Fingerprint of the base weights that an adapter folder states.
+fn base_of(adapter: &Path) -> Result<Option<String>, BuildError> {
+    Ok(PeftFolder::open(adapter)?.base_fingerprint().map(str::to_string))
+}
+
+/// A product of factors truncated to a rank, or as it is if its rank is not larger.
+fn truncated_factors(path: &str, source: Source, rank: usize) -> Result<(Factors, f64), ModelError> {
+    if source.rank() <= rank {
+        return Ok((source.factors(), 0.0));
+    }
+    let most = source.a.ncols().min(source.b.nrows());
+    let layer = Layer::new(path, vec![source])?;
+    let svd: &dyn Composition = &SvdSum { rank: Some(rank.min(most)), clamp: None };
+    let composed = svd.compose(&layer)?;
+    let residual = composed.report.get("residual").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+    let Some((factors, _)) = composed.result.into_factors() else { unreachable!("svd makes factors") };
+    Ok((factors, residual))
+}
+
+/// The change `[d_out, d_in]` that an adapter makes of the weight `[d_in, d_out]` below it.
+fn delta(path: &str, weight: &Tensor<2>, adapter: &lowrank_models::adapter::Adapter) -> Result<Matrix, ModelError> {
+    let structure = adapter.structure();
+    let spec = adapter.structure.spec();
+    let refused = |reason: &str| AdapterError::Refused(format!("{path}: {} {reason}", spec.name));
+    if let Err(reason) = spec.merges {
+        return Err(refused(&format!("is no change of a weight ({reason}); it cannot become a plain LoRA")).into());
+    }
+    if spec.changes_bias {
+        return Err(refused("changes the bias too; merge it into its model instead (lowrank merge)").into());
+    }
+    let weight = weight.clone().without_autodiff();
+    let below = match &adapter.origin {
+        Some(origin) => weight - origin.delta().without_autodiff(),
+        None => weight,
+    };
+    let Some(update) = structure.delta_weight(&below) else {
+        return Err(refused("has no dense update; it cannot become a plain LoRA").into());
+    };
+    let update = match &adapter.origin {
+        Some(origin) => update.without_autodiff() - origin.delta().without_autodiff(),
+        None => update.without_autodiff(),
+    };
+    let [d_in, d_out] = update.dims();
+    let values = lowrank_kernels::host::values(update);
+    Ok(Matrix::from_iterator(d_out, d_in, values.into_iter().map(f64::from)))
+}
+
+/// The mean residual, and the largest ones by layer.
+fn shown(residuals: &BTreeMap<String, f64>) -> String {
+    const SHOWN: usize = 5;
+    let mean = residuals.values().sum::<f64>() / residuals.len().max(1) as f64;
+    let mut largest: Vec<(&String, &f64)> = residuals.iter().collect();
+    largest.sort_by(|a, b| b.1.total_cmp(a.1));
+    let mut rows = vec![vec!["share of the norm left out".into(), format!("mean {mean:.4}")]];
+    rows.extend(largest.into_iter().take(SHOWN).map(|(path, share)| vec![format!("  {path}"), format!("{share:.4}")]));
+    table(&rows)
+}
