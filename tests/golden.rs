@@ -3,6 +3,8 @@
 //! Walks the folder named by `LOWRANK_GOLDEN` (default: `golden` beside this file): one folder a method, one safetensors file a case,
 //! configuration as JSON under `config` in the header. What a case asks for follows from its tensors and configuration.
 
+#[path = "golden/adalora.rs"]
+mod adalora;
 #[path = "golden/adamw_8bit.rs"]
 mod adamw_8bit;
 #[path = "golden/allora.rs"]
@@ -19,6 +21,8 @@ mod dct_adamw;
 mod dion;
 #[path = "golden/dora.rs"]
 mod dora;
+#[path = "golden/dylora.rs"]
+mod dylora;
 #[path = "golden/fira.rs"]
 mod fira;
 #[path = "golden/frugal.rs"]
@@ -29,6 +33,8 @@ mod galore;
 mod gguf;
 #[path = "golden/hydra.rs"]
 mod hydra;
+#[path = "golden/increlora.rs"]
+mod increlora;
 #[path = "golden/interop_families.rs"]
 mod interop_families;
 #[path = "golden/interop_peft.rs"]
@@ -75,6 +81,8 @@ mod rmm;
 mod salt;
 #[path = "golden/sltrain.rs"]
 mod sltrain;
+#[path = "golden/sora.rs"]
+mod sora;
 #[path = "golden/sorsa.rs"]
 mod sorsa;
 #[path = "golden/support/mod.rs"]
@@ -102,6 +110,7 @@ type Runner = fn(&Case) -> Outcome;
 
 /// The methods with cases, and the runner of each.
 const RUNNERS: &[(&str, Runner)] = &[
+    ("adalora", adalora::run),
     ("adamw-8bit", adamw_8bit::run),
     ("allora", allora::run),
     ("apollo", apollo::run),
@@ -110,11 +119,13 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("dct-adamw", dct_adamw::run),
     ("dion", dion::run),
     ("dora", dora::run),
+    ("dylora", dylora::run),
     ("fira", fira::run),
     ("frugal", frugal::run),
     ("galore", galore::run),
     ("gguf", gguf::run),
     ("hydra", hydra::run),
+    ("increlora", increlora::run),
     ("interop-families", interop_families::run),
     ("interop-peft", interop_peft::run),
     ("interop-peft-more", interop_peft_more::run),
@@ -138,6 +149,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("rmm", rmm::run),
     ("salt", salt::run),
     ("sltrain", sltrain::run),
+    ("sora", sora::run),
     ("sorsa", sorsa::run),
     ("svfit", svfit::run),
     ("tera", tera::run),

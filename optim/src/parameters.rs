@@ -184,7 +184,9 @@ impl ParameterRoles {
             let others = config.others();
             if decays { others.build() } else { others.with_weight_decay(0.0).build() }
         };
-        let mut optimizer = ModuleOptimizer::from(plain(false));
+        // Matrices that are appended to the module in the course of a run.
+        let appended = meter.watch(AtRate { optimizer: plain(true), lr_scale: 1.0 });
+        let mut optimizer = ModuleOptimizer::from(plain(true)).with_group(ParamGroup::all(), appended, None);
         let mut number = 0;
         for parameter in &self.parameters {
             let (key, group) = (key_of(&parameter.path), ParamGroup::from_ids(vec![parameter.id]));

@@ -1,5 +1,6 @@
 //! Helpers that the runners of several methods share.
 
+pub mod allocated;
 pub mod bases;
 pub mod bench;
 pub mod case;

@@ -133,6 +133,7 @@ pub trait StageData<B> {
 }
 
 /// Held-out text.
+#[derive(Clone)]
 pub struct HeldOut {
     /// Size in bytes.
     pub bytes: u64,

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::module::Module;
+use lowrank_models::adapter::{Adapter, Nested, Resize, adapters_of, each_adapter, resize};
 use lowrank_models::hub::gguf::GgufAdapter;
 use lowrank_models::hub::peft::PeftFolder;
 use lowrank_models::{Llama, ModelError};
@@ -14,6 +16,9 @@ pub struct Adapters {
     /// Adapter folder of this program or of Python's peft, or GGUF file; may be repeated: each stands on those before it
     #[arg(long = "adapter", value_name = "DIR")]
     dirs: Vec<PathBuf>,
+    /// Rank at which adapters trained by the allocation dylora are used: from 1 to their own
+    #[arg(long, value_name = "RANK", requires = "dirs")]
+    rank: Option<usize>,
 }
 
 impl Adapters {
@@ -36,11 +41,11 @@ impl Adapters {
                 false => folder(dir)?.attach(model)?.0,
             };
         }
-        Ok(model)
+        self.at_rank(model)
     }
 
     /// As [`Adapters::on`], for another model with its own way of attaching a folder.
-    pub fn on_by<M>(
+    pub fn on_by<M: Module>(
         &self,
         mut model: M,
         attach: impl Fn(PeftFolder, M) -> Result<M, ModelError>,
@@ -49,7 +54,14 @@ impl Adapters {
             self.refuse_twice(place)?;
             model = attach(folder(dir)?, model)?;
         }
-        Ok(model)
+        self.at_rank(model)
+    }
+
+    fn at_rank<M: Module>(&self, model: M) -> Result<M, BuildError> {
+        match self.rank {
+            Some(rank) => at_rank(model, rank),
+            None => Ok(model),
+        }
     }
 
     fn refuse_twice(&self, place: usize) -> Result<(), BuildError> {
@@ -68,4 +80,34 @@ fn folder(dir: &Path) -> Result<PeftFolder, ModelError> {
         eprintln!("warning: {}: {warning}", dir.display());
     }
     Ok(folder)
+}
+
+/// The model with the leading components alone of its nested adapters.
+fn at_rank<M: Module>(mut model: M, rank: usize) -> Result<M, BuildError> {
+    let refused = |reason: String| Err(BuildError::Settings(format!("--rank {rank}: {reason}")));
+    let mut largest: Option<usize> = None;
+    each_adapter(&model, |_, stack| {
+        for nested in stack.stack.iter().filter_map(|adapter| adapter.structure.downcast_ref::<Nested>()) {
+            largest = Some(largest.map_or(nested.rank(), |largest| largest.max(nested.rank())));
+        }
+    });
+    match largest {
+        None => {
+            return refused(
+                "no adapter works at other ranks than its own; that takes an adapter trained with --allocation dylora; remove --rank".into(),
+            );
+        }
+        Some(largest) if rank == 0 || rank > largest => {
+            return refused(format!("the adapter has the ranks 1 to {largest}"));
+        }
+        Some(_) => {}
+    }
+    for control in adapters_of(&model) {
+        let leading = |_: &str, adapter: &Adapter| {
+            let nested = adapter.structure.downcast_ref::<Nested>()?;
+            Some(Resize { keep: (0..rank.min(nested.rank())).collect(), append: 0 })
+        };
+        (model, _) = resize(model, control.name(), leading)?;
+    }
+    Ok(model)
 }

@@ -52,7 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     usual_rank(&mut config, shape.hidden_size);
     check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;
     let limit = limit(&config)?;
-    let forecaster = Forecaster::new(&llama, None, &PlainRule {}, 0);
+    let forecaster = Forecaster::new(&llama, None, &PlainRule {}, None, 0);
     let freedom = Freedom::of(&layers, Job::Pretrain);
     let mut found = candidates(&config, freedom, shape.hidden_size, &|config| forecaster.forecast(config))?;
     let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);

@@ -1,5 +1,7 @@
 //! Streams of text.
 
+use std::sync::Arc;
+
 use burn::tensor::Device;
 use lowrank_models::{LanguageBatch, ids_tensor};
 
@@ -7,15 +9,16 @@ use super::{Stream, StreamBatch};
 use crate::data::{DataError, Samples};
 
 /// Rows of tokens as batches of a language model.
+#[derive(Clone)]
 pub struct TokenStream {
-    samples: Box<dyn Samples>,
+    samples: Arc<dyn Samples>,
     document_mask: bool,
 }
 
 impl TokenStream {
     /// Creates a stream. With `document_mask` attention stays inside a document; otherwise it covers the whole row.
     pub fn new(samples: impl Samples + 'static, document_mask: bool) -> Self {
-        Self { samples: Box::new(samples), document_mask }
+        Self { samples: Arc::new(samples), document_mask }
     }
 }
 

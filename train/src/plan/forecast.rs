@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use lowrank_models::adapter::{AdapterConfig, Rule};
+use lowrank_models::adapter::{AdapterConfig, Allocation, Rule};
 use lowrank_models::{LlamaConfig, ops};
 
 use super::inventory::Inventory;
@@ -38,6 +38,7 @@ pub struct Forecaster<'a> {
     llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
     adapter: Option<&'a AdapterConfig>,
     rule: &'a dyn Rule,
+    allocation: Option<&'a dyn Allocation>,
     begun: u64,
     /// Inventories by the settings that determine the tensors, to avoid building them again for every backward mode and
     /// batch.
@@ -51,20 +52,21 @@ impl<'a> Forecaster<'a> {
         llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
         adapter: Option<&'a AdapterConfig>,
         rule: &'a dyn Rule,
+        allocation: Option<&'a dyn Allocation>,
         begun: u64,
     ) -> Self {
-        Self { llama, adapter, rule, begun, inventories: RefCell::default() }
+        Self { llama, adapter, rule, allocation, begun, inventories: RefCell::default() }
     }
 
     /// Forecasts the run of a configuration.
     pub fn forecast(&self, config: &Config) -> Result<Forecast, BuildError> {
         let optimizer = OptimizerSection { clip: 0.0, block_clip: 0.0, ..config.optimizer.clone() };
-        let key = format!("{:?} {optimizer:?}", config.model);
+        let key = format!("{:?} {optimizer:?} {}", config.model, config.train.accumulation);
         let mut inventories = self.inventories.borrow_mut();
         let inventory = match inventories.entry(key) {
             Entry::Occupied(made) => made.into_mut(),
             Entry::Vacant(place) => {
-                place.insert(Inventory::of(config, &(self.llama)(config)?, self.adapter, self.rule)?)
+                place.insert(Inventory::of(config, &(self.llama)(config)?, self.adapter, self.rule, self.allocation)?)
             }
         };
         Ok(Step::of(config, inventory).forecast(self.begun))

@@ -1,6 +1,6 @@
 //! Tensors of a run by the part of the model that they belong to.
 
-use lowrank_models::adapter::{AdapterConfig, Attach, Report, Rule};
+use lowrank_models::adapter::{AdapterConfig, Allocation, Attach, Report, Rule, linear_weights};
 use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource};
 use lowrank_optim::registry::optimizer as find;
 use lowrank_optim::{AssignedTo, StateMeter};
@@ -33,6 +33,7 @@ impl Inventory {
         llama: &LlamaConfig,
         adapter: Option<&AdapterConfig>,
         rule: &dyn Rule,
+        allocation: Option<&dyn Allocation>,
     ) -> Result<Self, BuildError> {
         // The initialisation of an adapter may be slow: it runs on one block, since all blocks are alike.
         let built = match adapter {
@@ -44,7 +45,13 @@ impl Inventory {
         let (model, report) = match adapter {
             Some(adapter) => {
                 // The initialisation changes no size.
-                let blank = AdapterConfig { init: "default".into(), layers: None, ..adapter.clone() };
+                let mut blank = AdapterConfig { init: "default".into(), layers: None, ..adapter.clone() };
+                if let Some(allocation) = allocation {
+                    let found: Vec<_> = linear_weights(&model)?.into_values().collect();
+                    let layers =
+                        blank.places(&found)?.len() * adapter.layers.as_ref().map_or(llama.num_hidden_layers, Vec::len);
+                    blank.rank = allocation.largest_rank(layers).or(blank.rank);
+                }
                 let (model, report) = model.attach(Attach::new(blank))?;
                 (rule.freeze(model), Some(report))
             }
@@ -77,7 +84,9 @@ impl Inventory {
             segment.state += state as u64;
         }
         for layer in report.iter().flat_map(|report| &report.layers) {
-            inventory.bytes.blocks[0].state += rule.state_bytes(layer.place.shape) as u64;
+            let allocated = allocation
+                .map_or(0, |allocation| allocation.state_bytes(&layer.place, config.train.accumulation as u64));
+            inventory.bytes.blocks[0].state += (rule.state_bytes(layer.place.shape) + allocated) as u64;
         }
         if let (Some(adapter), [block]) = (adapter, inventory.bytes.blocks.as_slice()) {
             let (block, plain) = (*block, plain_block(llama));

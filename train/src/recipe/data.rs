@@ -6,7 +6,8 @@ use crate::build::{HeldOut, StageData};
 use crate::data::Tokenizer;
 use crate::objective::{Stream, TokenStream};
 
-/// Training rows, held-out rows, and related data.
+/// Training rows, held-out rows, and related data; clones share the rows.
+#[derive(Clone)]
 pub struct RunData {
     /// Training rows.
     pub train: TokenStream,
@@ -59,6 +60,7 @@ impl StageData<LanguageBatch> for RunData {
 }
 
 /// Start and end of a generated sample.
+#[derive(Clone)]
 pub struct SampleStart {
     /// Tokens before the first generated one.
     pub prompt: Vec<i32>,

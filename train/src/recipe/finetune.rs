@@ -13,7 +13,7 @@ use crate::objective::{Stream, TokenStream};
 use crate::plan::Freedom;
 
 impl Recipe {
-    /// Fine-tuning: one stage on examples.
+    /// Fine-tuning: one stage on examples, or as many as the allocation has.
     pub(super) fn finetune(
         mut config: Config,
         freedom: Freedom,
@@ -24,10 +24,15 @@ impl Recipe {
         model.check_length(config.train.seq_len)?;
         let examples = ReadExamples::read(&config, &model.hub, listener)?;
         let llama = |_: &Config| Ok(model.hub.llama.clone());
-        let (config, forecast) = fitting(config, freedom, &llama, model.adapter(), &*model.rule, 0, listener)?;
+        let (config, forecast) =
+            fitting(config, freedom, &llama, model.adapter(), &*model.rule, model.allocation.as_deref(), 0, listener)?;
         let data = examples.into_rows(&config)?;
         let steps = config.total_steps(data.train.rows());
-        Ok(Self { config, model, stages: vec![Stage::new("finetune", data, steps)], forecast })
+        let stages = match model.allocation.as_ref().map_or(1, |allocation| allocation.stages()) {
+            1 => vec![Stage::new("finetune", data, steps)],
+            count => (1..=count).map(|stage| Stage::new(format!("finetune-{stage}"), data.clone(), steps)).collect(),
+        };
+        Ok(Self { config, model, stages, forecast })
     }
 }
 

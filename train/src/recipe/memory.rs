@@ -1,7 +1,7 @@
 //! Runs within a memory limit.
 
 use lowrank_models::LlamaConfig;
-use lowrank_models::adapter::{AdapterConfig, Rule};
+use lowrank_models::adapter::{AdapterConfig, Allocation, Rule};
 
 use crate::build::{self, BuildError, Listener};
 use crate::config::{Config, bytes};
@@ -15,6 +15,7 @@ pub(super) fn fitting(
     llama: &dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
     adapter: Option<&AdapterConfig>,
     rule: &dyn Rule,
+    allocation: Option<&dyn Allocation>,
     mapped: u64,
     listener: &dyn Listener,
 ) -> Result<(Config, Option<Forecast>), BuildError> {
@@ -28,7 +29,7 @@ pub(super) fn fitting(
     if begun.peak > limit {
         listener.warn(&format!("reading the data took {} already, more than train.memory", bytes(begun.peak)));
     }
-    let forecaster = Forecaster::new(llama, adapter, rule, begun.rss + mapped);
+    let forecaster = Forecaster::new(llama, adapter, rule, allocation, begun.rss + mapped);
     let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
     listener.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
     Ok((chosen.config, Some(chosen.forecast)))

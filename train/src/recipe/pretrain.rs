@@ -26,7 +26,7 @@ impl Recipe {
         complete(&mut config, &shape, listener)?;
         // Verified token files are already in memory.
         let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
-        let (config, forecast) = fitting(config, freedom, &llama, None, &PlainRule {}, mapped, listener)?;
+        let (config, forecast) = fitting(config, freedom, &llama, None, &PlainRule {}, None, mapped, listener)?;
         let model = TrainedModel::of_text(&config, &prepared.tokenizer)?;
         model.check_length(config.train.seq_len)?;
         let rows = model.hub.llama.vocab_size;

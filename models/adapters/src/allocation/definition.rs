@@ -50,14 +50,15 @@ pub trait Allocation: Debug + Send + Sync {
         1
     }
 
-    /// Bytes that the allocation keeps for a layer in addition to the adapter's parameters and their optimizer state.
-    fn state_bytes(&self, _place: &Place, _run: &AllocationRun) -> usize {
+    /// Bytes that the allocation keeps for a layer in addition to the adapter's parameters and their optimizer state, in
+    /// steps of this many micro-batches.
+    fn state_bytes(&self, _place: &Place, _micro_batches: u64) -> usize {
         0
     }
 
-    /// Largest rank that a layer has in the course of a run, reserves included, where it is not the one it starts with.
-    fn largest_rank(&self, place: &Place, _layers: usize) -> usize {
-        place.rank
+    /// Rank that the layers have on average at their largest, reserves included; none if it is the one they start with.
+    fn largest_rank(&self, _layers: usize) -> Option<usize> {
+        None
     }
 
     /// Work of the allocation around the steps of a run.

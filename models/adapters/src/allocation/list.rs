@@ -3,11 +3,11 @@
 use lowrank_optim::registry::{Kind, Options, find};
 
 use super::definition::{Allocation, AllocationEntry};
-use super::{dylora, sora};
+use super::{adalora, dylora, increlora, sora};
 use crate::ground::error::AdapterError;
 
 /// All allocations of this crate.
-pub static ALLOCATIONS: &[&AllocationEntry] = &[&sora::ENTRY, &dylora::ENTRY];
+pub static ALLOCATIONS: &[&AllocationEntry] = &[&sora::ENTRY, &dylora::ENTRY, &adalora::ENTRY, &increlora::ENTRY];
 
 impl AllocationEntry {
     /// Returns the allocation with this name.

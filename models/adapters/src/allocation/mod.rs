@@ -13,18 +13,25 @@
 //!
 //! To add an allocation, write its file and a line in [`ALLOCATIONS`].
 
+mod adalora;
 mod definition;
 mod dylora;
 mod hook;
+mod importance;
+mod increlora;
 mod list;
 mod model;
 mod record;
 mod sora;
+mod triplets;
 mod view;
 
+pub use adalora::{AdaLora, BudgetSchedule};
 pub use definition::{Allocation, AllocationEntry, AllocationRun, Allocator, Rates};
 pub use dylora::DyLora;
 pub use hook::AllocationHook;
+pub use importance::Importance;
+pub use increlora::IncreLora;
 pub use list::ALLOCATIONS;
 pub use model::{AllocatedModel, Rebuild};
 pub use record::AllocationRecord;

@@ -43,7 +43,7 @@ pub struct Triplet {
 }
 
 /// Options of [`Triplet`].
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TripletOptions {
     /// Train the factors of the reserve, which an allocation that grows the adapter appends.
     pub train_reserve: bool,
@@ -66,9 +66,20 @@ impl Triplet {
         counts(&self.a)
     }
 
-    /// Sum over the elements of the update times its gradient, as the backward pass gives it.
+    /// Factors `[d_in, components]` and `[components, d_out]` without the values, reserve included.
+    pub fn components(&self) -> [Tensor<2>; 2] {
+        [joined(&self.a, 1), joined(&self.b, 0)]
+    }
+
+    /// Collector of the update's importance in backward passes.
     pub(crate) fn score(&self) -> &UpdateScore {
         &self.score
+    }
+
+    /// Importance of the update over the passes that were collected since its last change.
+    pub(crate) fn importance(&self) -> f64 {
+        let Factors { a, b, scale } = self.product();
+        self.score.sum([a, b], scale)
     }
 
     /// Number of blocks that are not a reserve.
@@ -88,7 +99,7 @@ impl Triplet {
         &self,
         count: usize,
         value: f32,
-        options: &TripletOptions,
+        options: TripletOptions,
         site: &mut Site<'_>,
     ) -> Result<Self, AdapterError> {
         let mut grown = self.clone();
