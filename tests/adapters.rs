@@ -126,6 +126,7 @@ fn settings(entry: &StructureEntry, rank: usize) -> AdapterConfig {
             .with_option("loc_steps", 2)
             .with_option("learn_location_iters", 100.0)
             .with_option("loc_lr_scale", 1.0),
+        "snell" if !rank.is_multiple_of(2) => config.with_option("heads", 1),
         // Not more positions than the smallest layer has.
         "shira" => config.with_rank(rank.min(8)),
         // Blocks that divide every side.
@@ -227,6 +228,8 @@ fn layers_start_as_the_base() {
             (true, _) => assert!(apart > 1e-4, "{name} was expected to leave the base; {apart}"),
             // Its square begins at random numbers of deviation 1e-5.
             (false, "lora-xs") => assert!(apart < 1e-3, "{name}: {apart} away"),
+            // Its update is small at the start, and not zero.
+            (false, "snell") => assert!(apart > 0.0 && apart < 1e-2, "{name}: {apart} away"),
             (false, _) => assert!(apart < 1e-5, "{name}: {apart} away"),
         }
     });
@@ -483,7 +486,12 @@ fn adapters_stack_and_switch_alone() {
         let config = AdapterConfig { name: "second".into(), ..settings(above, 4) };
         let (layers, second) = attach_to(layers, &config);
         let start = apart(&all_values(layers.outputs()), &one);
-        assert!(start < if above.spec.name == "lora-xs" { 1e-3 } else { 1e-5 }, "{name} starts {start} away");
+        let near = match above.spec.name {
+            "lora-xs" => 1e-3,
+            "snell" => 1e-2,
+            _ => 1e-5,
+        };
+        assert!(start < near, "{name} starts {start} away");
         let layers = train(layers, |_, _| ());
         let both = all_values(layers.outputs());
         assert!(apart(&both, &one) > 1e-4, "{name}: the second one learns");

@@ -11,12 +11,16 @@ mod adamw_8bit;
 mod allora;
 #[path = "golden/apollo.rs"]
 mod apollo;
+#[path = "golden/bayesian_lora.rs"]
+mod bayesian_lora;
 #[path = "golden/block_lora.rs"]
 mod block_lora;
 #[path = "golden/bone.rs"]
 mod bone;
 #[path = "golden/dct_adamw.rs"]
 mod dct_adamw;
+#[path = "golden/diffora.rs"]
+mod diffora;
 #[path = "golden/dion.rs"]
 mod dion;
 #[path = "golden/dora.rs"]
@@ -81,6 +85,8 @@ mod rmm;
 mod salt;
 #[path = "golden/sltrain.rs"]
 mod sltrain;
+#[path = "golden/snella.rs"]
+mod snella;
 #[path = "golden/sora.rs"]
 mod sora;
 #[path = "golden/sorsa.rs"]
@@ -114,9 +120,11 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("adamw-8bit", adamw_8bit::run),
     ("allora", allora::run),
     ("apollo", apollo::run),
+    ("bayesian-lora", bayesian_lora::run),
     ("block-lora", block_lora::run),
     ("bone", bone::run),
     ("dct-adamw", dct_adamw::run),
+    ("diffora", diffora::run),
     ("dion", dion::run),
     ("dora", dora::run),
     ("dylora", dylora::run),
@@ -149,6 +157,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("rmm", rmm::run),
     ("salt", salt::run),
     ("sltrain", sltrain::run),
+    ("snella", snella::run),
     ("sora", sora::run),
     ("sorsa", sorsa::run),
     ("svfit", svfit::run),

@@ -157,6 +157,17 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         (with("tlora", 2, json!({})).with_alpha(5.0), [12, 20], &["alpha = 5", "not scaled"]),
         (with("block-lora", 8, json!({"blocks": 0})), [16, 16], &["blocks = 0", "at least 1"]),
         (with("block-lora", 8, json!({"blocks": 3})), [16, 16], &["3 blocks", "rank 8"]),
+        (with("snell", 7, json!({})), [9, 7], &["2 heads", "rank 7"]),
+        (with("snell", 8, json!({"heads": 0})), [9, 7], &["heads = 0", "at least 1"]),
+        (with("snell", 8, json!({"coef": 0.0})), [9, 7], &["coef = 0", "other than 0"]),
+        (with("snell", 8, json!({"sparsity": 1.0})), [9, 7], &["sparsity = 1", "below 1"]),
+        (with("snell", 8, json!({"mode": "soft"})), [9, 7], &["mode", "soft"]),
+        (with("snell", 8, json!({})).with_alpha(2.0), [9, 7], &["alpha = 2", "has no alpha"]),
+        (with("bayesian-lora", 4, json!({"max_bits": 6})), [9, 7], &["max_bits = 6", "4, 8, 16 or 32"]),
+        (with("bayesian-lora", 4, json!({"dead_logit": 0.5})), [9, 7], &["dead_logit = 0.5", "below 0"]),
+        (with("bayesian-lora", 4, json!({"mu_q": -1.0})), [9, 7], &["mu_q = -1", "at least 0"]),
+        (with("bayesian-lora", 4, json!({"test_threshold": 1.0})), [9, 7], &["test_threshold = 1", "below 1"]),
+        (with("bayesian-lora", 4, json!({"mode": "bits"})), [9, 7], &["mode", "bits"]),
         (AdapterConfig { alpha: Some(0.0), ..with("block-lora", 8, json!({})) }, [16, 16], &["alpha = 0", "above 0"]),
         (with("lokr", 2, json!({"decompose_factor": 0})), [16, 16], &["decompose_factor = 0", "at least 1"]),
         (with("lokr", 2, json!({"decompose_factor": -2})), [16, 16], &["decompose_factor = -2", "at least -1"]),
@@ -171,7 +182,7 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
     let lacking: Vec<String> =
         cases.iter().filter_map(|(config, shape, parts)| lacking(config, *shape, parts)).collect();
     assert!(lacking.is_empty(), "{}", lacking.join("\n"));
-    let without: Vec<&str> = ["lora", "allora", "dora", "vera", "lora-xs", "loha", "hira"].to_vec();
+    let without: Vec<&str> = ["lora", "allora", "diffora", "dora", "vera", "lora-xs", "loha", "hira"].to_vec();
     for StructureEntry { spec, .. } in STRUCTURES.iter().filter(|entry| !without.contains(&entry.spec.name)) {
         assert!(cases.iter().any(|(config, ..)| config.structure == spec.name), "{} refuses nothing", spec.name);
     }

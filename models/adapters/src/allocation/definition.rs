@@ -207,6 +207,11 @@ pub trait Allocator: Debug + Send {
         Ok(())
     }
 
+    /// Returns true if the optimizer starts again without any state; called after [`Allocator::end_step`].
+    fn restarts_optimizer(&mut self) -> bool {
+        false
+    }
+
     /// Trained parameters that are not updated in this step; called after [`Allocator::begin_step`].
     fn frozen(&self) -> &[ParamId] {
         &[]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ParamId};
-use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
+use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord, SgdConfig};
 use burn::tensor::Tensor;
 use lowrank_optim::{Hook, HookError, Part, StepInfo};
 
@@ -101,8 +101,12 @@ impl<M: Module> Hook<M> for AllocationHook {
         }
     }
 
-    fn end_step(&mut self, step: &StepInfo, mut model: M, _optimizer: &mut ModuleOptimizer) -> M {
+    fn end_step(&mut self, step: &StepInfo, mut model: M, optimizer: &mut ModuleOptimizer) -> M {
         self.failed = self.allocator.end_step(step, &mut Model::new(&mut model, &self.adapter)).err();
+        if self.allocator.restarts_optimizer() {
+            let before = std::mem::replace(optimizer, SgdConfig::new().init());
+            *optimizer = before.load_record(OptimizerRecord::default());
+        }
         self.look(&model);
         model
     }

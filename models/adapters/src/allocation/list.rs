@@ -3,11 +3,19 @@
 use lowrank_optim::registry::{Kind, Options, find};
 
 use super::definition::{Allocation, AllocationEntry};
-use super::{adalora, dylora, increlora, sora};
+use super::{adalora, bayesian, diffora, dylora, increlora, snella, sora};
 use crate::ground::error::AdapterError;
 
 /// All allocations of this crate.
-pub static ALLOCATIONS: &[&AllocationEntry] = &[&sora::ENTRY, &dylora::ENTRY, &adalora::ENTRY, &increlora::ENTRY];
+pub static ALLOCATIONS: &[&AllocationEntry] = &[
+    &sora::ENTRY,
+    &dylora::ENTRY,
+    &adalora::ENTRY,
+    &increlora::ENTRY,
+    &diffora::ENTRY,
+    &bayesian::ENTRY,
+    &snella::ENTRY,
+];
 
 impl AllocationEntry {
     /// Returns the allocation with this name.

@@ -14,7 +14,9 @@
 //! To add an allocation, write its file and a line in [`ALLOCATIONS`].
 
 mod adalora;
+mod bayesian;
 mod definition;
+mod diffora;
 mod dylora;
 mod hook;
 mod importance;
@@ -22,12 +24,19 @@ mod increlora;
 mod list;
 mod model;
 mod record;
+mod snella;
 mod sora;
 mod triplets;
+mod values;
 mod view;
 
 pub use adalora::{AdaLora, BudgetSchedule};
+pub use bayesian::Bayesian;
 pub use definition::{Allocation, AllocationEntry, AllocationRun, Allocator, Rates};
+pub use diffora::{
+    DiffoRa, DifforaGradients, DifforaSearch, LayerGrid, SELECTED, SearchOrder, SearchRelaxation, SearchScope,
+    SharedPairs, Sharing, architecture_gradients, layer_weights, logit_gradients, selected_layers,
+};
 pub use dylora::DyLora;
 pub use hook::AllocationHook;
 pub use importance::Importance;
@@ -35,5 +44,6 @@ pub use increlora::IncreLora;
 pub use list::ALLOCATIONS;
 pub use model::{AllocatedModel, Rebuild};
 pub use record::AllocationRecord;
+pub use snella::{SnellA, SnellaScores, budget, shared_out};
 pub use sora::{Prox, SoRa, SparsifyingSchedule, ThresholdMode, official_prox, soft_prox, thresholds};
 pub use view::{AllocationView, LayerAllocation};

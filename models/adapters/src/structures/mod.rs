@@ -1,10 +1,12 @@
 //! The structures, one file each.
 
 mod allora;
+mod bayesian_lora;
 mod block_lora;
 mod bone;
 mod components;
 mod convert;
+mod diffora;
 mod dora;
 mod fourierft;
 mod gated;
@@ -25,6 +27,7 @@ mod orthogonal;
 mod randlora;
 mod salt;
 mod shira;
+mod snell;
 mod sorsa;
 mod svfit;
 mod tera;
@@ -39,8 +42,13 @@ use burn::module::LoraAdapter;
 use crate::ground::entry::StructureEntry;
 
 pub use allora::{Allora, AlloraOptions};
+pub use bayesian_lora::{
+    BayesianLora, BayesianLoraOptions, GateDraws, GatedParts, Gates, HardConcrete, LEAST_RANGE, LevelWeights,
+    level_penalty, nested, quantised,
+};
 pub use block_lora::{BlockLora, BlockLoraOptions};
 pub use bone::{Bone, BoneBlock, BoneMode, BoneOptions};
+pub use diffora::Diffora;
 pub use dora::{Dora, DoraOptions};
 pub use fourierft::{FourierFt, FourierFtOptions};
 pub use gated::{Gated, GatedOptions};
@@ -59,6 +67,7 @@ pub use orthogonal::{Basis, BasisKind, Orthogonal, OrthogonalOptions};
 pub use randlora::{Draws, RandLora, RandLoraOptions};
 pub use salt::{Salt, SaltOptions, SaltRelu};
 pub use shira::{Shira, ShiraOptions};
+pub use snell::{Snell, SnellMode, SnellOptions};
 pub use sorsa::{Sorsa, SorsaOptions};
 pub use svfit::{SvFit, SvFitOptions};
 pub use tera::{Tera, TeraOptions};
@@ -98,4 +107,7 @@ pub static STRUCTURES: &[StructureEntry] = &[
     StructureEntry::of::<Gated>(),
     StructureEntry::of::<Nested>(),
     StructureEntry::of::<Triplet>(),
+    StructureEntry::of::<Diffora>(),
+    StructureEntry::of::<BayesianLora>(),
+    StructureEntry::of::<Snell>(),
 ];

@@ -6,6 +6,7 @@ mod attention;
 #[cfg(test)]
 mod check;
 mod cross_entropy;
+mod distance_kernel;
 mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
@@ -30,6 +31,7 @@ mod update_score;
 
 pub use attention::{attention, causal_attention, scaled_causal_attention};
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
+pub use distance_kernel::{DistanceKernel, KeptValue, Sparsify, quantile_of_magnitudes};
 pub use embedding::embedding;
 #[cfg(feature = "flex")]
 pub use fused::set_fused;

@@ -1,0 +1,205 @@
+//! Stochastic gates and the quantiser of Bayesian Bits ("Bayesian Bits: Unifying Quantization and Pruning", arXiv
+//! 2005.07093).
+
+use burn::tensor::{Tensor, TensorData};
+use lowrank_kernels::host::values as host;
+
+/// Hard-concrete gate: a logistic random variable of logit `phi`, stretched and cut to `[0, 1]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HardConcrete {
+    /// Temperature.
+    pub beta: f64,
+    /// Upper end before the cut.
+    pub zeta: f64,
+    /// Lower end before the cut.
+    pub gamma: f64,
+    /// A gate is on outside of training if its probability of being 0 is below this.
+    pub threshold: f64,
+    /// Logit up to which a gate is 0 in training too; none to draw every gate.
+    pub dead_logit: Option<f64>,
+}
+
+impl Default for HardConcrete {
+    fn default() -> Self {
+        Self { beta: 2.0 / 3.0, zeta: 1.1, gamma: -0.1, threshold: 0.34, dead_logit: Some(-2.0) }
+    }
+}
+
+impl HardConcrete {
+    /// Gates of logits `phi [n]` for uniform draws `u [n]`.
+    pub fn sampled(&self, phi: Tensor<1>, u: &[f32]) -> Tensor<1> {
+        let count = u.len();
+        let noise: Vec<f32> = u
+            .iter()
+            .map(|u| {
+                let u = f64::from(*u).clamp(1e-6, 1.0 - 1e-6);
+                (u.ln() - (-u).ln_1p()) as f32
+            })
+            .collect();
+        let noise = Tensor::<1>::from_data(TensorData::new(noise, [count]), &phi.device().inner());
+        let q = sigmoid((phi.clone() + noise).div_scalar(self.beta));
+        let z = q.mul_scalar(self.zeta - self.gamma).add_scalar(self.gamma).clamp(0.0, 1.0);
+        match self.dead_logit {
+            Some(dead) => z.mask_fill(phi.lower_equal_elem(dead), 0.0),
+            None => z,
+        }
+    }
+
+    /// Gates outside of training: 0 or 1, without gradient.
+    pub fn decided(&self, phi: Tensor<1>) -> Tensor<1> {
+        let least = self.offset() - (self.threshold / (1.0 - self.threshold)).ln();
+        let phi = phi.without_autodiff();
+        phi.clone().zeros_like().mask_fill(phi.greater_elem(least), 1.0)
+    }
+
+    /// Probability that gates are not 0.
+    pub fn probability(&self, phi: Tensor<1>) -> Tensor<1> {
+        sigmoid(phi.sub_scalar(self.offset()))
+    }
+
+    fn offset(&self) -> f64 {
+        self.beta * (-self.gamma / self.zeta).ln()
+    }
+}
+
+/// `1 / (1 + exp(-x))`, with a gradient that is exact in both tails: `1 - sigmoid(x)` would lose its digits.
+fn sigmoid(x: Tensor<1>) -> Tensor<1> {
+    let logistic = burn::tensor::activation::sigmoid;
+    let fixed = x.clone().detach();
+    let value = logistic(fixed.clone());
+    let slope = value.clone() * logistic(fixed.clone().neg());
+    value + (x - fixed) * slope
+}
+
+/// Penalty of the levels of one quantiser: `1 + w_1 p_1 + w_2 p_1 p_2 + ...`, with the probabilities `p [n]` and a
+/// weight for each level.
+pub fn level_penalty(probabilities: Tensor<1>, weights: &[f64]) -> Tensor<1> {
+    let mut product: Option<Tensor<1>> = None;
+    let mut sum = Tensor::ones([1], &probabilities.device());
+    for (level, weight) in weights.iter().enumerate() {
+        let own = probabilities.clone().narrow(0, level, 1);
+        let all = match product {
+            Some(product) => product * own,
+            None => own,
+        };
+        sum = sum + all.clone().mul_scalar(*weight);
+        product = Some(all);
+    }
+    sum
+}
+
+/// Products of the first 1, 2, ... gates `[n]`: a gate that is 0 switches off all later ones.
+pub fn nested(gates: Tensor<1>) -> Tensor<1> {
+    let count = gates.dims()[0];
+    let mut products: Vec<Tensor<1>> = Vec::with_capacity(count);
+    for place in 0..count {
+        let own = gates.clone().narrow(0, place, 1);
+        products.push(match products.last() {
+            Some(before) => before.clone() * own,
+            None => own,
+        });
+    }
+    if products.is_empty() { gates } else { Tensor::cat(products, 0) }
+}
+
+/// Quantises values within `x_max [1]` to 2 bits and adds the residuals of 4, 8, 16 and 32 bits as long as their gates
+/// `z [levels]` are on. Rounding has derivative 1.
+pub fn quantised<const D: usize>(x: Tensor<D>, x_max: Tensor<1>, gates: Tensor<1>) -> Tensor<D> {
+    const CLIP: f64 = 1.0 - 1e-7;
+    let most = x_max.clone().mul_scalar(CLIP).reshape([1; D]).expand(x.shape());
+    let (above, below) = (x.clone().greater(most.clone()), x.clone().lower(most.clone().neg()));
+    let x = x.mask_where(above, most.clone()).mask_where(below, most.neg());
+    let mut step = x_max.mul_scalar(2.0 / 3.0).reshape([1; D]);
+    // The clipped range may round up to the tie at 1.5, which would round to a level that does not exist.
+    let first = step.clone() * rounded(x.clone() / step.clone(), Some(1.0));
+    let mut residual = x - first.clone();
+    let mut sum = first;
+    let mut product: Option<Tensor<1>> = None;
+    for (level, divisor) in [5.0, 17.0, 257.0, 65537.0].into_iter().enumerate().take(gates.dims()[0]) {
+        let own = gates.clone().narrow(0, level, 1);
+        let all = match product {
+            Some(product) => product * own,
+            None => own,
+        };
+        if host(all.clone().without_autodiff())[0] == 0.0 {
+            break;
+        }
+        step = step.div_scalar(divisor);
+        let part = step.clone() * rounded(residual.clone() / step.clone(), None);
+        residual = residual - part.clone();
+        sum = sum + part * all.clone().reshape([1; D]);
+        product = Some(all);
+    }
+    sum
+}
+
+/// Rounds half to even, with derivative 1.
+fn rounded<const D: usize>(x: Tensor<D>, most: Option<f64>) -> Tensor<D> {
+    let fixed = x.clone().detach();
+    let level = match most {
+        Some(most) => fixed.clone().round().clamp(-most, most),
+        None => fixed.clone().round(),
+    };
+    // Exactly the level: the difference of x from itself is 0.
+    level + (x - fixed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use lowrank_kernels::random::generator;
+    use rand::RngExt;
+
+    fn vector(values: &[f32]) -> Tensor<1> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &Device::default())
+    }
+
+    #[test]
+    fn gates_are_on_as_often_as_their_probability_says() {
+        let gate = HardConcrete::default();
+        let mut random = generator(1, 2, 3);
+        let u: Vec<f32> = (0..100_000).map(|_| random.random()).collect();
+        let mut means = Vec::new();
+        for phi in [-1.5f32, -0.5, 0.4, 1.3] {
+            let z = host(gate.sampled(vector(&[phi]).expand([u.len()]), &u));
+            let on = z.iter().filter(|z| **z > 0.0).count() as f64 / u.len() as f64;
+            let expected = f64::from(host(gate.probability(vector(&[phi])))[0]);
+            assert!((on - expected).abs() < 0.01, "{phi}: {on} instead of {expected}");
+            means.push(z.iter().map(|z| f64::from(*z)).sum::<f64>());
+        }
+        assert!(means.is_sorted(), "{means:?}");
+        assert_eq!(host(gate.decided(vector(&[-0.94, -0.93, 6.0]))), [0.0, 1.0, 1.0]);
+        assert_eq!(host(gate.sampled(vector(&[-2.0, -1.9]), &[0.999, 0.999])), [0.0, 1.0]);
+        assert_eq!(host(HardConcrete { dead_logit: None, ..gate }.sampled(vector(&[-2.0]), &[0.9999])), [1.0]);
+    }
+
+    #[test]
+    fn quantised_values_are_within_half_a_step_and_stay_when_quantised_again() {
+        let x: Vec<f32> = (0..200).map(|i| (i as f32 * 0.7).sin() * 1.2).collect();
+        let most = 0.9f32;
+        for (levels, bits) in [(0, 2), (1, 4), (2, 8), (3, 16)] {
+            let gates =
+                || vector(&vec![1.0; levels + 1]).narrow(0, 0, levels.max(1)).mul_scalar((levels > 0) as u8 as f32);
+            let once = quantised(vector(&x), vector(&[most]), gates());
+            let again = host(quantised(once.clone(), vector(&[most]), gates()));
+            let step = 2.0 * f64::from(most) / (2f64.powi(bits) - 1.0);
+            for ((x, q), again) in x.iter().zip(host(once)).zip(again) {
+                let clipped = f64::from(x.clamp(-most, most));
+                assert!((clipped - f64::from(q)).abs() <= step / 2.0 + 2e-6 * f64::from(most), "{bits}: {x} {q}");
+                assert!((q - again).abs() <= 2e-7, "{bits}: {q} {again}");
+                let level = f64::from(q) / (2.0 * f64::from(most) / 3.0);
+                assert!(bits > 2 || [-1.0, 0.0, 1.0].iter().any(|known| (level - known).abs() < 1e-6), "{level}");
+            }
+        }
+    }
+
+    #[test]
+    fn penalties_go_from_one_to_the_number_of_levels() {
+        let gate = HardConcrete::default();
+        let penalty = |phi: [f32; 3]| host(level_penalty(gate.probability(vector(&phi)), &[1.0; 3]))[0];
+        assert!((penalty([30.0; 3]) - 4.0).abs() < 1e-5);
+        assert!((penalty([-30.0, 30.0, 30.0]) - 1.0).abs() < 1e-5);
+        assert_eq!(host(nested(vector(&[1.0, 0.5, 0.0, 1.0]))), [1.0, 0.5, 0.0, 0.0]);
+    }
+}
