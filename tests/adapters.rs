@@ -632,8 +632,9 @@ fn layers_of_burn_get_the_same_numbers() {
     });
 }
 
+/// The gradient of a tensor; empty for gates, which only a penalty moves outside of training.
 fn slope<const D: usize>(grads: &mut GradientsParams, id: burn::module::ParamId) -> Vec<f32> {
-    host(grads.remove::<D>(id).expect("a gradient"))
+    grads.remove::<D>(id).map_or_else(Vec::new, host)
 }
 
 #[test]
