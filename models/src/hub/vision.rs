@@ -82,7 +82,7 @@ impl VisionFolder {
     pub fn load_vit(&self, labels: &[String], seed: u64, device: &Device) -> Result<VisionTransformer, ModelError> {
         let own = self.vit()?;
         let mut files = self.files()?;
-        let head = (own.labels != labels).then(|| RandomWeights { seed, std: own.encoder.initializer_range });
+        let head = (own.labels != labels).then_some(RandomWeights { seed, std: own.encoder.initializer_range });
         if head.is_some() {
             files.ignore(|name| name.starts_with(HEAD));
         }

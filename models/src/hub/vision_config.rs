@@ -282,7 +282,10 @@ fn clip(keys: &mut Keys, warnings: &mut Vec<String>) -> Result<ClipConfig, Strin
     // The projections of a whole model have the width that stands outside.
     let projection_dim = keys.count("projection_dim", Some(512))?;
     for (name, part) in [("text_config", &mut text), ("vision_config", &mut vision)] {
-        STALE.iter().for_each(|stale| drop(part.map.remove(*stale)));
+        // The width stands outside.
+        for stale in STALE.iter().chain(&["model_type", "projection_dim"]) {
+            part.map.remove(*stale);
+        }
         keys.map.insert(name.into(), Value::Object(std::mem::take(&mut part.map)));
     }
     Ok(ClipConfig {

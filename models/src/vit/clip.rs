@@ -142,7 +142,7 @@ impl ClipVisionTower {
         let patches = self.embeddings.patch_embedding.forward(pixels);
         let token = self.embeddings.class_embedding.val().unsqueeze();
         let entered = with_class_token(token, patches, self.embeddings.position_embedding.weight.val().unsqueeze());
-        self.encoder.forward(self.pre_layrnorm.forward(entered), &Sight::All)
+        self.encoder.forward(self.pre_layrnorm.forward(entered), &Sight::all())
     }
 
     /// Class token `[batch, hidden_size]` after the last norm, from the output of the last block.
@@ -192,7 +192,7 @@ impl ClipTextTower {
             let rows = starts.iter().flat_map(|start| (0..positions).map(move |position| of(position, *start)));
             Tensor::from_data(numbers(rows.collect()), &device)
         });
-        let hidden = self.encoder.forward(entered, &Sight::Earlier(first));
+        let hidden = self.encoder.forward(entered, &Sight::earlier(first));
         let [_, _, width] = hidden.dims();
         let rows: Vec<i32> = places.iter().enumerate().map(|(row, place)| (row * positions + place) as i32).collect();
         let rows: Tensor<1, Int> = Tensor::from_data(TensorData::new(rows, [batch]), &device);

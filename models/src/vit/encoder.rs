@@ -80,11 +80,21 @@ struct Constants {
 
 /// Positions that each position attends to.
 #[derive(Clone, Debug)]
-pub enum Sight {
-    /// All.
-    All,
-    /// Itself and earlier ones, from the given first one on `[batch, positions]`.
-    Earlier(Option<Tensor<2, Int>>),
+pub struct Sight {
+    causal: bool,
+    starts: Option<Tensor<2, Int>>,
+}
+
+impl Sight {
+    /// All positions.
+    pub fn all() -> Self {
+        Self { causal: false, starts: None }
+    }
+
+    /// The position itself and earlier ones, from the given first one on `[batch, positions]`.
+    pub fn earlier(starts: Option<Tensor<2, Int>>) -> Self {
+        Self { causal: true, starts }
+    }
 }
 
 /// Layers of a block by their purpose.
@@ -108,9 +118,9 @@ impl Layers<'_> {
             layer.forward(normed.clone()).reshape([batch, positions, constants.heads, hidden / constants.heads])
         };
         let (q, k, v) = (split(self.queries), split(self.keys), split(self.values));
-        let heads = match sight {
-            Sight::All => ops::attention(q, k, v),
-            Sight::Earlier(starts) => ops::causal_attention(q, k, v, starts.clone()),
+        let heads = match sight.causal {
+            false => ops::attention(q, k, v),
+            true => ops::causal_attention(q, k, v, sight.starts.clone()),
         };
         let x = x + self.output.forward(heads.reshape(rows)).reshape(shape);
         let inner = self.mlp.fc1.forward(self.after.forward(x.clone()).reshape(rows));

@@ -133,7 +133,7 @@ impl VisionTransformer {
 
     /// Output of the last block for pixels `[batch, num_channels, image_size, image_size]`.
     pub fn hidden(&self, pixels: Tensor<4>) -> Tensor<3> {
-        self.vit.layers.iter().fold(self.entered(pixels), |x, block| block.forward(x, &Sight::All))
+        self.vit.layers.iter().fold(self.entered(pixels), |x, block| block.forward(x, &Sight::all()))
     }
 
     /// Class token `[batch, hidden_size]` after the last norm, from the output of the last block.
@@ -180,7 +180,7 @@ impl SegmentedModel for VisionTransformer {
     }
 
     fn block(&self, number: usize, x: Tensor<3>, _: &()) -> Tensor<3> {
-        self.vit.layers[number].forward(x, &Sight::All)
+        self.vit.layers[number].forward(x, &Sight::all())
     }
 
     fn loss(&self, x: Tensor<3>, batch: &ImageBatch) -> Tensor<1> {

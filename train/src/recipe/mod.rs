@@ -17,5 +17,5 @@ pub use files::{ModelFiles, RecordError, RecordFiles};
 pub use finetune::ReadExamples;
 pub use model::{TrainedFiles, TrainedModel};
 pub use model_text::{ModelText, check_vocabulary};
-pub use stage::{Recipe, Stage};
+pub use stage::{NamedStream, Recipe, Stage};
 pub use vision::{ImageData, VitHub, adapter_labels};

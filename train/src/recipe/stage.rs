@@ -9,6 +9,9 @@ use crate::config::{Config, Job};
 use crate::objective::{Objective, Stream};
 use crate::plan::{Forecast, Freedom};
 
+/// Stream with its name in the objective.
+pub type NamedStream<B> = (String, Box<dyn Stream<B>>);
+
 /// Part of a run: its data, objective, hooks and end.
 pub struct Stage<M: Architecture = Llama> {
     /// Name in reports and checkpoints.
@@ -16,7 +19,7 @@ pub struct Stage<M: Architecture = Llama> {
     /// Training and held-out rows. The training rows are the objective's main stream.
     pub data: M::Data,
     /// Further streams of the objective by name.
-    pub streams: Vec<(String, Box<dyn Stream<M::Batch>>)>,
+    pub streams: Vec<NamedStream<M::Batch>>,
     /// Objective that the stage minimises.
     pub objective: Objective<M>,
     /// Hooks in addition to those of the training rule and the parameterization.

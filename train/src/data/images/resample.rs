@@ -100,25 +100,37 @@ pub fn resized(picture: &Picture, width: usize, height: usize, filter: Filter) -
         }
         return Picture { width, height, pixels };
     }
-    let across = match width == picture.width {
-        true => picture.clone(),
-        false => {
-            let weights = weights(filter, picture.width, width);
-            let rows = (0..picture.height).flat_map(|y| {
-                let row = &picture.pixels[3 * y * picture.width..3 * (y + 1) * picture.width];
-                weights.iter().flat_map(move |weights| mixed(weights, |input| &row[3 * input..3 * input + 3]))
-            });
-            Picture { width, height: picture.height, pixels: rows.collect() }
-        }
-    };
-    if height == across.height {
-        return across;
+    // The intermediate bytes are rounded, so that the order of the passes shows. It is Pillow's since version 13.
+    let (less_high, less_wide) = (picture.height as i64 - height as i64, picture.width as i64 - width as i64);
+    match less_high > 0 && 2 * less_wide < less_high {
+        true => across(&down(picture, height, filter), width, filter),
+        false => down(&across(picture, width, filter), height, filter),
     }
-    let rows = weights(filter, across.height, height);
-    let source = &across;
+}
+
+/// A picture of another width.
+fn across(picture: &Picture, width: usize, filter: Filter) -> Picture {
+    if width == picture.width {
+        return picture.clone();
+    }
+    let weights = weights(filter, picture.width, width);
+    let rows = (0..picture.height).flat_map(|y| {
+        let row = &picture.pixels[3 * y * picture.width..3 * (y + 1) * picture.width];
+        weights.iter().flat_map(move |weights| mixed(weights, |input| &row[3 * input..3 * input + 3]))
+    });
+    Picture { width, height: picture.height, pixels: rows.collect() }
+}
+
+/// A picture of another height.
+fn down(picture: &Picture, height: usize, filter: Filter) -> Picture {
+    if height == picture.height {
+        return picture.clone();
+    }
+    let width = picture.width;
+    let rows = weights(filter, picture.height, height);
     let pixels = rows.iter().flat_map(|weights| {
         (0..width).flat_map(move |x| {
-            mixed(weights, |input| &source.pixels[3 * (input * width + x)..3 * (input * width + x) + 3])
+            mixed(weights, |input| &picture.pixels[3 * (input * width + x)..3 * (input * width + x) + 3])
         })
     });
     Picture { width, height, pixels: pixels.collect() }
@@ -202,6 +214,39 @@ mod tests {
                 (52688, 11334511),
                 (52785, 11358369),
                 (52638, 11349094),
+            ],
+        ),
+        (
+            [17, 33, 21, 21],
+            [
+                (158016, 105433226),
+                (162311, 107581707),
+                (161982, 107336435),
+                (162243, 107541473),
+                (160308, 106378379),
+                (161654, 107332007),
+            ],
+        ),
+        (
+            [20, 33, 16, 24],
+            [
+                (140119, 81866449),
+                (140686, 80931905),
+                (140740, 80912667),
+                (140667, 80934103),
+                (140628, 80977661),
+                (140423, 81008272),
+            ],
+        ),
+        (
+            [21, 33, 16, 24],
+            [
+                (138907, 81880097),
+                (140395, 80547263),
+                (140266, 80370325),
+                (140368, 80552309),
+                (141181, 82201414),
+                (140510, 81169433),
             ],
         ),
         (
