@@ -9,8 +9,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use lowrank_models::hub::{self, FileType, FileTypes, ModelFolder};
 use lowrank_models::linear::PARAMETERIZATIONS;
 use lowrank_models::{
-    Family, Features, HeadNorms, LanguageBatch, Llama, LlamaConfig, Parameterization, RandomWeights, RopeScaling,
-    Sampling, generate, ids_tensor,
+    Family, Features, HeadNorms, LanguageBatch, Llama, LlamaConfig, MatrixStorage, Parameterization, RandomWeights,
+    RopeScaling, Sampling, generate, ids_tensor,
 };
 use lowrank_optim::AdamWConfig;
 use safetensors::SafeTensors;
@@ -253,7 +253,7 @@ fn training_goes_on_from_exact_weights_beside_rounded_ones() {
     let dir = tempfile::tempdir().expect("a folder");
     hub::save_trained(&exact, &Map::new(), &FileTypes::all(FileType::BF16), dir.path(), u64::MAX).unwrap();
     let folder = ModelFolder::open(dir.path()).unwrap();
-    assert_eq!(parameters(&folder.load_trained(&Device::default()).unwrap()), parameters(&exact));
+    assert_eq!(parameters(&folder.load_trained(MatrixStorage::Wide, &Device::default()).unwrap()), parameters(&exact));
     assert_ne!(parameters(&folder.load(&Device::default()).unwrap()), parameters(&exact));
     let plain = tempfile::tempdir().expect("a folder");
     hub::save_trained(&exact, &Map::new(), &FileTypes::default(), plain.path(), u64::MAX).unwrap();

@@ -63,10 +63,14 @@ mod lora_lego;
 mod lora_pro;
 #[path = "golden/lora_sb.rs"]
 mod lora_sb;
+#[path = "golden/low_precision_weights.rs"]
+mod low_precision_weights;
 #[path = "golden/merge_baselines.rs"]
 mod merge_baselines;
 #[path = "golden/muon.rs"]
 mod muon;
+#[path = "golden/nf4.rs"]
+mod nf4;
 #[path = "golden/nola.rs"]
 mod nola;
 #[path = "golden/orthogonal_adaptation.rs"]
@@ -83,6 +87,8 @@ mod relora;
 mod rmm;
 #[path = "golden/salt.rs"]
 mod salt;
+#[path = "golden/scale.rs"]
+mod scale;
 #[path = "golden/sltrain.rs"]
 mod sltrain;
 #[path = "golden/snella.rs"]
@@ -146,8 +152,10 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("lora-lego", lora_lego::run),
     ("lora-pro", lora_pro::run),
     ("lora-sb", lora_sb::run),
+    ("low-precision-weights", low_precision_weights::run),
     ("merge-baselines", merge_baselines::run),
     ("muon", muon::run),
+    ("nf4", nf4::run),
     ("nola", nola::run),
     ("orthogonal-adaptation", orthogonal_adaptation::run),
     ("pissa", pissa::run),
@@ -156,6 +164,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("relora", relora::run),
     ("rmm", rmm::run),
     ("salt", salt::run),
+    ("scale", scale::run),
     ("sltrain", sltrain::run),
     ("snella", snella::run),
     ("sora", sora::run),
@@ -182,8 +191,9 @@ fn golden_cases_agree() {
     let mut met = BTreeSet::new();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for path in cases(&root) {
-        let method = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-        let name = format!("{method}/{}", path.file_stem().unwrap_or_default().to_string_lossy());
+        let inside = path.strip_prefix(&root).unwrap_or(&path).with_extension("");
+        let method = inside.iter().next().unwrap_or_default().to_string_lossy().into_owned();
+        let name = inside.to_string_lossy().trim_end_matches("/expected").to_string();
         met.insert(method.clone());
         let kind = match runner(&method) {
             None => {
@@ -212,6 +222,9 @@ fn golden_cases_agree() {
     assert!(failed.is_empty(), "{} cases failed:\n{}", failed.len(), failed.join("\n"));
 }
 
+/// The case of a folder of model files.
+const EXPECTED: &str = "expected.safetensors";
+
 /// All case files below a folder, sorted.
 fn cases(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -223,6 +236,7 @@ fn cases(root: &Path) -> Vec<PathBuf> {
             // Folders of model files below a method are material of other tests.
             match (path.is_dir(), folder == root) {
                 (true, true) => folders.push(path),
+                (true, false) if path.join(EXPECTED).exists() => found.push(path.join(EXPECTED)),
                 (false, false) if path.extension().is_some_and(|end| end == "safetensors") => found.push(path),
                 _ => {}
             }

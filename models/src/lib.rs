@@ -14,9 +14,11 @@
 pub mod analysis;
 mod error;
 pub mod hub;
+mod layout;
 pub mod linear;
 mod llama;
 mod segments;
+mod storage;
 pub mod vit;
 mod weights;
 
@@ -33,5 +35,6 @@ pub use llama::{
 pub use segments::{
     ForwardPass, Hidden, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk,
 };
+pub use storage::{BaseStorage, MatrixStorage, StoredMatrix};
 pub use vit::{ImageBatch, VisionTransformer, VitConfig};
 pub use weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};

@@ -10,15 +10,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::error::ModelError;
-
-/// Order of a matrix in a Hugging Face file relative to its order in the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// The same order (embeddings).
-    AsStored,
-    /// Files hold `[d_out, d_in]`, the model `[d_in, d_out]` (linear layers).
-    Transposed,
-}
+pub use crate::layout::Layout;
+use crate::storage::{MatrixStorage, StoredMatrix};
 
 /// Source of the initial value of each parameter while a model is built.
 ///
@@ -26,6 +19,17 @@ pub enum Layout {
 pub trait WeightSource {
     /// Values of a matrix in row-major order, `shape` as the model stores it; `init` is the initialisation of a new model.
     fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError>;
+    /// A matrix in its storage; a source that has it in fewer bytes need not widen it.
+    fn stored(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        layout: Layout,
+        init: Init,
+        storage: MatrixStorage,
+    ) -> Result<StoredMatrix, ModelError> {
+        Ok(storage.of(self.matrix(path, shape, layout, init)?, shape, layout))
+    }
     /// Values of a vector.
     fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError>;
     /// Values of a tensor of any number of dimensions in row-major order, `shape` as the file stores it.
@@ -117,9 +121,21 @@ impl WeightSource for RandomWeights {
 pub struct Builder<'a> {
     pub(crate) source: &'a mut dyn WeightSource,
     pub(crate) device: &'a Device,
+    /// Storage of the matrices of blocks.
+    pub(crate) storage: MatrixStorage,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    /// A builder of parameters in f32.
+    pub fn new(source: &'a mut dyn WeightSource, device: &'a Device) -> Self {
+        Self { source, device, storage: MatrixStorage::Wide }
+    }
+
+    /// The same for the matrices at the ends of a model.
+    pub(crate) fn of_tables(&mut self) -> Builder<'_> {
+        Builder { source: &mut *self.source, device: self.device, storage: self.storage.of_tables() }
+    }
+
     /// The matrix at a path, trained on an autodiff device.
     pub fn matrix(
         &mut self,
@@ -128,14 +144,15 @@ impl Builder<'_> {
         layout: Layout,
         init: Init,
     ) -> Result<Param<Tensor<2>>, ModelError> {
-        let values = self.source.matrix(path, shape, layout, init)?;
-        Ok(self.param(path, TensorData::new(values, shape)))
+        let storage = if layout == Layout::AsStored { self.storage.of_tables() } else { self.storage };
+        let stored = self.source.stored(path, shape, layout, init, storage)?;
+        Ok(self.param(path, stored.tensor(shape, self.device)))
     }
 
     /// The vector at a path, trained on an autodiff device.
     pub fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Param<Tensor<1>>, ModelError> {
         let values = self.source.vector(path, len, init)?;
-        Ok(self.param(path, TensorData::new(values, [len])))
+        Ok(self.param(path, Tensor::from_data(TensorData::new(values, [len]), self.device)))
     }
 
     /// The tensor at a path, trained on an autodiff device.
@@ -146,13 +163,13 @@ impl Builder<'_> {
         init: Init,
     ) -> Result<Param<Tensor<D>>, ModelError> {
         let values = self.source.tensor(path, &shape, init)?;
-        Ok(self.param(path, TensorData::new(values, shape)))
+        Ok(self.param(path, Tensor::from_data(TensorData::new(values, shape), self.device)))
     }
 
     /// The number at a path, a scalar in files, trained on an autodiff device.
     pub fn scalar(&mut self, path: &str, init: Init) -> Result<Param<Tensor<1>>, ModelError> {
         let values = self.source.tensor(path, &[], init)?;
-        Ok(self.param(path, TensorData::new(values, [1])))
+        Ok(self.param(path, Tensor::from_data(TensorData::new(values, [1]), self.device)))
     }
 
     /// Positions `0..below`, which are not trained and take 4 bytes each.
@@ -169,8 +186,7 @@ impl Builder<'_> {
         Ok(Param::initialized(parameter_id(path), tensor))
     }
 
-    fn param<const D: usize>(&self, path: &str, data: TensorData) -> Param<Tensor<D>> {
-        let tensor = Tensor::from_data(data, self.device);
+    fn param<const D: usize>(&self, path: &str, tensor: Tensor<D>) -> Param<Tensor<D>> {
         let tensor = if self.device.is_autodiff() { tensor.require_grad() } else { tensor };
         Param::initialized(parameter_id(path), tensor)
     }

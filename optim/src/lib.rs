@@ -4,6 +4,8 @@
 //!   [`FrugalConfig`], [`LdAdamConfig`], [`ApolloConfig`]; any other combination of their pieces with [`ProjectedConfig`] and a [`Projector`]
 //!   of your own.
 //! - Optimizers with orthogonal updates: [`MuonConfig`], [`TrionConfig`], [`DionConfig`].
+//! - [`WeightStorage`]: trained weights in one to four bytes, under any of these.
+//! - [`ScaleConfig`]: normalised descent, with momentum in the head alone.
 //! - [`AdamW8bitConfig`]: 8-bit moments; [`AdamW`]: the reference for the others, in one pass over memory.
 //! - [`loro`]: steps of two factors along the manifold of their product, and the optimizer that takes them.
 //! - [`ParameterRoles`]: the parameters of a module that they are meant for.
@@ -16,6 +18,7 @@
 extern crate alloc;
 
 mod adam;
+mod change;
 mod check;
 mod clip;
 mod error;
@@ -32,6 +35,7 @@ mod projected;
 pub mod registry;
 pub mod rules;
 mod state;
+mod storage;
 
 // The derive of `RecordState` names these as items of the crate it is used in.
 pub(crate) use burn::optim::{RecordState, StateSink, StateSource, join_path};
@@ -45,14 +49,16 @@ pub use lowrank_kernels::random::key_of;
 pub use lowrank_kernels::vectorised::vectorised;
 
 pub use adam::AdamOptions;
+pub use change::WeightChange;
 pub use clip::{Clipped, GlobalNormClip};
 pub use error::OptimError;
 pub use hook::{Hook, HookError, Hooks, StepInfo};
+pub use lowrank_kernels::narrow;
 pub use matrix::{ByMatrix, ByMatrixState, MatrixRule};
 pub use matrix_id::MatrixId;
-pub use method::MethodConfig;
+pub use method::{MethodConfig, Table};
 pub use methods::adamw::{AdamW, AdamWConfig, AdamWState};
-pub use methods::adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState};
+pub use methods::adamw_8bit::{AdamW8bit, AdamW8bitConfig, AdamW8bitState, MomentCodes};
 pub use methods::apollo::ApolloConfig;
 pub use methods::dct_adamw::{DctAdamWConfig, Transform};
 pub use methods::dion::{Dion, DionConfig, DionState, RightFactor};
@@ -63,6 +69,7 @@ pub use methods::ldadam::LdAdamConfig;
 pub use methods::loro;
 pub use methods::muon::{MomentumRule, MomentumState, Muon, MuonConfig};
 pub use methods::orthogonal::{NewtonSchulzOptions, OrthogonalOptions, Scaling};
+pub use methods::scale::{Normalisation, Scale, ScaleConfig, ScaleState};
 pub use methods::trion::{Trion, TrionConfig};
 pub use parameters::{AssignedTo, Assignment, Parameter, ParameterRoles, Role};
 pub use part::{ByPointer, Part, PartVisitor};
@@ -78,11 +85,11 @@ pub use projected::projector::{
 pub use projected::state::ProjectedState;
 pub use projected::step::{Projected, longer_gap};
 pub use projected::subspace::Subspace;
-pub use state::blocks::{DynamicMap, dequantise, quantise};
 pub use state::error_feedback::{ErrorBuffer, ErrorFeedback, QuantisedRow, quantise_row};
 pub use state::meter::{Metered, StateMeter};
 pub use state::moments::{Moment, MomentType, QuantisedMoment, Storage};
-pub use state::quantised::{QuantisedGroups, QuantisedMatrix, quantise_groups};
+pub use state::quantised::QuantisedMatrix;
 pub use state::rate::AtRate;
 pub use state::reset::{MomentReset, MomentResets, ResetMoments, ResetOrder, Resettable};
 pub use state::store::{StateStore, Stored};
+pub use storage::{Narrow, NarrowState, WeightStorage, requantised, stored};

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burn::optim::{Optimizer, RecordState};
 use burn::tensor::{Device, Tensor};
 
+use crate::change::WeightChange;
 use crate::matrix_id::MatrixId;
 use crate::methods::adamw::{AdamW, AdamWState};
 use crate::precision::in_f32;
@@ -109,6 +110,8 @@ impl<R: MatrixRule> Optimizer for ByMatrix<R> {
         }
     }
 }
+
+impl<R: MatrixRule> WeightChange for ByMatrix<R> {}
 
 /// Implements the common interface of optimizers for the configuration of a matrix rule.
 macro_rules! matrix_method {

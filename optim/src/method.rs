@@ -1,16 +1,27 @@
 //! Interface of the configurations of optimizers.
 
 use burn::config::Config;
-use burn::optim::Optimizer;
 
+use crate::change::WeightChange;
 use crate::error::OptimError;
 use crate::matrix_id::MatrixId;
 use crate::methods::adamw::{AdamW, AdamWConfig};
 
+/// Matrices at the ends of a model, which most methods leave to AdamW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Maps ids to vectors.
+    Embedding,
+    /// Gives the outputs.
+    Head,
+    /// An embedding that is also the head.
+    Tied,
+}
+
 /// Interface of the configuration of an optimizer.
 pub trait MethodConfig: Config {
     /// The bare optimizer.
-    type Optimizer: Optimizer;
+    type Optimizer: WeightChange;
 
     /// Rejects modules without a hidden matrix that the method can step.
     const NEEDS_MATRICES: bool = true;
@@ -29,6 +40,16 @@ pub trait MethodConfig: Config {
 
     /// Bytes of state for a matrix of this shape.
     fn state_bytes(&self, shape: [usize; 2]) -> usize;
+
+    /// The optimizer of an embedding or head; none where AdamW steps it.
+    fn of_table(&self, _table: Table) -> Option<Self::Optimizer> {
+        None
+    }
+
+    /// Bytes of state for an embedding or head of this shape; none where AdamW steps it.
+    fn table_bytes(&self, _table: Table, _shape: [usize; 2]) -> Option<usize> {
+        None
+    }
 }
 
 impl MethodConfig for AdamWConfig {

@@ -3,20 +3,22 @@
 use std::fmt;
 
 use burn::module::{Module, Param, ParamGroup, ParamId};
-use burn::optim::{ModuleOptimizer, Optimizer, SgdConfig};
+use burn::optim::{ModuleOptimizer, SgdConfig};
 use burn::tensor::Tensor;
 use lowrank_kernels::random::key_of;
 use regex::Regex;
 
+use crate::change::WeightChange;
 use crate::error::OptimError;
 use crate::matrix_id::MatrixId;
-use crate::method::MethodConfig;
+use crate::method::{MethodConfig, Table};
 use crate::methods::adamw::AdamW;
 use crate::path::{ModulePath, ParameterVisitor, visit_parameters};
 use crate::registry::options::OptionError;
 use crate::state::meter::StateMeter;
 use crate::state::rate::AtRate;
 use crate::state::reset::{MomentResets, ResetMoments};
+use crate::storage::{Narrow, WeightStorage};
 
 /// Role of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,8 @@ pub struct Parameter {
 #[derive(Clone, Debug)]
 pub struct ParameterRoles {
     parameters: Vec<Parameter>,
+    /// Storage of the trained matrices, and the seed of its draws.
+    storage: (WeightStorage, u64),
 }
 
 impl ParameterRoles {
@@ -77,7 +81,12 @@ impl ParameterRoles {
     pub fn of<M: Module>(module: &M) -> Self {
         let mut finder = Finder::default();
         visit_parameters(module, &mut finder);
-        Self { parameters: finder.found }
+        Self { parameters: finder.found, storage: (WeightStorage::F32, 0) }
+    }
+
+    /// With matrices in this storage, whose draws have this seed; the module must hold them so ([`Narrow`]).
+    pub fn stored(self, storage: WeightStorage, seed: u64) -> Self {
+        Self { storage: (storage, seed), ..self }
     }
 
     /// Only parameters that are trained, as `tune` would have them: with another role, learning rate or decay.
@@ -165,7 +174,7 @@ impl ParameterRoles {
     }
 
     /// Every parameter has an optimizer of its own, which `method` or `others` may wrap; they get a key of its path.
-    pub(crate) fn assemble<C: MethodConfig, O: Optimizer, P: Optimizer>(
+    pub(crate) fn assemble<C: MethodConfig, O: WeightChange, P: WeightChange>(
         &self,
         config: &C,
         meter: &StateMeter,
@@ -189,26 +198,61 @@ impl ParameterRoles {
         let mut optimizer = ModuleOptimizer::from(plain(true)).with_group(ParamGroup::all(), appended, None);
         let mut number = 0;
         for parameter in &self.parameters {
-            let (key, group) = (key_of(&parameter.path), ParamGroup::from_ids(vec![parameter.id]));
+            let key = key_of(&parameter.path);
             let lr_scale = parameter.lr_scale;
             optimizer = match parameter.role {
                 Role::Hidden => {
                     let place = MatrixId { key, number, count: shapes.len() };
                     number += 1;
                     let optimizer_of = method(C::at(config.optimizer()?, place), key);
-                    optimizer.with_group(group, meter.watch(AtRate { optimizer: optimizer_of, lr_scale }), None)
+                    self.watched(optimizer, meter, AtRate { optimizer: optimizer_of, lr_scale }, parameter)
                 }
                 Role::Descent => {
                     let descent = SgdConfig::new().build();
-                    optimizer.with_group(group, meter.watch(AtRate { optimizer: descent, lr_scale }), None)
+                    self.watched(optimizer, meter, AtRate { optimizer: descent, lr_scale }, parameter)
+                }
+                _ if let Some(table) = self.table(parameter).and_then(|table| config.of_table(table)) => {
+                    let place = MatrixId { key, number: 0, count: 0 };
+                    let optimizer_of = method(C::at(table, place), key);
+                    self.watched(optimizer, meter, AtRate { optimizer: optimizer_of, lr_scale }, parameter)
                 }
                 _ => {
                     let others = others(plain(parameter.decays), key);
-                    optimizer.with_group(group, meter.watch(AtRate { optimizer: others, lr_scale }), None)
+                    self.watched(optimizer, meter, AtRate { optimizer: others, lr_scale }, parameter)
                 }
             };
         }
         Ok(optimizer)
+    }
+
+    /// Adds the optimizer of one parameter.
+    fn watched<O: WeightChange>(
+        &self,
+        optimizer: ModuleOptimizer,
+        meter: &StateMeter,
+        own: O,
+        parameter: &Parameter,
+    ) -> ModuleOptimizer {
+        let group = ParamGroup::from_ids(vec![parameter.id]);
+        match (self.storage, parameter.shape.len()) {
+            ((WeightStorage::F32, _), _) => optimizer.with_group(group, meter.watch(own), None),
+            ((storage, seed), 2) => {
+                let narrow = Narrow::new(own, storage, seed, key_of(&parameter.path));
+                optimizer.with_group(group, meter.watch(narrow), None)
+            }
+            _ => optimizer.with_group(group, meter.watch(own), None),
+        }
+    }
+
+    /// Kind of an embedding or head. The only embedding of a module without a head serves as its head.
+    pub fn table(&self, parameter: &Parameter) -> Option<Table> {
+        let of = |role: Role| self.parameters.iter().filter(move |parameter| parameter.role == role).count();
+        match parameter.role {
+            Role::Embedding if of(Role::Head) == 0 && of(Role::Embedding) == 1 => Some(Table::Tied),
+            Role::Embedding => Some(Table::Embedding),
+            Role::Head => Some(Table::Head),
+            _ => None,
+        }
     }
 
     /// Optimizer of each parameter.
@@ -217,7 +261,10 @@ impl ParameterRoles {
             (Role::Hidden, [rows, columns]) if config.takes([*rows, *columns]) => AssignedTo::Method(name),
             (Role::Hidden, _) => AssignedTo::TooSmall(name),
             (Role::Descent, _) => AssignedTo::Descent,
-            _ => AssignedTo::AdamW,
+            _ => match self.table(parameter) {
+                Some(table) if config.of_table(table).is_some() => AssignedTo::Table(name, table),
+                _ => AssignedTo::AdamW,
+            },
         };
         self.parameters.iter().map(|p| Assignment { parameter: p.clone(), optimizer: who(p) }).collect()
     }
@@ -237,6 +284,8 @@ pub struct Assignment {
 pub enum AssignedTo {
     /// The method of this name.
     Method(&'static str),
+    /// The method of this name, as an embedding or head.
+    Table(&'static str, Table),
     /// AdamW, because the matrix is too small for the method of this name.
     TooSmall(&'static str),
     /// AdamW.
@@ -250,7 +299,8 @@ impl fmt::Display for Assignment {
         let Parameter { path, shape, role, .. } = &self.parameter;
         write!(f, "{path} {shape:?} {role}: ")?;
         match self.optimizer {
-            AssignedTo::Method(name) => f.write_str(name),
+            AssignedTo::Method(name) | AssignedTo::Table(name, Table::Embedding | Table::Head) => f.write_str(name),
+            AssignedTo::Table(name, Table::Tied) => write!(f, "{name}, as embedding and head"),
             AssignedTo::TooSmall(name) => write!(f, "adamw (its projected side is smaller than the rank of {name})"),
             AssignedTo::AdamW => f.write_str("adamw"),
             AssignedTo::Descent => f.write_str("descent along what the training rule gives"),

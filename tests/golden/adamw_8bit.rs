@@ -2,7 +2,8 @@
 
 use burn::optim::Optimizer;
 use burn::tensor::Tensor;
-use lowrank_optim::{AdamW8bitConfig, DynamicMap, dequantise, quantise};
+use lowrank_optim::AdamW8bitConfig;
+use lowrank_optim::narrow::blocks::{DynamicMap, dequantise, quantise};
 
 use super::support::case::{Case, Outcome, host};
 

@@ -1,5 +1,6 @@
 //! GaLore and Q-GaLore against reference values.
 
+use lowrank_optim::narrow::groups::{Rounding, quantise_groups};
 use lowrank_optim::{Inner, MomentType, ProjectedConfig};
 
 use super::support::case::{Case, Outcome};
@@ -42,7 +43,7 @@ fn lazy_gap(case: &Case) -> Outcome {
 
 fn groups(case: &Case) -> Outcome {
     let (bits, group) = (case.count("bits")? as u32, case.count("group")?);
-    let ours = lowrank_optim::quantise_groups(&case.array("x")?.f32(), bits, group, None);
+    let ours = quantise_groups(&case.array("x")?.f32(), bits, group, Rounding::Nearest);
     if ours.codes.iter().map(|code| i32::from(*code)).collect::<Vec<_>>() != case.array("codes")?.i32() {
         return Err("codes differ".into());
     }

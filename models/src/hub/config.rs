@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::family::{self, Defaults};
 use super::file_type::FileType;
+use super::four_bit;
 use super::generation::{Generation, ids};
 use super::keys::Keys;
 use super::open::read_text;
@@ -26,7 +27,7 @@ pub struct HubConfig {
 impl HubConfig {
     /// Reads `config.json`, rejecting other architectures and settings.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let text = read_text(path)?;
+        let text = four_bit::without_account(read_text(path)?, path)?;
         Self::parse(&text).map_err(|reason| ModelError::File { path: path.to_path_buf(), reason })
     }
 

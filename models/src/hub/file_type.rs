@@ -76,12 +76,23 @@ impl FromStr for FileType {
 pub struct FileTypes {
     own: BTreeMap<String, FileType>,
     usual: FileType,
+    held: bool,
 }
 
 impl FileTypes {
     /// One type for all tensors.
     pub fn all(kind: FileType) -> Self {
-        Self { own: BTreeMap::new(), usual: kind }
+        Self { own: BTreeMap::new(), usual: kind, held: false }
+    }
+
+    /// Each tensor in the type that the model holds it in.
+    pub fn held() -> Self {
+        Self { held: true, ..Self::default() }
+    }
+
+    /// Returns true for types that are those of the model.
+    pub(super) fn are_held(&self) -> bool {
+        self.held
     }
 
     /// The types of these tensors; other ones get the type with the most bytes among them.
@@ -95,7 +106,7 @@ impl FileTypes {
         // Of equal ones the first, which is the widest.
         let most = bytes.iter().max().copied().unwrap_or_default();
         let usual = FileType::ALL.into_iter().zip(bytes).find(|(_, bytes)| *bytes == most);
-        Self { own, usual: usual.map_or(FileType::F32, |(kind, _)| kind) }
+        Self { own, usual: usual.map_or(FileType::F32, |(kind, _)| kind), held: false }
     }
 
     /// Type of a tensor.

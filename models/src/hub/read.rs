@@ -10,12 +10,14 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::config::HubConfig;
 use super::file_type::{FileType, FileTypes};
+use super::four_bit::{self, STATE};
 use super::gguf::{self, GgufFile, GgufWeights};
 use super::names::{CONFIG, EXACT, INDEX, WEIGHTS};
 use super::open::{open, read_text};
 use crate::error::ModelError;
 use crate::linear::Parameterization;
 use crate::llama::{Llama, LlamaConfig};
+use crate::storage::{MatrixStorage, StoredMatrix, transpose};
 use crate::weights::{Choose, Init, Layout, RandomWeights, WeightSource};
 
 /// A model folder whose configuration has been read.
@@ -41,25 +43,34 @@ impl ModelFolder {
             return Err(ModelError::File { path: dir.to_path_buf(), reason });
         }
         let config = HubConfig::read(&dir.join(CONFIG))?;
+        let holds_codes = || Ok::<_, ModelError>(TensorFiles::open(dir)?.names().any(|name| name.contains(STATE)));
+        if four_bit::is_accounted(&dir.join(CONFIG))? && !holds_codes()? {
+            return Err(four_bit::without_codes(&dir.join(CONFIG)));
+        }
         Ok(Self { dir: dir.to_path_buf(), config, gguf: None })
     }
 
     /// Loads the model in f32. A tensor that is missing, left over or of another shape is rejected.
     pub fn load(&self, device: &Device) -> Result<Llama, ModelError> {
+        self.load_stored(MatrixStorage::Wide, device)
+    }
+
+    /// As [`ModelFolder::load`], with matrices in a storage.
+    pub fn load_stored(&self, storage: MatrixStorage, device: &Device) -> Result<Llama, ModelError> {
         let mut weights = self.weights()?;
-        let model = Llama::build(&self.config.llama, weights.source(), device)?;
+        let model = Llama::build_stored(&self.config.llama, weights.source(), storage, device)?;
         weights.finish()?;
         Ok(model)
     }
 
     /// Loads a model that goes on being trained: its exact values, where they lie beside rounded ones.
-    pub fn load_trained(&self, device: &Device) -> Result<Llama, ModelError> {
+    pub fn load_trained(&self, storage: MatrixStorage, device: &Device) -> Result<Llama, ModelError> {
         let exact = self.dir.join(EXACT);
         if !exact.exists() {
-            return self.load(device);
+            return self.load_stored(storage, device);
         }
         let (mut files, _) = TensorFiles::of_file(&exact)?;
-        let model = Llama::build(&self.config.llama, &mut files, device)?;
+        let model = Llama::build_stored(&self.config.llama, &mut files, storage, device)?;
         files.finish()?;
         Ok(model)
     }
@@ -79,6 +90,11 @@ impl ModelFolder {
         let model = Llama::build(&config, &mut source, device)?;
         source.weights.finish()?;
         Ok(model)
+    }
+
+    /// Headers of the files of a folder; none of a GGUF file.
+    pub(super) fn headers(&self) -> Result<Option<TensorFiles>, ModelError> {
+        if self.gguf.is_some() { Ok(None) } else { TensorFiles::open(&self.dir).map(Some) }
     }
 
     /// Types of the tensors in its files; f32 for a GGUF file, whose values may have types of blocks.
@@ -149,6 +165,17 @@ impl WeightSource for Below<'_> {
         self.source(path).matrix(path, shape, layout, init)
     }
 
+    fn stored(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        layout: Layout,
+        init: Init,
+        storage: MatrixStorage,
+    ) -> Result<StoredMatrix, ModelError> {
+        self.source(path).stored(path, shape, layout, init, storage)
+    }
+
     fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError> {
         self.source(path).vector(path, len, init)
     }
@@ -204,6 +231,21 @@ impl TensorFiles {
     /// Names and shapes of the tensors that have not been read.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.tensors.iter().map(|(name, (_, _, info))| (name.as_str(), info.shape.as_slice()))
+    }
+
+    /// Names of the tensors that have not been read.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Shape of a tensor that has not been read.
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.2.shape)
+    }
+
+    /// Type of a tensor that has not been read.
+    pub(super) fn dtype(&self, name: &str) -> Option<Dtype> {
+        Some(self.tensors.get(name)?.2.dtype)
     }
 
     /// Returns true if a tensor of this name has not been read.
@@ -333,20 +375,32 @@ impl TensorFiles {
         Ok(())
     }
 
-    fn tensor_error(&self, name: &str, reason: String) -> ModelError {
+    pub(super) fn tensor_error(&self, name: &str, reason: String) -> ModelError {
         ModelError::Tensor { path: self.dir.clone(), tensor: name.to_string(), reason }
     }
 }
 
 impl WeightSource for TensorFiles {
-    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, _init: Init) -> Result<Vec<f32>, ModelError> {
-        match layout {
-            Layout::AsStored => self.take(path, &shape),
-            Layout::Transposed => {
-                let values = self.take(path, &[shape[1], shape[0]])?;
-                Ok(transpose(&values, shape[1], shape[0]))
-            }
+    fn matrix(&mut self, path: &str, shape: [usize; 2], layout: Layout, init: Init) -> Result<Vec<f32>, ModelError> {
+        Ok(self.stored(path, shape, layout, init, MatrixStorage::Wide)?.widened(shape))
+    }
+
+    fn stored(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        layout: Layout,
+        _init: Init,
+        storage: MatrixStorage,
+    ) -> Result<StoredMatrix, ModelError> {
+        if let Some(stored) = self.narrow(path, shape, layout, storage)? {
+            return Ok(stored);
         }
+        let values = match layout {
+            Layout::AsStored => self.take(path, &shape)?,
+            Layout::Transposed => transpose(&self.take(path, &[shape[1], shape[0]])?, shape[1], shape[0]),
+        };
+        Ok(storage.of(values, shape, layout))
     }
 
     fn vector(&mut self, path: &str, len: usize, _init: Init) -> Result<Vec<f32>, ModelError> {
@@ -370,22 +424,6 @@ impl WeightSource for TensorFiles {
         }
         Ok(positions)
     }
-}
-
-/// Transposes a row-major `rows x columns` matrix in tiles that stay in the cache.
-pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    const TILE: usize = 32;
-    let mut out = vec![0.0; values.len()];
-    for r0 in (0..rows).step_by(TILE) {
-        for c0 in (0..columns).step_by(TILE) {
-            for r in r0..rows.min(r0 + TILE) {
-                for c in c0..columns.min(c0 + TILE) {
-                    out[c * rows + r] = values[r * columns + c];
-                }
-            }
-        }
-    }
-    out
 }
 
 fn read_bytes(path: &Path, begin: u64, info: &TensorInfo) -> Result<Vec<u8>, ModelError> {

@@ -6,7 +6,8 @@ use std::fs::File;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor, bf16, f16};
+use burn::tensor::{DType, Int, Tensor, bf16, f16};
+use lowrank_kernels::narrow::packed::{Codes, holds_codes, packed};
 use lowrank_optim::ModulePath;
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
@@ -14,9 +15,10 @@ use serde_json::{Map, Value, json};
 use super::config::HubConfig;
 use super::file_type::{FileType, FileTypes};
 use super::names::{CONFIG, EXACT, INDEX, WEIGHTS};
-use super::read::transpose;
+use super::{four_bit, narrow};
 use crate::error::ModelError;
 use crate::llama::Llama;
+use crate::storage::transpose;
 use crate::weights::host;
 
 /// Size limit of a shard, the usual one of Hugging Face's tools.
@@ -40,7 +42,10 @@ pub fn save_as(
     max_shard_bytes: u64,
 ) -> Result<(), ModelError> {
     let config = HubConfig { llama: model.config().clone(), extra: extra.clone() };
-    let config = config.checked_json(types.usual())?;
+    let mut config = config.checked_json(types.usual())?;
+    if holds_four_bit(model) {
+        config = four_bit::with_account(&config);
+    }
     save_weights(model, &Names::default(), types, dir, max_shard_bytes)?;
     write_text(&dir.join(CONFIG), &config)
 }
@@ -68,7 +73,7 @@ pub(super) fn save_weights<M: Module>(
     dir: &Path,
     max_shard_bytes: u64,
 ) -> Result<(), ModelError> {
-    let tensors = collected(model, names, types)?;
+    let tensors = with_codes(collected(model, names, types)?);
     for (name, tensor) in &tensors {
         tensor.check_range().map_err(|reason| ModelError::Tensor {
             path: dir.to_path_buf(),
@@ -108,9 +113,10 @@ pub fn save_trained(
     max_shard_bytes: u64,
 ) -> Result<(), ModelError> {
     save_as(model, extra, types, dir, max_shard_bytes)?;
-    match types.are_exact() {
+    let is_exact = collected(model, &Names::default(), types)?.iter().all(|(_, tensor)| tensor.is_exact());
+    match is_exact {
         true => Ok(()),
-        false => write_shard(collected(model, &Names::default(), &FileTypes::default())?, &dir.join(EXACT)),
+        false => write_shard(with_codes(collected(model, &Names::default(), &FileTypes::held())?), &dir.join(EXACT)),
     }
 }
 
@@ -171,9 +177,19 @@ pub(super) struct Stored {
     transposed: bool,
 }
 
-/// Contiguous elements.
+/// Contiguous elements, or codes.
 enum Flat {
     Float(Tensor<1>, FileType),
+    /// A matrix in codes.
+    Codes(Tensor<2>),
+    /// One of the tensors that files have for a matrix in codes.
+    Part {
+        name: String,
+        tensor: Tensor<2>,
+        part: usize,
+        dtype: Dtype,
+        len: usize,
+    },
     Whole(Tensor<1, Int>),
 }
 
@@ -184,15 +200,64 @@ impl Stored {
             Flat::Float(flat, _) if !self.transposed => host(flat.clone()),
             Flat::Float(flat, _) => transpose(&host(flat.clone()), self.shape[1], self.shape[0]),
             Flat::Whole(whole) => host(whole.clone().float()),
+            Flat::Codes(tensor) | Flat::Part { tensor, .. } if self.transposed => host(tensor.clone().transpose()),
+            Flat::Codes(tensor) | Flat::Part { tensor, .. } => host(tensor.clone()),
+        }
+    }
+
+    /// Returns true if the type of the file holds all values.
+    fn is_exact(&self) -> bool {
+        match &self.flat {
+            Flat::Float(flat, kind) => match flat.dtype() {
+                DType::BF16 => *kind != FileType::F16,
+                DType::F16 => *kind != FileType::BF16,
+                _ => *kind == FileType::F32,
+            },
+            _ => true,
         }
     }
 }
 
+/// Returns true if a model has weights in 4-bit codes.
+fn holds_four_bit(model: &Llama) -> bool {
+    #[derive(Default)]
+    struct Any(bool);
+    impl ModuleVisitor for Any {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if !self.0 && holds_codes(&param.base()) {
+                let codes = packed(&Tensor::from_dispatch(param.base().into_dispatch())).map(|matrix| matrix.codes);
+                self.0 = matches!(codes, Some(Codes::FourBit(_)));
+            }
+        }
+    }
+    let mut any = Any::default();
+    model.visit(&mut any);
+    any.0
+}
+
+/// Matrices in codes as the tensors that files have for them, each made when it is written.
+fn with_codes(tensors: Vec<(String, Stored)>) -> Vec<(String, Stored)> {
+    let mut all = Vec::new();
+    for (name, stored) in tensors {
+        let Flat::Codes(tensor) = &stored.flat else {
+            all.push((name, stored));
+            continue;
+        };
+        for (part, (part_name, dtype, shape, bytes)) in narrow::parts(&name, tensor).into_iter().enumerate() {
+            let flat = Flat::Part { name: name.clone(), tensor: tensor.clone(), part, dtype, len: bytes.len() };
+            all.push((part_name, Stored { flat, shape, transposed: false }));
+        }
+    }
+    all
+}
+
 impl View for Stored {
     fn dtype(&self) -> Dtype {
-        match self.flat {
+        match &self.flat {
             Flat::Float(_, kind) => kind.dtype(),
             Flat::Whole(_) => Dtype::I32,
+            Flat::Part { dtype, .. } => *dtype,
+            Flat::Codes(_) => Dtype::F32,
         }
     }
 
@@ -204,6 +269,10 @@ impl View for Stored {
         let (flat, kind) = match &self.flat {
             Flat::Float(flat, kind) => (flat, *kind),
             Flat::Whole(whole) => return Cow::Owned(whole.to_data().convert::<i32>().as_bytes().to_vec()),
+            Flat::Part { name, tensor, part, .. } => {
+                return Cow::Owned(narrow::parts(name, tensor).swap_remove(*part).3);
+            }
+            Flat::Codes(_) => unreachable!("codes are divided into the tensors of a file"),
         };
         let data = flat.to_data().convert::<f32>();
         let values = match data.as_slice::<f32>() {
@@ -222,9 +291,10 @@ impl View for Stored {
     }
 
     fn data_len(&self) -> usize {
-        let bytes = match self.flat {
+        let bytes = match &self.flat {
+            Flat::Part { len, .. } => return *len,
             Flat::Float(_, kind) => kind.bytes(),
-            Flat::Whole(_) => 4,
+            Flat::Whole(_) | Flat::Codes(_) => 4,
         };
         bytes * self.shape.iter().product::<usize>()
     }
@@ -234,7 +304,7 @@ impl Stored {
     /// Rejects finite values that the type of the file would turn into infinite ones.
     fn check_range(&self) -> Result<(), String> {
         let (flat, kind) = match &self.flat {
-            Flat::Float(flat, kind) if flat.dims()[0] > 0 => (flat, *kind),
+            Flat::Float(flat, kind) if flat.dims()[0] > 0 && flat.dtype() == DType::F32 => (flat, *kind),
             _ => return Ok(()),
         };
         let largest = match kind {
@@ -317,12 +387,21 @@ impl ModuleVisitor for Collector<'_> {
         if transposed {
             shape.reverse();
         }
-        let flat = tensor.reshape([shape.iter().product::<usize>()]);
         let name = self.name();
+        if holds_codes(&tensor) {
+            let flat = Flat::Codes(Tensor::from_dispatch(tensor.into_dispatch()));
+            return self.tensors.push((name, Stored { flat, shape, transposed }));
+        }
+        let own = match tensor.dtype() {
+            DType::BF16 => FileType::BF16,
+            DType::F16 => FileType::F16,
+            _ => FileType::F32,
+        };
+        let flat = tensor.reshape([shape.iter().product::<usize>()]);
         if self.names.scalars.contains(&name.as_str()) {
             shape.clear();
         }
-        let kind = self.types.get(&name);
+        let kind = if self.types.are_held() { own } else { self.types.get(&name) };
         self.tensors.push((name, Stored { flat: Flat::Float(flat, kind), shape, transposed }));
     }
 

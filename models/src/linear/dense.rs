@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::layer::LinearLayer;
 use super::parameterization::{LinearMethod, ParameterizationSpec};
 use crate::error::ModelError;
+use crate::ops;
 use crate::weights::{Builder, Init, Layout};
 use lowrank_adapters::AdapterStack;
 
@@ -75,7 +76,7 @@ impl LinearLayer for Dense {
     }
 
     fn to_dense(&self) -> Option<Tensor<2>> {
-        Some(self.weight.val().inner())
+        Some(ops::widened(self.weight.val().inner()))
     }
 
     fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {

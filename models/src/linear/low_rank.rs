@@ -120,7 +120,7 @@ impl LinearLayer for LowRank {
     }
 
     fn to_dense(&self) -> Option<Tensor<2>> {
-        Some(self.a.val().inner().matmul(self.b.val().inner()))
+        Some(ops::widened(self.a.val().inner()).matmul(ops::widened(self.b.val().inner())))
     }
 
     fn bias_mut(&mut self) -> &mut Option<Param<Tensor<1>>> {

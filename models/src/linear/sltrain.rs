@@ -149,7 +149,7 @@ impl LinearLayer for SlTrain {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let (a, scale) = match &self.scaling {
             // On the small factor, so that the gradient of the scale is a sum over it.
-            Some(q) => (self.a.val() * q.val().tanh().unsqueeze::<2>(), 1.0),
+            Some(q) => (ops::widened(self.a.val()) * q.val().tanh().unsqueeze::<2>(), 1.0),
             None => (self.a.val(), self.scale),
         };
         let y = ops::sparse_low_rank(x, a, self.b.val(), self.sparse_value.val(), self.sparse_index.val(), scale);
@@ -161,7 +161,7 @@ impl LinearLayer for SlTrain {
             Some(q) => q.val().inner().tanh().unsqueeze::<2>(),
             None => Tensor::full([1, 1], self.scale, &self.b.val().inner().device()),
         };
-        let product = self.a.val().inner().matmul(self.b.val().inner()) * scale;
+        let product = ops::widened(self.a.val().inner()).matmul(ops::widened(self.b.val().inner())) * scale;
         let shape = product.dims();
         Some(product + ops::sparse_matrix(self.sparse_value.val().inner(), self.sparse_index.val(), shape))
     }

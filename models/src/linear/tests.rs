@@ -24,8 +24,7 @@ fn small(entry: &ParameterizationEntry) -> Parameterization {
 fn layer(parameterization: &Parameterization, shape: [usize; 2]) -> Linear {
     let mut source = RandomWeights { seed: 5, std: 0.3 };
     let device = Device::default().autodiff();
-    Linear::build(&mut Builder { source: &mut source, device: &device }, "layer", shape, false, parameterization)
-        .unwrap()
+    Linear::build(&mut Builder::new(&mut source, &device), "layer", shape, false, parameterization).unwrap()
 }
 
 /// Elements of the trained tensors, the frozen ones and the positions, and the values by path.

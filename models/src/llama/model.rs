@@ -18,6 +18,7 @@ use crate::error::ModelError;
 use crate::linear::{Dense, NamedLayer, Parameterization};
 use crate::ops::{self, Rotary};
 use crate::segments::{Segment, SegmentedModel};
+use crate::storage::MatrixStorage;
 use crate::weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, host};
 use lowrank_adapters::{AdapterError, AdapterStack, Attach, Report};
 use lowrank_optim::ModulePath;
@@ -60,8 +61,18 @@ impl Llama {
 
     /// A model whose weights come from `source`. On an autodiff device every parameter is trainable, but for those that its parameterization freezes.
     pub fn build(config: &LlamaConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self, ModelError> {
+        Self::build_stored(config, source, MatrixStorage::Wide, device)
+    }
+
+    /// As [`Llama::build`], with matrices in a storage; narrow ones are supported by the CPU backend alone.
+    pub fn build_stored(
+        config: &LlamaConfig,
+        source: &mut dyn WeightSource,
+        storage: MatrixStorage,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut builder = Builder { source, device };
+        let mut builder = Builder { storage, ..Builder::new(source, device) };
         let table = [config.vocab_size, config.hidden_size];
         let embed_tokens =
             Embedding { weight: builder.matrix("model.embed_tokens.weight", table, Layout::AsStored, Init::Standard)? };
@@ -71,7 +82,7 @@ impl Llama {
         let norm = RmsNorm::build(&mut builder, "model.norm", config.hidden_size, config)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
-            false => Some(Dense::build(&mut builder, "lm_head", config.hidden_size, config.vocab_size)?),
+            false => Some(Dense::build(&mut builder.of_tables(), "lm_head", config.hidden_size, config.vocab_size)?),
         };
         Ok(Self { model: LlamaBody { embed_tokens, layers, norm }, lm_head, config: config.clone() })
     }

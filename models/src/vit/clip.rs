@@ -252,7 +252,7 @@ impl ClipVision {
         device: &Device,
     ) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut builder = Builder { source, device };
+        let mut builder = Builder::new(source, device);
         let shape = [config.encoder.hidden_size, config.projection_dim];
         Ok(Self {
             vision_model: ClipVisionTower::build(&mut builder, config)?,
@@ -287,7 +287,7 @@ impl Clip {
     /// A model whose weights come from `source`. On an autodiff device every parameter is trainable.
     pub fn build(config: &ClipConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut builder = Builder { source, device };
+        let mut builder = Builder::new(source, device);
         let (vision, text, out) = (&config.vision, &config.text, config.vision.projection_dim);
         Ok(Self {
             text_model: ClipTextTower::build(&mut builder, text)?,

@@ -87,7 +87,7 @@ impl VisionTransformer {
     /// A model whose weights come from `source`, under the paths of the module. On an autodiff device every parameter is trainable.
     pub fn build(config: &VitConfig, source: &mut dyn WeightSource, device: &Device) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut builder = Builder { source, device };
+        let mut builder = Builder::new(source, device);
         let (encoder, hidden) = (&config.encoder, config.encoder.hidden_size);
         let (token, places) = ([1, 1, hidden], [1, config.positions(), hidden]);
         let embeddings = VitEmbeddings {

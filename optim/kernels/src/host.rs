@@ -2,8 +2,15 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::ops::widened;
+
 /// Row-major values of a float tensor.
 pub fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    // A matrix in codes has no values of its own.
+    let x = match D {
+        2 => Tensor::from_dispatch(widened(Tensor::from_dispatch(x.into_dispatch())).into_dispatch()),
+        _ => x,
+    };
     match x.into_data().convert::<f32>().try_into_vec() {
         Ok(values) => values,
         Err(error) => unreachable!("data converted to f32 is f32: {error:?}"),

@@ -7,6 +7,7 @@
 //! - [`elementwise`] and [`vectorised`]: one pass over memory, with the vector instructions of the processor.
 //! - [`instructions`]: the instruction set that all of them use.
 //! - [`random`]: seeded draws that depend only on their purpose.
+//! - [`narrow`]: values in fewer bytes than f32, and the random bits that round them.
 //! - [`host`]: elements of tensors on the host.
 
 pub mod dct;
@@ -15,6 +16,7 @@ mod eigen;
 pub mod elementwise;
 pub mod host;
 pub mod instructions;
+pub mod narrow;
 pub mod newton_schulz;
 pub mod ops;
 pub mod random;

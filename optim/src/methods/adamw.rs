@@ -7,6 +7,7 @@ use lowrank_kernels::elementwise::{self, Adam};
 use schemars::JsonSchema;
 
 use crate::adam::{AdamOptions, adam_builders};
+use crate::change::WeightChange;
 use crate::error::OptimError;
 use crate::precision::in_f32;
 use crate::registry::options;
@@ -129,6 +130,20 @@ impl Optimizer for AdamW {
             moment_1: state.moment_1.to_device(device),
             moment_2: state.moment_2.to_device(device),
         }
+    }
+}
+
+impl WeightChange for AdamW {
+    fn change<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let decay = lr * self.config().lr_scale * self.config().adam.weight_decay;
+        let (moved, state) = self.step(lr, tensor.zeros_like(), grad, state);
+        (moved - tensor.mul_scalar(decay), state)
     }
 }
 

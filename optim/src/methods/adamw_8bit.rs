@@ -2,14 +2,18 @@
 
 use burn::config::Config;
 use burn::optim::{ModuleOptimizer, Optimizer, RecordState};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, f16};
 use lowrank_kernels::elementwise;
 use lowrank_kernels::host::{Memory, values};
+use lowrank_kernels::narrow::blocks::DynamicMap;
+use lowrank_kernels::narrow::companded::{Companding, GROUP};
 use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::adam::{AdamOptions, adam_builders};
+use crate::change::WeightChange;
 use crate::error::OptimError;
 use crate::matrix_id::MatrixId;
 use crate::method::MethodConfig;
@@ -18,14 +22,26 @@ use crate::precision::in_f32;
 use crate::registry::entry::{Entry, Kind, Paper};
 use crate::registry::method::{Method, method};
 use crate::registry::options;
-use crate::state::blocks::DynamicMap;
-use crate::state::moments::{Moment, MomentType, QuantisedMoment, Storage};
+use crate::state::moments::{Moment, MomentType, QuantisedMoment, Storage, companding, map};
 use crate::state::reset::{ResetMoments, changed};
+
+/// Codes of 8-bit moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MomentCodes {
+    /// The dynamic map, with a scale of 4 bytes for each block.
+    Dynamic,
+    /// Companded: finer near the largest value, with a scale of 2 bytes for each 32 values.
+    Companded,
+}
 
 /// Configuration of [`AdamW8bit`].
 #[derive(Config, Debug, JsonSchema)]
 pub struct AdamW8bitConfig {
-    /// Elements that share a scale.
+    /// Codes of the moments.
+    #[config(default = "MomentCodes::Dynamic")]
+    pub codes: MomentCodes,
+    /// Elements that share a scale; companded codes have groups of 32 instead.
     #[config(default = 256)]
     #[schemars(extend("enum" = [64, 128, 256, 512, 1024, 2048, 4096]))]
     pub block: usize,
@@ -48,6 +64,8 @@ pub struct AdamW8bitConfig {
 }
 
 /// AdamW with block-wise 8-bit moments: "8-bit Optimizers via Block-wise Quantization" (Dettmers et al., arXiv 2110.02861).
+///
+/// Companded codes are those of "FlashOptim: Optimizers for Memory Efficient Training" (Gonzalez Ortiz et al., arXiv 2602.23349).
 ///
 /// A step decodes a block, moves its weights with the exact new moments and encodes these again: no copy of the moments in f32 exists. Embeddings
 /// should keep 32-bit moments: where a row has no gradient, a second moment that became 0 would make its next step a leap.
@@ -100,12 +118,11 @@ impl AdamW8bitConfig {
     }
 
     fn storage(&self) -> Storage {
-        Storage {
-            kind: MomentType::EightBit,
-            block: self.block,
-            min_size: self.min_8bit_size,
-            keep_positive: self.keep_v_positive,
-        }
+        let (kind, block) = match self.codes {
+            MomentCodes::Dynamic => (MomentType::EightBit, self.block),
+            MomentCodes::Companded => (MomentType::Companded, GROUP),
+        };
+        Storage { kind, block, min_size: self.min_8bit_size, keep_positive: self.keep_v_positive }
     }
 }
 
@@ -117,7 +134,7 @@ pub(crate) const METHOD: Method = Method {
         AdamW8bitConfig::new().with_beta_2(0.95),
         Entry {
             papers: &[Paper { title: "8-bit Optimizers via Block-wise Quantization", place: "2110.02861" }],
-            memory: "2 RC bytes + 8 bytes a block",
+            memory: "2 RC bytes + 8 bytes a block, or 4 bytes for 32 companded values",
             ..Entry::plain(Kind::Optimizer, "adamw-8bit", "AdamW with 8-bit moments in blocks; embedding and head keep f32 moments")
         }
     )
@@ -151,6 +168,20 @@ impl MethodConfig for AdamW8bitConfig {
     }
 }
 
+impl WeightChange for AdamW8bit {
+    fn change<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<AdamW8bitState<D>>,
+    ) -> (Tensor<D>, Option<AdamW8bitState<D>>) {
+        let decay = lr * self.config.lr_scale * self.config.adam.weight_decay;
+        let (moved, state) = self.step(lr, tensor.zeros_like(), grad, state);
+        (moved - tensor.mul_scalar(decay), state)
+    }
+}
+
 impl Optimizer for AdamW8bit {
     type State<const D: usize> = AdamW8bitState<D>;
 
@@ -171,9 +202,10 @@ impl Optimizer for AdamW8bit {
             Some(state) => (state.time, state.moment_1.zip(state.moment_2)),
             None => (0, None),
         };
+        let storage = self.config.storage();
         let fresh = |signed: bool| Coded {
-            codes: vec![DynamicMap::nearest(crate::state::moments::map(signed), 0.0); count],
-            largest: vec![0.0; count.div_ceil(self.config.block)],
+            codes: vec![if storage.kind == MomentType::Companded { 0 } else { map(signed).nearest(0.0) }; count],
+            largest: vec![0.0; count.div_ceil(storage.block)],
         };
         let (mut m, mut v) = match moments {
             Some((m, v)) => (Coded::of(m), Coded::of(v)),
@@ -182,7 +214,7 @@ impl Optimizer for AdamW8bit {
         let step = self.plain.config().at(lr, time + 1);
         let (tensor, ()) = in_f32(tensor, grad, |tensor, grad| {
             let (mut w, g) = (Memory::of(tensor), Memory::of(grad));
-            update(w.write(), g.read(), &mut m, &mut v, self.config.storage(), step);
+            update(w.write(), g.read(), &mut m, &mut v, storage, step);
             (w.tensor(), ())
         });
         let kept = |coded: Coded, signed| {
@@ -192,7 +224,7 @@ impl Optimizer for AdamW8bit {
                 largest,
                 shape.to_vec(),
                 signed,
-                self.config.block,
+                storage,
                 &device,
             )))
         };
@@ -241,27 +273,64 @@ impl Coded {
     }
 }
 
+/// Reads and writes the codes of a block.
+#[derive(Clone, Copy)]
+enum Coder {
+    Dynamic { map: &'static DynamicMap, keep_positive: bool },
+    Companded(Companding),
+}
+
+impl Coder {
+    fn of(storage: Storage, signed: bool) -> Self {
+        match storage.kind {
+            MomentType::Companded => Self::Companded(companding(signed)),
+            _ => Self::Dynamic { map: map(signed), keep_positive: storage.keep_positive && !signed },
+        }
+    }
+
+    #[inline]
+    fn decode(self, codes: &[u8], largest: f32, values: &mut [f32]) {
+        match self {
+            Self::Dynamic { map, .. } => map.decode(codes, largest, values),
+            Self::Companded(kind) => vectorised(
+                #[inline(always)]
+                || kind.decode(codes, f16::from_f32(largest), values),
+            ),
+        }
+    }
+
+    #[inline]
+    fn encode(self, values: &mut [f32], codes: &mut [u8]) -> f32 {
+        match self {
+            Self::Dynamic { map, keep_positive } => map.encode(values, codes, keep_positive),
+            Self::Companded(kind) => vectorised(
+                #[inline(always)]
+                || kind.encode(values, codes).to_f32(),
+            ),
+        }
+    }
+}
+
 fn update(w: &mut [f32], g: &[f32], m: &mut Coded, v: &mut Coded, storage: Storage, f: elementwise::AdamW) {
-    let block = storage.block;
+    let (block, first, second) = (storage.block, Coder::of(storage, true), Coder::of(storage, false));
     let moments = |coded: &mut Coded| std::mem::take(&mut coded.codes);
     let (mut m_codes, mut v_codes) = (moments(m), moments(v));
     let tensors = w.par_chunks_mut(block).zip(g.par_chunks(block));
     let codes = m_codes.par_chunks_mut(block).zip(v_codes.par_chunks_mut(block));
     let largest = m.largest.par_iter_mut().zip(&mut v.largest);
-    tensors.zip(codes).zip(largest).with_min_len(16).for_each_init(
+    tensors.zip(codes).zip(largest).with_min_len(4096 / block).for_each_init(
         || vec![0f32; 2 * block],
         |memory, (((w, g), (m_codes, v_codes)), (m_largest, v_largest))| {
             let (m, v) = memory.split_at_mut(block);
             let (m, v) = (&mut m[..w.len()], &mut v[..w.len()]);
-            let (signed, unsigned) = (DynamicMap::signed(), DynamicMap::unsigned());
-            signed.decode(m_codes, *m_largest, m);
-            unsigned.decode(v_codes, *v_largest, v);
+            first.decode(m_codes, *m_largest, m);
+            second.decode(v_codes, *v_largest, v);
             vectorised(
                 #[inline(always)]
                 || f.step(w, g, m, v),
             );
-            *m_largest = signed.encode(m, m_codes, false);
-            *v_largest = unsigned.encode(v, v_codes, storage.keep_positive);
+            *m_largest = first.encode(m, m_codes);
+            *v_largest = second.encode(v, v_codes);
         },
     );
     (m.codes, v.codes) = (m_codes, v_codes);

@@ -12,6 +12,7 @@ use nalgebra::DMatrix;
 use schemars::JsonSchema;
 
 use crate::adam::{AdamOptions, adam_builders};
+use crate::change::WeightChange;
 use crate::check;
 use crate::error::OptimError;
 use crate::matrix_id::MatrixId;
@@ -109,6 +110,8 @@ impl MethodConfig for LoroConfig {
         8 * rows * columns
     }
 }
+
+impl WeightChange for LoroAdamW {}
 
 impl Optimizer for LoroAdamW {
     type State<const D: usize> = AdamWState<D>;

@@ -12,4 +12,5 @@ pub mod ldadam;
 pub mod loro;
 pub mod muon;
 pub mod orthogonal;
+pub mod scale;
 pub mod trion;

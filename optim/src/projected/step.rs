@@ -5,7 +5,8 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_kernels::elementwise::{descend, norm};
 use lowrank_kernels::host::values;
-use lowrank_kernels::random::generator;
+use lowrank_kernels::narrow::draws::{Draws, Stream};
+use lowrank_kernels::narrow::groups::{Rounding, quantise_groups};
 
 use crate::matrix::MatrixRule;
 use crate::matrix_id::MatrixId;
@@ -18,7 +19,6 @@ use crate::projected::projector::{Projector, Renewal};
 use crate::projected::state::ProjectedState;
 use crate::projected::subspace::{Open, Subspace};
 use crate::state::error_feedback::ErrorBuffer;
-use crate::state::quantised::quantise_groups;
 
 /// A projected optimizer's rule for one matrix.
 ///
@@ -198,9 +198,8 @@ impl Projected {
             return w;
         }
         let (shape, device) = (w.dims(), w.device());
-        // Distinct from the draws of projectors, whose counts are small.
-        let mut rng = generator(c.seed, s.key, 1 << 63 | s.time as u64);
-        let groups = quantise_groups(&values(w), c.weight_bits, c.weight_group, Some(&mut rng));
+        let rounding = Rounding::Random(Draws::new(c.seed, Stream::TwentyFour, s.time as u32, s.key));
+        let groups = quantise_groups(&values(w), c.weight_bits, c.weight_group, rounding);
         Tensor::from_data(TensorData::new(groups.restored(c.weight_group), shape), &device)
     }
 }

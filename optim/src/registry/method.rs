@@ -7,6 +7,7 @@ use burn::optim::ModuleOptimizer;
 use super::entry::{Entry, Registered};
 use super::options::Options;
 use crate::error::OptimError;
+use crate::method::Table;
 use crate::parameters::{Assignment, ParameterRoles};
 use crate::state::meter::StateMeter;
 use crate::state::reset::MomentResets;
@@ -22,6 +23,7 @@ pub struct Method {
     /// Check of the combination of options.
     pub(crate) check: fn(&Entry, &Options) -> Result<(), OptimError>,
     pub(crate) bytes: fn(&Entry, &Options, [usize; 2]) -> Result<usize, OptimError>,
+    pub(crate) table_bytes: fn(&Entry, &Options, Table, [usize; 2]) -> Result<Option<usize>, OptimError>,
     pub(crate) build: fn(&Entry, &Options, &ParameterRoles, &StateMeter) -> Result<Built, OptimError>,
     /// None if a reset of the state is not defined.
     pub(crate) resettable: Option<BuildResettable>,
@@ -50,6 +52,10 @@ macro_rules! method {
             },
             bytes: |entry, options, shape| {
                 Ok($crate::method::MethodConfig::state_bytes(&entry.configure::<$config>(options)?, shape))
+            },
+            table_bytes: |entry, options, table, shape| {
+                let config = entry.configure::<$config>(options)?;
+                Ok($crate::method::MethodConfig::table_bytes(&config, table, shape))
             },
             build: |entry, options, hidden, meter| {
                 let config: $config = entry.configure(options)?;
@@ -85,6 +91,11 @@ impl Method {
     /// Bytes of state for a matrix of this shape.
     pub fn state_bytes(&self, given: &Options, shape: [usize; 2]) -> Result<usize, OptimError> {
         (self.bytes)(&self.entry, given, shape)
+    }
+
+    /// Bytes of state for an embedding or head of this shape; none where AdamW steps it.
+    pub fn table_bytes(&self, given: &Options, table: Table, shape: [usize; 2]) -> Result<Option<usize>, OptimError> {
+        (self.table_bytes)(&self.entry, given, table, shape)
     }
 
     /// Returns true if its moments can be reset in the middle of a run.

@@ -6,7 +6,7 @@ use super::method::{Built, Method, method};
 use super::options::{OptionError, Options};
 use crate::error::OptimError;
 use crate::methods::adamw::AdamWConfig;
-use crate::methods::{adamw_8bit, apollo, dct_adamw, dion, fira, frugal, galore, ldadam, muon, trion};
+use crate::methods::{adamw_8bit, apollo, dct_adamw, dion, fira, frugal, galore, ldadam, muon, scale, trion};
 use crate::parameters::ParameterRoles;
 use crate::state::meter::StateMeter;
 use crate::state::reset::MomentResets;
@@ -27,6 +27,7 @@ pub static METHODS: &[Method] = &[
     trion::METHOD,
     dion::METHOD,
     muon::METHOD,
+    scale::METHOD,
 ];
 
 // AdamW handles parameters that the others leave out, so that they all import its file: its entry is defined here.

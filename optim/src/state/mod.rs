@@ -1,6 +1,5 @@
 //! State kept between steps: stored moments, quantised values, error feedback, resets, measured bytes.
 
-pub mod blocks;
 pub mod error_feedback;
 pub mod meter;
 pub mod moments;

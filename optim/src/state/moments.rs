@@ -1,12 +1,12 @@
 //! Storage of moments between steps: f32, bf16, or 8-bit blocks.
 
 use burn::optim::{RecordState, StateSink, StateSource};
-use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData, f16};
 use lowrank_kernels::host::values;
+use lowrank_kernels::narrow::blocks::{DynamicMap, dequantise, quantise};
+use lowrank_kernels::narrow::companded::{self, Companding, decoded, encoded};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::state::blocks::{DynamicMap, dequantise, quantise};
 
 /// Type of stored moments; arithmetic is f32 in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,6 +19,9 @@ pub enum MomentType {
     /// Codes of one byte and 4 bytes for each block of 256 values; tensors of less than 4096 values stay in f32.
     #[serde(rename = "8bit")]
     EightBit,
+    /// Companded codes of one byte and 2 bytes for each group of 32 values; tensors of less than 4096 values stay in f32.
+    #[serde(rename = "8bit-companded")]
+    Companded,
 }
 
 /// Values in a block of 8-bit moments.
@@ -42,14 +45,15 @@ pub struct Storage {
 
 impl From<MomentType> for Storage {
     fn from(kind: MomentType) -> Self {
-        Self { kind, block: BLOCK, min_size: MIN_8BIT_SIZE, keep_positive: false }
+        let block = if kind == MomentType::Companded { companded::GROUP } else { BLOCK };
+        Self { kind, block, min_size: MIN_8BIT_SIZE, keep_positive: false }
     }
 }
 
 impl Storage {
     /// Reports whether a tensor of `count` elements is stored as blocks.
     pub fn as_blocks(&self, count: usize) -> bool {
-        self.kind == MomentType::EightBit && count >= self.min_size
+        matches!(self.kind, MomentType::EightBit | MomentType::Companded) && count >= self.min_size
     }
 
     /// Bytes of one moment of `count` elements.
@@ -57,6 +61,7 @@ impl Storage {
         match self.kind {
             MomentType::Bf16 => 2 * count,
             MomentType::EightBit if self.as_blocks(count) => count + 4 * count.div_ceil(self.block),
+            MomentType::Companded if self.as_blocks(count) => count + 2 * count.div_ceil(self.block),
             _ => 4 * count,
         }
     }
@@ -85,20 +90,30 @@ pub struct Moment<const D: usize> {
 pub struct QuantisedMoment {
     /// Codes, one per element, in row-major order.
     pub codes: Tensor<1, Int>,
-    /// Largest magnitude of each block.
+    /// Largest magnitude of each block, or of its roots; of companded moments in f16.
     pub largest: Tensor<1>,
     /// Values in a block.
     pub block: usize,
     /// Uses the map with both signs.
     pub signed: bool,
+    /// Companded instead of mapped.
+    pub companded: bool,
     shape: Vec<usize>,
 }
 
 impl QuantisedMoment {
     fn of<const D: usize>(moment: Tensor<D>, signed: bool, storage: Storage) -> Self {
         let (shape, device) = (moment.dims().to_vec(), moment.device());
-        let (codes, largest) = quantise(map(signed), &values(moment), storage.block, storage.keep_positive && !signed);
-        Self::from_parts(codes, largest, shape, signed, storage.block, &device)
+        let moment = values(moment);
+        let companded = storage.kind == MomentType::Companded;
+        let (codes, largest) = match companded {
+            false => quantise(map(signed), &moment, storage.block, storage.keep_positive && !signed),
+            true => {
+                let (codes, scales) = encoded(companding(signed), &moment);
+                (codes, scales.into_iter().map(f16::to_f32).collect())
+            }
+        };
+        Self::from_parts(codes, largest, shape, signed, storage, &device)
     }
 
     pub(crate) fn from_parts(
@@ -106,24 +121,35 @@ impl QuantisedMoment {
         largest: Vec<f32>,
         shape: Vec<usize>,
         signed: bool,
-        block: usize,
+        storage: Storage,
         device: &Device,
     ) -> Self {
-        let count = largest.len();
-        let largest = Tensor::from_data(TensorData::new(largest, [count]), device);
-        Self { codes: byte_tensor(codes, device), largest, block, signed, shape }
+        let companded = storage.kind == MomentType::Companded;
+        let (count, dtype) = (largest.len(), if companded { DType::F16 } else { DType::F32 });
+        let largest = Tensor::from_data(TensorData::new(largest, [count]), (device, dtype));
+        Self { codes: byte_tensor(codes, device), largest, block: storage.block, signed, companded, shape }
     }
 
     fn restored<const D: usize>(self) -> Tensor<D> {
         let device = self.largest.device();
-        let codes = self.codes.into_data();
-        let values = dequantise(map(self.signed), codes.as_bytes(), &values(self.largest), self.block);
+        let (codes, largest) = (self.codes.into_data(), values(self.largest));
+        let values = match self.companded {
+            false => dequantise(map(self.signed), codes.as_bytes(), &largest, self.block),
+            true => {
+                let scales: Vec<f16> = largest.into_iter().map(f16::from_f32).collect();
+                decoded(companding(self.signed), codes.as_bytes(), &scales)
+            }
+        };
         Tensor::from_data(TensorData::new(values, self.shape), &device)
     }
 }
 
 pub(crate) fn map(signed: bool) -> &'static DynamicMap {
     if signed { DynamicMap::signed() } else { DynamicMap::unsigned() }
+}
+
+pub(crate) fn companding(signed: bool) -> Companding {
+    if signed { Companding::Signed } else { Companding::Root }
 }
 
 /// Bytes as a tensor of bytes, which no backend widens.
@@ -179,6 +205,7 @@ impl<const D: usize> RecordState for Moment<D> {
             out.push_tensor(prefix, "largest", blocks.largest.to_data());
             out.push_scalar(prefix, "block", blocks.block.into());
             out.push_scalar(prefix, "signed", blocks.signed.into());
+            out.push_scalar(prefix, "companded", blocks.companded.into());
             for (axis, length) in blocks.shape.iter().enumerate() {
                 out.push_scalar(prefix, &format!("shape.{axis}"), (*length).into());
             }
@@ -195,9 +222,14 @@ impl<const D: usize> RecordState for Moment<D> {
         let blocks = QuantisedMoment {
             shape: shape.collect::<Option<Vec<usize>>>()?,
             codes: byte_tensor(codes.as_bytes().to_vec(), device),
-            largest: Tensor::from_data(source.take_tensor(prefix, "largest")?, device),
+            largest: {
+                let largest = source.take_tensor(prefix, "largest")?;
+                let dtype = largest.dtype();
+                Tensor::from_data(largest, (device, dtype))
+            },
             block: source.take_scalar(prefix, "block")?.try_into().ok()?,
             signed: source.take_scalar(prefix, "signed")?.try_into().ok()?,
+            companded: source.take_scalar(prefix, "companded")?.try_into().ok()?,
         };
         Some(Self::from_blocks(blocks))
     }
@@ -213,7 +245,7 @@ mod tests {
             let values: Vec<f32> = (0..5000).map(|i| (i as f32).sin()).collect();
             Tensor::<2>::from_data(TensorData::new(values, [50, 100]), &Device::default())
         };
-        for kind in [MomentType::F32, MomentType::Bf16, MomentType::EightBit] {
+        for kind in [MomentType::F32, MomentType::Bf16, MomentType::EightBit, MomentType::Companded] {
             let storage = Storage::from(kind);
             let kept = storage.keep(moment(), true);
             let mut sink = StateSink::default();

@@ -3,6 +3,8 @@
 use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor};
 
+use crate::change::WeightChange;
+
 /// An optimizer at a multiple of the learning rate of the step.
 #[derive(Clone, Debug)]
 pub struct AtRate<O> {
@@ -27,5 +29,17 @@ impl<O: Optimizer> Optimizer for AtRate<O> {
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
         O::to_device(state, device)
+    }
+}
+
+impl<O: WeightChange> WeightChange for AtRate<O> {
+    fn change<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        self.optimizer.change(lr * self.lr_scale, tensor, grad, state)
     }
 }

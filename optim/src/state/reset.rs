@@ -11,6 +11,7 @@ use lowrank_kernels::random::generator;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
+use crate::change::WeightChange;
 use crate::check;
 use crate::error::OptimError;
 
@@ -209,6 +210,22 @@ impl<O: ResetMoments> Optimizer for Resettable<O> {
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
         O::to_device(state, device)
+    }
+}
+
+impl<O: ResetMoments + WeightChange> WeightChange for Resettable<O> {
+    fn change<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        if self.resets.order().is_none() {
+            return self.optimizer.change(lr, tensor, grad, state);
+        }
+        let (_, state) = self.step(lr, tensor.clone(), grad, state);
+        (tensor.zeros_like(), state)
     }
 }
 

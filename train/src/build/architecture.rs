@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterError, Attach, Report};
 use lowrank_models::hub::FileType;
 use lowrank_models::linear::LinearSteps;
-use lowrank_models::{Parameterization, SegmentedModel};
+use lowrank_models::{MatrixStorage, Parameterization, SegmentedModel};
 use lowrank_optim::Hooks;
 
 use super::BuildError;
@@ -22,14 +22,25 @@ pub trait Architecture: SegmentedModel + 'static {
     /// Data of a stage.
     type Data: StageData<Self::Batch>;
 
+    /// Storage of the matrices in a run, trained or below an adapter; by default f32.
+    fn storage(_config: &Config, _hub: &Self::Hub, _adapted: bool) -> Result<MatrixStorage, BuildError> {
+        Ok(MatrixStorage::Wide)
+    }
+
     /// Creates a model with random weights.
-    fn random(hub: &Self::Hub, seed: u64, device: &Device) -> Result<Self, BuildError>;
+    fn random(hub: &Self::Hub, seed: u64, storage: MatrixStorage, device: &Device) -> Result<Self, BuildError>;
 
     /// Loads the model that a run starts from.
-    fn load(hub: &Self::Hub, folder: &Path, seed: u64, device: &Device) -> Result<Self, BuildError>;
+    fn load(
+        hub: &Self::Hub,
+        folder: &Path,
+        seed: u64,
+        storage: MatrixStorage,
+        device: &Device,
+    ) -> Result<Self, BuildError>;
 
     /// Loads the whole model of a checkpoint; rejects one of another shape.
-    fn load_saved(hub: &Self::Hub, dir: &Path, device: &Device) -> Result<Self, BuildError>;
+    fn load_saved(hub: &Self::Hub, dir: &Path, storage: MatrixStorage, device: &Device) -> Result<Self, BuildError>;
 
     /// Writes the whole model into the folder of a checkpoint, from which it goes on being trained with the same bits. Its weights have this
     /// type, or the types in the files of the folder that the run started from.

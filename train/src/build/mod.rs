@@ -12,6 +12,7 @@ mod model;
 mod optimizer;
 mod schedule;
 mod size;
+mod storage;
 mod vision;
 mod warnings;
 
@@ -26,5 +27,6 @@ pub use model::{model_config, model_folder};
 pub use optimizer::{Optimizer, optimizer, optimizer_options, usual_rank};
 pub use schedule::schedule;
 pub use size::Size;
+pub use storage::matrix_storage;
 pub use vision::{augment, check_text, check_vision, is_vision, vit_config};
 pub use warnings::warnings;

@@ -57,6 +57,7 @@ pub fn optimizer<M: Architecture>(
     if !section.exclude.is_empty() {
         hidden = hidden.excluding(&section.exclude)?;
     }
+    hidden = hidden.stored(config.weights.storage, config.train.seed);
     let steps = model.linear_steps(config.train.seed);
     let (optimizer, parameters) = match &steps {
         Some(steps) => steps.optimizer(&OptimizerRequest {

@@ -2,6 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
+use lowrank_kernels::narrow::packed::stored_bytes;
 use lowrank_optim::ModulePath;
 
 /// Sizes of the tensors of a model.
@@ -36,7 +37,7 @@ impl ModuleVisitor for Size {
         // `val` would compose the weight of an adapted layer.
         let tensor = param.base();
         let values = tensor.shape().num_elements();
-        self.tensors.push((self.path.joined(), (values * tensor.dtype().size()) as u64));
+        self.tensors.push((self.path.joined(), stored_bytes(&tensor) as u64));
         self.trained += if param.is_require_grad() { values as u64 } else { 0 };
     }
 

@@ -6,7 +6,7 @@ use lowrank_models::VitConfig;
 use lowrank_models::hub::{FileType, VisionFolder};
 
 use super::BuildError;
-use crate::config::{Config, DataSection, ModelSection, TokenizerSection};
+use crate::config::{Config, DataSection, ModelSection, TokenizerSection, WeightsSection};
 use crate::data::images::Augment;
 
 /// Returns true if the section names a vision transformer: one of its shapes, or a folder.
@@ -57,6 +57,7 @@ pub fn check_vision(config: &Config, folder: Option<&Path>) -> Result<(), BuildE
         ("model.parameterization.name", !["", "dense"].contains(&model.parameterization.name.as_str())),
         ("model.* (other keys than those of width, depth and heads)", sizes != none),
         ("model.* (a folder has a shape of its own)", folder.is_some() && shape != none),
+        ("weights", config.weights != WeightsSection::default()),
         // The planner knows what the operations of LLaMA keep.
         ("train.memory", !config.train.memory.is_empty()),
     ];

@@ -11,7 +11,7 @@ use lowrank_models::hub::ModelFolder;
 use lowrank_models::{Llama, Sampling, generate};
 use signal_hook::consts::SIGINT;
 
-use super::on_model::Adapters;
+use super::on_model::{Adapters, Storage};
 use super::sampling::{SamplingArgs, Shown};
 use crate::build::BuildError;
 use crate::data::Conversation;
@@ -35,6 +35,8 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     adapters: Adapters,
+    #[command(flatten)]
+    storage: Storage,
     /// Message of the system before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -60,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         );
         return Err(BuildError::Settings(problem).into());
     }
-    let model = args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?;
+    let model = args.adapters.on(args.storage.load(&folder, &device)?)?;
     // From here on Ctrl-C ends no more than an answer.
     let stopped = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, stopped.clone()).context("signals cannot be watched")?;

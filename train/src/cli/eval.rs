@@ -8,7 +8,7 @@ use lowrank_models::hub::{ModelFolder, VisionFolder};
 
 use super::eval_examples::{Score, Scored};
 use super::eval_images::eval_images;
-use super::on_model::Adapters;
+use super::on_model::{Adapters, Storage};
 use super::output::{print, table};
 use super::vision_folder::VisionOf;
 use crate::build::{BuildError, Listener, held_out, prepare_options, source};
@@ -43,6 +43,8 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     adapters: Adapters,
+    #[command(flatten)]
+    storage: Storage,
     /// Text: a file or folder; may be repeated; without it the sources of the burn crates. Of a vision transformer its images
     #[arg(long, value_name = "PATH")]
     data: Vec<PathBuf>,
@@ -100,7 +102,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let problem = format!("--seq-len {seq_len} is longer than the model's {positions} positions; shorten it");
         return Err(BuildError::Settings(problem).into());
     }
-    let load = || Ok::<_, anyhow::Error>(args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?);
+    let load = || Ok::<_, anyhow::Error>(args.adapters.on(args.storage.load(&folder, &device)?)?);
     let mut screen = Screen::new(args.quiet);
     if !args.examples.is_empty() {
         let scored = Scored { paths: &args.examples, score: args.score, out: args.out.as_deref(), seq_len };

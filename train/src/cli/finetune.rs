@@ -53,6 +53,9 @@ pub struct Args {
     /// How ranks, bits and modules are distributed over the layers in training, see `lowrank methods`
     #[arg(long, value_name = "NAME")]
     allocation: Option<String>,
+    /// Storage of the frozen weights below the adapter: file (as they are), f32, bf16, int8 or nf4
+    #[arg(long, value_name = "STORAGE")]
+    base: Option<String>,
     /// Rank of the adapter
     #[arg(long)]
     rank: Option<u32>,
@@ -79,6 +82,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--adapter", "adapter.name", args.adapter.as_deref());
     layers.optional("--rule", "rule.name", args.rule.as_deref());
     layers.optional("--allocation", "allocation.name", args.allocation.as_deref());
+    layers.optional("--base", "weights.base", args.base.as_deref());
     layers.optional("--rank", "adapter.rank", args.rank);
     layers.optional("--alpha", "adapter.alpha", args.alpha);
     layers.optional("--dropout", "adapter.dropout", args.dropout);

@@ -8,7 +8,7 @@ use anyhow::Context;
 use lowrank_models::generate;
 use lowrank_models::hub::ModelFolder;
 
-use super::on_model::Adapters;
+use super::on_model::{Adapters, Storage};
 use super::sampling::{SamplingArgs, Shown};
 use crate::build::BuildError;
 use crate::data::{Conversation, DataError, Json};
@@ -31,6 +31,8 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     adapters: Adapters,
+    #[command(flatten)]
+    storage: Storage,
     /// Text to continue
     #[arg(long, default_value = "", conflicts_with_all = ["chat", "messages"])]
     prompt: String,
@@ -61,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let text = ModelText::read(&args.model, &folder.config)?;
     let sampling = args.sampling.settings(&text.generation)?;
-    let model = args.adapters.on(folder.load(&device).map_err(BuildError::from)?)?;
+    let model = args.adapters.on(args.storage.load(&folder, &device)?)?;
 
     let asked = match (&args.chat, &args.messages) {
         (Some(message), _) => Some(Conversation::asking(args.system.as_deref(), message)),

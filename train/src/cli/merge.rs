@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lowrank_models::adapter::{AdapterError, merged};
-use lowrank_models::hub::{FileType, ModelFolder, VisionFolder, VisionModel};
+use lowrank_models::hub::{FileType, FileTypes, ModelFolder, RoundingCost, VisionFolder, VisionModel, without_codes};
+use lowrank_models::{BaseStorage, MatrixStorage};
 
 use super::folder;
-use super::on_model::Adapters;
+use super::on_model::{Adapters, base_storage};
 use super::output::print;
 use super::vision_folder::VisionOf;
 use crate::build::BuildError;
@@ -29,6 +30,9 @@ pub struct Args {
     /// Type of the weights: f32, f16 or bf16; when not given, each has the type that it has in the model's files
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
+    /// Storage of the weights that the adapters were trained on: file, f32, bf16, int8 or nf4
+    #[arg(long, value_name = "STORAGE", default_value = "file", value_parser = base_storage)]
+    base: BaseStorage,
     /// Folder to write; it must not exist yet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -44,11 +48,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return merge_vision(&args, dtype);
     }
     let from = ModelFolder::open(&args.model).map_err(BuildError::from)?;
-    let model = from.load(&device("cpu").map_err(BuildError::from)?).map_err(BuildError::from)?;
+    let device = device("cpu").map_err(BuildError::from)?;
+    let model = from.load_stored(MatrixStorage::Frozen(args.base), &device).map_err(BuildError::from)?;
     let model = args.adapters.on(model)?;
-    let model = merged(model).map_err(|error| BuildError::Model(error.into()))?;
+    let model = without_codes(merged(model).map_err(|error| BuildError::Model(error.into()))?);
+    let types = match dtype {
+        Some(dtype) => FileTypes::all(dtype),
+        None => from.types().map_err(BuildError::from)?,
+    };
+    let cost = RoundingCost::of(&model, &types);
     folder::write(&model, &from, &args.model, dtype, &args.out)?;
-    print(&format!("{}\n", args.out.display()))?;
+    let mut text = format!("{}\n", args.out.display());
+    if cost.largest > 0.0 {
+        let (kind, relative, largest) = (types.usual().name(), 100.0 * cost.relative(), cost.largest);
+        text.push_str(&format!(
+            "rounding to {kind} changed the weights by {relative:.4} % (RMS), at most by {largest:.3e}\n"
+        ));
+    }
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

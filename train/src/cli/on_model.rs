@@ -3,12 +3,47 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use burn::tensor::Device;
+use lowrank_kernels::host::is_cpu;
 use lowrank_models::adapter::{Adapter, Nested, Resize, adapters_of, each_adapter, resize};
+use lowrank_models::hub::ModelFolder;
 use lowrank_models::hub::gguf::GgufAdapter;
 use lowrank_models::hub::peft::PeftFolder;
-use lowrank_models::{Llama, ModelError};
+use lowrank_models::{BaseStorage, Llama, MatrixStorage, ModelError};
 
 use crate::build::BuildError;
+
+/// Storage of the weights of a model that is only read.
+#[derive(Debug, clap::Args)]
+pub struct Storage {
+    /// Storage of the weights: file (bf16, f16 and codes as they are), f32, bf16, int8 or nf4
+    #[arg(long = "weights", value_name = "STORAGE", default_value = "file", value_parser = base_storage)]
+    storage: BaseStorage,
+}
+
+impl Storage {
+    /// Loads the model of a folder; on other devices than the CPU in f32.
+    pub fn load(&self, folder: &ModelFolder, device: &Device) -> Result<Llama, BuildError> {
+        let on_cpu = is_cpu(&device.clone().inner());
+        let storage = match (self.storage, on_cpu) {
+            (BaseStorage::File | BaseStorage::F32, false) => MatrixStorage::Wide,
+            (storage, true) => MatrixStorage::Frozen(storage),
+            (storage, false) => {
+                return Err(BuildError::Settings(format!(
+                    "--weights {storage}: only the CPU computes with it; leave it out, or set --device cpu"
+                )));
+            }
+        };
+        Ok(folder.load_stored(storage, device)?)
+    }
+}
+
+/// A storage by its name.
+pub fn base_storage(name: &str) -> Result<BaseStorage, String> {
+    let known = [BaseStorage::File, BaseStorage::F32, BaseStorage::Bf16, BaseStorage::Int8, BaseStorage::Nf4];
+    let found = known.into_iter().find(|storage| storage.name() == name);
+    found.ok_or_else(|| format!("must be one of {}", known.map(BaseStorage::name).join(", ")))
+}
 
 /// Which adapters stand on the model.
 #[derive(Debug, clap::Args)]

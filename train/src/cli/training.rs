@@ -32,6 +32,9 @@ pub struct SettingArgs {
     /// Tokens in a sequence
     #[arg(long)]
     seq_len: Option<u32>,
+    /// Storage of trained weights: f32, bf16, bf16-kahan, 24bit or int8
+    #[arg(long, value_name = "STORAGE")]
+    weights: Option<String>,
     /// Memory limit of the process, such as 8GiB; settings left unset are changed as little as possible to fit
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
@@ -94,6 +97,7 @@ impl SettingArgs {
             ("--optimizer", "optimizer.name", &self.optimizer),
             ("--device", "train.device", &self.device),
             ("--backward", "train.backward", &self.backward),
+            ("--weights", "weights.storage", &self.weights),
             ("--memory", "train.memory", &self.memory),
         ];
         for (flag, key, value) in texts {

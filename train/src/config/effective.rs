@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use super::Job;
 use super::sections::{
     AdapterSection, AllocationSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection,
-    OptimizerSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
+    OptimizerSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection, WeightsSection,
 };
 
 /// Whole configuration of a run; the keys are documented in their sections.
@@ -18,6 +18,7 @@ use super::sections::{
 pub struct Config {
     pub run: RunSection,
     pub model: ModelSection,
+    pub weights: WeightsSection,
     pub adapter: AdapterSection,
     pub rule: RuleSection,
     pub allocation: AllocationSection,

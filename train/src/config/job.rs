@@ -26,9 +26,15 @@ impl Job {
     /// Returns true if the key is supported in such a run.
     pub fn knows(self, key: &str) -> bool {
         let others: &[&str] = match self {
-            Self::Pretrain => {
-                &["adapter.", "rule.", "allocation.", "data.learn_prompt", "data.packing", "data.too_long"]
-            }
+            Self::Pretrain => &[
+                "adapter.",
+                "rule.",
+                "allocation.",
+                "weights.base",
+                "data.learn_prompt",
+                "data.packing",
+                "data.too_long",
+            ],
             Self::Finetune => &["model.", "tokenizer.", "data.cache", "data.verify", "train.tokens"],
         };
         key == "model.name" || !others.iter().any(|start| key.starts_with(start))

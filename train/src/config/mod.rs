@@ -26,6 +26,6 @@ pub use schema::schema;
 pub use sections::{
     AdapterSection, AllocationSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection,
     OptimizerSection, ParameterizationSection, RuleSection, RunSection, ScheduleSection, TokenizerSection,
-    TrainSection,
+    TrainSection, WeightsSection,
 };
 pub use units::{bytes, count, duration, parse_bytes};

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use lowrank_models::BaseStorage;
 use lowrank_models::adapter::{Scaling, TrainedBiases};
 use lowrank_models::hub::FileType;
+use lowrank_optim::WeightStorage;
 use lowrank_optim::registry::Options;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -125,6 +127,16 @@ section! {
         alpha_pattern: Vec<String> = Vec::new(),
         /// Options of the structure; see `lowrank methods NAME`.
         options: Options = Options::new(),
+    }
+}
+
+section! {
+    /// How weights are stored.
+    WeightsSection {
+        /// Storage of trained matrices; all arithmetic is f32.
+        storage: WeightStorage = WeightStorage::F32,
+        /// Storage of the frozen weights below an adapter.
+        base: BaseStorage = BaseStorage::File,
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
+use lowrank_kernels::narrow::packed::memory;
 use lowrank_optim::ModulePath;
 
 use super::TrainError;
@@ -58,7 +59,12 @@ impl ModuleVisitor for Hasher {
         if !param.is_require_grad() {
             return;
         }
-        let data = param.val().inner().into_data();
+        let value = param.val().inner();
+        if value.dtype() == DType::BF16 {
+            // Small steps may all lie below half a place.
+            return;
+        }
+        let data = memory(value);
         let words = data.as_bytes().chunks(8).map(|chunk| {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use lowrank_models::adapter::{AdapterConfig, Allocation, Rule};
-use lowrank_models::{LlamaConfig, ops};
+use lowrank_models::{LlamaConfig, MatrixStorage, ops};
+use lowrank_optim::WeightStorage;
 
 use super::inventory::Inventory;
 use super::parts::{ModelBytes, SegmentBytes};
@@ -61,7 +62,7 @@ impl<'a> Forecaster<'a> {
     /// Forecasts the run of a configuration.
     pub fn forecast(&self, config: &Config) -> Result<Forecast, BuildError> {
         let optimizer = OptimizerSection { clip: 0.0, block_clip: 0.0, ..config.optimizer.clone() };
-        let key = format!("{:?} {optimizer:?} {}", config.model, config.train.accumulation);
+        let key = format!("{:?} {:?} {optimizer:?} {}", config.model, config.weights, config.train.accumulation);
         let mut inventories = self.inventories.borrow_mut();
         let inventory = match inventories.entry(key) {
             Entry::Occupied(made) => made.into_mut(),
@@ -107,7 +108,7 @@ impl<'a> Step<'a> {
     }
 
     fn forecast(&self, begun: u64) -> Forecast {
-        let ModelBytes { entry: embedding, blocks, head, largest, .. } = &self.inventory.bytes;
+        let ModelBytes { entry: embedding, blocks, head, largest, widest, .. } = &self.inventory.bytes;
         let total = self.inventory.total();
         let layers = blocks.len() as u64;
         let most = |of: fn(&SegmentBytes) -> u64| blocks.iter().map(of).max().unwrap_or(0);
@@ -148,9 +149,15 @@ impl<'a> Step<'a> {
                 (inputs + self.block.max(loss), gradients, [first, top, 0, end])
             }
         };
+        // A narrow weight is widened for its update.
+        let narrow = !matches!(
+            self.inventory.storage,
+            MatrixStorage::Wide | MatrixStorage::Frozen(_) | MatrixStorage::Trained(WeightStorage::F32)
+        );
+        let update = if narrow { gradients + gathered.saturating_sub(gradients) + 4 * widest } else { 0 };
         // A saved tensor is copied, and copied again in the order of its file.
         let saving = 2 * largest;
-        let work = passes.into_iter().map(|pass| pass + gathered).chain([saving]).max().unwrap_or(0);
+        let work = passes.into_iter().map(|pass| pass + gathered).chain([saving, update]).max().unwrap_or(0);
         let program = PROGRAM + TOKENIZER * self.inventory.llama.vocab_size as u64;
         Forecast {
             weights: total.weights,

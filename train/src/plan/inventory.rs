@@ -1,7 +1,8 @@
 //! Tensors of a run by the part of the model that they belong to.
 
 use lowrank_models::adapter::{AdapterConfig, Allocation, Attach, Report, Rule, linear_weights};
-use lowrank_models::{Choose, Init, Layout, Llama, LlamaConfig, ModelError, WeightSource};
+use lowrank_models::hub::ModelFolder;
+use lowrank_models::{BaseStorage, Choose, Init, Layout, Llama, LlamaConfig, MatrixStorage, ModelError, WeightSource};
 use lowrank_optim::registry::optimizer as find;
 use lowrank_optim::{AssignedTo, StateMeter};
 
@@ -18,6 +19,8 @@ pub struct Inventory {
     pub llama: LlamaConfig,
     /// Bytes of its segments.
     pub bytes: ModelBytes,
+    /// Storage of its matrices.
+    pub storage: MatrixStorage,
     /// Sum of the inner widths of the adapters on a block's linear layers.
     pub branches: usize,
     /// Elements of dense updates that adapters form in the forward pass of a block.
@@ -40,6 +43,8 @@ impl Inventory {
             Some(_) => LlamaConfig { num_hidden_layers: 1, ..llama.clone() },
             None => llama.clone(),
         };
+        let storage = build::matrix_storage(config, llama, adapter.is_some())?;
+        let kept = kept(config, storage)?;
         let device = process::device(&config.train.device)?.autodiff();
         let model = Llama::build(&built, &mut Blank, &device)?;
         let (model, report) = match adapter {
@@ -58,8 +63,9 @@ impl Inventory {
             None => (model, None),
         };
         let mut inventory = Self {
+            storage,
             llama: llama.clone(),
-            bytes: ModelBytes::of(&model),
+            bytes: ModelBytes::of(&model, kept),
             branches: report.iter().map(branches).sum(),
             dense_updates: report.iter().map(dense_updates).sum(),
         };
@@ -76,12 +82,16 @@ impl Inventory {
             };
             let state = match assignment.optimizer {
                 AssignedTo::Method(_) => method.state_bytes(&options, shape)?,
+                AssignedTo::Table(_, table) => method.table_bytes(&options, table, shape)?.unwrap_or(8 * values),
                 AssignedTo::Descent => 0,
                 AssignedTo::TooSmall(_) | AssignedTo::AdamW => 8 * values,
             };
             let segment = inventory.bytes.of_parameter(parameter.id);
             segment.trained += 4 * values as u64;
             segment.state += state as u64;
+            if let (MatrixStorage::Trained(storage), 2) = (storage, parameter.shape.len()) {
+                segment.state += storage.correction_bytes(values) as u64;
+            }
         }
         for layer in report.iter().flat_map(|report| &report.layers) {
             let allocated = allocation
@@ -89,7 +99,7 @@ impl Inventory {
             inventory.bytes.blocks[0].state += (rule.state_bytes(layer.place.shape) + allocated) as u64;
         }
         if let (Some(adapter), [block]) = (adapter, inventory.bytes.blocks.as_slice()) {
-            let (block, plain) = (*block, plain_block(llama));
+            let (block, plain) = (*block, plain_block(llama, kept[0]));
             let adapted = |layer| adapter.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
             let blocks = (0..llama.num_hidden_layers).map(|layer| if adapted(layer) { block } else { plain });
             inventory.bytes.blocks = blocks.collect();
@@ -107,10 +117,24 @@ impl Inventory {
     }
 }
 
+/// Storage of the matrices of blocks, and of those at the ends of the model, with what the file of a frozen model holds.
+fn kept(config: &Config, storage: MatrixStorage) -> Result<[MatrixStorage; 2], BuildError> {
+    let file = match (storage, build::model_folder(&config.model)) {
+        (MatrixStorage::Frozen(_), Some(folder)) => ModelFolder::open(folder)?.stores()?,
+        _ => BaseStorage::F32,
+    };
+    let tables = if matches!(file, BaseStorage::Int8 | BaseStorage::Nf4) { BaseStorage::Bf16 } else { file };
+    let of = |storage, file| {
+        if storage == MatrixStorage::Frozen(BaseStorage::File) { MatrixStorage::Frozen(file) } else { storage }
+    };
+    Ok([of(storage, file), of(storage.of_tables(), tables)])
+}
+
 /// Bytes of a frozen block without adapters.
-fn plain_block(llama: &LlamaConfig) -> SegmentBytes {
-    let values = llama.block_shapes().map(|[d_in, d_out]| d_in * d_out).sum::<usize>() + llama.block_vectors();
-    SegmentBytes { weights: 4 * values as u64, ..SegmentBytes::default() }
+fn plain_block(llama: &LlamaConfig, storage: MatrixStorage) -> SegmentBytes {
+    let matrices = llama.block_shapes().map(|[d_in, d_out]| storage.bytes(d_in * d_out)).sum::<usize>();
+    let weights = (matrices + 4 * llama.block_vectors()) as u64;
+    SegmentBytes { weights, ..SegmentBytes::default() }
 }
 
 fn branches(report: &Report) -> usize {

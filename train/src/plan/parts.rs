@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::tensor::{Int, Tensor};
-use lowrank_models::{Segment, SegmentedModel};
+use lowrank_models::{MatrixStorage, Segment, SegmentedModel};
 use lowrank_optim::Part;
 
 /// Bytes of a segment.
@@ -39,18 +39,28 @@ pub struct ModelBytes {
     pub head: SegmentBytes,
     /// Bytes of the largest tensor.
     pub largest: u64,
+    /// Elements of the tensor with the most.
+    pub widest: u64,
     segments: BTreeMap<ParamId, Segment>,
 }
 
 impl ModelBytes {
     /// Counts the weights of a model; trained parameters and their state come from its optimizer.
-    pub fn of<M: SegmentedModel>(model: &M) -> Self {
+    ///
+    /// The matrices of blocks, and those at the ends of the model, are counted as they lie in their storage, those of adapters as they are.
+    pub fn of<M: SegmentedModel>(model: &M, [matrices, tables]: [MatrixStorage; 2]) -> Self {
         let none = SegmentBytes::default();
         let blocks = vec![none; model.blocks()];
-        let mut bytes = Self { entry: none, blocks, head: none, largest: 0, segments: BTreeMap::new() };
+        let mut bytes = Self { entry: none, blocks, head: none, largest: 0, widest: 0, segments: BTreeMap::new() };
         let blocks = (0..model.blocks()).map(Segment::Block);
         for segment in [Segment::Entry].into_iter().chain(blocks).chain([Segment::Head]) {
-            (&segment.of(model) as &dyn Part).walk(&mut Measure { bytes: &mut bytes, segment });
+            (&segment.of(model) as &dyn Part).walk(&mut Measure {
+                bytes: &mut bytes,
+                segment,
+                matrices,
+                tables,
+                adapter: 0,
+            });
         }
         bytes
     }
@@ -72,6 +82,10 @@ impl ModelBytes {
 struct Measure<'a> {
     bytes: &'a mut ModelBytes,
     segment: Segment,
+    matrices: MatrixStorage,
+    tables: MatrixStorage,
+    /// Number of adapters that the visited tensor is inside.
+    adapter: usize,
 }
 
 impl Measure<'_> {
@@ -85,8 +99,21 @@ impl Measure<'_> {
 impl ModuleVisitor for Measure<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         // `val` would compose the weight of an adapted layer.
-        let tensor = param.base();
-        self.add(param.id, tensor.shape().num_elements() * tensor.dtype().size());
+        let count = param.base().shape().num_elements();
+        let storage = match self.segment {
+            Segment::Block(_) => self.matrices,
+            _ => self.tables,
+        };
+        self.add(param.id, if D == 2 && self.adapter == 0 { storage.bytes(count) } else { 4 * count });
+        self.bytes.widest = self.bytes.widest.max(count as u64);
+    }
+
+    fn enter_module(&mut self, _name: &str, container: &str) {
+        self.adapter += usize::from(container == "Reparameterization");
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.adapter -= usize::from(container == "Reparameterization");
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_models::VisionTransformer;
 use lowrank_models::hub::VisionFolder;
+use lowrank_models::{MatrixStorage, VisionTransformer};
 use serde_json::Map;
 
 use super::memory::with_usual_rank;
@@ -123,6 +123,14 @@ fn check_images(hub: &VitHub) -> Result<(), BuildError> {
 impl TrainedModel<VisionTransformer> {
     /// Model all of whose weights are trained, new or from a folder.
     fn whole(hub: VitHub, folder: Option<PathBuf>) -> Self {
-        Self { hub, folder, adapter: None, begun: None, rule: Box::default(), allocation: None }
+        Self {
+            hub,
+            storage: MatrixStorage::Wide,
+            folder,
+            adapter: None,
+            begun: None,
+            rule: Box::default(),
+            allocation: None,
+        }
     }
 }

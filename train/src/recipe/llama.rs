@@ -6,11 +6,11 @@ use burn::tensor::Device;
 use lowrank_models::adapter::{AdapterError, Attach, Report};
 use lowrank_models::hub::{self, FileType, FileTypes, HubConfig, ModelFolder};
 use lowrank_models::linear::{LinearSteps, RunFacts};
-use lowrank_models::{Llama, LlamaSteps, Parameterization, Sampling};
+use lowrank_models::{Llama, LlamaSteps, MatrixStorage, Parameterization, RandomWeights, Sampling};
 use lowrank_optim::Hooks;
 
 use super::{RunData, TrainedModel};
-use crate::build::{Architecture, BuildError};
+use crate::build::{Architecture, BuildError, matrix_storage};
 use crate::config::{Config, Job};
 use crate::engine::{TrainError, sample_text};
 
@@ -18,20 +18,31 @@ impl Architecture for Llama {
     type Hub = HubConfig;
     type Data = RunData;
 
-    fn random(hub: &HubConfig, seed: u64, device: &Device) -> Result<Self, BuildError> {
-        Ok(Self::random(&hub.llama, seed, device)?)
+    fn storage(config: &Config, hub: &HubConfig, adapted: bool) -> Result<MatrixStorage, BuildError> {
+        matrix_storage(config, &hub.llama, adapted)
     }
 
-    fn load(hub: &HubConfig, folder: &Path, seed: u64, device: &Device) -> Result<Self, BuildError> {
+    fn random(hub: &HubConfig, seed: u64, storage: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
+        let mut random = RandomWeights { seed, std: hub.llama.initializer_range };
+        Ok(Self::build_stored(&hub.llama, &mut random, storage, device)?)
+    }
+
+    fn load(
+        hub: &HubConfig,
+        folder: &Path,
+        seed: u64,
+        storage: MatrixStorage,
+        device: &Device,
+    ) -> Result<Self, BuildError> {
         let (folder, wanted) = (ModelFolder::open(folder)?, &hub.llama.parameterization);
         Ok(match folder.config.llama.parameterization == *wanted {
-            true => folder.load(device)?,
+            true => folder.load_stored(storage, device)?,
             false => folder.load_below(wanted, seed, device)?,
         })
     }
 
-    fn load_saved(hub: &HubConfig, dir: &Path, device: &Device) -> Result<Self, BuildError> {
-        let model = ModelFolder::open(dir)?.load_trained(device)?;
+    fn load_saved(hub: &HubConfig, dir: &Path, storage: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
+        let model = ModelFolder::open(dir)?.load_trained(storage, device)?;
         match model.config() == &hub.llama {
             true => Ok(model),
             false => Err(other_shape()),
@@ -48,7 +59,7 @@ impl Architecture for Llama {
         let types = match (dtype, folder) {
             (Some(dtype), _) => FileTypes::all(dtype),
             (None, Some(folder)) => ModelFolder::open(folder)?.types()?,
-            (None, None) => FileTypes::default(),
+            (None, None) => FileTypes::held(),
         };
         Ok(hub::save_trained(self, &hub.extra, &types, dir, hub::MAX_SHARD_BYTES)?)
     }

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use lowrank_models::Llama;
 use lowrank_models::adapter::{AdapterConfig, Allocation, Attach, BaseGradients, Rule};
 use lowrank_models::analysis::collect_gradients;
 use lowrank_models::hub::FileType;
 use lowrank_models::hub::peft::{self, Form, PeftFolder};
+use lowrank_models::{Llama, MatrixStorage};
 
 use super::ModelFiles;
 use crate::build::{self, Architecture, BuildError, Listener, StageData, adapter_folder};
@@ -20,6 +20,8 @@ pub struct TrainedModel<M: Architecture = Llama> {
     pub hub: M::Hub,
     /// Folder of the initial model.
     pub(super) folder: Option<PathBuf>,
+    /// Storage of its matrices.
+    pub(super) storage: MatrixStorage,
     /// Adapter, if one is trained instead of the weights.
     pub(super) adapter: Option<AdapterConfig>,
     /// Folder of an adapter whose training is continued.
@@ -52,8 +54,8 @@ impl<M: Architecture> TrainedModel<M> {
     ) -> Result<M, BuildError> {
         let (seed, device) = (config.train.seed, device.clone().autodiff());
         let model = match &self.folder {
-            Some(folder) => M::load(&self.hub, folder, seed, &device)?,
-            None => M::random(&self.hub, seed, &device)?,
+            Some(folder) => M::load(&self.hub, folder, seed, self.storage, &device)?,
+            None => M::random(&self.hub, seed, self.storage, &device)?,
         };
         let Some(adapter) = self.adapter.clone() else { return Ok(model) };
         self.rule.warnings(&adapter).iter().for_each(|warning| listener.warn(warning));
@@ -143,7 +145,8 @@ impl<M: Architecture> TrainedModel<M> {
             rule.check_adapter_alone(&build::optimizer_options(config))?;
         }
         let begun = begun.is_some().then(|| PathBuf::from(&config.adapter.name));
-        Ok(Self { hub, folder: Some(folder), adapter, begun, rule, allocation })
+        let storage = M::storage(config, &hub, adapter.is_some())?;
+        Ok(Self { hub, storage, folder: Some(folder), adapter, begun, rule, allocation })
     }
 }
 
@@ -170,13 +173,13 @@ impl<M: Architecture> ModelFiles<M> for TrainedFiles<'_, M> {
     }
 
     fn load(&self, dir: &Path, device: &Device) -> Result<M, BuildError> {
-        let TrainedModel { hub, folder, adapter, rule, .. } = self.model;
+        let TrainedModel { hub, folder, storage, adapter, rule, .. } = self.model;
         let device = device.clone().autodiff();
         let (Some(folder), true) = (folder, adapter.is_some()) else {
-            return M::load_saved(hub, dir, &device);
+            return M::load_saved(hub, dir, *storage, &device);
         };
         // The head, if it is a new one, comes with the adapter.
-        let base = M::load(hub, folder, 0, &device)?;
+        let base = M::load(hub, folder, 0, *storage, &device)?;
         let (model, _) = PeftFolder::open(dir)?.attach_by(base, M::attach)?;
         Ok(rule.freeze(model.with_trained_head()))
     }

@@ -6,7 +6,7 @@ use lowrank_models::adapter::PlainRule;
 
 use super::memory::{complete, fitting};
 use super::{Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
-use crate::build::{BuildError, HeldOut, Listener, model_config, model_folder, prepare_data};
+use crate::build::{BuildError, HeldOut, Listener, matrix_storage, model_config, model_folder, prepare_data};
 use crate::config::{Config, bytes, count};
 use crate::data::{Batches, Prepared, Tokenizer};
 use crate::objective::{Stream, TokenStream};
@@ -75,8 +75,10 @@ impl RunData {
 impl TrainedModel {
     /// Model that is trained on text, new or from a folder.
     pub fn of_text(config: &Config, tokenizer: &Tokenizer) -> Result<Self, BuildError> {
+        let hub = model_config(&config.model, tokenizer.vocab_size(), tokenizer.separator())?;
         Ok(Self {
-            hub: model_config(&config.model, tokenizer.vocab_size(), tokenizer.separator())?,
+            storage: matrix_storage(config, &hub.llama, false)?,
+            hub,
             folder: model_folder(&config.model).map(Path::to_path_buf),
             adapter: None,
             begun: None,

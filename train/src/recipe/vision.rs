@@ -8,7 +8,7 @@ use lowrank_models::adapter::{AdapterError, Attach, Report};
 use lowrank_models::hub::{
     FileType, FileTypes, MAX_SHARD_BYTES, VisionFolder, VisionModel, copy_companions, save_vision,
 };
-use lowrank_models::{ImageBatch, ModelError, Parameterization, VisionTransformer, VitConfig};
+use lowrank_models::{ImageBatch, MatrixStorage, ModelError, Parameterization, VisionTransformer, VitConfig};
 use serde_json::{Map, Value, json};
 
 use super::llama::other_shape;
@@ -98,15 +98,15 @@ impl Architecture for VisionTransformer {
     type Hub = VitHub;
     type Data = ImageData;
 
-    fn random(hub: &VitHub, seed: u64, device: &Device) -> Result<Self, BuildError> {
+    fn random(hub: &VitHub, seed: u64, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
         Ok(Self::random(&hub.config, seed, device)?)
     }
 
-    fn load(hub: &VitHub, folder: &Path, seed: u64, device: &Device) -> Result<Self, BuildError> {
+    fn load(hub: &VitHub, folder: &Path, seed: u64, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
         Ok(VisionFolder::open(folder)?.load_vit(&hub.config.labels, seed, device)?)
     }
 
-    fn load_saved(hub: &VitHub, dir: &Path, device: &Device) -> Result<Self, BuildError> {
+    fn load_saved(hub: &VitHub, dir: &Path, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
         let folder = VisionFolder::open(dir)?;
         match folder.vit()? == &hub.config {
             true => Ok(folder.load_vit(&hub.config.labels, 0, device)?),

@@ -335,8 +335,13 @@ fn trainer_options(config: &Config, schedule: Schedule) -> TrainerOptions {
 fn who_steps(method: &str, parameters: &[Assignment]) -> String {
     let count = |is: fn(&AssignedTo) -> bool| parameters.iter().filter(|assignment| is(&assignment.optimizer)).count();
     let own = count(|who| matches!(who, AssignedTo::Method(_)));
+    let tables = count(|who| matches!(who, AssignedTo::Table(..)));
     let small = count(|who| matches!(who, AssignedTo::TooSmall(_)));
-    let mut text = format!("{method} updates {own} hidden matrices, adamw {} other parameters", parameters.len() - own);
+    let others = parameters.len() - own - tables;
+    let mut text = format!("{method} updates {own} hidden matrices, adamw {others} other parameters");
+    for assignment in parameters.iter().filter(|assignment| matches!(assignment.optimizer, AssignedTo::Table(..))) {
+        text.push_str(&format!("; {assignment}"));
+    }
     if small > 0 {
         text.push_str(&format!(", including {small} hidden matrices too small for this rank"));
     }

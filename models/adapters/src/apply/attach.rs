@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use burn::module::{Module, Param, ParamId, Reparameterizer};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use lowrank_optim::key_of;
 
 use crate::ground::config::{AdapterConfig, TrainedBiases};
@@ -13,7 +13,7 @@ use crate::ground::error::AdapterError;
 use crate::ground::layers::{LinearLayer, adaptable_weights, biases, saved_parameters};
 use crate::ground::site::{GivenTensors, Place, SharedTensors, Site, Size};
 use crate::ground::spec::{Spec, TensorRole};
-use crate::ground::stack::{Adapter, AdapterStack, each_adapter, layer_of};
+use crate::ground::stack::{Adapter, AdapterStack, each_adapter, layer_of, matrix};
 use crate::ground::structure::Totals;
 use crate::init::origin::origin;
 
@@ -370,7 +370,10 @@ impl Builder<'_> {
         let entry = self.config.entry()?;
         let device = weight.device();
         let stored = weight.without_autodiff();
-        let weight = below.over(&stored, None).weight().without_autodiff();
+        let weight = match below.stack.is_empty() {
+            true => stored.clone(),
+            false => below.over(&stored, None).weight().without_autodiff(),
+        };
         let given = match self.tensors {
             None => None,
             Some(tensors) => Some(tensors.remove(&place.path).ok_or_else(|| AdapterError::Tensor {
@@ -397,8 +400,8 @@ impl Builder<'_> {
             spec: entry.spec,
             seed: self.config.seed,
             device,
-            stored: stored.cast(DType::F32),
-            weight: weight.cast(DType::F32),
+            stored,
+            weight,
             gradient,
             given,
             shared: &mut self.shared,
@@ -456,8 +459,7 @@ impl Reparameterizer for &mut Builder<'_> {
         // Only the newest adapter is trained.
         let mut below = AdapterStack { stack: stack.into_iter().map(Module::no_grad).collect() };
         if let Some(place) = self.places.get(path.as_str()).copied() {
-            let shape = place.shape;
-            match self.attached(place, param.base().reshape(shape), &below) {
+            match self.attached(place, matrix(param.base()), &below) {
                 Ok(attached) => below.stack.push(attached),
                 Err(error) => self.failed.push(error),
             }

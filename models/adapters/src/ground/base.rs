@@ -105,7 +105,7 @@ impl<'a> Base<'a> {
     /// Output with a dense update `[d_in, d_out]` of the weight: `x (W + update) + b`.
     pub fn plus_update(&self, x: Tensor<2>, update: Tensor<2>) -> Tensor<2> {
         match self.is_bare() {
-            true => self.biased(ops::linear(x, self.weight.clone() + update)),
+            true => self.biased(ops::linear(x, ops::widened(self.weight.clone()) + update)),
             false => self.forward(x.clone()) + ops::linear(x, update),
         }
     }
@@ -126,7 +126,8 @@ impl<'a> Base<'a> {
     pub fn weight(&self) -> Tensor<2> {
         let weight = match self.below {
             Some((below, count)) => below.weight(count, self.stored()),
-            None => self.weight.clone(),
+            // In f32, whatever its storage.
+            None => ops::widened(self.weight.clone()),
         };
         match self.less {
             Some(product) => weight - product.delta(),

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId, Reparameterizer};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
+use lowrank_kernels::narrow::packed::holds_codes;
 use lowrank_optim::ModulePath;
 
 use super::error::AdapterError;
 use super::fingerprint::of_values;
 use super::layers::ids_of;
-use super::stack::{AdapterStack, each_adapted, layer_of};
+use super::stack::{AdapterStack, each_adapted, layer_of, matrix};
 use lowrank_kernels::host::values as host;
 
 /// State needed to undo a merge.
@@ -55,7 +56,9 @@ pub fn merged_with_unmerge_state<M: Module>(module: M) -> Result<(M, UnmergeStat
         let Some(kept) = layers.get_mut(path) else { return Ok(()) };
         finite("weight", path, &weight)?;
         kept.merged = of_values(path, &host(weight.clone()));
-        if kept.taken_out(weight).is_some() {
+        // A narrow base cannot be had back by subtraction.
+        let wide = |base: &Tensor<2>| base.dtype() == DType::F32 && !holds_codes(base);
+        if kept.base.as_ref().is_none_or(wide) && kept.taken_out(weight).is_some() {
             kept.base = None;
         }
         Ok(())
@@ -266,8 +269,8 @@ fn each_weight<M: Module>(
         }
 
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let ([d_in, d_out], true) = (param.lazy_shape().as_slice(), self.done.is_ok()) {
-                let weight = param.base().without_autodiff().reshape([*d_in, *d_out]);
+            if let ([_, _], true) = (param.lazy_shape().as_slice(), self.done.is_ok()) {
+                let weight = matrix(param.base().without_autodiff());
                 self.done = (self.see)(layer_of(&self.path.joined()), weight);
             }
         }
@@ -295,7 +298,7 @@ impl Reparameterizer for Restore {
         let shape = param.dims();
         let merged = param.base().detach().reshape([shape[0], shape[1]]);
         let weight = match kept.base.clone().or_else(|| kept.taken_out(merged)) {
-            Some(weight) => weight.reshape(shape),
+            Some(weight) => Tensor::from_dispatch(weight.into_dispatch()),
             None => unreachable!("the weight is kept where the adapters cannot be taken out"),
         };
         let tracked = param.is_require_grad();

@@ -11,6 +11,7 @@ use rand::{RngExt, SeedableRng};
 use super::error::AdapterError;
 use super::spec::Spec;
 use lowrank_kernels::host::values as host;
+use lowrank_kernels::ops;
 use lowrank_kernels::random::{normal_values, uniform_values};
 use lowrank_optim::parameter_id;
 
@@ -102,12 +103,12 @@ pub struct Site<'a> {
 impl Site<'_> {
     /// Weight `[d_in, d_out]` that the adapter is attached to, including the adapters below; in f32, without gradient.
     pub fn weight(&self) -> Tensor<2> {
-        self.weight.clone()
+        ops::widened(self.weight.clone())
     }
 
     /// Stored weight `[d_in, d_out]`, without the adapters below; in f32, without gradient.
     pub fn stored(&self) -> Tensor<2> {
-        self.stored.clone()
+        ops::widened(self.stored.clone())
     }
 
     /// Summed gradient `[d_in, d_out]` of the base weight over the first samples, for initialisations that need it.

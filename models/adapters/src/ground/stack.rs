@@ -196,7 +196,7 @@ impl Reparameterization for AdapterStack {
         if self.stack.iter().all(|attached| !attached.control.is_on()) || D != 2 {
             return base;
         }
-        let weight = base.reshape([shape[0], shape[1]]);
+        let weight = matrix(base);
         self.over(&weight, None).weight().reshape(shape)
     }
 }
@@ -306,14 +306,20 @@ pub fn each_adapted(part: &dyn Part, see: impl FnMut(&str, &Tensor<2>, &AdapterS
             // The base comes just before its adapters, whose own tensors are nested in them.
             let inside = self.path.containers().any(|container| container == FIELD.1);
             let shape = param.lazy_shape();
-            if let ([d_in, d_out], false, true) = (shape.as_slice(), inside, param.is_initialized()) {
-                self.base = Some(param.base().reshape([*d_in, *d_out]));
+            if let ([_, _], false, true) = (shape.as_slice(), inside, param.is_initialized()) {
+                self.base = Some(matrix(param.base()));
             }
         }
     }
     SEEN.set(Some(Vec::new()));
     part.walk(&mut Walk { path: ModulePath::default(), base: None, see });
     SEEN.set(None);
+}
+
+/// A tensor of two dimensions as a matrix. It stays the same view of its memory, where codes may lie in place of values.
+pub(crate) fn matrix<const D: usize>(tensor: Tensor<D>) -> Tensor<2> {
+    debug_assert_eq!(D, 2, "a matrix has two dimensions");
+    Tensor::from_dispatch(tensor.into_dispatch())
 }
 
 /// Path of the layer that a parameter belongs to.

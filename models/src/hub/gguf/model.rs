@@ -16,10 +16,10 @@ use super::write::{Entry, Metadata, Written, write};
 use crate::error::ModelError;
 use crate::hub::companions::{CHAT_TEMPLATE, companion};
 use crate::hub::names::CONFIG;
-use crate::hub::read::transpose;
 use crate::hub::write::{Names, collected};
 use crate::hub::{FileType, FileTypes, HubConfig};
 use crate::llama::{Llama, LlamaConfig};
+use crate::storage::transpose;
 use crate::weights::{Choose, Init, Layout, WeightSource};
 
 /// Reads the configuration of a model.

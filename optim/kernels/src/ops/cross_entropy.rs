@@ -16,14 +16,14 @@ pub const LOSS_ROWS: usize = 256;
 /// - `targets [n]`: token ids; [`IGNORE`] does not count
 pub fn linear_cross_entropy(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     #[cfg(feature = "flex")]
-    if super::flex::fits(&x) && super::flex::fits(&weight) {
+    if super::flex::fits(&x) && super::flex::fits_weight(&weight) {
         return fused::linear_cross_entropy(x, weight, targets);
     }
     composed(x, weight, targets)
 }
 
 fn composed(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    let logarithms = activation::log_softmax(x.matmul(weight), 1);
+    let logarithms = activation::log_softmax(x.matmul(super::widened(weight)), 1);
     let ignored = targets.clone().equal_elem(IGNORE);
     let picked = logarithms.gather(1, targets.mask_fill(ignored.clone(), 0).unsqueeze_dim(1)).squeeze_dim::<1>(1);
     picked.mask_fill(ignored, 0.0).sum().neg()
@@ -43,7 +43,7 @@ mod fused {
 
     use super::IGNORE;
     use crate::ops::flex::{contiguous, exp, tensor, values, vectorised, whole_numbers, zeros};
-    use crate::ops::product::{Matrix, product, readable};
+    use crate::ops::product::{Matrix, Operand, product, readable};
 
     const CHUNK: usize = super::LOSS_ROWS;
 
@@ -122,9 +122,9 @@ mod fused {
         fn of(x: FlexTensor, weight: FlexTensor, targets: FlexTensor, want_dx: bool, want_dweight: bool) -> Self {
             let (x, weight, targets) = (contiguous(x), readable(weight), contiguous(targets));
             let (rows, width, vocabulary) = (x.shape()[0], x.shape()[1], weight.shape()[1]);
-            let (source, weights, targets) = (values(&x), Matrix::of(&weight), whole_numbers(&targets));
+            let (source, weights, targets) = (values(&x), Operand::of(&weight), whole_numbers(&targets));
             // The gradient of a transposed view has its order in memory.
-            let flipped = weights.column_stride > 1;
+            let flipped = weights.is_transposed();
             let mut dx = want_dx.then(|| zeros(rows * width));
             let mut dweight = want_dweight.then(|| zeros(width * vocabulary));
             let mut logits = zeros(CHUNK.min(rows) * vocabulary);

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 /// On the CPU backend the gradient of the table is computed by all threads, each row of it by one of them, in the order of the positions.
 pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if super::flex::fits(&weight) {
+    if super::flex::fits_weight(&weight) {
         return fused::embedding(weight, ids);
     }
     composed(weight, ids)
@@ -16,7 +16,7 @@ pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
 fn composed(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
     let [batch, positions] = ids.dims();
     let width = weight.dims()[1];
-    weight.select(0, ids.reshape([batch * positions])).reshape([batch, positions, width])
+    super::widened(weight).select(0, ids.reshape([batch * positions])).reshape([batch, positions, width])
 }
 
 #[cfg(feature = "flex")]
@@ -32,6 +32,7 @@ mod fused {
     use rayon::prelude::*;
 
     use crate::ops::flex::{Cleared, ROWS, contiguous, tensor, values, vectorised, whole_numbers};
+    use crate::ops::product::{Operand, readable};
 
     pub fn embedding(weight: Tensor<2>, ids: Tensor<2, Int>) -> Tensor<3> {
         let (weight, ids) = (weight.into_dispatch(), ids.cast(DType::I32).into_dispatch());
@@ -45,14 +46,14 @@ mod fused {
 
     impl EmbeddingOp for Flex {
         fn fused_embedding(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {
-            forward(&contiguous(weight), &contiguous(ids))
+            forward(&readable(weight), &contiguous(ids))
         }
     }
 
     impl<C: CheckpointStrategy> EmbeddingOp for Autodiff<Flex, C> {
         fn fused_embedding(weight: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
             let prepared = EmbeddingBackward.prepare::<C>([weight.node()]).compute_bound().stateful();
-            let (weight, ids) = (contiguous(weight.into_primitive()), contiguous(ids));
+            let (weight, ids) = (readable(weight.into_primitive()), contiguous(ids));
             let rows = forward(&weight, &ids);
             match prepared {
                 OpsKind::Tracked(prepared) => prepared.finish((ids, weight.shape()[0]), rows),
@@ -78,11 +79,12 @@ mod fused {
     }
 
     fn forward(weight: &FlexTensor, ids: &FlexTensor) -> FlexTensor {
-        let (table, width) = (values(weight), weight.shape()[1]);
-        let mut rows = Vec::with_capacity(ids.shape().num_elements() * width);
-        for id in whole_numbers(ids) {
-            // A negative id becomes a huge index, which is outside the table.
-            rows.extend_from_slice(&table[*id as usize * width..][..width]);
+        let (table, width) = (Operand::of(weight), weight.shape()[1]);
+        let mut rows = vec![0.0; ids.shape().num_elements() * width];
+        for (id, row) in whole_numbers(ids).iter().zip(rows.chunks_exact_mut(width)) {
+            // A negative id becomes a huge index.
+            assert!((*id as usize) < table.rows(), "id {id} is out of range: there are {} rows", table.rows());
+            table.row(*id as usize, row);
         }
         tensor(rows, [ids.shape()[0], ids.shape()[1], width])
     }

@@ -16,7 +16,7 @@ pub(super) use crate::vectorised::vectorised;
 pub(super) const ROWS: usize = 64;
 
 /// Reports whether tensors of this device live in the CPU backend's memory.
-pub(super) fn on_flex(device: &Device) -> bool {
+pub(crate) fn on_flex(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => true,
         DispatchDevice::Autodiff(_) => on_flex(&device.clone().inner()),
@@ -28,6 +28,12 @@ pub(super) fn on_flex(device: &Device) -> bool {
 /// Reports whether the fused form supports this tensor.
 pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
     super::fused::FUSED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && on_flex(&x.device())
+}
+
+/// Reports whether the fused form reads this weight: values of 16 or 32 bits, or codes.
+pub(super) fn fits_weight<const D: usize>(x: &Tensor<D>) -> bool {
+    let dtype = matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16);
+    super::fused::FUSED.load(Ordering::Relaxed) && dtype && on_flex(&x.device())
 }
 
 /// The values in row-major order; copies when the tensor is a view with another order.

@@ -1,14 +1,14 @@
 //! A linear layer without bias.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 /// `y = x W`: `x [rows, d_in]`, `W [d_in, d_out]`, each also as a transposed view.
 ///
-/// Equal to `x.matmul(W)`. On the CPU backend outputs and gradients are written to uninitialised memory, and every thread computes its part
+/// Equal to `x.matmul(W)`, where `W` may also be in bf16, f16 or codes; its gradient is f32. On the CPU backend outputs and gradients are written to uninitialised memory, and every thread computes its part
 /// of them independently.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if super::flex::fits(&x) && super::flex::fits(&weight) {
+    if super::flex::fits(&x) && super::flex::fits_weight(&weight) {
         return fused::linear(x, weight);
     }
     composed(x, weight)
@@ -27,6 +27,8 @@ impl MatrixProduct for Tensor<2> {
 }
 
 fn composed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    // Other types than f32 stay as they are.
+    let weight = if x.dtype() == DType::F32 { super::widened(weight) } else { weight };
     x.matmul(weight)
 }
 
@@ -42,7 +44,7 @@ mod fused {
     use burn_flex::FlexTensor;
 
     use crate::ops::flex::tensor;
-    use crate::ops::product::{Matrix, multiplied, readable};
+    use crate::ops::product::{Matrix, Operand, multiplied, readable};
 
     pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
         Tensor::from_dispatch(<Dispatch as LinearOp>::fused_linear(x.into_dispatch(), weight.into_dispatch()))
@@ -56,7 +58,7 @@ mod fused {
     impl LinearOp for Flex {
         fn fused_linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
             let (x, weight) = (readable(x), readable(weight));
-            times(Matrix::of(&x), Matrix::of(&weight))
+            times(Matrix::of(&x), Operand::of(&weight))
         }
     }
 
@@ -65,7 +67,7 @@ mod fused {
             let (x_learns, weight_learns) = (x.is_tracked(), weight.is_tracked());
             let prepared = LinearBackward.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful();
             let (x, weight) = (readable(x.into_primitive()), readable(weight.into_primitive()));
-            let y = times(Matrix::of(&x), Matrix::of(&weight));
+            let y = times(Matrix::of(&x), Operand::of(&weight));
             match prepared {
                 // Each is kept for the gradient of the other.
                 OpsKind::Tracked(prepared) => {
@@ -87,7 +89,7 @@ mod fused {
             let (x, weight) = ops.state;
             let [x_node, weight_node] = ops.parents;
             if let (Some(node), Some(weight)) = (x_node, weight) {
-                grads.register::<Flex>(node.id, times(Matrix::of(&dy), Matrix::of(&weight).transposed()));
+                grads.register::<Flex>(node.id, times(Matrix::of(&dy), Operand::of(&weight).transposed()));
             }
             if let (Some(node), Some(x)) = (weight_node, x) {
                 grads.register::<Flex>(node.id, times(Matrix::of(&x).transposed(), Matrix::of(&dy)));
@@ -95,8 +97,9 @@ mod fused {
         }
     }
 
-    fn times(a: Matrix<&[f32]>, b: Matrix<&[f32]>) -> FlexTensor {
-        tensor(multiplied(1.0, a, b), [a.rows, b.columns])
+    fn times<'b>(a: Matrix<&[f32]>, b: impl Into<Operand<'b>>) -> FlexTensor {
+        let b = b.into();
+        tensor(multiplied(1.0, a, b), [a.rows, b.columns()])
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 /// frozen `W` and `A`), and forms gradients of those inputs alone that are tracked: with a frozen weight no dense gradient exists.
 pub fn low_rank_linear(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if [&x, &weight, &a, &b].into_iter().all(super::flex::fits) {
+    if [&x, &a, &b].into_iter().all(super::flex::fits) && super::flex::fits_weight(&weight) {
         return fused::low_rank_linear(x, weight, a, b, scale, None);
     }
     composed(x, weight, a, b, scale)
@@ -24,10 +24,11 @@ pub fn paced_low_rank_linear(
     pace: Tensor<1>,
 ) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if [&x, &weight, &a, &b].into_iter().all(super::flex::fits) && super::flex::fits(&pace) {
+    if [&x, &a, &b].into_iter().all(super::flex::fits) && super::flex::fits_weight(&weight) && super::flex::fits(&pace)
+    {
         return fused::low_rank_linear(x, weight, a, b, 1.0, Some(pace));
     }
-    x.clone().matmul(weight) + paced_product(x, a, b, pace)
+    x.clone().matmul(super::widened(weight)) + paced_product(x, a, b, pace)
 }
 
 /// `(x A) B` of [`paced_low_rank_linear`].
@@ -40,7 +41,7 @@ pub fn paced_product(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, pace: Tensor<1>) 
 }
 
 fn composed(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f64) -> Tensor<2> {
-    x.clone().matmul(weight) + x.matmul(a).matmul(b).mul_scalar(scale)
+    x.clone().matmul(super::widened(weight)) + x.matmul(a).matmul(b).mul_scalar(scale)
 }
 
 #[cfg(feature = "flex")]
@@ -56,7 +57,7 @@ mod fused {
 
     use crate::host::values as host;
     use crate::ops::flex::{contiguous, tensor, values};
-    use crate::ops::product::{Matrix, multiplied, product};
+    use crate::ops::product::{Matrix, Operand, multiplied, product, readable};
 
     pub fn low_rank_linear(
         x: Tensor<2>,
@@ -97,7 +98,7 @@ mod fused {
             scale: f64,
             _pace: Option<Vec<f32>>,
         ) -> FlexTensor {
-            let [x, weight, a, b] = [x, weight, a, b].map(contiguous);
+            let ([x, a, b], weight) = ([x, a, b].map(contiguous), readable(weight));
             forward(&x, &weight, &a, &b, scale as f32).0
         }
     }
@@ -114,7 +115,8 @@ mod fused {
             let nodes = [x.node(), weight.node(), a.node(), b.node()];
             let [weight_learns, a_learns, b_learns] = [&weight, &a, &b].map(|input| input.is_tracked());
             let prepared = LowRankLinearBackward.prepare::<C>(nodes).compute_bound().stateful();
-            let [x, weight, a, b] = [x, weight, a, b].map(|input| contiguous(input.into_primitive()));
+            let [x, a, b] = [x, a, b].map(|input| contiguous(input.into_primitive()));
+            let weight = readable(weight.into_primitive());
             let (y, h) = forward(&x, &weight, &a, &b, scale as f32);
             match prepared {
                 OpsKind::Tracked(prepared) => {
@@ -181,8 +183,8 @@ mod fused {
         b: &FlexTensor,
         scale: f32,
     ) -> (FlexTensor, FlexTensor) {
-        let ([x, weight, a, b], rows) = ([x, weight, a, b].map(Matrix::of), x.shape()[0]);
-        let mut y = multiplied(1.0, x, weight);
+        let ([x, a, b], rows) = ([x, a, b].map(Matrix::of), x.shape()[0]);
+        let mut y = multiplied(1.0, x, Operand::of(weight));
         let h = tensor(multiplied(scale, x, a), [rows, a.columns]);
         product(Matrix::row_major(&mut y[..], rows, b.columns), true, 1.0, Matrix::of(&h), b, true);
         (tensor(y, [rows, b.columns]), h)
@@ -217,7 +219,7 @@ mod fused {
                 tensor(multiplied(1.0, x().transposed(), Matrix::row_major(&dh[..], rows, rank)), [d_in, rank])
             });
             let dx = plain.as_ref().filter(|_| wants_x).map(|dh| {
-                let mut dx = multiplied(1.0, Matrix::of(dy), Matrix::of(weight).transposed());
+                let mut dx = multiplied(1.0, Matrix::of(dy), Operand::of(weight).transposed());
                 let out = Matrix::row_major(&mut dx[..], rows, d_in);
                 product(out, true, 1.0, Matrix::row_major(&dh[..], rows, rank), Matrix::of(a).transposed(), true);
                 tensor(dx, [rows, d_in])

@@ -28,11 +28,14 @@ mod sparse_low_rank;
 mod sparse_product;
 mod swiglu;
 mod update_score;
+mod widened;
 
 pub use attention::{attention, causal_attention, scaled_causal_attention};
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
 pub use distance_kernel::{DistanceKernel, KeptValue, Sparsify, quantile_of_magnitudes};
 pub use embedding::embedding;
+#[cfg(feature = "flex")]
+pub(crate) use flex::on_flex;
 #[cfg(feature = "flex")]
 pub use fused::set_fused;
 pub use gelu::{Gelu, gelu};
@@ -47,3 +50,4 @@ pub use sparse_cosines::{moves_positions, pixels, sparse_cosines};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};
 pub use swiglu::swiglu;
 pub use update_score::{UpdateScore, scored, scores_on};
+pub use widened::widened;

@@ -2,9 +2,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod few_rows;
+mod operand;
 #[cfg(target_arch = "x86_64")]
 mod panels;
 mod parts;
+mod target;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 #[cfg(target_arch = "x86_64")]
@@ -12,91 +14,21 @@ mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod work;
 
-use burn::backend::TensorMetadata;
-use burn_flex::FlexTensor;
-use gemm::Parallelism;
-use rayon::prelude::*;
-
-use self::parts::{Part, Parts};
-use super::flex::contiguous;
-#[cfg(target_arch = "x86_64")]
-use crate::instructions::InstructionSet;
-
-/// A product of fewer multiplications is done before another thread would have woken up.
-const SMALL: usize = 1 << 21;
-
-/// A matrix in memory: element `(r, c)` is at `r * row_stride + c * column_stride`.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<T> {
-    pub data: T,
-    pub rows: usize,
-    pub columns: usize,
-    pub row_stride: usize,
-    pub column_stride: usize,
-}
-
-impl<T> Matrix<T> {
-    /// Rows one after another.
-    pub fn row_major(data: T, rows: usize, columns: usize) -> Self {
-        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
-    }
-
-    /// The transposed matrix in the same memory.
-    pub fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            data: self.data,
-        }
-    }
-
-    /// Number of values from the first to the last.
-    fn extent(&self) -> usize {
-        match self.rows * self.columns {
-            0 => 0,
-            _ => (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1,
-        }
-    }
-}
-
-impl<'a> Matrix<&'a [f32]> {
-    /// The values of a tensor `[rows, columns]` that [`readable`] gave.
-    pub fn of(x: &'a FlexTensor) -> Self {
-        let (rows, columns) = (x.shape()[0], x.shape()[1]);
-        let [row_stride, column_stride] = match *x.layout().strides() {
-            // The stride of a single row or column means nothing, and may be below zero.
-            [row, column] => [(rows, row), (columns, column)].map(|(size, stride)| match usize::try_from(stride) {
-                Ok(stride) => stride,
-                Err(_) if size < 2 => 0,
-                Err(_) => unreachable!("the tensor was made readable"),
-            }),
-            _ => unreachable!("a matrix has two dimensions"),
-        };
-        let data = &x.storage::<f32>()[x.layout().start_offset()..];
-        Self { data, rows, columns, row_stride, column_stride }
-    }
-}
-
-/// A matrix that products can read: as it is, rows or columns one after another, or else a copy.
-pub(super) fn readable(x: FlexTensor) -> FlexTensor {
-    match *x.layout().strides() {
-        [row, column] if (column == 1 && row >= 0) || (row == 1 && column >= 0) => x,
-        _ => contiguous(x),
-    }
-}
+pub(crate) use self::operand::{Operand, widened};
+use self::target::{Kernel, Target};
+pub(super) use self::target::{Matrix, readable};
 
 /// `out = factor * a b`, or `out += factor * a b` when `add`. With `parallel` all threads work on it.
-pub(super) fn product(
+pub(super) fn product<'b>(
     out: Matrix<&mut [f32]>,
     add: bool,
     factor: f32,
     a: Matrix<&[f32]>,
-    b: Matrix<&[f32]>,
+    b: impl Into<Operand<'b>>,
     parallel: bool,
 ) {
-    assert!(out.rows == a.rows && out.columns == b.columns, "shapes of a product");
+    let b = b.into();
+    assert!(out.rows == a.rows && out.columns == b.columns(), "shapes of a product");
     assert!(out.extent() <= out.data.len(), "memory of a product");
     assert!(out.row_stride >= out.columns || out.column_stride >= out.rows, "values of a product must not overlap");
     // SAFETY: the output lies within its slice, which is borrowed mutably, so it overlaps with no input.
@@ -104,13 +36,14 @@ pub(super) fn product(
 }
 
 /// `factor * a b` row-major, in uninitialised memory.
-pub(super) fn multiplied(factor: f32, a: Matrix<&[f32]>, b: Matrix<&[f32]>) -> Vec<f32> {
-    let count = a.rows * b.columns;
+pub(super) fn multiplied<'b>(factor: f32, a: Matrix<&[f32]>, b: impl Into<Operand<'b>>) -> Vec<f32> {
+    let b = b.into();
+    let count = a.rows * b.columns();
     let mut out = Vec::with_capacity(count);
     // SAFETY: the output has room for its rows one after another and is not shared; without `add` all of its values are written and
     // none is read, so they are initialised when the length is set.
     unsafe {
-        multiply(out.as_mut_ptr(), [b.columns, 1], false, factor, a, b, true);
+        multiply(out.as_mut_ptr(), [b.columns(), 1], false, factor, a, b, true);
         out.set_len(count);
     }
     out
@@ -129,9 +62,14 @@ unsafe fn multiply(
     add: bool,
     factor: f32,
     a: Matrix<&[f32]>,
-    b: Matrix<&[f32]>,
+    b: Operand<'_>,
     parallel: bool,
 ) {
+    let b = match b {
+        Operand::Wide(b) => b,
+        // SAFETY: guaranteed by the caller.
+        Operand::Narrow(b) => return unsafe { operand::multiply(out, strides, add, factor, a, b, parallel) },
+    };
     assert!(a.columns == b.rows, "shapes of a product");
     assert!(a.extent() <= a.data.len() && b.extent() <= b.data.len(), "memory of a product");
     let target = Target { out, strides, add, factor, a, b, kernel: Kernel::here(strides, [a.rows, b.columns]) };
@@ -139,142 +77,11 @@ unsafe fn multiply(
     unsafe { target.make_all(parallel) }
 }
 
-/// Kernel that computes a part of a product.
-#[derive(Clone, Copy)]
-enum Kernel {
-    /// Ours, for this instruction set, optionally for the transposed product, whose output is row-major.
-    #[cfg(target_arch = "x86_64")]
-    Tiles { wide: bool, transposed: bool },
-    /// That of `gemm`.
-    Gemm,
-}
-
-impl Kernel {
-    /// The best for an output with these strides.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-    fn here([row_stride, column_stride]: [usize; 2], [rows, columns]: [usize; 2]) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let set = crate::instructions::instruction_set();
-            let row_major = column_stride == 1 || columns == 1 && row_stride != 1;
-            if set >= InstructionSet::Avx2 && (row_major || row_stride == 1) {
-                // Half of a wide vector would be unused.
-                let narrow = if row_major { columns } else { rows } <= 8;
-                return Self::Tiles { wide: set == InstructionSet::Avx512 && !narrow, transposed: !row_major };
-            }
-        }
-        Self::Gemm
-    }
-
-    fn parts(self, rows: usize, columns: usize, threads: usize) -> Parts {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Tiles { transposed: false, .. } => Parts::of_tiles(rows, columns, threads),
-            #[cfg(target_arch = "x86_64")]
-            Self::Tiles { transposed: true, .. } => Parts::of_tiles(columns, rows, threads).transposed(),
-            Self::Gemm => Parts::of_gemm(rows, columns, threads),
-        }
-    }
-}
-
-/// Arguments of [`multiply`].
-struct Target<'a> {
-    out: *mut f32,
-    strides: [usize; 2],
-    add: bool,
-    factor: f32,
-    a: Matrix<&'a [f32]>,
-    b: Matrix<&'a [f32]>,
-    kernel: Kernel,
-}
-
-// SAFETY: threads write through the pointer in parts of the output that have no element in common.
-unsafe impl Sync for Target<'_> {}
-
-impl Target<'_> {
-    /// # Safety
-    ///
-    /// As for [`multiply`], whose assertions hold.
-    unsafe fn make_all(&self, parallel: bool) {
-        let (rows, columns) = (self.a.rows, self.b.columns);
-        if rows == 0 || columns == 0 {
-            return;
-        }
-        let threads = match parallel && rows * columns * self.a.columns >= SMALL {
-            true => rayon::current_num_threads(),
-            false => 1,
-        };
-        let parts = self.kernel.parts(rows, columns, threads);
-        let parallelism = if threads > 1 && parts.count() == 1 { Parallelism::Rayon(0) } else { Parallelism::None };
-        let make = |number: usize| {
-            // SAFETY: the parts make up the output and have no element in common; the caller guarantees the rest.
-            unsafe { self.make(parts.part(number), parallelism) }
-        };
-        match parts.count() {
-            1 => make(0),
-            count => (0..count).into_par_iter().for_each(make),
-        }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`multiply`], and no other thread may access this part of the output.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(irrefutable_let_patterns))]
-    unsafe fn make(&self, part: Part, parallelism: Parallelism) {
-        let Self { out, strides: [row_stride, column_stride], add, factor, a, b, kernel } = *self;
-        let ([top, bottom], [left, right]) = (part.rows, part.columns);
-        // SAFETY: every index `r * row_stride + c * column_stride` of the inputs is below their extents, which are within the slices (asserted
-        // by the only caller), also from a first row or column on; the caller guarantees the output. Kernels are chosen by the processor.
-        unsafe {
-            let out = out.add(top * row_stride + left * column_stride);
-            let first = a.data.as_ptr().wrapping_add(top * a.row_stride);
-            let second = b.data.as_ptr().wrapping_add(left * b.column_stride);
-            #[cfg(target_arch = "x86_64")]
-            if let Kernel::Tiles { wide, transposed } = kernel {
-                let work = work::Work {
-                    rows: bottom - top,
-                    columns: right - left,
-                    depth: a.columns,
-                    out,
-                    out_stride: row_stride,
-                    add,
-                    factor,
-                    a: first,
-                    a_strides: [a.row_stride, a.column_stride],
-                    b: second,
-                    b_strides: [b.row_stride, b.column_stride],
-                };
-                let work = if transposed { work.transposed(column_stride) } else { work };
-                return if wide { tiles::avx512(work) } else { tiles::avx2(work) };
-            }
-            gemm::gemm(
-                bottom - top,
-                right - left,
-                a.columns,
-                out,
-                column_stride as isize,
-                row_stride as isize,
-                add,
-                first,
-                a.column_stride as isize,
-                a.row_stride as isize,
-                second,
-                b.column_stride as isize,
-                b.row_stride as isize,
-                1.0,
-                factor,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_arch = "x86_64")]
+    use crate::instructions::InstructionSet;
     use crate::ops::check::random;
 
     #[test]

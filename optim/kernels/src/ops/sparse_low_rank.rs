@@ -15,7 +15,7 @@ pub fn sparse_low_rank(
     scale: f64,
 ) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if [&x, &a, &b].into_iter().all(super::flex::fits) && super::flex::fits(&values) {
+    if super::flex::fits(&x) && [&a, &b].into_iter().all(super::flex::fits_weight) && super::flex::fits(&values) {
         return fused::sparse_low_rank(x, a, b, values, positions, scale);
     }
     composed(x, a, b, values, positions, scale)
@@ -31,7 +31,7 @@ fn composed(
 ) -> Tensor<2> {
     let shape = [a.dims()[0], b.dims()[1]];
     let sparse = sparse_matrix(values, positions, shape);
-    x.clone().matmul(a).matmul(b).mul_scalar(scale) + x.matmul(sparse)
+    x.clone().matmul(super::widened(a)).matmul(super::widened(b)).mul_scalar(scale) + x.matmul(sparse)
 }
 
 /// The sparse part as a matrix `[d_in, d_out]`.
@@ -52,7 +52,7 @@ mod fused {
     use burn_flex::FlexTensor;
 
     use crate::ops::flex::{contiguous, tensor, values, whole_numbers};
-    use crate::ops::product::{Matrix, multiplied};
+    use crate::ops::product::{Matrix, Operand, multiplied};
     use crate::ops::sparse_product::{Sparse, add_product, add_slopes};
 
     pub fn sparse_low_rank(
@@ -154,8 +154,8 @@ mod fused {
 
     fn forward([x, a, b, sparse]: &[FlexTensor; 4], positions: &FlexTensor, scale: f32) -> FlexTensor {
         let (rows, d_in, rank, d_out) = (x.shape()[0], x.shape()[1], b.shape()[0], b.shape()[1]);
-        let h = multiplied(scale, Matrix::of(x), Matrix::of(a));
-        let mut y = multiplied(1.0, Matrix::row_major(&h[..], rows, rank), Matrix::of(b));
+        let h = multiplied(scale, Matrix::of(x), Operand::of(a));
+        let mut y = multiplied(1.0, Matrix::row_major(&h[..], rows, rank), Operand::of(b));
         add_product(&sparse_part(sparse, positions, [d_in, d_out]), values(x), d_in, &mut y);
         tensor(y, [rows, d_out])
     }
@@ -171,15 +171,15 @@ mod fused {
             let (rows, d_in, rank, d_out) = (x.shape()[0], x.shape()[1], b.shape()[0], b.shape()[1]);
             let db = wants_b.then(|| {
                 // Recomputed: keeping it would take `rank` elements per row and layer.
-                let h = multiplied(*scale, Matrix::of(x), Matrix::of(a));
+                let h = multiplied(*scale, Matrix::of(x), Operand::of(a));
                 let h = Matrix::row_major(&h[..], rows, rank).transposed();
                 tensor(multiplied(1.0, h, Matrix::of(dy)), [rank, d_out])
             });
             let (mut dx, mut da) = (None, None);
             if wants_a || wants_x {
-                let dh = multiplied(*scale, Matrix::of(dy), Matrix::of(b).transposed());
+                let dh = multiplied(*scale, Matrix::of(dy), Operand::of(b).transposed());
                 let dh = Matrix::row_major(&dh[..], rows, rank);
-                dx = wants_x.then(|| multiplied(1.0, dh, Matrix::of(a).transposed()));
+                dx = wants_x.then(|| multiplied(1.0, dh, Operand::of(a).transposed()));
                 da = wants_a.then(|| tensor(multiplied(1.0, Matrix::of(x).transposed(), dh), [d_in, rank]));
             }
             let mut dsparse = None;

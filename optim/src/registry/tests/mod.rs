@@ -120,7 +120,10 @@ fn variants(side: usize) -> Vec<(&'static Method, Options)> {
                 with(&[("moments", text("8bit")), small]);
             }
             "q-galore" => with(&[("proj_group", count(2)), small, ("lazy_queue", count(1))]),
-            "adamw-8bit" => with(&[small]),
+            "adamw-8bit" => {
+                with(&[small.clone()]);
+                with(&[small, ("codes", text("companded"))]);
+            }
             "fira" => {
                 with(&[("projector", text("dct")), ("pure", Value::from(true))]);
                 with(&[("granularity", text("matrix"))]);
@@ -139,6 +142,7 @@ fn variants(side: usize) -> Vec<(&'static Method, Options)> {
                 with(&[("error_feedback", Value::from(false))]);
             }
             "apollo" => with(&[("projector", text("svd"))]),
+            "scale" => with(&[("normalisation", text("l2"))]),
             "dion" => with(&[("right", text("qr"))]),
             _ => {}
         }
@@ -251,7 +255,7 @@ fn mixes(method: &Method, options: &Options, [rows, columns]: [usize; 2], axis: 
     };
     match method.name {
         // Of elements, or scaled gradients of full rank.
-        "adamw" | "adamw-8bit" | "muon" | "apollo" | "apollo-mini" => false,
+        "adamw" | "adamw-8bit" | "muon" | "apollo" | "apollo-mini" | "scale" => false,
         _ => said("side") == Some("full") || (axis == 1) == right,
     }
 }

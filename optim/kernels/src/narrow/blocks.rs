@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use lowrank_kernels::vectorised::vectorised;
+use crate::vectorised::vectorised;
 use rayon::prelude::*;
 
 /// The 256 values that codes represent, ascending.
