@@ -20,6 +20,7 @@ use lowrank_models::adapter::{
 use lowrank_models::hub::{ModelFolder, peft, save};
 use lowrank_models::{Family, Llama, LlamaConfig, Sampling, generate, ids_tensor};
 use lowrank_train::data::Tokenizer;
+use lowrank_train::data::images::Picture;
 use program::{Workshop, checkpoints, succeeded};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -369,4 +370,40 @@ fn tensorboard_reads_a_run_that_was_resumed() {
     succeeded(shop.run(&shop.tiny("run", &more)));
     succeeded(shop.run(&["pretrain", "--quiet", "--resume", "--out", "run", "--steps", "20"]));
     python("interop_tensorboard.py", &[shop.path("run").to_str().unwrap()]);
+}
+
+#[test]
+#[ignore = "needs LOWRANK_PYTHON"]
+fn transformers_and_peft_open_vision_transformers() {
+    let shop = Workshop::new(0);
+    let draw = |folder: &str, classes: usize| {
+        for number in 0..classes * 8 {
+            let (class, width, height) = (number % classes, 20 + number % 30, 45 - number % 23);
+            let value = |i: usize| ((i * i + 29 * i + 13 * number) % 97 + if i % 3 == class { 150 } else { 20 }) as u8;
+            let picture = Picture { width, height, pixels: (0..3 * width * height).map(value).collect() };
+            let dir = shop.path(folder).join(format!("c{class}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join(format!("{number:02}.png")), picture.png().unwrap()).unwrap();
+        }
+    };
+    draw("images", 2);
+    draw("more", 3);
+    let run = |command: &str, model: &str, data: &str, out: &str| {
+        let sets = ["data.validation_fraction=0.2", "model.num_hidden_layers=2", "schedule.warmup_steps=2"];
+        let sets = sets.into_iter().filter(|set| command == "pretrain" || !set.starts_with("model."));
+        let args =
+            [command, "--quiet", "--model", model, "--data", data, "--out", out, "--steps", "6", "--lr", "0.003"];
+        let args: Vec<&str> = args.into_iter().chain(sets.flat_map(|set| ["--set", set])).collect();
+        succeeded(shop.run(&args));
+        checkpoints(&shop.path(out)).pop().unwrap().to_str().unwrap().to_string()
+    };
+    let base = run("pretrain", "vit-micro", "images", "base");
+    let adapter = run("finetune", &base, "more", "tuned");
+    let path = |name: &str| shop.path(name).to_str().unwrap().to_string();
+    let (data, embeddings, adapted, merged) = (path("more"), path("e"), path("a"), path("merged"));
+    succeeded(shop.run(&["embed", "--quiet", "--model", &base, "--data", &data, "--out", &embeddings]));
+    let with = ["embed", "--quiet", "--model", &base, "--adapter", &adapter, "--data", &data, "--out", &adapted];
+    succeeded(shop.run(&with));
+    succeeded(shop.run(&["merge", "--model", &base, "--adapter", &adapter, "--out", &merged]));
+    python("interop_vision.py", &[&base, &adapter, &merged, &embeddings, &adapted]);
 }

@@ -238,6 +238,7 @@ mod tests {
         board.text("sample", 8, "once upon").unwrap();
         board.histogram("weights/w", 8, &[0.0, -1.0, 2.0, 2.0]).unwrap();
         board.hyper_parameters(8, "run", [("lr", "0.5"), ("flag", "true"), ("name", "\"adamw\"")].into_iter()).unwrap();
+        board.picture("images", 8, &Picture::grey(2, 1, &[7, 9])).unwrap();
         board.flush().unwrap();
         let events = events(dir.path());
         assert_eq!(events[0].get_file_version(), "brain.Event:2");
@@ -252,7 +253,10 @@ mod tests {
         assert_eq!((histogram.get_num(), histogram.get_sum(), histogram.get_max()), (4.0, 3.0, 2.0));
         assert_eq!(histogram.get_bucket().iter().sum::<f64>(), 4.0);
         assert_eq!(histogram.get_bucket().len(), histogram.get_bucket_limit().len());
-        assert!(events.len() == 6);
+        let image = value(6).get_image();
+        assert_eq!((image.get_width(), image.get_height(), image.get_colorspace()), (2, 1, 3));
+        assert!(image.get_encoded_image_string().starts_with(b"\x89PNG"));
+        assert!(events.len() == 7);
     }
 
     #[test]
