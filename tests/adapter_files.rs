@@ -16,7 +16,7 @@ use lowrank_models::{Llama, ModelError, ids_tensor};
 use lowrank_optim::AdamWConfig;
 
 mod small_adapters;
-use small_adapters::{all, apart, base, config, moved, open};
+use small_adapters::{all, apart, base, base_on, config, moved, open};
 
 /// Logits of a fixed batch.
 fn logits(model: &Llama) -> Vec<f32> {
@@ -211,7 +211,7 @@ fn an_adapter_of_a_folder_is_trained_on() {
     let dir = tempfile::tempdir().expect("a folder");
     save(&moved(base(), &config("lora")), "default", Form::Own, None, dir.path()).unwrap();
     let device = Device::default().autodiff();
-    let tracked = Llama::random(base().config(), 5, &device).unwrap();
+    let tracked = base_on(&device);
     let (mut model, report) = open(dir.path()).attach(tracked).unwrap();
     let before = logits(&model);
     let ids = || ids_tensor(&[3, 1, 4, 1, 5, 9, 2, 6], 2, &device.clone().inner());

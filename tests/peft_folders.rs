@@ -8,14 +8,14 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use lowrank_models::adapter::{AdapterConfig, Attach, Targets, TrainedBiases, detach, merged};
 use lowrank_models::hub::peft::{Form, PeftFolder, XLora, save};
-use lowrank_models::{Llama, LlamaConfig, ids_tensor};
+use lowrank_models::{Llama, LlamaConfig, Sampling, ids_tensor};
 use lowrank_optim::AdamWConfig;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 mod small_adapters;
-use small_adapters::{all, apart, base, config, moved, open};
+use small_adapters::{all, apart, base, base_on, config, moved, open};
 
 fn logits(model: &Llama) -> Vec<f32> {
     let ids: Vec<i32> = (0..22).map(|i| (i * i * 7 + 3) % 61).collect();
@@ -24,7 +24,7 @@ fn logits(model: &Llama) -> Vec<f32> {
 
 /// The small model on a device that tracks gradients.
 fn tracked() -> Llama {
-    Llama::random(base().config(), 5, &Device::default().autodiff()).expect("a model")
+    base_on(&Device::default().autodiff())
 }
 
 fn lora(targets: &str) -> AdapterConfig {
@@ -84,9 +84,26 @@ fn modules_that_are_trained_whole_are_written_and_read_with_the_adapter() {
         let error = base().attach(Attach::new(config)).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("adapter.modules_to_save") && error.contains(reason), "{error}");
     }
-    let biased = AdapterConfig { bias: TrainedBiases::All, ..lora("q_proj") };
-    let error = base().attach(Attach::new(biased)).map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("adapter.bias = all") && error.contains("no biases"), "{error}");
+}
+
+#[test]
+fn biases_are_trained_and_written_with_the_adapter() {
+    // Four biases in each of two blocks; those of the adapted layers, or all.
+    for (bias, count) in [(TrainedBiases::Adapted, 2), (TrainedBiases::All, 8)] {
+        let (model, report) = tracked().attach(Attach::new(AdapterConfig { bias, ..lora("q_proj") })).unwrap();
+        assert!(report.whole > 0, "{report}");
+        let model = trained(model, 2 * 2 + count);
+        for form in [Form::Own, Form::Peft] {
+            let dir = tempfile::tempdir().expect("a folder");
+            save(&model, "default", form, None, dir.path()).unwrap();
+            assert_eq!(open(dir.path()).config.bias, bias);
+            assert_eq!(open(dir.path()).brings().len(), count);
+            assert_eq!(logits(&back(dir.path())), logits(&model));
+        }
+    }
+    let none = AdapterConfig { bias: TrainedBiases::Adapted, ..lora("gate_proj") };
+    let error = base().attach(Attach::new(none)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("adapter.bias = adapted") && error.contains("no biases"), "{error}");
 }
 
 #[test]
@@ -122,6 +139,44 @@ fn a_head_that_shares_the_table_is_left_alone_by_an_adapter_of_the_embedding() {
     let expected = hidden.matmul(model.model.embed_tokens.weight.base().transpose());
     let ours: Tensor<2> = model.logits(ids(), None).reshape([4, 61]);
     assert!((ours - expected).abs().max().into_scalar::<f32>() < 1e-5);
+}
+
+#[test]
+fn tokens_that_were_added_come_with_their_embedding_and_head() {
+    let saved = AdapterConfig { modules_to_save: vec!["embed_tokens".into(), "lm_head".into()], ..lora("q_proj") };
+    let (model, _) = tracked().with_vocabulary(64).attach(Attach::new(saved)).unwrap();
+    let model = trained(model, 6);
+    let dir = tempfile::tempdir().expect("a folder");
+    save(&model, "default", Form::Peft, None, dir.path()).unwrap();
+    let (again, report) = open(dir.path()).attach(base()).unwrap();
+    assert_eq!(again.config().vocab_size, 64);
+    assert!(report.warnings.iter().any(|warning| warning.contains("3 tokens more")), "{:?}", report.warnings);
+    assert_eq!(logits(&again), logits(&model));
+    // A head of another size belongs to another model.
+    edit(dir.path(), |name, shape, data| match name.ends_with("lm_head.weight") {
+        true => Some((name.to_string(), vec![shape[0] - 1, shape[1]], data[..data.len() - 4 * shape[1]].to_vec())),
+        false => Some((name.to_string(), shape, data)),
+    });
+    assert!(refusal(dir.path()).contains("vocabulary has the same size"));
+    // Without any head the new tokens have none, and the one of the model is too small.
+    edit(dir.path(), |name, shape, data| (!name.ends_with("lm_head.weight")).then(|| (name.to_string(), shape, data)));
+    set(dir.path(), "modules_to_save", json!(["embed_tokens"]));
+    assert!(refusal(dir.path()).contains("lm_head"), "{}", refusal(dir.path()));
+}
+
+#[test]
+fn a_mixture_generates_token_by_token() {
+    let mixture = XLora::open(golden("xlora").path(), golden_model()).unwrap();
+    let prompt = [1, 5, 9];
+    let written = mixture.generate(&prompt, 6, &Sampling::greedy(), |_| true).unwrap();
+    let mut all = prompt.to_vec();
+    for token in written {
+        let logits = mixture.logits(ids_tensor(&all, 1, &Device::default()));
+        let [_, positions, vocabulary] = logits.dims();
+        let last = logits.slice([0..1, positions - 1..positions]).reshape([vocabulary]);
+        assert_eq!(last.argmax(0).into_scalar::<i32>(), token);
+        all.push(token);
+    }
 }
 
 /// Tensors of a folder under other names.

@@ -31,6 +31,11 @@ impl WeightSource for WithBiases {
 
 /// A small model whose layers are tall, wide and square, some with a bias, and which has norms of queries and keys.
 pub fn base() -> Llama {
+    base_on(&Device::default())
+}
+
+/// The same model on a device.
+pub fn base_on(device: &Device) -> Llama {
     let config = LlamaConfig {
         family: Family::Qwen3,
         features: Features { qkv_bias: true, output_bias: true, ..Family::Qwen3.features() },
@@ -44,7 +49,7 @@ pub fn base() -> Llama {
         ..LlamaConfig::named("llama-9m", 61).expect("a known shape")
     };
     let source = RandomWeights { seed: 5, std: config.initializer_range };
-    Llama::build(&config, &mut WithBiases(source), &Device::default()).expect("a model")
+    Llama::build(&config, &mut WithBiases(source), device).expect("a model")
 }
 
 /// Largest difference over the largest value.

@@ -1,5 +1,6 @@
 //! Continuing a text, token by token.
 
+use burn::tensor::Tensor;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -103,6 +104,27 @@ pub fn generate(
     prompt: &[i32],
     tokens: usize,
     sampling: &Sampling,
+    each: impl FnMut(i32) -> bool,
+) -> Result<Vec<i32>, ModelError> {
+    let device = model.model.embed_tokens.weight.val().device();
+    let mut cache = KvCache::new();
+    generate_by(
+        model,
+        prompt,
+        tokens,
+        sampling,
+        |input| model.next_logits(ids_tensor(input, 1, &device), &mut cache),
+        each,
+    )
+}
+
+/// As [`generate`], with another way to the logits `[1, vocab_size]` that follow the new tokens.
+pub(crate) fn generate_by(
+    model: &Llama,
+    prompt: &[i32],
+    tokens: usize,
+    sampling: &Sampling,
+    mut next_logits: impl FnMut(&[i32]) -> Tensor<2>,
     mut each: impl FnMut(i32) -> bool,
 ) -> Result<Vec<i32>, ModelError> {
     sampling.validate()?;
@@ -117,16 +139,13 @@ pub fn generate(
             prompt.len()
         )));
     }
-    let device = model.model.embed_tokens.weight.val().device();
     let mut random = StdRng::seed_from_u64(sampling.seed);
-    let mut cache = KvCache::new();
     let mut input = prompt.to_vec();
     let mut output = Vec::with_capacity(tokens);
     // None, where nothing is made less likely.
     let mut occurred = vec![false; if sampling.repetition_penalty == 1.0 { 0 } else { model.config().vocab_size }];
     for _ in 0..tokens {
-        let logits = model.next_logits(ids_tensor(&input, 1, &device), &mut cache);
-        let mut logits = host(logits);
+        let mut logits = host(next_logits(&input));
         if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(ModelError::NotFinite { token: output.len() + 1, id, value: logits[id] });
         }

@@ -17,6 +17,7 @@ pub use block::{Attention, BlockContext, DecoderBlock, Mlp};
 pub use cache::KvCache;
 pub use config::LlamaConfig;
 pub use family::{Family, Features, HeadNorms};
+pub(crate) use generate::generate_by;
 pub use generate::{Sampling, generate};
 pub use learner::LanguageOutput;
 pub use model::{Embedding, Llama, LlamaBody, ids_tensor};

@@ -110,6 +110,26 @@ impl Llama {
         Self::build(&config, &mut Given { weights }, device)
     }
 
+    /// The same model with more tokens: their rows in the embedding and in the head are zero. The number of tokens never falls.
+    pub fn with_vocabulary(mut self, tokens: usize) -> Self {
+        let more = tokens.saturating_sub(self.config.vocab_size);
+        let longer = |table: Tensor<2>, axis: usize| {
+            let mut shape = table.dims();
+            shape[axis] = more;
+            let rows = Tensor::zeros(shape, (&table.device(), table.dtype()));
+            Tensor::cat(vec![table, rows], axis).detach()
+        };
+        if more > 0 {
+            self.model.embed_tokens.weight = self.model.embed_tokens.weight.map(|table| longer(table, 0));
+            self.lm_head = self.lm_head.map(|mut head| {
+                head.weight = head.weight.map(|table| longer(table, 1));
+                head
+            });
+            self.config.vocab_size = tokens;
+        }
+        self
+    }
+
     /// Attaches an adapter to the matching linear layers and freezes everything else.
     pub fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
         if !self.config.parameterization.is_dense() {

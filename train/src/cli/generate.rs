@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use lowrank_models::generate;
 use lowrank_models::hub::ModelFolder;
+use lowrank_models::hub::peft::XLora;
 
 use super::on_model::{Adapters, Storage};
 use super::sampling::{SamplingArgs, Shown};
@@ -63,7 +64,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
     let text = ModelText::read(&args.model, &folder.config)?;
     let sampling = args.sampling.settings(&text.generation)?;
-    let model = args.adapters.on(args.storage.load(&folder, &device)?)?;
+    let model = args.storage.load(&folder, &device)?;
+    let mixture = match args.adapters.paths() {
+        [dir] if XLora::is_in(dir) => Some(XLora::open(dir, model.clone()).map_err(BuildError::from)?),
+        _ => None,
+    };
+    let model = if mixture.is_some() { model } else { args.adapters.on(model)? };
 
     let asked = match (&args.chat, &args.messages) {
         (Some(message), _) => Some(Conversation::asking(args.system.as_deref(), message)),
@@ -79,10 +85,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut shown = Shown::new(&text.tokenizer, if asked.is_some() { Vec::new() } else { ids });
     let mut out = std::io::stdout().lock();
     let mut failed = None;
-    generate(&model, &prompt, args.tokens, &sampling, |id| {
+    let each = |id: i32| {
         failed = shown.push(id as u32, &mut out).err();
         failed.is_none() && !text.ends.contains(&(id as u32))
-    })
+    };
+    match &mixture {
+        Some(mixture) => mixture.generate(&prompt, args.tokens, &sampling, each),
+        None => generate(&model, &prompt, args.tokens, &sampling, each),
+    }
     .map_err(BuildError::from)?;
     match failed {
         Some(error) => Err(error),

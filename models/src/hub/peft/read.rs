@@ -129,6 +129,16 @@ impl PeftFolder {
         inner.filter(|name| self.is_brought(name)).collect()
     }
 
+    /// Number of tokens of the embedding that the folder brings whole, with the head if the file has one of that size.
+    pub fn vocabulary(&self) -> Option<usize> {
+        let rows = |wanted: &str| {
+            let own = |(name, _): &(&str, &[usize])| name.strip_prefix(MODEL) == Some(wanted);
+            self.files.shapes().find(own).and_then(|(_, shape)| shape.first().copied())
+        };
+        let embedding = rows("model.embed_tokens.weight")?;
+        rows("lm_head.weight").is_none_or(|head| head == embedding).then_some(embedding)
+    }
+
     fn is_brought(&self, inner: &str) -> bool {
         let own = self.layout.is_some() || is_of(inner, &self.config.modules_to_save);
         own && brought::is_plain(inner) && self.layer_of(inner).is_none()
@@ -202,6 +212,19 @@ impl PeftFolder {
     ///
     /// Rejected: tensors that are missing, left over or of another shape, by name; another base than the adapter was trained on.
     pub fn attach(self, model: Llama) -> Result<(Llama, Report), ModelError> {
+        let (before, after) = (model.config().vocab_size, self.vocabulary().unwrap_or(0));
+        if after > before {
+            let head = format!("{MODEL}lm_head.weight");
+            if model.lm_head.is_some() && !self.files.shapes().any(|(name, _)| name == head) {
+                let reason = format!(
+                    "is missing: the embedding of the folder has {after} tokens, the head of the model {before}"
+                );
+                return Err(self.refused(vec![(head, reason)]));
+            }
+            let (model, mut report) = self.put(model.with_vocabulary(after), |attach, model| model.attach(attach))?;
+            report.warnings.push(format!("the adapter brings {} tokens more than the model has", after - before));
+            return Ok((model, report));
+        }
         self.put(model, |attach, model| model.attach(attach))
     }
 

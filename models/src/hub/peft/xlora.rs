@@ -14,7 +14,7 @@ use super::read::PeftFolder;
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
 use crate::hub::open::read_text;
-use crate::llama::Llama;
+use crate::llama::{Llama, Sampling, generate_by, ids_tensor};
 use lowrank_adapters::Control;
 
 /// Name of the type in configurations.
@@ -157,6 +157,26 @@ impl XLora {
         let logits = self.model.logits(ids, None);
         self.experts.iter().for_each(|expert| expert.weigh(None));
         logits
+    }
+
+    /// Continues `prompt` as [`generate`](crate::generate) does. Every token takes two passes over all tokens before it: the weights of a mixture
+    /// depend on hidden states of the model without it.
+    pub fn generate(
+        &self,
+        prompt: &[i32],
+        tokens: usize,
+        sampling: &Sampling,
+        each: impl FnMut(i32) -> bool,
+    ) -> Result<Vec<i32>, ModelError> {
+        let device = self.model.model.embed_tokens.weight.val().device();
+        let mut all = Vec::new();
+        let next = |input: &[i32]| {
+            all.extend_from_slice(input);
+            let logits = self.logits(ids_tensor(&all, 1, &device));
+            let [_, positions, vocabulary] = logits.dims();
+            logits.slice([0..1, positions - 1..positions]).reshape([1, vocabulary])
+        };
+        generate_by(&self.model, prompt, tokens, sampling, next, each)
     }
 
     /// The weights with all but the largest at zero, and those that are left normalised if the settings ask for it.
