@@ -74,7 +74,7 @@ impl Method for Gated {
     type Options = GatedOptions;
 
     const SPEC: Spec = Spec {
-        name: "gated",
+        name: "foreign-gates",
         title: "A structure of another crate",
         arxiv: "",
         summary: "a gate for every component",
@@ -142,7 +142,7 @@ fn base() -> Llama {
 
 fn attached() -> Llama {
     register(&GATED).expect("a new name");
-    base().attach(Attach::new(AdapterConfig::new("gated").with_rank(3))).expect("an adapter").0
+    base().attach(Attach::new(AdapterConfig::new("foreign-gates").with_rank(3))).expect("an adapter").0
 }
 
 /// A run: a model, its optimizer and the number of steps taken.
@@ -247,11 +247,11 @@ fn a_name_that_is_taken_is_refused() {
     register(&GATED).expect("a new name");
     register(&GATED).expect("the same once more");
     static OTHER: StructureEntry = StructureEntry::of::<Gated>();
-    assert!(register(&OTHER).expect_err("a second of the name").to_string().contains("gated is taken"));
-    assert_eq!(StructureEntry::find("gated").expect("a known name").spec.title, Gated::SPEC.title);
-    let unknown = StructureEntry::find("gate").expect_err("no such name").to_string();
-    assert!(unknown.contains("did you mean \"gated\"?") && unknown.contains("lora"), "{unknown}");
-    let config = AdapterConfig::new("gated").with_option("pull", -1.0);
+    assert!(register(&OTHER).expect_err("a second of the name").to_string().contains("foreign-gates is taken"));
+    assert_eq!(StructureEntry::find("foreign-gates").expect("a known name").spec.title, Gated::SPEC.title);
+    let unknown = StructureEntry::find("foreign-gate").expect_err("no such name").to_string();
+    assert!(unknown.contains("did you mean \"foreign-gates\"?") && unknown.contains("lora"), "{unknown}");
+    let config = AdapterConfig::new("foreign-gates").with_option("pull", -1.0);
     let error = base().attach(Attach::new(config)).map(|_| ()).expect_err("a value that is checked").to_string();
     assert!(error.contains("adapter.options.pull = -1") && error.contains("at least 0"), "{error}");
 }

@@ -178,6 +178,18 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         (with("shira", 8, json!({})), [12, 20], &["rank 8", "256 positions", "240"]),
         (with("fourierft", 241, json!({})), [12, 20], &["rank 241", "240 coefficients"]),
         (with("fourierft", 4, json!({"scaling": 0.0})), [12, 20], &["scaling = 0", "other than 0"]),
+        (with("gated", 4, json!({"gate_lr_scale": 0.0})), [12, 20], &["gate_lr_scale = 0", "greater than 0"]),
+        (with("nested", 4, json!({"strict": true, "update": "all"})), [12, 20], &["strict = true", "frozen"]),
+        (
+            AdapterConfig { scaling: Some(Scaling::RootRank), ..with("nested", 4, json!({})) },
+            [12, 20],
+            &["adapter.scaling", "set it to rank"],
+        ),
+        (
+            AdapterConfig { scaling: Some(Scaling::RootRank), ..with("triplet", 4, json!({})) },
+            [12, 20],
+            &["adapter.scaling", "set it to rank"],
+        ),
     ];
     let lacking: Vec<String> =
         cases.iter().filter_map(|(config, shape, parts)| lacking(config, *shape, parts)).collect();

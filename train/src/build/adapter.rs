@@ -1,5 +1,6 @@
 //! Adapter and training rule of a configuration.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -48,6 +49,11 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
         return Ok(None);
     }
     let targets = |text: &String| (!text.is_empty()).then(|| Targets::parse(text));
+    let of_file = rank_file(section)?;
+    let (targets_of_file, rank_pattern) = match of_file {
+        Some((targets, ranks)) => (Some(targets), ranks),
+        None => (None, patterns("adapter.rank_pattern", &section.rank_pattern)?),
+    };
     Ok(Some(AdapterConfig {
         structure: section.name.clone(),
         rank: section.rank,
@@ -55,17 +61,52 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
         scaling: section.scaling,
         dropout: section.dropout,
         init: section.init.clone(),
-        targets: targets(&section.targets).unwrap_or_default(),
+        targets: targets_of_file.or_else(|| targets(&section.targets)).unwrap_or_default(),
         exclude: targets(&section.exclude),
         layers: (!section.layers.is_empty()).then(|| section.layers.clone()),
         modules_to_save: section.modules_to_save.clone(),
         bias: section.bias,
-        rank_pattern: patterns("adapter.rank_pattern", &section.rank_pattern)?,
+        rank_pattern,
         alpha_pattern: patterns("adapter.alpha_pattern", &section.alpha_pattern)?,
         seed: config.train.seed,
         options: section.options.clone(),
         ..AdapterConfig::default()
     }))
+}
+
+/// Layers and ranks of the file that `adapter.rank_pattern = @FILE` names: the `rank.json` of a run with an allocation.
+/// Layers of rank 0 are left out. The layers must exist in the model: their patterns are checked as those of a user.
+fn rank_file(section: &AdapterSection) -> Result<Option<(Targets, Vec<(String, usize)>)>, BuildError> {
+    let refuse = |reason: String| Err(BuildError::Settings(format!("adapter.rank_pattern = {reason}")));
+    let Some(name) = section.rank_pattern.iter().find_map(|text| text.strip_prefix('@')) else { return Ok(None) };
+    let defaults = AdapterSection::default();
+    if section.rank_pattern.len() > 1 || section.targets != defaults.targets || !section.exclude.is_empty() {
+        return refuse(format!(
+            "@{name}: the file says which layers are adapted, and at which rank; remove other patterns, adapter.targets and adapter.exclude"
+        ));
+    }
+    #[derive(serde::Deserialize)]
+    struct Layer {
+        rank: usize,
+    }
+    #[derive(serde::Deserialize)]
+    struct Ranks {
+        layers: BTreeMap<String, Layer>,
+    }
+    let read = std::fs::read_to_string(name).map_err(|error| error.to_string());
+    let ranks: Ranks = match read.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string())) {
+        Ok(ranks) => ranks,
+        Err(error) => {
+            return refuse(format!("@{name}: {error}; name the rank.json of a run that was trained with --allocation"));
+        }
+    };
+    let kept: Vec<(String, usize)> =
+        ranks.layers.into_iter().filter(|(_, layer)| layer.rank > 0).map(|(path, layer)| (path, layer.rank)).collect();
+    if kept.is_empty() {
+        return refuse(format!("@{name}: no layer in it has a rank above 0"));
+    }
+    let targets = Targets::Names(kept.iter().map(|(path, _)| path.clone()).collect());
+    Ok(Some((targets, kept.into_iter().map(|(path, rank)| (regex::escape(&path), rank)).collect())))
 }
 
 /// Name that stands for no adapter.

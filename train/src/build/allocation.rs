@@ -35,7 +35,12 @@ pub fn allocation_hook<M: Module>(
         // The clock may end a run at any step.
         total_steps: schedule.total_steps.filter(|_| config.train.minutes == 0.0),
         micro_batches: config.train.accumulation as u64,
-        rates: Rates::new(move |step, total_steps| Schedule { total_steps, ..rates.clone() }.rate(step)),
+        // The schedule counts from 1, so that its first rate is above 0; that of new parameters begins at 0 and ends with
+        // the run.
+        rates: Rates::new(move |step, total| match step {
+            0 => 0.0,
+            _ => Schedule { total_steps: total.map(|total| total.saturating_sub(1)), ..rates.clone() }.rate(step),
+        }),
     };
     let layers: Vec<_> = linear_weights(model)?.into_values().collect();
     let layers = adapter.places(&layers)?;

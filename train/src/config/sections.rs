@@ -121,7 +121,8 @@ section! {
         modules_to_save: Vec<String> = Vec::new(),
         /// Biases trained in addition to the adapter and stored with it.
         bias: TrainedBiases = TrainedBiases::None,
-        /// Ranks of single layers, as `PATTERN=RANK`; the first pattern that matches the end of a path counts.
+        /// Ranks of single layers, as `PATTERN=RANK`; the first pattern that matches the end of a path counts. `@FILE`: layers and ranks of the
+        /// `rank.json` of another run.
         rank_pattern: Vec<String> = Vec::new(),
         /// Alphas of single layers, as `PATTERN=ALPHA`.
         alpha_pattern: Vec<String> = Vec::new(),

@@ -129,7 +129,7 @@ impl AllocationRun {
     }
 }
 
-/// The learning rate of a step, counted from 1, in a run of a length.
+/// The learning rate of a step, counted from 0, in a run of a length.
 #[derive(Clone)]
 pub struct Rates(Arc<dyn Fn(u64, Option<u64>) -> f64 + Send + Sync>);
 

@@ -44,7 +44,7 @@ pub struct Resize {
 /// Changes the components of an adapter on the layers for which `ask` returns a change. Returns the module and the ids
 /// of the trained tensors whose shape or order changed.
 ///
-/// The scale of a layer does not change with its rank. Rejects structures of a fixed size and components that do not
+/// The scale of a layer does not change with its rank unless the structure says so. Rejects structures of a fixed size and components that do not
 /// exist.
 pub fn resize<M: Module>(
     module: M,
@@ -66,7 +66,8 @@ pub fn resize<M: Module>(
         if append == 0 && keep.iter().copied().eq(0..size.rank) {
             return None;
         }
-        let size = Size { rank: keep.len() + append, ..size };
+        let rank = keep.len() + append;
+        let size = Size { rank, scale: attached.structure().scale_of(rank).unwrap_or(size.scale) };
         let make = move |structure: &AnyStructure, site: &mut Site<'_>| {
             StructureEntry::find(structure.spec().name)?.resize(structure, &keep, site)
         };

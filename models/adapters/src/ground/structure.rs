@@ -92,6 +92,12 @@ pub trait Structure: Debug + Send + Sync {
         false
     }
 
+    /// Scale of the layer with this number of components, where it depends on them; otherwise it stays what it is when
+    /// components are appended or dropped.
+    fn scale_of(&self, _rank: usize) -> Option<f64> {
+        None
+    }
+
     /// Indices of the components that have a part in the update, where some can be without: those of closed gates are not
     /// exported. None if all have one.
     fn active_components(&self) -> Option<Vec<usize>> {

@@ -66,8 +66,18 @@ impl Nested {
 
     /// The update with the first `rank` components, at least 1; gradients reach the trained ones alone.
     fn leading(&self, rank: usize, training: bool) -> Factors {
-        let (a, b) = (joined(&self.a, 1), joined(&self.b, 0));
         let scale = self.alpha / rank as f64;
+        if self.options.strict {
+            // Blocks without a gradient are not touched by the optimizer.
+            let block = |blocks: &[Param<Tensor<2>>], component: usize| {
+                let value = blocks[component].val();
+                if training && component + 1 < rank { value.detach() } else { value }
+            };
+            let a = Tensor::cat((0..rank).map(|component| block(&self.a, component)).collect(), 1);
+            let b = Tensor::cat((0..rank).map(|component| block(&self.b, component)).collect(), 0);
+            return Factors { a, b, scale };
+        }
+        let (a, b) = (joined(&self.a, 1), joined(&self.b, 0));
         if training && self.options.update == NestedUpdate::Frozen && rank > 1 {
             let constant = rank - 1;
             let constants = [a.clone().narrow(1, 0, constant).detach(), b.clone().narrow(0, 0, constant).detach()];
@@ -85,6 +95,10 @@ impl Structure for Nested {
         let rank = self.rank();
         let scale = if rank == 0 { 0.0 } else { self.alpha / rank as f64 };
         Some(Factors { a: joined(&self.a, 1), b: joined(&self.b, 0), scale })
+    }
+
+    fn scale_of(&self, rank: usize) -> Option<f64> {
+        (rank > 0).then(|| self.alpha / rank as f64)
     }
 
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {

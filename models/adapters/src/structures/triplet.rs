@@ -150,9 +150,10 @@ fn trained<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
     Param::initialized(param.id, trainable(param.val()))
 }
 
-/// `alpha / (rank + 1e-5)` with the rank that alpha is divided by in the scale of the layer.
+/// `alpha / (rank + 1e-5)` with the rank that alpha is divided by in the scale of the layer; hardly depends on alpha
+/// itself, which files may round.
 fn scale(place: &Place) -> f64 {
-    if place.scale == 0.0 { 0.0 } else { place.alpha / (place.alpha / place.scale + 1e-5) }
+    if place.scale == 0.0 { 0.0 } else { place.scale / (1.0 + 1e-5 * place.scale / place.alpha) }
 }
 
 impl Structure for Triplet {

@@ -60,11 +60,16 @@ pub fn save_as<M: Module>(
     };
     let sizes = sizes(module, name)?;
     let mut config = of_sizes(config, &sizes);
-    if form == Form::Peft && sizes.values().any(|size| size.rank == 0) {
-        // peft has no rank 0: layers without an update are left out.
-        let empty = |path: &String| sizes.get(path).is_some_and(|size| size.rank == 0);
-        config.exclude = Some(Targets::Names(layers.keys().filter(|path| empty(path)).cloned().collect()));
-        layers.retain(|path, _| !empty(path));
+    // peft has no rank 0: layers without an update are left out.
+    let is_empty = |layer: &Adapter| {
+        layer.place().rank == 0 || layer.structure().active_components().is_some_and(|active| active.is_empty())
+    };
+    let ranked = config.rank.is_some();
+    let empty: Vec<String> =
+        layers.iter().filter(|(_, layer)| ranked && is_empty(layer)).map(|(path, _)| path.clone()).collect();
+    if form == Form::Peft && !empty.is_empty() {
+        layers.retain(|path, _| !empty.contains(path));
+        config.exclude = Some(Targets::Names(empty));
         if layers.is_empty() {
             let reason =
                 format!("every layer of the adapter \"{name}\" has rank 0: there is nothing to write for peft");
