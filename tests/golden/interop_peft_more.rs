@@ -10,6 +10,7 @@ use lowrank_models::{Llama, ModelError, ids_tensor};
 
 use super::interop_peft::written_back;
 use super::support::case::{Case, Outcome, host};
+use super::support::combine;
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -68,7 +69,18 @@ pub fn run(case: &Case) -> Outcome {
         let model = merged(model).map_err(|error| error.to_string())?;
         case.array("merged_logits")?.near("merged_logits", &logits(&model), TOLERANCE, 0.0)?;
     }
-    Ok(format!("logits {worst:.1e} away; told: {warnings:?}"))
+    let mut again = "";
+    if case.config["combine"].is_object() {
+        let made = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let made = combine::reproduced(case, &folder, made.path()).and_then(|dir| {
+            let base = load()?;
+            let (ours, _) = PeftFolder::open(&dir).and_then(|folder| folder.attach(base)).map_err(fail)?;
+            case.array("logits")?.near("logits of the same combination", &logits(&ours), TOLERANCE, 0.0)
+        });
+        made?;
+        again = ", made again from its sources";
+    }
+    Ok(format!("logits {worst:.1e} away{again}; told: {warnings:?}"))
 }
 
 /// Positions of coefficients that follow from a seed.

@@ -4,6 +4,7 @@ pub mod allocated;
 pub mod bases;
 pub mod bench;
 pub mod case;
+pub mod combine;
 pub mod compose;
 pub mod decompositions;
 pub mod factors;
