@@ -70,7 +70,7 @@ impl FourierFt {
             .collect();
         let mut waves = Vec::with_capacity(side * 2 * n);
         for place in 0..side {
-            for part in 0..2 {
+            for part in [0, 1] {
                 let at = |position: &[u32; 2]| table[position[which] as usize * place % side][part];
                 waves.extend(self.positions.iter().map(at));
             }
