@@ -1,20 +1,21 @@
 //! Sizes of a run compared with the memory of the machine, before anything is allocated.
 
-use lowrank_models::LlamaConfig;
+use lowrank_models::{BaseStorage, LlamaConfig};
+use lowrank_optim::WeightStorage;
 
 use super::BuildError;
-use crate::config::{Config, bytes};
+use crate::config::{Config, Job, bytes};
 
 /// Memory that no machine has: larger sizes are a mistake, even if nothing is allocated.
 pub const BEYOND_ANY_MACHINE: u64 = 1 << 44;
 
 /// Rejects a model or a micro-batch whose minimum memory exceeds the available memory.
 ///
-/// The minimum counts weights in f32 and the hidden states of one layer. The ranges of the keys keep all products below
+/// The minimum counts weights in their storage and the hidden states of one layer. The ranges of the keys keep all products below
 /// 2^127.
 pub fn check_sizes(config: &Config, llama: &LlamaConfig, memory: u64) -> Result<(), BuildError> {
     let product = |factors: &[usize]| factors.iter().map(|factor| *factor as u128).product::<u128>();
-    let weights = 4 * llama.parameters() as u128;
+    let weights = least_bytes(config, llama.parameters() as u128);
     if weights > u128::from(memory) {
         return Err(BuildError::Settings(format!(
             "model: hidden_size = {}, num_hidden_layers = {} and a vocabulary of {} make {} of weights, more than the {} there are; use a smaller model",
@@ -36,6 +37,19 @@ pub fn check_sizes(config: &Config, llama: &LlamaConfig, memory: u64) -> Result<
         )));
     }
     Ok(())
+}
+
+/// Bytes that this number of weights takes at least.
+fn least_bytes(config: &Config, parameters: u128) -> u128 {
+    let adapted = config.run.job == Job::Finetune && config.adapter.name != "none";
+    let half_bytes = match (adapted, config.weights.base, config.weights.storage) {
+        (true, BaseStorage::F32, _) | (false, _, WeightStorage::F32) => 8,
+        (true, BaseStorage::Nf4, _) => 1,
+        (true, BaseStorage::Int8, _) | (false, _, WeightStorage::Int8) => 2,
+        // What a file holds may have four bytes, too.
+        _ => 4,
+    };
+    half_bytes * parameters / 2
 }
 
 fn shown(count: u128) -> String {

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use lowrank_models::LlamaConfig;
-use lowrank_models::adapter::PlainRule;
+use lowrank_models::adapter::{PlainRule, Rule};
+use lowrank_optim::WeightStorage;
 
 use super::output::{print, table};
 use super::training::SettingArgs;
@@ -12,10 +13,11 @@ use crate::build::{BEYOND_ANY_MACHINE, BuildError, check_sizes, model_config, mo
 use crate::config::{Config, Job, bytes, count};
 use crate::data::Tokenizer;
 use crate::plan::{Candidate, Forecaster, Freedom, candidates, limit, mode};
+use crate::recipe::TrainedModel;
 
 /// Estimate the memory of a pretraining run and list cheaper variants.
 ///
-/// The table has one line for each combination of settings left unset: dense or smaller layers, AdamW with f32 or 8-bit moments, the three
+/// The table has one line for each combination of settings left unset: dense or smaller layers, weights in f32 or fewer bytes, AdamW with f32 or 8-bit moments, the three
 /// backward modes, the batch at once or accumulated. Lines that fit --memory come first, and among them those that change least; the first one is
 /// what `lowrank pretrain --memory` uses. Nothing is trained and nothing of that size is allocated.
 #[derive(Debug, clap::Args)]
@@ -23,6 +25,7 @@ use crate::plan::{Candidate, Forecaster, Freedom, candidates, limit, mode};
 Examples:
   lowrank plan --model llama-60m --memory 600MiB
   lowrank plan --model llama-1b --memory 8GiB --set tokenizer.vocab_size=32000
+  lowrank plan --finetune --model SmolLM2-135M --memory 400MiB
   lowrank plan --model llama-130m --optimizer galore --set optimizer.options.rank=256 --batch 8
 
 The process is counted as a whole, at its peak; token files that are read are mapped and not counted. On a GPU more is needed.")]
@@ -30,6 +33,9 @@ pub struct Args {
     /// Named shape such as llama-9m, or a Hugging Face model folder to go on from
     #[arg(long)]
     model: Option<String>,
+    /// Plan a fine-tuning of --model, which is a folder, by an adapter
+    #[arg(long)]
+    finetune: bool,
     /// Parameterization of the linear layers, see `lowrank methods`
     #[arg(long, value_name = "NAME")]
     parameterization: Option<String>,
@@ -45,15 +51,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--model", "model.name", args.model.as_deref());
     layers.optional("--parameterization", "model.parameterization.name", args.parameterization.as_deref());
     layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
-    let mut config = layers.resolve(&Config::of(Job::Pretrain)).map_err(BuildError::from)?;
-    let ids = vocabulary(&config)?;
-    let llama = |config: &Config| model_config(&config.model, ids, None).map(|hub| hub.llama);
+    let job = if args.finetune { Job::Finetune } else { Job::Pretrain };
+    let mut config = layers.resolve(&Config::of(job)).map_err(BuildError::from)?;
+    let tuned = if args.finetune { Some(TrainedModel::of_folder(&config)?) } else { None };
+    let ids = if args.finetune { 1 } else { vocabulary(&config)? };
+    let llama = |config: &Config| match &tuned {
+        Some(tuned) => Ok(tuned.hub.llama.clone()),
+        None => model_config(&config.model, ids, None).map(|hub| hub.llama),
+    };
     let shape = llama(&config)?;
     usual_rank(&mut config, shape.hidden_size);
     check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;
     let limit = limit(&config)?;
-    let forecaster = Forecaster::new(&llama, None, &PlainRule {}, None, 0);
-    let freedom = Freedom::of(&layers, Job::Pretrain);
+    let plain = PlainRule {};
+    let rule = tuned.as_ref().map_or(&plain as &dyn Rule, |tuned| &*tuned.rule);
+    let adapter = tuned.as_ref().and_then(TrainedModel::adapter);
+    let allocation = tuned.as_ref().and_then(|tuned| tuned.allocation.as_deref());
+    let forecaster = Forecaster::new(&llama, adapter, rule, allocation, 0);
+    let freedom = Freedom::of(&layers, job);
     let mut found = candidates(&config, freedom, shape.hidden_size, &|config| forecaster.forecast(config))?;
     let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);
     // If none fits, the nearest one is the most interesting.
@@ -71,7 +86,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     match (limit, found.first()) {
         (Some(limit), Some(first)) if fits(first) => {
-            text.push_str(&format!("\nwithin {} `lowrank pretrain` uses: {}\n", bytes(limit), first.told()));
+            text.push_str(&format!("\nwithin {} `lowrank {}` uses: {}\n", bytes(limit), job.name(), first.told()));
         }
         (Some(limit), Some(first)) => {
             text.push_str(&format!("\nnothing fits {}; the least is {}\n", bytes(limit), bytes(first.forecast.peak)));
@@ -82,10 +97,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const HEAD: [&str; 11] = [
+const HEAD: [&str; 12] = [
     "FITS",
     "LAYERS",
     "RANK",
+    "STORED",
     "OPTIMIZER",
     "BACKWARD",
     "BATCH",
@@ -108,6 +124,10 @@ fn row(candidate: &Candidate, fits: Option<bool>) -> Vec<String> {
         .into(),
         config.model.parameterization.name.clone(),
         rank.map(|rank| rank.to_string()).unwrap_or_default(),
+        match config.weights.storage {
+            WeightStorage::F32 if config.run.job == Job::Finetune => config.weights.base.to_string(),
+            storage => storage.to_string(),
+        },
         config.optimizer.name.clone(),
         mode(config.train.backward).into(),
         format!("{} x {}", config.train.batch, config.train.accumulation),

@@ -1,6 +1,8 @@
 //! Search for the smallest change of settings that makes a run fit.
 
+use lowrank_models::BaseStorage;
 use lowrank_models::linear::PARAMETERIZATIONS;
+use lowrank_optim::WeightStorage;
 use lowrank_optim::registry::{METHODS, Method};
 
 use super::Forecast;
@@ -12,6 +14,7 @@ use crate::engine::BackwardMode;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Freedom {
     parameterization: bool,
+    storage: bool,
     optimizer: bool,
     backward: bool,
     batch: bool,
@@ -24,6 +27,7 @@ impl Freedom {
         let free = |key: &str| !layers.has(key);
         Self {
             parameterization: job == Job::Pretrain && free("model.parameterization.name"),
+            storage: free("weights.storage") && free("weights.base"),
             optimizer: free("optimizer.name"),
             backward: free("train.backward"),
             batch: free("train.batch") && free("train.accumulation"),
@@ -46,7 +50,7 @@ pub struct Candidate {
 impl Candidate {
     /// Describes the candidate in the words of the settings.
     pub fn told(&self) -> String {
-        let Config { model, optimizer, train, .. } = &self.config;
+        let Config { model, weights, optimizer, train, .. } = &self.config;
         let mut text = String::new();
         if self.config.run.job == Job::Pretrain {
             text.push_str(&model.parameterization.name);
@@ -54,6 +58,11 @@ impl Candidate {
                 text.push_str(&format!(" of rank {rank}"));
             }
             text.push_str(", ");
+        }
+        match (weights.storage, weights.base) {
+            (WeightStorage::F32, BaseStorage::File) => {}
+            (WeightStorage::F32, base) => text.push_str(&format!("{base} base, ")),
+            (storage, _) => text.push_str(&format!("{storage} weights, ")),
         }
         text.push_str(&format!("{}, {} backward, batch {}", optimizer.name, mode(train.backward), train.batch));
         if train.accumulation > 1 {
@@ -73,11 +82,12 @@ pub fn mode(backward: BackwardMode) -> &'static str {
 }
 
 /// Cost of each change, in order of preference: first changes that only cost time, then small changes of the optimizer,
-/// then other clipping, then another model, and last fewer tokens per step.
+/// then other clipping, then rounded weights, then another model, and last fewer tokens per step.
 const CHECKPOINTED: f64 = 1.0;
 const SPLIT: f64 = 0.1;
 const SMALLER_STATE: f64 = 2.0;
 const PER_LAYER: f64 = 4.0;
+const NARROW: f64 = 6.0;
 const SMALLER: f64 = 8.0;
 const FEWER: f64 = 16.0;
 
@@ -124,6 +134,23 @@ fn variations(config: &Config, freedom: Freedom, hidden_size: usize) -> Vec<(Con
             (smaller, SMALLER)
         };
         offered.map(with).collect()
+    });
+    vary(freedom.storage, &|config| {
+        let adapted = config.run.job == Job::Finetune && config.adapter.name != "none";
+        let trained = |storage: WeightStorage| {
+            let mut narrow = config.clone();
+            narrow.weights.storage = storage;
+            narrow
+        };
+        let frozen = |base: BaseStorage| {
+            let mut narrow = config.clone();
+            narrow.weights.base = base;
+            narrow
+        };
+        match adapted {
+            true => vec![(frozen(BaseStorage::Int8), NARROW), (frozen(BaseStorage::Nf4), NARROW + 0.5)],
+            false => vec![(trained(WeightStorage::Bf16Plus8), NARROW), (trained(WeightStorage::Bf16), NARROW + 0.5)],
+        }
     });
     vary(freedom.optimizer, &|config| {
         let smaller = METHODS.iter().filter(|method| method.saves_state_of == Some(config.optimizer.name.as_str()));

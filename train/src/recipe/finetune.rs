@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_models::Llama;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 
 use super::memory::{complete, fitting};
 use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
-use crate::build::{BuildError, Listener, held_out, source};
+use crate::build::{Architecture, BuildError, Listener, held_out, source};
 use crate::config::{Config, count};
 use crate::data::{Example, ExampleOptions, Examples, Held, Rows, Samples};
 use crate::objective::{Stream, TokenStream};
@@ -19,13 +20,15 @@ impl Recipe {
         freedom: Freedom,
         listener: &mut dyn Listener,
     ) -> Result<Self, BuildError> {
-        let model = TrainedModel::of_folder(&config)?;
+        let mut model = TrainedModel::of_folder(&config)?;
         complete(&mut config, &model.hub.llama, listener)?;
         model.check_length(config.train.seq_len)?;
         let examples = ReadExamples::read(&config, &model.hub, listener)?;
         let llama = |_: &Config| Ok(model.hub.llama.clone());
         let (config, forecast) =
             fitting(config, freedom, &llama, model.adapter(), &*model.rule, model.allocation.as_deref(), 0, listener)?;
+        // The storage may depend on the memory that there is.
+        model.storage = <Llama as Architecture>::storage(&config, &model.hub, model.adapter.is_some())?;
         let data = examples.into_rows(&config)?;
         let steps = config.total_steps(data.train.rows());
         let stages = match model.allocation.as_ref().map_or(1, |allocation| allocation.stages()) {
