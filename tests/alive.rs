@@ -58,10 +58,7 @@ fn a_block_keeps_what_the_configuration_says_and_never_a_dense_weight() {
         let (name, parameterization) = (entry.spec().name, entry.parse(&options).expect("a parameterization"));
         check(name, |layers| config(layers, parameterization.clone()));
     }
-}
-
-#[test]
-fn a_block_of_every_family_keeps_what_the_configuration_says() {
+    // In the same test: the allocator counts the whole process.
     for family in Family::ALL {
         let features = Features {
             output_bias: true,

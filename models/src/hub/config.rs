@@ -62,7 +62,11 @@ impl HubConfig {
             intermediate_size: keys.count("intermediate_size", None)?,
             num_hidden_layers,
             num_attention_heads: heads,
-            num_key_value_heads: keys.count("num_key_value_heads", defaults.num_key_value_heads.or(Some(heads)))?,
+            num_key_value_heads: match keys.map.get("num_key_value_heads") {
+                // As many as query heads where the key says so.
+                Some(Value::Null) => heads,
+                _ => keys.count("num_key_value_heads", defaults.num_key_value_heads.or(Some(heads)))?,
+            },
             head_dim,
             max_position_embeddings: keys.count("max_position_embeddings", Some(defaults.max_position_embeddings))?,
             rope_theta: match rope.theta {
@@ -82,6 +86,7 @@ impl HubConfig {
         };
         // Taken from either place above.
         keys.map.remove("rope_theta");
+        keys.map.remove("num_key_value_heads");
         family::refuse_others(family, &mut keys)?;
         llama.validate().map_err(|error| error.to_string())?;
         // Keys that describe how the file was written would be wrong for the next file.

@@ -218,11 +218,11 @@ mod tests {
         assert_eq!(logits, [1.5, 2.0, -2.0, -1.0]);
         let model = Llama::random(&LlamaConfig::named("llama-9m", 40).unwrap(), 5, &Device::default()).unwrap();
         let strict = Sampling { repetition_penalty: 1e9, ..Sampling::greedy() };
-        let mut ids = generate(&model, &[3, 17], 30, &strict, |_| true).unwrap();
+        let mut ids = generate(&model, &[3, 17], 4, &strict, |_| true).unwrap();
         ids.extend([3, 17]);
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!(ids.len(), 32, "no token occurs twice while others are left");
+        assert_eq!(ids.len(), 6, "no token occurs twice while others are left");
     }
 
     #[test]
