@@ -74,9 +74,12 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
     }))
 }
 
+/// Adapted layers, and patterns of their ranks.
+type LayerRanks = (Targets, Vec<(String, usize)>);
+
 /// Layers and ranks of the file that `adapter.rank_pattern = @FILE` names: the `rank.json` of a run with an allocation.
 /// Layers of rank 0 are left out. The layers must exist in the model: their patterns are checked as those of a user.
-fn rank_file(section: &AdapterSection) -> Result<Option<(Targets, Vec<(String, usize)>)>, BuildError> {
+fn rank_file(section: &AdapterSection) -> Result<Option<LayerRanks>, BuildError> {
     let refuse = |reason: String| Err(BuildError::Settings(format!("adapter.rank_pattern = {reason}")));
     let Some(name) = section.rank_pattern.iter().find_map(|text| text.strip_prefix('@')) else { return Ok(None) };
     let defaults = AdapterSection::default();
