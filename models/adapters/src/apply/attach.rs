@@ -1,19 +1,20 @@
 //! Attaching adapters to any Burn module.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use burn::module::{Module, Param, ParamId, Reparameterizer};
 use burn::tensor::{Tensor, TensorData};
 use lowrank_optim::key_of;
 
+use super::detach::{controls, stacks};
+use super::report::{Adapted, Report};
 use crate::ground::config::{AdapterConfig, TrainedBiases};
 use crate::ground::control::Control;
 use crate::ground::error::AdapterError;
 use crate::ground::layers::{LinearLayer, adaptable_weights, biases, saved_parameters};
 use crate::ground::site::{GivenTensors, Place, SharedTensors, Site, Size};
 use crate::ground::spec::{Spec, TensorRole};
-use crate::ground::stack::{Adapter, AdapterStack, each_adapter, layer_of, matrix};
+use crate::ground::stack::{Adapter, AdapterStack, layer_of, matrix};
 use crate::ground::structure::Totals;
 use crate::init::origin::origin;
 
@@ -86,69 +87,13 @@ impl Attach {
         let names: Vec<LinearLayer> = found.values().cloned().collect();
         let below = stacks(&module);
         let before = controls(&below);
-        if before.iter().any(|(control, _)| control.name() == self.config.name) {
-            return Err(AdapterError::Setting {
-                key: "adapter.name".into(),
-                value: self.config.name.clone(),
-                reason: "the model has an adapter of this name; give another, or take that one off first".into(),
-            });
-        }
         let entry = self.config.entry()?;
-        if self.config.dropout > 0.0 && !self.factored {
-            return Err(AdapterError::Setting {
-                key: "adapter.dropout".into(),
-                value: self.config.dropout.to_string(),
-                reason:
-                    "on layers that are not of this crate an adapter sees the weight alone, not the input; take it away"
-                        .into(),
-            });
-        }
         let mut places = self.config.places(&names)?;
         for place in &mut places {
             self.sizes.get(&place.path).into_iter().for_each(|size| place.resize(*size));
         }
-        if entry.spec.changes_bias && !self.factored && places.iter().any(|place| place.bias) {
-            return Err(AdapterError::Refused(format!(
-                "{} acts on the layer's output with its bias; on layers that are not of this crate it sees the weight alone",
-                entry.spec.name
-            )));
-        }
-        if let (Err(reason), false) = (entry.spec.merges, self.factored) {
-            return Err(AdapterError::Refused(format!(
-                "{} has no update of the weight ({reason}); it works on layers that ask AdapterStack::linear for their output, and on no others",
-                entry.spec.name
-            )));
-        }
-        if let Some(other) = below.values().flatten().find(|attached| attached.structure.spec().merges.is_err()) {
-            return Err(AdapterError::Refused(format!(
-                "the model has the adapter \"{}\", which has no update of the weight for another one to stand on; take it off first",
-                other.control().name()
-            )));
-        }
-        let saved = saved_parameters(&module, &self.config.modules_to_save)?;
-        let adapted = |path: &&String| places.iter().any(|place| layer_of(path) == place.path);
-        if let Some(path) = saved.keys().find(adapted) {
-            return Err(AdapterError::Setting {
-                key: "adapter.modules_to_save".into(),
-                value: layer_of(path).to_string(),
-                reason: "the layer is adapted as well; take it out of one of both".into(),
-            });
-        }
-        let trained_biases: Vec<ParamId> = match self.config.bias {
-            TrainedBiases::None => Vec::new(),
-            which => {
-                let of_layer = |path: &str| places.iter().any(|place| path.strip_suffix(".bias") == Some(&place.path));
-                let wanted = |(path, _): &(String, ParamId)| which == TrainedBiases::All || of_layer(path);
-                biases(&module).into_iter().filter(wanted).map(|(_, id)| id).collect()
-            }
-        };
-        if self.config.bias != TrainedBiases::None && trained_biases.is_empty() {
-            return Err(AdapterError::Setting {
-                key: "adapter.bias".into(),
-                value: format!("{:?}", self.config.bias).to_lowercase(),
-                reason: "the layers have no biases; remove it".into(),
-            });
-        }
+        self.fits(entry.spec, &places, below.values().flatten())?;
+        let trained_whole = self.trained_whole(&module, &places)?;
         let mut tensors = self.tensors;
         let given = tensors.as_mut().and_then(|tensors| tensors.remove(SHARED)).unwrap_or_default();
         let shared = SharedTensors { given, ..SharedTensors::default() };
@@ -172,7 +117,7 @@ impl Attach {
             below,
             shared,
             control,
-            saved: saved.into_values().chain(trained_biases).collect(),
+            trained_whole,
             report: &mut report,
             failed: Vec::new(),
         };
@@ -202,6 +147,79 @@ impl Attach {
             1 => Err(failed.remove(0)),
             _ => Err(AdapterError::Several(failed)),
         }
+    }
+
+    /// Refuses what the model, its layers and its other adapters do not allow.
+    fn fits<'a>(
+        &self,
+        spec: &Spec,
+        places: &[Place],
+        below: impl Iterator<Item = &'a Adapter> + Clone,
+    ) -> Result<(), AdapterError> {
+        if below.clone().any(|attached| attached.control().name() == self.config.name) {
+            return Err(AdapterError::Setting {
+                key: "adapter.name".into(),
+                value: self.config.name.clone(),
+                reason: "the model has an adapter of this name; give another, or take that one off first".into(),
+            });
+        }
+        if self.config.dropout > 0.0 && !self.factored {
+            return Err(AdapterError::Setting {
+                key: "adapter.dropout".into(),
+                value: self.config.dropout.to_string(),
+                reason:
+                    "on layers that are not of this crate an adapter sees the weight alone, not the input; take it away"
+                        .into(),
+            });
+        }
+        if spec.changes_bias && !self.factored && places.iter().any(|place| place.bias) {
+            return Err(AdapterError::Refused(format!(
+                "{} acts on the layer's output with its bias; on layers that are not of this crate it sees the weight alone",
+                spec.name
+            )));
+        }
+        if let (Err(reason), false) = (spec.merges, self.factored) {
+            return Err(AdapterError::Refused(format!(
+                "{} has no update of the weight ({reason}); it works on layers that ask AdapterStack::linear for their output, and on no others",
+                spec.name
+            )));
+        }
+        if let Some(other) = below.into_iter().find(|attached| attached.structure.spec().merges.is_err()) {
+            return Err(AdapterError::Refused(format!(
+                "the model has the adapter \"{}\", which has no update of the weight for another one to stand on; take it off first",
+                other.control().name()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Parameters of the model that are trained themselves: modules that the configuration saves, and biases.
+    fn trained_whole<M: Module>(&self, module: &M, places: &[Place]) -> Result<BTreeSet<ParamId>, AdapterError> {
+        let saved = saved_parameters(module, &self.config.modules_to_save)?;
+        let adapted = |path: &&String| places.iter().any(|place| layer_of(path) == place.path);
+        if let Some(path) = saved.keys().find(adapted) {
+            return Err(AdapterError::Setting {
+                key: "adapter.modules_to_save".into(),
+                value: layer_of(path).to_string(),
+                reason: "the layer is adapted as well; take it out of one of both".into(),
+            });
+        }
+        let mut trained: BTreeSet<ParamId> = saved.into_values().collect();
+        if self.config.bias == TrainedBiases::None {
+            return Ok(trained);
+        }
+        let of_layer = |path: &str| places.iter().any(|place| path.strip_suffix(".bias") == Some(&place.path));
+        let mut biases = biases(module);
+        biases.retain(|path, _| self.config.bias == TrainedBiases::All || of_layer(path));
+        if biases.is_empty() {
+            return Err(AdapterError::Setting {
+                key: "adapter.bias".into(),
+                value: format!("{:?}", self.config.bias).to_lowercase(),
+                reason: "the layers have no biases; remove it".into(),
+            });
+        }
+        trained.extend(biases.into_values());
+        Ok(trained)
     }
 }
 
@@ -239,116 +257,6 @@ pub(super) fn joined<'a>(
     Ok(shared)
 }
 
-/// Removes an adapter and restores the base weights bit for bit.
-pub fn detach<M: Module>(module: M, name: &str) -> Result<M, AdapterError> {
-    let mut stacks = stacks(&module);
-    let all = controls(&stacks);
-    if !all.iter().any(|(control, _)| control.name() == name) {
-        let known: Vec<&str> = all.iter().map(|(control, _)| control.name()).collect();
-        return Err(AdapterError::Refused(format!("the model has no adapter \"{name}\"; it has {known:?}")));
-    }
-    for stack in stacks.values_mut() {
-        stack.retain(|attached| attached.control().name() != name);
-    }
-    put_back(module, stacks)
-}
-
-/// Replaces the adapters of a module by these.
-pub(super) fn put_back<M: Module>(module: M, mut stacks: BTreeMap<String, Vec<Adapter>>) -> Result<M, AdapterError> {
-    let all = controls(&self::stacks(&module));
-    // Disabled adapters fold into nothing.
-    all.iter().for_each(|(control, _)| control.switch(false));
-    let found = adaptable_weights(&module);
-    let module = module.materialize();
-    all.iter().for_each(|(control, on)| control.switch(*on));
-    stacks.retain(|_, stack| !stack.is_empty());
-    let ids = found?.into_iter().map(|(id, layer)| (id, layer.path)).collect();
-    Ok(module.apply_reparameterization(PutBack { ids, stacks }))
-}
-
-/// Names and handles of a module's adapters, in the order they were attached.
-pub fn adapters_of<M: Module>(module: &M) -> Vec<Control> {
-    controls(&stacks(module)).into_iter().map(|(control, _)| control).collect()
-}
-
-/// Adapters of every layer that has any.
-pub(super) fn stacks<M: Module>(module: &M) -> BTreeMap<String, Vec<Adapter>> {
-    let mut stacks = BTreeMap::new();
-    each_adapter(module, |layer, adapter| {
-        stacks.insert(layer.to_string(), adapter.stack.clone());
-    });
-    stacks
-}
-
-fn controls(stacks: &BTreeMap<String, Vec<Adapter>>) -> Vec<(Control, bool)> {
-    let mut found: Vec<(Control, bool)> = Vec::new();
-    for attached in stacks.values().flatten() {
-        if found.iter().all(|(control, _)| control.name() != attached.control().name()) {
-            found.push((attached.control().clone(), attached.control().is_on()));
-        }
-    }
-    found
-}
-
-/// Result of attaching an adapter.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Structure of the adapter.
-    pub structure: &'static Spec,
-    /// Handle of the adapter.
-    pub control: Control,
-    /// Adapted layers.
-    pub layers: Vec<Adapted>,
-    /// Number of parameters of the model itself that are trained in addition: modules that are trained whole, and biases.
-    pub whole: usize,
-    /// Warnings about settings that are allowed but rarely intended.
-    pub warnings: Vec<String>,
-}
-
-/// A layer that was adapted.
-#[derive(Clone, Debug)]
-pub struct Adapted {
-    /// Static properties of the layer.
-    pub place: Place,
-    /// Number of trained parameters.
-    pub trained: usize,
-    /// Number of frozen elements stored for this layer.
-    pub frozen: usize,
-    /// Bytes of tensors shared with other layers, by key.
-    pub shared: BTreeMap<String, u64>,
-}
-
-impl Report {
-    /// Number of trained parameters in all layers.
-    pub fn trained(&self) -> usize {
-        self.layers.iter().map(|layer| layer.trained).sum()
-    }
-
-    /// Bytes stored in addition to the trained parameters; shared tensors count once.
-    pub fn frozen_bytes(&self) -> u64 {
-        let own: usize = self.layers.iter().map(|layer| layer.frozen * 4).sum();
-        let shared: BTreeMap<&String, &u64> = self.layers.iter().flat_map(|layer| &layer.shared).collect();
-        own as u64 + shared.into_values().sum::<u64>()
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} on {} layers: {} values trained, {} bytes stored beside them",
-            self.structure.name,
-            self.layers.len(),
-            self.trained(),
-            self.frozen_bytes()
-        )?;
-        match self.whole {
-            0 => Ok(()),
-            whole => write!(f, "; {whole} values of the model are trained as well"),
-        }
-    }
-}
-
 struct Builder<'a> {
     config: &'a AdapterConfig,
     factored: bool,
@@ -359,8 +267,8 @@ struct Builder<'a> {
     below: BTreeMap<String, Vec<Adapter>>,
     shared: SharedTensors,
     control: Control,
-    /// Parameters that are trained themselves.
-    saved: BTreeSet<ParamId>,
+    /// Parameters of the model that are trained themselves.
+    trained_whole: BTreeSet<ParamId>,
     report: &'a mut Report,
     failed: Vec<AdapterError>,
 }
@@ -447,8 +355,8 @@ impl Reparameterizer for &mut Builder<'_> {
         _path: &str,
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
-        let trained = self.saved.contains(&param.id) && param.val().device().is_autodiff();
-        self.report.whole += if self.saved.contains(&param.id) { param.lazy_shape().num_elements() } else { 0 };
+        let trained = self.trained_whole.contains(&param.id) && param.val().device().is_autodiff();
+        self.report.whole += if self.trained_whole.contains(&param.id) { param.lazy_shape().num_elements() } else { 0 };
         let param = param.set_require_grad(trained);
         // A file may lack more than one tensor; any other failure stops the build.
         let going_on = self.failed.iter().all(|error| matches!(error, AdapterError::Tensor { .. }));
@@ -465,23 +373,5 @@ impl Reparameterizer for &mut Builder<'_> {
             }
         }
         (param, (!below.stack.is_empty()).then_some(below))
-    }
-}
-
-struct PutBack {
-    ids: BTreeMap<ParamId, String>,
-    stacks: BTreeMap<String, Vec<Adapter>>,
-}
-
-impl Reparameterizer for PutBack {
-    type Reparam = AdapterStack;
-
-    fn reparameterize<const D: usize>(
-        &mut self,
-        _path: &str,
-        param: Param<Tensor<D>>,
-    ) -> (Param<Tensor<D>>, Option<AdapterStack>) {
-        let stack = self.ids.get(&param.id).filter(|_| D == 2).and_then(|path| self.stacks.remove(path));
-        (param, stack.map(|stack| AdapterStack { stack }))
     }
 }

@@ -22,7 +22,8 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ParamId};
 use burn::tensor::{DType, Tensor};
 
-use super::attach::{joined, put_back, stacks};
+use super::attach::joined;
+use super::detach::{put_back, stacks};
 use crate::ground::any::AnyStructure;
 use crate::ground::entry::StructureEntry;
 use crate::ground::error::AdapterError;
