@@ -229,18 +229,18 @@ fn other_weights_below_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     save(&moved(base(), &config("lora")), "default", Form::Peft, Some("some/model"), dir.path()).unwrap();
     let other = Llama::random(base().config(), 6, &Device::default()).unwrap();
-    let told = refused(dir.path(), other);
-    assert!(told.contains("other base weights") && told.contains("some/model"), "{told}");
+    let message = refused(dir.path(), other);
+    assert!(message.contains("other base weights") && message.contains("some/model"), "{message}");
     // A merged model is another base as well.
-    let told = refused(dir.path(), merged(put(dir.path(), base())).unwrap());
-    assert!(told.contains("other base weights"), "{told}");
+    let message = refused(dir.path(), merged(put(dir.path(), base())).unwrap());
+    assert!(message.contains("other base weights"), "{message}");
     // Adapters that stand below do not change the base.
     let lower = moved(base(), &AdapterConfig { name: "lower".into(), ..config("lora") });
     put(dir.path(), lower);
     let (whole, unmerge_state) = merged_with_unmerge_state(put(dir.path(), base())).unwrap();
-    let told =
+    let message =
         unmerged(merged(moved(whole, &config("lora"))).unwrap(), unmerge_state).map(|_| ()).unwrap_err().to_string();
-    assert!(told.contains("changed since it was merged"), "{told}");
+    assert!(message.contains("changed since it was merged"), "{message}");
 }
 
 #[test]
@@ -252,8 +252,8 @@ fn weights_that_are_not_finite_are_not_merged() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
     std::fs::write(&file, bytes).unwrap();
-    let told = merged(put(dir.path(), base())).map(|_| ()).unwrap_err().to_string();
-    assert!(told.contains("not finite") && told.contains("proj"), "{told}");
+    let message = merged(put(dir.path(), base())).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("not finite") && message.contains("proj"), "{message}");
 }
 
 /// Tensors of a folder by name, changed and written back.
@@ -300,8 +300,8 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     let check = |change: &dyn Fn(&mut Written), says: &[&str]| {
         let dir = fresh();
         edit(dir.path(), |tensors| change(tensors));
-        let told = refused(dir.path(), base());
-        says.iter().for_each(|part| assert!(told.contains(part), "{part} is not in {told}"));
+        let message = refused(dir.path(), base());
+        says.iter().for_each(|part| assert!(message.contains(part), "{part} is not in {message}"));
     };
     check(&|tensors| drop(tensors.remove(&a)), &[&a, "missing"]);
     check(

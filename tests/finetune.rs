@@ -143,29 +143,29 @@ fn a_start_from_gradients_reads_the_training_data() {
         stderr(&succeeded(shop.run(&shop.tuned(out, &[&settings[..], &more].concat()))))
     };
     assert!(!run("usual", "4").contains("alpha"));
-    let told = run("scaled", "16");
-    assert!(told.contains("alpha 16 at rank 4: the update is multiplied by 4"), "{told}");
-    assert_eq!(told.matches("multiplied").count(), 1, "{told}");
+    let message = run("scaled", "16");
+    assert!(message.contains("alpha 16 at rank 4: the update is multiplied by 4"), "{message}");
+    assert_eq!(message.matches("multiplied").count(), 1, "{message}");
 }
 
 #[test]
 fn what_matches_no_layer_beside_what_does_is_told() {
     let shop = Workshop::with_model(20);
-    let told = |settings: &[&str]| {
+    let message = |settings: &[&str]| {
         let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).chain(["--steps", "1"]).collect();
-        let told = stderr(&succeeded(shop.run(&shop.tuned("run", &more))));
+        let message = stderr(&succeeded(shop.run(&shop.tuned("run", &more))));
         std::fs::remove_dir_all(shop.path("run")).unwrap();
-        told
+        message
     };
     for (setting, part) in [
         ("adapter.targets=q_proj,x_proj", "adapter.targets: no linear layer matches x_proj"),
         ("adapter.exclude=k_prj", "adapter.exclude: no linear layer matches k_prj"),
         ("adapter.layers=[1, 7]", "adapter.layers: no linear layer stands in block 7"),
     ] {
-        let text = told(&[setting]);
+        let text = message(&[setting]);
         assert!(text.contains(part), "{part} is not in: {text}");
     }
-    assert_eq!(told(&["adapter.targets=q_proj,v_proj", "adapter.exclude=v_proj", "adapter.layers=[0, 1]"]), "");
+    assert_eq!(message(&["adapter.targets=q_proj,v_proj", "adapter.exclude=v_proj", "adapter.layers=[0, 1]"]), "");
 }
 
 #[test]
@@ -316,11 +316,11 @@ fn truncated_examples_are_told_of() {
 #[test]
 fn adapters_and_rules_are_listed_with_their_options() {
     let shop = Workshop::new(1);
-    let told = |args: &[&str]| String::from_utf8(succeeded(shop.run(args)).stdout).unwrap();
-    let all = told(&["methods"]);
+    let message = |args: &[&str]| String::from_utf8(succeeded(shop.run(args)).stdout).unwrap();
+    let all = message(&["methods"]);
     for entry in lowrank_models::adapter::STRUCTURES {
         assert!(all.contains(entry.entry.summary), "{}", entry.spec.name);
-        let one = told(&["methods", entry.spec.name]);
+        let one = message(&["methods", entry.spec.name]);
         for option in entry.entry.options().iter() {
             assert!(one.contains(&option.name), "{} is not in {one}", option.name);
         }
@@ -328,6 +328,6 @@ fn adapters_and_rules_are_listed_with_their_options() {
     for rule in lowrank_models::adapter::RULES {
         assert!(all.contains(rule.entry.summary), "{}", rule.entry.name);
     }
-    assert!(told(&["methods", "lora-plus"]).contains("rule.options.NAME"));
-    assert!(told(&["finetune", "--help"]).contains("--adapter lora --rank 16"));
+    assert!(message(&["methods", "lora-plus"]).contains("rule.options.NAME"));
+    assert!(message(&["finetune", "--help"]).contains("--adapter lora --rank 16"));
 }

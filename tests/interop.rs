@@ -33,8 +33,8 @@ fn python(script: &str, args: &[&str]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(script);
     let output =
         Command::new(python).arg(path).args(args).env("CUDA_VISIBLE_DEVICES", "").output().expect("Python starts");
-    let told = succeeded(output);
-    println!("{script}: {}", String::from_utf8_lossy(&told.stdout).trim());
+    let message = succeeded(output);
+    println!("{script}: {}", String::from_utf8_lossy(&message.stdout).trim());
 }
 
 fn values(tensor: Tensor<3>) -> Vec<f32> {

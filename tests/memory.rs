@@ -73,16 +73,16 @@ fn a_process_of_one_way() {
 /// With `LOWRANK_TEST_MODEL=DIR` on the model of a folder; `--nocapture` shows the figures.
 #[test]
 fn ours_takes_less_than_burns_own_and_that_less_than_all_weights() {
-    let peaks = WAYS.map(|(way, told)| {
+    let peaks = WAYS.map(|(way, message)| {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new(program);
         command.args(["--exact", "a_process_of_one_way", "--ignored", "--nocapture", "--test-threads=1"]);
         let output = command.env(WAY, way).output().expect("the process starts");
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{told}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{message}: {text}{}", String::from_utf8_lossy(&output.stderr));
         let peak = text.lines().find_map(|line| line.strip_prefix("peak ")?.split(' ').next()?.parse::<u64>().ok());
-        let peak = peak.unwrap_or_else(|| panic!("{told} told no peak: {text}"));
-        println!("{told}: {} MiB", peak / MIB);
+        let peak = peak.unwrap_or_else(|| panic!("{message} printed no peak: {text}"));
+        println!("{message}: {} MiB", peak / MIB);
         peak
     });
     assert!(peaks[0] < peaks[1] && peaks[1] < peaks[2], "{peaks:?} of {WAYS:?}");

@@ -70,8 +70,8 @@ fn the_peak_is_what_was_forecast() {
 fn a_limit_changes_the_least_and_holds() {
     let shop = Workshop::new(20);
     let output = succeeded(shop.run(&args("run", "120MiB", &[])));
-    let told = stderr(&output);
-    assert!(told.contains("within 120 MiB:") && told.contains("expected"), "{told}");
+    let message = stderr(&output);
+    assert!(message.contains("within 120 MiB:") && message.contains("expected"), "{message}");
     let peak = summary(&shop.path("run"))["peak_rss_bytes"].as_u64().expect("a number");
     assert!(peak <= (120 << 20) * 11 / 10, "{peak}");
     let config = std::fs::read_to_string(shop.path("run/config.toml")).expect("the configuration");

@@ -16,7 +16,7 @@ use lowrank_train::config::{Config, Job, Layers};
 use lowrank_train::objective::{MAIN, ModelLoss, Objective, Term};
 use lowrank_train::recipe::{Recipe, RunData, Stage, TrainedModel};
 use lowrank_train::run::checkpoint::TrainerState;
-use lowrank_train::run::report::Screen;
+use lowrank_train::run::report::Console;
 use lowrank_train::run::{Place, Start, Training};
 use program::{Workshop, checkpoints, metrics, tensors};
 
@@ -67,7 +67,7 @@ fn recipe(dir: &Path) -> Recipe {
     let mut stage = |name: &str| {
         let mut config = config.clone();
         config.data.path = vec![dir.join(name)];
-        let prepared = prepare_data(&config, &mut Screen::new(true)).unwrap();
+        let prepared = prepare_data(&config, &mut Console::new(true)).unwrap();
         models.push(TrainedModel::of_text(&config, &prepared.tokenizer).unwrap());
         Stage::new(name, RunData::text(&config, prepared).unwrap(), Some(STEPS))
     };
@@ -90,7 +90,7 @@ fn trains_in_a_process_of_its_own() {
     let (Some(dir), Some(run)) = (std::env::var_os(FOLDER), std::env::var_os(RUN)) else { return };
     let (dir, run) = (PathBuf::from(dir), PathBuf::from(run));
     let start = if run.join("checkpoints").exists() { Start::Resume(None) } else { Start::New };
-    let training = Training::of_recipe(recipe(&dir), &Place::Folder(run), &start, Screen::new(true)).unwrap();
+    let training = Training::of_recipe(recipe(&dir), &Place::Folder(run), &start, Console::new(true)).unwrap();
     training.run().unwrap();
 }
 
@@ -146,6 +146,6 @@ fn a_run_of_two_stages_resumes_in_each_with_the_same_bits() {
     let mut swapped = recipe(shop.dir.path());
     swapped.stages.reverse();
     let place = Place::Folder(halves);
-    let error = Training::of_recipe(swapped, &place, &Start::Resume(None), Screen::new(true)).err().unwrap();
+    let error = Training::of_recipe(swapped, &place, &Start::Resume(None), Console::new(true)).err().unwrap();
     assert!(error.to_string().contains("stages text, more, not more, text"), "{error}");
 }

@@ -6,7 +6,7 @@ use lowrank_optim::registry::Options;
 
 use super::support::bench::{adapter, near};
 use super::support::case::{Case, Outcome, host};
-use super::support::rules::{bench, slopes, text, trained};
+use super::support::rules::{bench, gradients, text, trained};
 
 pub fn run(case: &Case) -> Outcome {
     let norm_of = case.choice("norm_of", &[("ba_row", "ba_row"), ("b_row", "b_row")])?;
@@ -27,8 +27,8 @@ pub fn run(case: &Case) -> Outcome {
         near(case, "loss", &host(loss.clone().inner()), 1e-5)?;
         let mut grads = loss.backward();
         near(case, "grad_x", &host(x.grad_remove(&mut grads).ok_or("x has no gradient")?), 1e-5)?;
-        for (factor, slope) in slopes(&bench, &mut GradientsParams::from_grads(grads, &bench))? {
-            near(case, &format!("{word}grad_{factor}"), &slope, 1e-5)?;
+        for (factor, gradient) in gradients(&bench, &mut GradientsParams::from_grads(grads, &bench))? {
+            near(case, &format!("{word}grad_{factor}"), &gradient, 1e-5)?;
         }
         let adapter = adapter(&bench);
         if let Some(allora) = adapter.structure.downcast_ref::<Allora>() {
@@ -37,8 +37,8 @@ pub fn run(case: &Case) -> Outcome {
             let x = case.array("x")?.tensor::<2>().autodiff();
             let y = x.matmul(bench.composed());
             let loss = (y - case.array("target")?.tensor::<2>().autodiff()).square().mean();
-            for (factor, slope) in slopes(&bench, &mut GradientsParams::from_grads(loss.backward(), &bench))? {
-                near(case, &format!("{word}grad_{factor}"), &slope, 1e-5)?;
+            for (factor, gradient) in gradients(&bench, &mut GradientsParams::from_grads(loss.backward(), &bench))? {
+                near(case, &format!("{word}grad_{factor}"), &gradient, 1e-5)?;
             }
         }
     }

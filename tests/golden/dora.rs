@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use super::interop_peft;
 use super::support::bench::{adapter, attached_to, fresh_on, near};
 use super::support::case::{Case, Outcome};
-use super::support::factors::{FACTORS, Names, bare, config, gradients, slopes, tensors, training};
+use super::support::factors::{FACTORS, Names, bare, compare_gradients, config, gradients, tensors, training};
 
 pub fn run(case: &Case) -> Outcome {
     if case.names().iter().any(|name| name.starts_with("merged.")) {
@@ -39,6 +39,6 @@ pub fn run(case: &Case) -> Outcome {
     let bench = attached_to(bare(case)?, &exact, tensors(case, names, "")?)?;
     let y = bench.output(x()?) * case.array("grad_output")?.tensor::<2>().autodiff();
     let grads = GradientsParams::from_grads(y.sum().backward(), &bench);
-    slopes(case, &bench, grads, FACTORS, "_without_detach")?;
+    compare_gradients(case, &bench, grads, FACTORS, "_without_detach")?;
     Ok(format!("{remark}, lengths and exact gradients too"))
 }

@@ -16,15 +16,15 @@ use super::support::case::{Case, Outcome, host};
 pub fn run(case: &Case) -> Outcome {
     let stem = case.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let beside = |end: &str| case.path.with_file_name(format!("{stem}{end}"));
-    let file = GgufFile::open(&beside(".gguf")).map_err(told)?;
-    match (file.text("general.type").map_err(told)?, case.has("logits")) {
+    let file = GgufFile::open(&beside(".gguf")).map_err(message)?;
+    match (file.text("general.type").map_err(message)?, case.has("logits")) {
         (Some("adapter"), _) => adapter(case, &stem),
         (_, true) => model(case, &file, &beside(".tokenizer.json"), &beside(".probes.json")),
         _ => types(case, &file),
     }
 }
 
-fn told(error: ModelError) -> String {
+fn message(error: ModelError) -> String {
     error.to_string()
 }
 
@@ -34,7 +34,7 @@ fn types(case: &Case, file: &GgufFile) -> Outcome {
     let source = case.array("source")?;
     for (name, shape, kind) in file.tensors() {
         let expected = if case.has(name) { case.array(name)? } else { source.clone() };
-        let ours = file.values(name).map_err(told)?;
+        let ours = file.values(name).map_err(message)?;
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         if (shape, bits(&ours)) != (expected.shape.as_slice(), bits(&expected.f32())) {
             let at = ours.iter().zip(expected.f32()).position(|(a, b)| a.to_bits() != b.to_bits());
@@ -42,7 +42,7 @@ fn types(case: &Case, file: &GgufFile) -> Outcome {
         }
         read.push(kind.name());
         if let (Ok(bytes), true) = (quantised(kind, &source.f32()), shape == source.shape) {
-            if bytes != file.bytes(name).map_err(told)?.1 {
+            if bytes != file.bytes(name).map_err(message)?.1 {
                 return Err(format!("source was written as other bytes of {}", kind.name()));
             }
             written.push(kind.name());
@@ -58,16 +58,16 @@ fn types(case: &Case, file: &GgufFile) -> Outcome {
 
 /// Weights, logits and tokenizer of a model; the file that is written of it holds the same.
 fn model(case: &Case, file: &GgufFile, tokenizer: &Path, probes: &Path) -> Outcome {
-    let model = load(file.path()).map_err(told)?;
+    let model = load(file.path()).map_err(message)?;
     logits(case, &model)?;
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let folder = dir.path().join("model");
     std::fs::create_dir(&folder).map_err(|error| error.to_string())?;
-    hub::save(&model, &Map::new(), &folder, MAX_SHARD_BYTES).map_err(told)?;
-    let mut files = TensorFiles::open(&folder).map_err(told)?;
+    hub::save(&model, &Map::new(), &folder, MAX_SHARD_BYTES).map_err(message)?;
+    let mut files = TensorFiles::open(&folder).map_err(message)?;
     let shapes: Vec<(String, Vec<usize>)> = files.shapes().map(|(name, shape)| (name.into(), shape.to_vec())).collect();
     for (name, shape) in &shapes {
-        let values = files.take(name, shape).map_err(told)?;
+        let values = files.take(name, shape).map_err(message)?;
         let weight = format!("w.{name}");
         if case.has(&weight) {
             case.array(&weight)?.near(&weight, &values, 0.0, 0.0)?;
@@ -81,22 +81,22 @@ fn model(case: &Case, file: &GgufFile, tokenizer: &Path, probes: &Path) -> Outco
         }
     }
     let again = dir.path().join("again.gguf");
-    save_gguf(&model, TensorType::F32, file.path(), "again", &again).map_err(told)?;
-    logits(case, &load(&again).map_err(told)?)?;
+    save_gguf(&model, TensorType::F32, file.path(), "again", &again).map_err(message)?;
+    logits(case, &load(&again).map_err(message)?)?;
     let mut remark = format!("{} weights and the logits agree, and those of the file written back", shapes.len());
     if probes.exists() {
         probed(probes, &[&file.path().join("tokenizer.json"), &again.join("tokenizer.json"), tokenizer])?;
         same_arrays(file, &again)?;
         // The same metadata, of the files that Hugging Face has for it.
         std::fs::copy(tokenizer, folder.join("tokenizer.json")).map_err(|error| error.to_string())?;
-        let id = |name: &str| file.count(&format!("tokenizer.ggml.{name}_token_id")).map_err(told);
+        let id = |name: &str| file.count(&format!("tokenizer.ggml.{name}_token_id")).map_err(message);
         let mut config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap_or_default())
             .map_err(|error| error.to_string())?;
         config["eos_token_id"] = json!(id("eos")?);
         config["bos_token_id"] = json!(id("bos")?);
         std::fs::write(folder.join("config.json"), config.to_string()).map_err(|error| error.to_string())?;
         let of_folder = dir.path().join("folder.gguf");
-        save_gguf(&model, TensorType::F32, &folder, "folder", &of_folder).map_err(told)?;
+        save_gguf(&model, TensorType::F32, &folder, "folder", &of_folder).map_err(message)?;
         same_arrays(file, &of_folder)?;
         remark.push_str("; so does the tokenizer, both ways");
     }
@@ -132,7 +132,7 @@ fn probed(probes: &Path, tokenizers: &[&Path]) -> Result<(), String> {
 
 /// Compares all that a file says of its tokenizer.
 fn same_arrays(file: &GgufFile, other: &Path) -> Result<(), String> {
-    let other = GgufFile::open(other).map_err(told)?;
+    let other = GgufFile::open(other).map_err(message)?;
     let same = |key: &str| -> Result<bool, ModelError> {
         Ok(match key.rsplit('.').next().unwrap_or_default() {
             "tokens" | "merges" => file.texts(key)? == other.texts(key)?,
@@ -143,7 +143,7 @@ fn same_arrays(file: &GgufFile, other: &Path) -> Result<(), String> {
         })
     };
     for key in file.keys().filter(|key| key.starts_with("tokenizer.")) {
-        if !same(key).map_err(told)? {
+        if !same(key).map_err(message)? {
             return Err(format!("{key} was written with another value"));
         }
     }
@@ -155,26 +155,26 @@ fn adapter(case: &Case, stem: &str) -> Outcome {
     let base = stem.rsplit_once('.').map(|(base, _)| base).ok_or("no model belongs to a case of this name")?;
     let beside = |name: String| -> PathBuf { case.path.with_file_name(name) };
     let (base, path, dir) = (beside(format!("{base}.gguf")), beside(format!("{stem}.gguf")), beside(stem.to_string()));
-    let attach = |path: &Path| GgufAdapter::open(path).and_then(|file| file.attach(load(&base)?)).map_err(told);
+    let attach = |path: &Path| GgufAdapter::open(path).and_then(|file| file.attach(load(&base)?)).map_err(message);
     logits(case, &attach(&path)?.0)?;
-    let open = || PeftFolder::open(&dir).map_err(told);
-    logits(case, &open()?.attach(load(&base).map_err(told)?).map_err(told)?.0)?;
+    let open = || PeftFolder::open(&dir).map_err(message);
+    logits(case, &open()?.attach(load(&base).map_err(message)?).map_err(message)?.0)?;
     let written = tempfile::tempdir().map_err(|error| error.to_string())?;
     let again = written.path().join("again.gguf");
-    let config = ModelFolder::open(&base).map_err(told)?.config.llama;
-    save_adapter_gguf(open()?.factors().map_err(told)?, &config, "again", &again).map_err(told)?;
+    let config = ModelFolder::open(&base).map_err(message)?.config.llama;
+    save_adapter_gguf(open()?.factors().map_err(message)?, &config, "again", &again).map_err(message)?;
     logits(case, &attach(&again)?.0)?;
-    let (before, after) = (GgufFile::open(&path).map_err(told)?, GgufFile::open(&again).map_err(told)?);
+    let (before, after) = (GgufFile::open(&path).map_err(message)?, GgufFile::open(&again).map_err(message)?);
     let names = |file: &GgufFile| file.tensors().map(|(name, ..)| name.to_string()).collect::<Vec<_>>();
     if names(&before) != names(&after) {
         return Err(format!("{:?} were written", names(&after)));
     }
     for name in names(&before) {
-        if before.values(&name).map_err(told)? != after.values(&name).map_err(told)? {
+        if before.values(&name).map_err(message)? != after.values(&name).map_err(message)? {
             return Err(format!("{name} was written with other values"));
         }
     }
-    let alpha = |file: &GgufFile| file.number("adapter.lora.alpha").map_err(told);
+    let alpha = |file: &GgufFile| file.number("adapter.lora.alpha").map_err(message);
     match alpha(&before)? == alpha(&after)? {
         true => Ok("the logits agree, of the file and of the folder; the file is written of the folder".into()),
         false => Err("alpha was written with another value".into()),

@@ -36,7 +36,7 @@ fn refused(case: &Case, dir: &Path) -> Outcome {
     let words: Vec<String> = words.iter().filter_map(|word| Some(word.as_str()?.to_lowercase())).collect();
     match ModelFolder::open(dir).and_then(|folder| folder.load(&Device::default())) {
         Ok(_) => Err("the folder was opened".into()),
-        Err(error) if !error.is_input() => Err(format!("not told as bad input: {error}")),
+        Err(error) if !error.is_input() => Err(format!("not reported as bad input: {error}")),
         Err(error) => {
             let message = error.to_string();
             let mentioned = words.iter().any(|word| message.to_lowercase().contains(word));

@@ -124,7 +124,7 @@ pub fn folder(case: &Case) -> Outcome {
         let ours = host(layers.weight(path)?.transpose());
         expected.near(&name, &ours, 1e-6 * expected.largest(), 0.0)?;
     }
-    Ok(format!("merged weights are equal, the folder is written back bit for bit; told: {warnings:?}"))
+    Ok(format!("merged weights are equal, the folder is written back bit for bit; warnings: {warnings:?}"))
 }
 
 /// Writes the only adapter of a module: the same names, shapes and bits as in the folder it came from.

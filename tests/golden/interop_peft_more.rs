@@ -80,7 +80,7 @@ pub fn run(case: &Case) -> Outcome {
         made?;
         again = ", made again from its sources";
     }
-    Ok(format!("logits {worst:.1e} away{again}; told: {warnings:?}"))
+    Ok(format!("logits {worst:.1e} away{again}; warnings: {warnings:?}"))
 }
 
 /// Positions of coefficients that follow from a seed.

@@ -22,14 +22,14 @@ use super::support::case::{Array, Case, Outcome, host};
 pub fn run(case: &Case) -> Outcome {
     let kind = case.word("kind")?;
     let folder = case.path.with_file_name(case.word(if kind == "vit-peft" { "model" } else { "folder" })?);
-    let mut told = Vec::new();
+    let mut checked = Vec::new();
     if case.has("images") {
         let worst = pixels(case, &folder)?;
-        told.push(format!("pixels within {worst:.1e}"));
+        checked.push(format!("pixels within {worst:.1e}"));
     }
     if kind == "vit-peft" {
-        told.push(adapter(case, &folder)?);
-        return Ok(told.join(", "));
+        checked.push(adapter(case, &folder)?);
+        return Ok(checked.join(", "));
     }
     let device = Device::default().autodiff();
     let model = VisionFolder::open(&folder).and_then(|folder| folder.load(&device)).map_err(text)?;
@@ -52,9 +52,9 @@ pub fn run(case: &Case) -> Outcome {
         VisionModel::ClipVision(model) => gradients(case, &**model, grads, str::to_string)?,
         VisionModel::Clip(model) => gradients(case, &**model, grads, str::to_string)?,
     };
-    told.push(format!("outputs equal, {count} gradients within {worst:.1e}"));
+    checked.push(format!("outputs equal, {count} gradients within {worst:.1e}"));
     written_back(&model, &folder)?;
-    Ok(format!("{}, the folder is written back bit for bit", told.join(", ")))
+    Ok(format!("{}, the folder is written back bit for bit", checked.join(", ")))
 }
 
 fn text(error: impl ToString) -> String {

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use lowrank_models::adapter::{AdapterConfig, GivenTensors, Loca};
 
 use super::support::bases::{bench, wrong};
-use super::support::bench::{adapter, attached, common, near, slope};
+use super::support::bench::{adapter, attached, common, gradient, near};
 use super::support::case::{Case, Outcome};
 
 pub fn run(case: &Case) -> Outcome {
@@ -27,27 +27,27 @@ pub fn run(case: &Case) -> Outcome {
     let of_side = |side: usize| pixels.iter().map(move |pixel| pixel[side] as f32);
     near(case, "exp.pixel_loc", &of_side(0).chain(of_side(1)).collect::<Vec<_>>(), 1e-6)?;
 
-    // The slopes before the sides' lengths: of the same pixels, from places that may all be learned.
+    // The gradients before the sides' lengths: of the same pixels, from places that may all be learned.
     let inside = |side: usize| {
         let last = sides[side] as f32 - 1.0;
         of_side(side).map(move |pixel| if last == 0.0 { 0.5 } else { pixel.max(0.1).min(last - 0.4) / last })
     };
     let places: Vec<f32> = inside(0).chain(inside(1)).collect();
     let coef = case.array("p.coef")?.f32();
-    let [_, mut slopes] = loca_slopes(case, &config, coef, places)?;
-    for (side, slopes) in slopes.chunks_mut(pixels.len()).enumerate() {
-        slopes.iter_mut().for_each(|slope| *slope /= (sides[side] as f32 - 1.0).max(1.0));
+    let [_, mut gradients] = loca_slopes(case, &config, coef, places)?;
+    for (side, gradients) in gradients.chunks_mut(pixels.len()).enumerate() {
+        gradients.iter_mut().for_each(|gradient| *gradient /= (sides[side] as f32 - 1.0).max(1.0));
     }
-    near(case, "exp.grad.pixel", &slopes, 1e-5)?;
+    near(case, "exp.grad.pixel", &gradients, 1e-5)?;
 
-    // The slopes of one cosine in every place are the transform of the update's gradient.
+    // The gradients of one cosine in every place are the transform of the update's gradient.
     let [rows, columns] = sides;
     let share = |number: usize, side: usize| number as f32 / (side as f32 - 1.0).max(1.0);
     let all = (0..rows * columns).map(|place| share(place / columns, rows));
     let all = all.chain((0..rows * columns).map(|place| share(place % columns, columns))).collect();
     let full = config.clone().with_option("n_components", rows * columns);
-    let [slopes, _] = loca_slopes(case, &full, vec![0.0; rows * columns], all)?;
-    near(case, "exp.dct_of_grad", &slopes, 1e-5)?;
+    let [gradients, _] = loca_slopes(case, &full, vec![0.0; rows * columns], all)?;
+    near(case, "exp.dct_of_grad", &gradients, 1e-5)?;
     common(case, &config, &GivenTensors::new())
 }
 
@@ -62,10 +62,10 @@ fn loca_slopes(case: &Case, config: &AdapterConfig, coef: Vec<f32>, places: Vec<
     let input = |name: &str| -> Result<Tensor<2>, String> { Ok(case.array(name)?.tensor::<2>().autodiff()) };
     let grads = (bench.output(input("in.x")?) * input("in.grad_y")?).sum().backward();
     let mut grads = GradientsParams::from_grads(grads, &bench);
-    let mut slopes = |field: &str| -> Result<Vec<f32>, String> {
+    let mut gradients = |field: &str| -> Result<Vec<f32>, String> {
         let tensors = adapter(&bench).shapes();
         let tensor = tensors.iter().find(|tensor| tensor.field == field).ok_or_else(|| wrong("loca"))?;
-        slope(&mut grads, tensor)
+        gradient(&mut grads, tensor)
     };
-    Ok([slopes("coef")?, slopes("loc")?])
+    Ok([gradients("coef")?, gradients("loc")?])
 }

@@ -9,7 +9,7 @@ use lowrank_optim::rules::{LoraProMode, LoraProX};
 
 use super::support::bench::{adapter, near};
 use super::support::case::{Array, Case, Outcome, host};
-use super::support::rules::{Training, X_MODES, bench, moments, slopes, text};
+use super::support::rules::{Training, X_MODES, bench, gradients, moments, text};
 
 pub fn run(case: &Case) -> Outcome {
     let rank = case.count("rank")?;
@@ -25,24 +25,24 @@ fn closed_form(case: &Case, config: &AdapterConfig) -> Outcome {
     let gradient = case.array("full_grad")?;
     let zeros = Array { shape: gradient.shape.clone(), values: vec![0.0; gradient.values.len()] };
     let bench = bench(case, zeros, config, ["A", "B"])?;
-    let plain = slopes(&bench, &mut bench.pulled(gradient.tensor()))?;
+    let plain = gradients(&bench, &mut bench.pulled(gradient.tensor()))?;
     let mut adjusted = BTreeMap::new();
     for (name, x_mode) in X_MODES {
         let rule = LoraProRule { mode: LoraProMode::Sgd, x_mode, delta: case.number("delta")? };
         let rule = rule.gradients(&bench, &Options::new(), &StateMeter::new()).map_err(text)?;
         let rule = rule.ok_or("lora-pro has a gradient rule")?;
         let mut grads = rule.apply(&bench, bench.pulled(gradient.tensor())).map_err(text)?;
-        adjusted.insert(name, slopes(&bench, &mut grads)?);
+        adjusted.insert(name, gradients(&bench, &mut grads)?);
     }
     let a = case.array("A")?;
     for factor in ["A", "B"] {
         near(case, &format!("lora_grad_{factor}"), &plain[factor], 1e-5)?;
     }
-    for (name, slopes) in &adjusted {
+    for (name, gradients) in &adjusted {
         for factor in ["A", "B"] {
-            near(case, &format!("{name}_grad_{factor}"), &slopes[factor], 1e-5)?;
+            near(case, &format!("{name}_grad_{factor}"), &gradients[factor], 1e-5)?;
         }
-        near(case, "equivalent_grad", &equivalent(case, slopes)?, 1e-5)?;
+        near(case, "equivalent_grad", &equivalent(case, gradients)?, 1e-5)?;
         // X enters the gradient of A as X A.
         let x = case.array(&format!("{name}_X"))?;
         let mut expected = Array { shape: a.shape.clone(), values: Vec::new() };
@@ -50,7 +50,8 @@ fn closed_form(case: &Case, config: &AdapterConfig) -> Outcome {
         for (row, column) in (0..rank).flat_map(|row| (0..d_in).map(move |column| (row, column))) {
             expected.values.push((0..rank).map(|k| x.values[row * rank + k] * a.values[k * d_in + column]).sum());
         }
-        let ours: Vec<f32> = slopes["A"].iter().zip(&adjusted["zero"]["A"]).map(|(ours, zero)| ours - zero).collect();
+        let ours: Vec<f32> =
+            gradients["A"].iter().zip(&adjusted["zero"]["A"]).map(|(ours, zero)| ours - zero).collect();
         let largest = case.array(&format!("{name}_grad_A"))?.largest();
         expected.near(&format!("{name}_X A"), &ours, 1e-5 * largest, 0.0)?;
     }
@@ -58,13 +59,18 @@ fn closed_form(case: &Case, config: &AdapterConfig) -> Outcome {
 }
 
 /// `scale (B gA + gB A)` in f64, for factors `A` and `B` of the case.
-fn equivalent(case: &Case, slopes: &BTreeMap<String, Vec<f32>>) -> Result<Vec<f32>, String> {
-    equivalent_of([case.array("A")?.f32(), case.array("B")?.f32()], slopes, case.count("rank")?, case.number("scale")?)
+fn equivalent(case: &Case, gradients: &BTreeMap<String, Vec<f32>>) -> Result<Vec<f32>, String> {
+    equivalent_of(
+        [case.array("A")?.f32(), case.array("B")?.f32()],
+        gradients,
+        case.count("rank")?,
+        case.number("scale")?,
+    )
 }
 
 fn equivalent_of(
     [a, b]: [Vec<f32>; 2],
-    slopes: &BTreeMap<String, Vec<f32>>,
+    gradients: &BTreeMap<String, Vec<f32>>,
     rank: usize,
     scale: f64,
 ) -> Result<Vec<f32>, String> {
@@ -75,7 +81,7 @@ fn equivalent_of(
     let places = (0..d_out).flat_map(|row| (0..d_in).map(move |column| (row, column)));
     Ok(places
         .map(|(row, column)| {
-            let sum = product(&b, &slopes["A"], row, column) + product(&slopes["B"], &a, row, column);
+            let sum = product(&b, &gradients["A"], row, column) + product(&gradients["B"], &a, row, column);
             (scale * sum) as f32
         })
         .collect())
@@ -90,21 +96,21 @@ fn lora_pro_training(case: &Case, config: &AdapterConfig) -> Outcome {
     let mut training = Training::new(case, bench(case, case.array("W_0")?, config, ["A_0", "B_0"])?, &rule)?;
     // From B = 0 the moments of the first steps are divisions of tiny numbers.
     let share = if mode == LoraProMode::Efficient && case.array("B_0")?.largest() == 0.0 { 1e-4 } else { 1e-5 };
-    let gradients = case.array("full_grads")?;
-    for step in 1..=gradients.shape[0] {
-        let pulled = || training.bench.pulled(gradients.at(step - 1).tensor());
+    let full = case.array("full_grads")?;
+    for step in 1..=full.shape[0] {
+        let pulled = || training.bench.pulled(full.at(step - 1).tensor());
         let name = format!("equivalent_grad_{step}");
         if case.has(&name) {
             let none = (Options::new(), StateMeter::new());
             let bare = bare.gradients(&training.bench, &none.0, &none.1).map_err(text)?;
             let bare = bare.ok_or("lora-pro has a gradient rule")?;
-            let slopes = slopes(&training.bench, &mut bare.apply(&training.bench, pulled()).map_err(text)?)?;
+            let gradients = gradients(&training.bench, &mut bare.apply(&training.bench, pulled()).map_err(text)?)?;
             let mut factors = BTreeMap::new();
             for (tensor, data) in adapter(&training.bench).tensors() {
                 factors.insert(tensor.field.clone(), data.try_into_vec().map_err(|error| format!("{error:?}"))?);
             }
             let factors = ["a", "b"].map(|field| factors.remove(field).unwrap_or_default());
-            let ours = equivalent_of(factors, &slopes, case.count("rank")?, case.number("scale")?)?;
+            let ours = equivalent_of(factors, &gradients, case.count("rank")?, case.number("scale")?)?;
             near(case, &name, &ours, share)?;
         }
         let grads = training.seen(pulled())?;

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use lowrank_models::Dense;
 use lowrank_models::adapter::{AdapterConfig, Attach, BaseGradients};
 
-use super::support::bench::{Bench, adapter, attached_to, fresh_on, near, slope};
+use super::support::bench::{Bench, adapter, attached_to, fresh_on, gradient, near};
 use super::support::case::{Case, Outcome, host};
 use super::support::factors::{Names, bare, config, singular_values, tensors, training};
 
@@ -32,7 +32,7 @@ fn first_slope(case: &Case, bench: &Bench) -> Result<Vec<f32>, String> {
 fn core_slope(bench: &Bench, mut grads: GradientsParams) -> Result<Vec<f32>, String> {
     let tensors = adapter(bench).shapes();
     let core = tensors.iter().find(|tensor| tensor.field == "core").ok_or("no square")?;
-    slope(&mut grads, core)
+    gradient(&mut grads, core)
 }
 
 fn with_start(case: &Case, config: &AdapterConfig) -> Result<Bench, String> {
@@ -122,7 +122,7 @@ fn lora_xs(case: &Case) -> Outcome {
 fn optimal(case: &Case) -> Outcome {
     let rank = case.count("rank")?;
     let config = AdapterConfig::new("lora-xs").with_rank(rank).with_alpha(case.number("scale")? * rank as f64);
-    let slope = |config: &AdapterConfig| {
+    let gradient = |config: &AdapterConfig| {
         let mut given = tensors(case, FACTORS, "")?;
         given.insert("core".into(), burn::tensor::TensorData::zeros::<f32, _>([rank, rank]));
         let bench = attached_to(still(case)?, config, given)?;
@@ -131,8 +131,8 @@ fn optimal(case: &Case) -> Outcome {
         let loss = (y * case.array("full_grad")?.tensor::<2>().transpose().autodiff()).sum();
         core_slope(&bench, GradientsParams::from_grads(loss.backward(), &bench))
     };
-    near(case, "grad_R", &slope(&config)?, 1e-5)?;
-    let optimal = slope(&config.clone().with_option("optimal_scaling", true))?;
+    near(case, "grad_R", &gradient(&config)?, 1e-5)?;
+    let optimal = gradient(&config.clone().with_option("optimal_scaling", true))?;
     near(case, "optimal_grad_R", &optimal, 1e-5)?;
     near(case, "equivalent_grad", &spread(case, &config, optimal)?, 1e-5)?;
     Ok("plain and corrected gradients are equal".into())

@@ -9,7 +9,7 @@ use lowrank_models::Dense;
 use lowrank_models::adapter::compose::{Layer, Matrix, OrthogonalSum, Source, crosstalk};
 use lowrank_models::adapter::{AdapterConfig, Attach, Basis, GivenTensors};
 
-use super::support::bench::{Bench, adapter, slope};
+use super::support::bench::{Bench, adapter, gradient};
 use super::support::case::{Case, Outcome, host};
 use super::support::compose::{matrix, near, values};
 
@@ -96,9 +96,9 @@ fn trained(case: &Case, basis: &Basis, concept: usize) -> Result<(Matrix, Matrix
         let b = tensors.iter().find(|tensor| tensor.field == "b").ok_or("no B")?;
         // A copy, as the optimizer needs the gradients too.
         let mut of_b = GradientsParams::new();
-        let gradient = grads.get::<2>(b.id).ok_or("B has no gradient")?;
-        of_b.register(b.id, gradient);
-        let ours = slope(&mut of_b, b)?;
+        let copy = grads.get::<2>(b.id).ok_or("B has no gradient")?;
+        of_b.register(b.id, copy);
+        let ours = gradient(&mut of_b, b)?;
         let expected = case.array(&of("grad_B"))?;
         expected.near(&of("grad_B"), &ours, 1e-5 * expected.largest(), 0.0)?;
         bench = optimizer.step(lr, bench, grads);

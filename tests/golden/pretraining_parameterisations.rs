@@ -33,8 +33,8 @@ fn cola(case: &Case) -> Outcome {
     near(&case.array("y")?, "y", host(y.clone().inner()))?;
     let mut grads = (y * rows(case, "grad_output")?.autodiff()).sum().backward();
     for (tensor, name, turn) in [(&x, "grad_x", false), (&a, "grad_A", true), (&b, "grad_B", true)] {
-        let slope = tensor.grad_remove(&mut grads).ok_or(format!("no {name}"))?;
-        near(&case.array(name)?, name, host(if turn { slope.transpose() } else { slope }))?;
+        let gradient = tensor.grad_remove(&mut grads).ok_or(format!("no {name}"))?;
+        near(&case.array(name)?, name, host(if turn { gradient.transpose() } else { gradient }))?;
     }
     Ok("output and gradients are equal".into())
 }

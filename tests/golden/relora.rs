@@ -135,8 +135,8 @@ fn training(case: &Case) -> Outcome {
             return Err(format!("loss of update {step} is {ours} instead of {expected}"));
         }
         let mut grads = loss.backward();
-        let mut slope = |x: Tensor<2>| x.grad_remove(&mut grads).ok_or("a factor has no gradient");
-        let (da, db) = (slope(net.a.val())?, slope(net.b.val())?);
+        let mut gradient = |x: Tensor<2>| x.grad_remove(&mut grads).ok_or("a factor has no gradient");
+        let (da, db) = (gradient(net.a.val())?, gradient(net.b.val())?);
         let lr = case.number("lr")? * schedule.rate(step as u64);
         let new_a = a.step(&optimizer, lr, net.a.val().inner(), da);
         let new_b = b.step(&optimizer, lr, net.b.val().inner(), db);

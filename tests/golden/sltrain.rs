@@ -36,8 +36,8 @@ fn sltrain_gradients(case: &Case) -> Outcome {
     near(&case.array("y")?, "y", host(y.clone().inner()))?;
     let mut grads = (y * rows(case, "grad_output")?.autodiff()).sum().backward();
     let mut matrix = |tensor: &Tensor<2>, name: &str, turn: bool| {
-        let slope = tensor.grad_remove(&mut grads).ok_or(format!("no {name}"))?;
-        near(&case.array(name)?, name, host(if turn { slope.transpose() } else { slope }))
+        let gradient = tensor.grad_remove(&mut grads).ok_or(format!("no {name}"))?;
+        near(&case.array(name)?, name, host(if turn { gradient.transpose() } else { gradient }))
     };
     matrix(&x, "grad_x", false)?;
     matrix(&a, "grad_A", true)?;
@@ -46,8 +46,8 @@ fn sltrain_gradients(case: &Case) -> Outcome {
         [(Some(&values), "grad_sparse_value"), (scaling.as_ref(), "grad_scaling_raw"), (bias.as_ref(), "grad_bias")]
     {
         if let Some(tensor) = tensor {
-            let slope = tensor.grad_remove(&mut grads).ok_or(format!("no {name}"))?;
-            near(&case.array(name)?, name, host(slope))?;
+            let gradient = tensor.grad_remove(&mut grads).ok_or(format!("no {name}"))?;
+            near(&case.array(name)?, name, host(gradient))?;
         }
     }
     Ok("output, dense weight and all gradients are equal".into())

@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use lowrank_models::Dense;
 use lowrank_models::adapter::{AdapterConfig, Attach, SHARED, each_adapter};
 
-use super::support::bench::{near, slope};
+use super::support::bench::{gradient, near};
 use super::support::case::{Case, Outcome, host};
 use super::support::factors::{Names, tensors, training};
 
@@ -56,7 +56,7 @@ pub fn run(case: &Case) -> Outcome {
         near(case, &named("grad_x"), &host(x.grad_remove(&mut grads).ok_or("x has no gradient")?), 1e-5)?;
         let mut grads = GradientsParams::from_grads(grads, &model);
         for tensor in attached.shapes() {
-            near(case, &named(&format!("grad_{}", tensor.field)), &slope(&mut grads, &tensor)?, 1e-5)?;
+            near(case, &named(&format!("grad_{}", tensor.field)), &gradient(&mut grads, &tensor)?, 1e-5)?;
         }
     }
     Ok(format!("{count} layers are equal"))

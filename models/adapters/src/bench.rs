@@ -72,8 +72,8 @@ pub fn close<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) -
 /// Reports where two tensors differ by more than this fraction of the largest value.
 #[track_caller]
 pub fn near<const D: usize>(ours: Tensor<D>, expected: Tensor<D>, share: f32) {
-    if let Some(told) = furthest(ours, expected, share) {
-        panic!("{told}");
+    if let Some(message) = furthest(ours, expected, share) {
+        panic!("{message}");
     }
 }
 
@@ -266,14 +266,14 @@ impl Bench {
     }
 
     /// Gradient of a tensor, in the layout of files.
-    pub fn slope(&self, mut grads: GradientsParams, field: &str) -> Vec<f32> {
+    pub fn gradient(&self, mut grads: GradientsParams, field: &str) -> Vec<f32> {
         let shapes = self.adapter().shapes();
         let tensor = shapes.iter().find(|tensor| tensor.field == field).expect("a tensor of the adapter");
         match tensor.shape.len() {
             1 => host(grads.remove::<1>(tensor.id).expect("a gradient")),
             2 => {
-                let slope = grads.remove::<2>(tensor.id).expect("a gradient");
-                host(if tensor.transposed { slope.transpose() } else { slope })
+                let gradient = grads.remove::<2>(tensor.id).expect("a gradient");
+                host(if tensor.transposed { gradient.transpose() } else { gradient })
             }
             3 => host(grads.remove::<3>(tensor.id).expect("a gradient")),
             _ => host(grads.remove::<4>(tensor.id).expect("a gradient")),
@@ -283,7 +283,7 @@ impl Bench {
     /// Reports for each trained tensor whether its gradient is non-zero.
     pub fn learning(&self) -> BTreeMap<String, bool> {
         let trained = self.adapter().shapes().into_iter().filter(|tensor| tensor.role != super::TensorRole::Frozen);
-        let moves = |tensor: &str| self.slope(self.gradients(), tensor).iter().any(|slope| *slope != 0.0);
+        let moves = |tensor: &str| self.gradient(self.gradients(), tensor).iter().any(|gradient| *gradient != 0.0);
         trained.map(|tensor| (tensor.field.clone(), moves(&tensor.field))).collect()
     }
 

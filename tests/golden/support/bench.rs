@@ -158,8 +158,8 @@ pub fn common(case: &Case, config: &AdapterConfig, kept: &GivenTensors) -> Outco
         near(case, "exp.merged_b", &host(bias), 1e-5)?;
     }
     let mut grads = (y * batch(case, "in.grad_y")?).sum().backward();
-    let slope = tracked.grad_remove(&mut grads).ok_or("x has no gradient")?;
-    near(case, "exp.grad.x", &host(slope), 1e-5)?;
+    let gradient = tracked.grad_remove(&mut grads).ok_or("x has no gradient")?;
+    near(case, "exp.grad.x", &host(gradient), 1e-5)?;
     gradients(case, &bench, GradientsParams::from_grads(grads, &bench), "exp.grad")?;
     penalties(case, &bench)?;
     // Where the configuration does not say otherwise.
@@ -175,8 +175,8 @@ pub fn gradients(case: &Case, bench: &Bench, mut grads: GradientsParams, word: &
         if !case.has(&name) {
             continue;
         }
-        match slope(&mut grads, &tensor) {
-            Ok(slope) => near(case, &name, &slope, 1e-5)?,
+        match gradient(&mut grads, &tensor) {
+            Ok(gradient) => near(case, &name, &gradient, 1e-5)?,
             // A term need not touch every tensor.
             Err(_) if word == "exp.reg_grad" && case.array(&name)?.largest() == 0.0 => {}
             Err(reason) => return Err(reason),
@@ -186,13 +186,13 @@ pub fn gradients(case: &Case, bench: &Bench, mut grads: GradientsParams, word: &
 }
 
 /// The gradient of a tensor, in the layout of the case.
-pub fn slope(grads: &mut GradientsParams, tensor: &NamedTensor) -> Result<Vec<f32>, String> {
+pub fn gradient(grads: &mut GradientsParams, tensor: &NamedTensor) -> Result<Vec<f32>, String> {
     let none = || format!("{} has no gradient", tensor.field);
     Ok(match tensor.shape.len() {
         1 => host(grads.remove::<1>(tensor.id).ok_or_else(none)?),
         2 => {
-            let slope = grads.remove::<2>(tensor.id).ok_or_else(none)?;
-            host(if tensor.transposed { slope.transpose() } else { slope })
+            let gradient = grads.remove::<2>(tensor.id).ok_or_else(none)?;
+            host(if tensor.transposed { gradient.transpose() } else { gradient })
         }
         3 => host(grads.remove::<3>(tensor.id).ok_or_else(none)?),
         _ => host(grads.remove::<4>(tensor.id).ok_or_else(none)?),

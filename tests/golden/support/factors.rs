@@ -6,7 +6,7 @@ use lowrank_models::Dense;
 use lowrank_models::adapter::{AdapterConfig, GivenTensors, Scaling};
 use lowrank_optim::{AdamWConfig, thin_svd};
 
-use super::bench::{Bench, adapter, attached_to, near, slope};
+use super::bench::{Bench, adapter, attached_to, gradient, near};
 use super::case::{Case, Outcome, host};
 
 /// Fields of a structure by their names in cases.
@@ -50,12 +50,12 @@ pub fn gradients(case: &Case, config: &AdapterConfig, names: Names) -> Outcome {
     }
     let mut grads = (y * case.array("grad_output")?.tensor::<2>().autodiff()).sum().backward();
     near(case, "grad_x", &host(x.grad_remove(&mut grads).ok_or("x has no gradient")?), 1e-5)?;
-    slopes(case, &bench, GradientsParams::from_grads(grads, &bench), names, "")?;
+    compare_gradients(case, &bench, GradientsParams::from_grads(grads, &bench), names, "")?;
     Ok("output, gradients and merged weight are equal".into())
 }
 
 /// Gradients of the trained tensors, their names with an ending.
-pub fn slopes(
+pub fn compare_gradients(
     case: &Case,
     bench: &Bench,
     mut grads: GradientsParams,
@@ -64,7 +64,7 @@ pub fn slopes(
 ) -> Result<(), String> {
     for tensor in adapter(bench).shapes() {
         let Some((_, name)) = names.iter().find(|(field, _)| *field == tensor.field) else { continue };
-        near(case, &format!("grad_{name}{ending}"), &slope(&mut grads, &tensor)?, 1e-5)?;
+        near(case, &format!("grad_{name}{ending}"), &gradient(&mut grads, &tensor)?, 1e-5)?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use lowrank_optim::StateMeter;
 use lowrank_optim::registry::{Options, optimizer as find};
 use lowrank_optim::rules::{GradientRule, LoraProX};
 
-use super::bench::{Bench, adapter, attached_to, near, slope};
+use super::bench::{Bench, adapter, attached_to, gradient, near};
 use super::case::{Array, Case, Outcome, host};
 
 /// Names of X in cases.
@@ -91,9 +91,9 @@ impl Training {
 }
 
 /// Gradients of the factors, laid out as in cases.
-pub fn slopes(bench: &Bench, grads: &mut GradientsParams) -> Result<BTreeMap<String, Vec<f32>>, String> {
+pub fn gradients(bench: &Bench, grads: &mut GradientsParams) -> Result<BTreeMap<String, Vec<f32>>, String> {
     let tensors = adapter(bench).shapes();
-    tensors.iter().map(|tensor| Ok((tensor.field.to_uppercase(), slope(grads, tensor)?))).collect()
+    tensors.iter().map(|tensor| Ok((tensor.field.to_uppercase(), gradient(grads, tensor)?))).collect()
 }
 
 /// Moments by parameter and name.

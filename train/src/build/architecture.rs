@@ -137,7 +137,7 @@ pub trait StageData<B> {
     }
 
     /// One-line description of the amount of data.
-    fn told(&self) -> &str;
+    fn description(&self) -> &str;
 
     /// Command that tries the model after training, with `MODEL` for its options.
     fn ask(&self) -> &str;

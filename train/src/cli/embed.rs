@@ -19,7 +19,7 @@ use crate::build::{BuildError, Listener};
 use crate::config::{Config, Layers, count};
 use crate::data::images::ImageSet;
 use crate::process::{device, files};
-use crate::run::report::Screen;
+use crate::run::report::Console;
 
 /// Compute the embeddings of images, as a safetensors file.
 ///
@@ -66,19 +66,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let device = device(&args.device).map_err(BuildError::from)?;
     let vision = VisionOf::open(&args.model)?;
     let model = vision.load(&args.adapters, &device)?;
-    let mut screen = Screen::new(args.quiet);
-    screen.begin("reading the images", 0);
+    let mut console = Console::new(args.quiet);
+    console.begin("reading the images", 0);
     let skip = config.data.images.skip_broken;
     let set = ImageSet::read(&config.data.path, &vision.settings, None, skip).map_err(BuildError::from)?;
-    screen.begin("embedding", set.len() as u64);
+    console.begin("embedding", set.len() as u64);
     let (mut values, mut width) = (Vec::new(), 0);
     for start in (0..set.len()).step_by(args.batch as usize) {
         let rows = embed(&model, &set, start..set.len().min(start + args.batch as usize), &device)?;
         width = rows.dims()[1];
         values.extend(rows.into_data().try_into_vec::<f32>().unwrap_or_default());
-        screen.advance(start as u64);
+        console.advance(start as u64);
     }
-    screen.end();
+    console.end();
     write(&args.out, &set, &values, width)?;
     let skipped = match set.skipped {
         0 => String::new(),

@@ -19,7 +19,7 @@ use crate::objective::{ModelLoss, TokenStream, epoch};
 use crate::process::device;
 use crate::recipe::{ModelText, check_vocabulary};
 use crate::run::RunError;
-use crate::run::report::Screen;
+use crate::run::report::Console;
 
 /// Measure a model on text, or on examples, that it did not learn from.
 ///
@@ -88,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         let vision = VisionOf::open(&args.model)?;
         let batch = args.batch as usize;
-        eval_images(&vision, &args.adapters, &config, batch, &device, Screen::new(args.quiet))?;
+        eval_images(&vision, &args.adapters, &config, batch, &device, Console::new(args.quiet))?;
         return Ok(ExitCode::SUCCESS);
     }
     let folder = ModelFolder::open(&args.model).map_err(BuildError::from)?;
@@ -103,22 +103,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(BuildError::Settings(problem).into());
     }
     let load = || Ok::<_, anyhow::Error>(args.adapters.on(args.storage.load(&folder, &device)?)?);
-    let mut screen = Screen::new(args.quiet);
+    let mut console = Console::new(args.quiet);
     if !args.examples.is_empty() {
         let scored = Scored { paths: &args.examples, score: args.score, out: args.out.as_deref(), seq_len };
         let text = ModelText::read(&args.model, &folder.config)?;
-        return scored.run(load, &text, &config, rows, &device, &mut screen);
+        return scored.run(load, &text, &config, rows, &device, &mut console);
     }
     let mask = config.data.document_mask;
-    let measure = |stream: TokenStream, total: u64, screen: &mut Screen| {
+    let measure = |stream: TokenStream, total: u64, console: &mut Console| {
         let model = load()?;
-        screen.begin("evaluating", total);
+        console.begin("evaluating", total);
         let found = evaluate(&model, &ModelLoss, epoch(&stream, &device), |found| {
-            screen.advance(found.tokens);
+            console.advance(found.tokens);
             true
         })
         .map_err(RunError::from)?;
-        screen.end();
+        console.end();
         match found.nats.is_finite() {
             true => Ok(found),
             false => Err(anyhow!("the loss is {}: the weights are damaged or too large", found.nats)),
@@ -135,7 +135,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.data.is_empty() && source.holds().map_err(BuildError::from)? != Held::Texts {
         let text = ModelText::read(&args.model, &folder.config)?;
         let end = text.end()?;
-        screen.begin("reading the examples", 0);
+        console.begin("reading the examples", 0);
         let examples = Examples::read(&ExampleOptions {
             source: &source,
             held_out: &held_out,
@@ -150,20 +150,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             fields: &[],
         })
         .map_err(BuildError::from)?;
-        let mut told = count(examples.validation.len() as u64);
+        let mut message = count(examples.validation.len() as u64);
         for (number, what) in [(examples.truncated, "cut"), (examples.dropped, "left out")] {
             if number > 0 {
-                told.push_str(&format!(", {} {what} for their length", count(number as u64)));
+                message.push_str(&format!(", {} {what} for their length", count(number as u64)));
             }
         }
         let samples = Rows::new(examples.validation, args.batch as usize, end);
-        let found = measure(TokenStream::new(samples, mask), 0, &mut screen)?;
-        print(&table(&[vec![vec!["examples".into(), told]], rows_of(&found).to_vec()].concat()))?;
+        let found = measure(TokenStream::new(samples, mask), 0, &mut console)?;
+        print(&table(&[vec![vec!["examples".into(), message]], rows_of(&found).to_vec()].concat()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let tokenizer = TokenizerChoice::File(args.model.join("tokenizer.json"));
     let options = PrepareOptions { tokenizer, held_out, ..prepare_options(&config)? };
-    screen.begin("preparing the text", 0);
+    console.begin("preparing the text", 0);
     let prepared = prepare(&options, &config.data.cache, &mut |_| ()).map_err(BuildError::from)?;
     if config.data.verify {
         prepared.validation.verify(&mut |_| ()).map_err(BuildError::from)?;
@@ -174,7 +174,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let batches =
         Batches::validation(prepared.validation.clone(), args.batch as usize, seq_len).map_err(BuildError::from)?;
-    let found = measure(TokenStream::new(batches, mask), prepared.validation.len(), &mut screen)?;
+    let found = measure(TokenStream::new(batches, mask), prepared.validation.len(), &mut console)?;
     let bits = found.bits_per_byte(prepared.validation.text_bytes());
     let gzip = prepared.facts.gzip_bits_per_byte;
     let last = vec!["bits per byte".into(), format!("{bits:.3} (gzip -9: {gzip:.3})")];

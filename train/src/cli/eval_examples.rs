@@ -19,7 +19,7 @@ use crate::data::{
 use crate::engine::{Evaluation, example_loss, greedy_answer, last_answer};
 use crate::process::files::write_whole;
 use crate::recipe::{ModelText, check_vocabulary};
-use crate::run::report::Screen;
+use crate::run::report::Console;
 
 /// Number of the worst examples that are shown.
 const WORST: usize = 10;
@@ -78,14 +78,14 @@ impl Scored<'_> {
         config: &Config,
         rows: usize,
         device: &Device,
-        screen: &mut Screen,
+        console: &mut Console,
     ) -> anyhow::Result<ExitCode> {
         if let Some(out) = self.out.filter(|out| out.exists()) {
             let problem = format!("--out {} exists already; name another file", out.display());
             return Err(BuildError::Settings(problem).into());
         }
         if let Some(warning) = check_vocabulary(text.tokenizer.vocab_size(), rows, self.paths[0].as_path())? {
-            screen.warn(&warning);
+            console.warn(&warning);
         }
         let source = Source { paths: self.paths.to_vec(), ..source(config) };
         let options = ExampleOptions {
@@ -101,28 +101,28 @@ impl Scored<'_> {
             seed: config.train.seed,
             fields: &[],
         };
-        screen.begin("reading the examples", 0);
-        let (lines, told) = match self.score {
+        console.begin("reading the examples", 0);
+        let (lines, message) = match self.score {
             Score::Likeliest => {
                 let questions = questions(&options).map_err(BuildError::from)?;
                 let model = load()?.valid();
                 let score = |question| likeliest(&model, question, text, device);
-                (each(screen, questions, score)?, String::new())
+                (each(console, questions, score)?, String::new())
             }
             Score::Loss | Score::Exact => {
                 let (examples, [dropped, cut]) = located_examples(&options).map_err(BuildError::from)?;
                 let model = load()?.valid();
                 let score = |located| of_example(&model, located, (self.score == Score::Exact).then_some(text), device);
-                let mut told = String::new();
+                let mut message = String::new();
                 for (number, what) in [(cut, "cut"), (dropped, "left out")] {
                     if number > 0 {
-                        told.push_str(&format!(", {} {what} for their length", count(number as u64)));
+                        message.push_str(&format!(", {} {what} for their length", count(number as u64)));
                     }
                 }
-                (each(screen, examples, score)?, told)
+                (each(console, examples, score)?, message)
             }
         };
-        screen.end();
+        console.end();
         if lines.is_empty() {
             return Err(BuildError::Settings(format!("every example is longer than --seq-len {}", self.seq_len)).into());
         }
@@ -130,7 +130,7 @@ impl Scored<'_> {
             let records = self.records(&lines).iter().map(|record| format!("{record}\n")).collect::<String>();
             write_whole(out, records.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
         }
-        print(&self.report(lines, &told))?;
+        print(&self.report(lines, &message))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -161,12 +161,12 @@ impl Scored<'_> {
         lines.iter().map(of_line).chain(by_file(lines).into_iter().map(of_file)).collect()
     }
 
-    fn report(&self, mut lines: Vec<Line>, told: &str) -> String {
+    fn report(&self, mut lines: Vec<Line>, message: &str) -> String {
         let mut all = Sums::default();
         lines.iter().for_each(|line| all.add(line));
         let loss = Evaluation { nats: all.nats, tokens: all.tokens };
         let mut rows = vec![
-            vec!["examples".into(), format!("{}{told}", count(all.examples))],
+            vec!["examples".into(), format!("{}{message}", count(all.examples))],
             vec!["tokens".into(), count(all.tokens)],
             vec!["loss".into(), format!("{:.4} nats a token", loss.loss())],
             vec!["perplexity".into(), format!("{:.2}", loss.perplexity())],
@@ -244,11 +244,11 @@ fn by_file(lines: &[Line]) -> BTreeMap<String, Sums> {
 
 /// Scores one after the other.
 fn each<T>(
-    screen: &mut Screen,
+    console: &mut Console,
     items: Vec<T>,
     mut score: impl FnMut(T) -> anyhow::Result<Line>,
 ) -> anyhow::Result<Vec<Line>> {
-    screen.begin("scoring", items.len() as u64);
+    console.begin("scoring", items.len() as u64);
     let mut lines = Vec::with_capacity(items.len());
     for item in items {
         let line = score(item)?;
@@ -260,7 +260,7 @@ fn each<T>(
             ));
         }
         lines.push(line);
-        screen.advance(lines.len() as u64);
+        console.advance(lines.len() as u64);
     }
     Ok(lines)
 }

@@ -14,7 +14,7 @@ use crate::build::{BuildError, Listener};
 use crate::config::{Config, count};
 use crate::data::images::ImageSet;
 use crate::objective::{Classified, ImageStream};
-use crate::run::report::Screen;
+use crate::run::report::Console;
 
 /// Measures a vision transformer on all images of the configuration.
 pub fn eval_images(
@@ -23,7 +23,7 @@ pub fn eval_images(
     config: &Config,
     batch: usize,
     device: &Device,
-    mut screen: Screen,
+    mut console: Console,
 ) -> anyhow::Result<()> {
     let VisionModel::Vit(model) = vision.load(adapters, device)? else {
         let reason =
@@ -31,15 +31,16 @@ pub fn eval_images(
         return Err(BuildError::Settings(reason).into());
     };
     let paths: &[PathBuf] = &config.data.path;
-    screen.begin("reading the images", 0);
+    console.begin("reading the images", 0);
     let labels = &model.config().labels;
     let set = ImageSet::read(paths, &vision.settings, Some(labels), config.data.images.skip_broken);
     let set = set.and_then(ImageSet::labelled).map_err(BuildError::from)?;
     let (skipped, total) = (set.skipped, set.len() as u64);
-    screen.begin("evaluating", total);
+    console.begin("evaluating", total);
     let stream = ImageStream::new(Arc::new(set), batch);
-    let found = Classified::of(&model, &stream, None, device, |done| screen.advance(done)).map_err(BuildError::from)?;
-    screen.end();
+    let found =
+        Classified::of(&model, &stream, None, device, |done| console.advance(done)).map_err(BuildError::from)?;
+    console.end();
     if !found.loss().is_finite() {
         return Err(anyhow!("the loss is {}: the weights are damaged or too large", found.loss()));
     }

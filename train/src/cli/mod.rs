@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
         // The reader of our output has seen enough: this is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", told(&error));
+            eprintln!("error: {}", message(&error));
             let input = error.downcast_ref::<BuildError>().is_some_and(BuildError::is_input)
                 || error.downcast_ref::<RunError>().is_some_and(RunError::is_input);
             ExitCode::from(if input { 2 } else { 1 })
@@ -111,7 +111,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Error message with its causes, without those that the message already contains.
-fn told(error: &anyhow::Error) -> String {
+fn message(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {

@@ -86,7 +86,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     match (limit, found.first()) {
         (Some(limit), Some(first)) if fits(first) => {
-            text.push_str(&format!("\nwithin {} `lowrank {}` uses: {}\n", bytes(limit), job.name(), first.told()));
+            text.push_str(&format!("\nwithin {} `lowrank {}` uses: {}\n", bytes(limit), job.name(), first.describe()));
         }
         (Some(limit), Some(first)) => {
             text.push_str(&format!("\nnothing fits {}; the least is {}\n", bytes(limit), bytes(first.forecast.peak)));

@@ -7,7 +7,7 @@ use super::output::print;
 use crate::build::{BuildError, Listener, prepare_options};
 use crate::config::{Config, Layers, bytes, count};
 use crate::data::{Shards, tokenize};
-use crate::run::report::Screen;
+use crate::run::report::Console;
 
 /// Turn text into token files once, to train on them often.
 #[derive(Debug, clap::Args)]
@@ -40,17 +40,17 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = config(&args).map_err(BuildError::from)?;
     let options = prepare_options(&config)?;
-    let mut screen = Screen::new(args.quiet);
+    let mut console = Console::new(args.quiet);
     let mut begun = None;
     tokenize(&options, &args.out, &mut |progress| {
         if begun != Some(progress.stage) {
             begun = Some(progress.stage);
-            screen.begin("tokenizing", progress.total);
+            console.begin("tokenizing", progress.total);
         }
-        screen.advance(progress.done);
+        console.advance(progress.done);
     })
     .map_err(BuildError::from)?;
-    screen.end();
+    console.end();
     if !args.quiet {
         for side in ["train", "validation"] {
             let shards = Shards::open(&args.out.join(side)).map_err(BuildError::from)?;

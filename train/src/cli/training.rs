@@ -8,7 +8,7 @@ use crate::build::BuildError;
 use crate::config::{Config, ConfigError, Job, Layers, bytes, count, duration};
 
 use crate::plan::Freedom;
-use crate::run::report::{EndedBy, Screen};
+use crate::run::report::{Console, EndedBy};
 use crate::run::{Finished, Place, RunError, RunFolder, RunFolderError, Start, train};
 
 /// Flags that decide how much memory a run takes.
@@ -178,7 +178,7 @@ impl TrainingArgs {
         let adapted = job == Job::Finetune && config.adapter.name != "none";
         let base = adapted.then(|| config.model.name.clone());
         let freedom = if resumed { Freedom::default() } else { Freedom::of(&layers, job) };
-        let finished = train(config, freedom, &place, &start, Screen::new(self.quiet))?;
+        let finished = train(config, freedom, &place, &start, Console::new(self.quiet))?;
         if !self.quiet {
             print(&report(&finished, base.as_deref()))?;
         }

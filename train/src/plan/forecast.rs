@@ -84,7 +84,7 @@ struct Step<'a> {
     /// Memory kept by a block, including its input.
     block: u64,
     /// Additional memory of a block's backward pass, without gradients of weights.
-    slopes: u64,
+    gradients: u64,
     /// Additional memory of the loss: the logits of some rows.
     logits: u64,
 }
@@ -102,7 +102,7 @@ impl<'a> Step<'a> {
             block: floats(llama.kept() + inventory.branches) + 4 * inventory.dense_updates as u64,
             // The gradients of the gate and of its factor exist at the same time as the gradient of their product,
             // along with two running sums.
-            slopes: floats(2 * llama.intermediate_size + 2 * llama.hidden_size) + 4 * inventory.dense_updates as u64,
+            gradients: floats(2 * llama.intermediate_size + 2 * llama.hidden_size) + 4 * inventory.dense_updates as u64,
             logits: 4 * tokens.min(ops::LOSS_ROWS as u64) * llama.vocab_size as u64,
         }
     }
@@ -124,18 +124,18 @@ impl<'a> Step<'a> {
             BackwardMode::Whole => {
                 let kept = layers * self.block + loss;
                 let first = kept + self.logits;
-                let top = layers * self.block + head_grads + self.input + self.slopes + block_grads;
-                let bottom = self.block + head_grads + in_blocks + self.slopes;
+                let top = layers * self.block + head_grads + self.input + self.gradients + block_grads;
+                let bottom = self.block + head_grads + in_blocks + self.gradients;
                 let end = total.trained + self.input;
                 (kept, total.trained, [first, top, bottom, end])
             }
             BackwardMode::Checkpointed => {
                 let inputs = layers * self.input;
                 let first = inputs + loss + self.logits;
-                let top = inputs + head_grads + self.input + self.block + self.slopes + block_grads;
+                let top = inputs + head_grads + self.input + self.block + self.gradients + block_grads;
                 // With accumulated gradients, those of a segment are added to them before the next ones are computed.
                 let (above, all) = if gathered > 0 { (0, embedding.trained) } else { (in_blocks, total.trained) };
-                let bottom = head_grads + above + self.block + self.slopes;
+                let bottom = head_grads + above + self.block + self.gradients;
                 let end = all + self.input;
                 (inputs + self.block.max(loss), total.trained, [first, top, bottom, end])
             }
@@ -143,7 +143,7 @@ impl<'a> Step<'a> {
                 let inputs = layers * self.input;
                 let tied = if self.inventory.llama.tie_word_embeddings { embedding.trained } else { 0 };
                 let first = inputs + loss + self.logits;
-                let top = inputs + tied + self.input + self.block + self.slopes + block_grads;
+                let top = inputs + tied + self.input + self.block + self.gradients + block_grads;
                 let end = embedding.trained + tied + self.input;
                 let gradients = block_grads.max(head.trained).max(embedding.trained);
                 (inputs + self.block.max(loss), gradients, [first, top, 0, end])

@@ -44,12 +44,12 @@ pub struct Candidate {
     /// Memory forecast.
     pub forecast: Forecast,
     /// Cost of its differences from the requested settings; 0 for none.
-    pub concessions: f64,
+    pub cost: f64,
 }
 
 impl Candidate {
     /// Describes the candidate in the words of the settings.
-    pub fn told(&self) -> String {
+    pub fn describe(&self) -> String {
         let Config { model, weights, optimizer, train, .. } = &self.config;
         let mut text = String::new();
         if self.config.run.job == Job::Pretrain {
@@ -100,13 +100,13 @@ pub fn candidates(
     forecast: &dyn Fn(&Config) -> Result<Forecast, BuildError>,
 ) -> Result<Vec<Candidate>, BuildError> {
     let (mut found, mut refused) = (Vec::new(), None);
-    for (config, concessions) in variations(config, freedom, hidden_size) {
+    for (config, cost) in variations(config, freedom, hidden_size) {
         match forecast(&config) {
-            Ok(forecast) => found.push(Candidate { config, forecast, concessions }),
+            Ok(forecast) => found.push(Candidate { config, forecast, cost }),
             Err(error) => drop(refused.get_or_insert(error)),
         }
     }
-    found.sort_by(|a, b| a.concessions.total_cmp(&b.concessions).then(a.forecast.peak.cmp(&b.forecast.peak)));
+    found.sort_by(|a, b| a.cost.total_cmp(&b.cost).then(a.forecast.peak.cmp(&b.forecast.peak)));
     match (found.is_empty(), refused) {
         (true, Some(error)) => Err(error),
         _ => Ok(found),
@@ -222,7 +222,7 @@ pub fn choose(
         "train.memory = {}: nothing fits. The least is {} with {}: weights {}, gradients {}, optimizer state {}, activations {}; {cure}",
         bytes(limit),
         bytes(peak),
-        smallest.told(),
+        smallest.describe(),
         bytes(weights),
         bytes(gradients),
         bytes(state),
@@ -269,30 +269,30 @@ mod tests {
 
     #[test]
     fn the_least_change_that_fits_is_taken() {
-        let told = |memory: &str, settings: &[&str]| {
+        let message = |memory: &str, settings: &[&str]| {
             let memory = format!("train.memory={memory}");
             let (config, freedom) = free(&[&[memory.as_str()], settings].concat());
-            choose(&config, freedom, 64, &shrinking).map(|candidate| candidate.told())
+            choose(&config, freedom, 64, &shrinking).map(|candidate| candidate.describe())
         };
-        assert_eq!(told("1000B", &[]).unwrap(), "dense, adamw, whole backward, batch 4");
-        assert_eq!(told("900B", &[]).unwrap(), "dense, adamw, whole backward, batch 2 x 2");
-        assert_eq!(told("800B", &[]).unwrap(), "dense, adamw, checkpointed backward, batch 4");
-        assert_eq!(told("600B", &[]).unwrap(), "dense, adamw-8bit, checkpointed backward, batch 2 x 2");
-        assert_eq!(told("500B", &[]).unwrap(), "sltrain of rank 16, adamw, whole backward, batch 4");
-        assert_eq!(told("280B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 4");
-        assert_eq!(told("260B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 2");
+        assert_eq!(message("1000B", &[]).unwrap(), "dense, adamw, whole backward, batch 4");
+        assert_eq!(message("900B", &[]).unwrap(), "dense, adamw, whole backward, batch 2 x 2");
+        assert_eq!(message("800B", &[]).unwrap(), "dense, adamw, checkpointed backward, batch 4");
+        assert_eq!(message("600B", &[]).unwrap(), "dense, adamw-8bit, checkpointed backward, batch 2 x 2");
+        assert_eq!(message("500B", &[]).unwrap(), "sltrain of rank 16, adamw, whole backward, batch 4");
+        assert_eq!(message("280B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 4");
+        assert_eq!(message("260B", &[]).unwrap(), "sltrain of rank 16, adamw-8bit, per-layer backward, batch 2");
 
         // Requested settings are kept.
-        assert_eq!(told("800B", &["train.batch=4"]).unwrap(), "dense, adamw, checkpointed backward, batch 4");
-        assert_eq!(told("800B", &["train.backward=whole"]).unwrap(), "dense, adamw-8bit, whole backward, batch 4");
-        let clipped = told("700B", &["optimizer.clip=0.5", "optimizer.name=adamw", "train.batch=4"]).unwrap();
+        assert_eq!(message("800B", &["train.batch=4"]).unwrap(), "dense, adamw, checkpointed backward, batch 4");
+        assert_eq!(message("800B", &["train.backward=whole"]).unwrap(), "dense, adamw-8bit, whole backward, batch 4");
+        let clipped = message("700B", &["optimizer.clip=0.5", "optimizer.name=adamw", "train.batch=4"]).unwrap();
         assert_eq!(clipped, "sltrain of rank 16, adamw, whole backward, batch 4");
 
-        let refused = told("200B", &[]).unwrap_err().to_string();
+        let refused = message("200B", &[]).unwrap_err().to_string();
         for part in ["200 B", "252 B", "weights 100 B", "per-layer", "train.seq_len"] {
             assert!(refused.contains(part), "{part}: {refused}");
         }
-        assert!(told("50B", &[]).unwrap_err().to_string().contains("the weights alone"));
+        assert!(message("50B", &[]).unwrap_err().to_string().contains("the weights alone"));
     }
 
     #[test]

@@ -19,13 +19,13 @@ impl MemoryUse {
     /// Queries the system.
     pub fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").ok();
-        let told = status.as_deref().and_then(parse_status).unwrap_or_else(|| {
+        let message = status.as_deref().and_then(parse_status).unwrap_or_else(|| {
             let rss = resident().unwrap_or(0);
             Self { rss, peak: rss }
         });
         // Linux counts lazily: the reported peak may be slightly below a value that it reported before.
-        let most = told.peak.max(told.rss);
-        Self { rss: told.rss, peak: SEEN.fetch_max(most, Ordering::Relaxed).max(most) }
+        let most = message.peak.max(message.rss);
+        Self { rss: message.rss, peak: SEEN.fetch_max(most, Ordering::Relaxed).max(most) }
     }
 }
 

@@ -24,7 +24,7 @@ pub struct RunData {
     /// Start and end of a sample.
     pub sample: SampleStart,
     /// One-line description of the amount of data.
-    pub told: String,
+    pub description: String,
     /// Command that prompts the model in the form of its training data; see [`StageData::ask`].
     pub ask: String,
 }
@@ -50,8 +50,8 @@ impl StageData<LanguageBatch> for RunData {
         self.held_out.as_ref()
     }
 
-    fn told(&self) -> &str {
-        &self.told
+    fn description(&self) -> &str {
+        &self.description
     }
 
     fn ask(&self) -> &str {

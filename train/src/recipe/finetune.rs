@@ -87,7 +87,7 @@ impl ReadExamples {
         let (section, seq_len, seed) = (&config.data, config.train.seq_len, config.train.seed);
         let (fingerprint, held_out_fingerprint) = (examples.fingerprint(), examples.held_out_fingerprint());
         let sums = |of: fn(&Example) -> usize| count(examples.train.iter().map(of).sum::<usize>() as u64);
-        let mut told = format!(
+        let mut description = format!(
             "{} examples to learn from with {} tokens, of which {} count; {} held out",
             count(examples.train.len() as u64),
             sums(|example| example.inputs.len()),
@@ -95,10 +95,10 @@ impl ReadExamples {
             count(examples.validation.len() as u64)
         );
         if examples.truncated > 0 {
-            told.push_str(&format!("; {} were cut to {seq_len} tokens", count(examples.truncated as u64)));
+            description.push_str(&format!("; {} were cut to {seq_len} tokens", count(examples.truncated as u64)));
         }
         if examples.dropped > 0 {
-            told.push_str(&format!("; {} with more than {seq_len} were left out", count(examples.dropped as u64)));
+            description.push_str(&format!("; {} with more than {seq_len} were left out", count(examples.dropped as u64)));
         }
         let ids = |ids: Vec<u32>| ids.into_iter().map(|id| id as i32).collect();
         let sample = SampleStart {
@@ -114,7 +114,7 @@ impl ReadExamples {
         };
         let (train, validation) = (rows(examples.train).shuffled(seed), rows(examples.validation));
         if section.packing {
-            told.push_str(&format!("; {} rows an epoch", count(train.rows())));
+            description.push_str(&format!("; {} rows an epoch", count(train.rows())));
         }
         Ok(RunData {
             train: TokenStream::new(train, section.document_mask),
@@ -124,7 +124,7 @@ impl ReadExamples {
             held_out_fingerprint,
             held_out: None,
             sample,
-            told,
+            description,
             ask,
         })
     }

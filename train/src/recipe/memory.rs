@@ -31,7 +31,7 @@ pub(super) fn fitting(
     }
     let forecaster = Forecaster::new(llama, adapter, rule, allocation, begun.rss + mapped);
     let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
-    listener.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.told(), bytes(chosen.forecast.peak)));
+    listener.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.describe(), bytes(chosen.forecast.peak)));
     Ok((chosen.config, Some(chosen.forecast)))
 }
 

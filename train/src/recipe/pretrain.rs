@@ -47,7 +47,7 @@ impl RunData {
         let (train, validation, tokenizer) = (&prepared.train, &prepared.validation, prepared.tokenizer);
         let ids = |ids: Vec<u32>| ids.into_iter().map(|id| id as i32).collect();
         Ok(Self {
-            told: format!(
+            description: format!(
                 "{} tokens to learn from ({} of text), {} held out",
                 count(train.len()),
                 bytes(train.text_bytes()),

@@ -39,7 +39,7 @@ pub struct ImageData {
     pub settings: ImageSettings,
     pub(super) fingerprint: String,
     pub(super) held_out_fingerprint: String,
-    pub(super) told: String,
+    pub(super) description: String,
     pub(super) ask: String,
 }
 
@@ -68,8 +68,8 @@ impl StageData<ImageBatch> for ImageData {
         "images"
     }
 
-    fn told(&self) -> &str {
-        &self.told
+    fn description(&self) -> &str {
+        &self.description
     }
 
     fn ask(&self) -> &str {
@@ -179,7 +179,7 @@ impl ImageData {
     ) -> Self {
         let (batch, seed) = (config.train.batch, config.train.seed);
         let count = |count: usize| crate::config::count(count as u64);
-        let mut told = format!(
+        let mut description = format!(
             "{} images of {} classes to learn from, {} held out",
             count(train.len()),
             count(train.labels.len()),
@@ -187,7 +187,7 @@ impl ImageData {
         );
         let skipped = train.skipped + validation.skipped;
         if skipped > 0 {
-            told.push_str(&format!("; {} broken ones left out", count(skipped)));
+            description.push_str(&format!("; {} broken ones left out", count(skipped)));
         }
         let settings = train.settings().clone();
         let augment = crate::build::augment(config);
@@ -197,7 +197,7 @@ impl ImageData {
             train: ImageStream::new(Arc::new(train), batch).shuffled(augment, seed),
             validation: ImageStream::new(Arc::new(validation), batch),
             settings,
-            told,
+            description,
             ask,
         }
     }

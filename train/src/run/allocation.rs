@@ -2,7 +2,7 @@
 
 use lowrank_models::adapter::AllocationHook;
 
-use super::report::Screen;
+use super::report::Console;
 use crate::build::{self, Architecture, BuildError};
 use crate::config::Config;
 use crate::engine::Schedule;
@@ -15,11 +15,11 @@ pub(super) fn allocation_hook<M: Architecture>(
     model: &M,
     schedule: &Schedule,
     stage: (usize, u64),
-    screen: &Screen,
+    console: &Console,
 ) -> Result<Option<AllocationHook>, BuildError> {
     match (&subject.allocation, subject.adapter()) {
         (Some(allocation), Some(adapter)) => {
-            build::allocation_hook(config, &**allocation, adapter, model, schedule, stage, screen).map(Some)
+            build::allocation_hook(config, &**allocation, adapter, model, schedule, stage, console).map(Some)
         }
         _ => Ok(None),
     }

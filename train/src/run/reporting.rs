@@ -12,19 +12,19 @@ use crate::process::{MemoryUse, Signal};
 
 impl<M: Architecture> Training<M> {
     pub(super) fn open_logs(&mut self) {
-        self.logs = Logs::open(&self.folder, &self.config, self.state.step, &self.screen);
-        self.logs.parameters(self.state.step, &self.parameters, &self.screen);
+        self.logs = Logs::open(&self.folder, &self.config, self.state.step, &self.console);
+        self.logs.parameters(self.state.step, &self.parameters, &self.console);
     }
 
     pub(super) fn introduce(&self) {
-        self.screen.line(&format!(
+        self.console.line(&format!(
             "{} parameters; {}; run in {}",
             count(self.summary.parameters),
-            self.current().data.told(),
+            self.current().data.description(),
             self.folder.path().display()
         ));
         if self.trainer.step > 0 {
-            self.screen.line(&format!("going on after step {}", self.trainer.step));
+            self.console.line(&format!("going on after step {}", self.trainer.step));
         }
     }
 
@@ -47,7 +47,7 @@ impl<M: Architecture> Training<M> {
         if summary.steps != self.trainer.step || summary.ended_by == Some(EndedBy::Signal) {
             return None;
         }
-        self.screen.line(&match summary.ended_by {
+        self.console.line(&match summary.ended_by {
             Some(EndedBy::Clock) => format!(
                 "the time of the run, train.minutes = {}, is up after {} steps; --minutes gives it more",
                 self.config.train.minutes,
@@ -99,21 +99,21 @@ impl<M: Architecture> Training<M> {
             seconds_left: self.seconds_left(),
         };
         // Plain lines at every step would be too many.
-        let told = report.step == 1 || due(20.max(self.config.log.every), report.step);
-        self.screen.step(&view, told);
+        let message = report.step == 1 || due(20.max(self.config.log.every), report.step);
+        self.console.step(&view, message);
         if report.skipped {
-            self.screen.warn(&format!("step {}: a value that is not finite; the update was left out", report.step));
+            self.console.warn(&format!("step {}: a value that is not finite; the update was left out", report.step));
         }
         if logged {
             let layers = self.allocation.as_ref().map(AllocationView::layers);
             let metrics = Metrics { layers: self.logs.changed(layers), ..metrics.clone() };
-            self.logs.write(&metrics, &self.screen);
+            self.logs.write(&metrics, &self.console);
         }
     }
 
     /// Time to the end by steps or by the clock, whichever comes first.
     fn seconds_left(&self) -> Option<f64> {
-        let a_step = self.pace.seconds / self.pace.steps as f64;
+        let a_step = self.throughput.seconds / self.throughput.steps as f64;
         let by_steps = self.total().map(|total| total.saturating_sub(self.trainer.step) as f64 * a_step);
         let by_clock = self.clock.map(|clock| clock.left(self.state.seconds));
         by_steps.into_iter().chain(by_clock).reduce(f64::min)
@@ -128,10 +128,10 @@ impl<M: Architecture> Training<M> {
         let failures = lowrank_optim::renewal_failures();
         summary.kept_subspaces = failures.zero + failures.not_finite + failures.not_converged;
         summary.seconds = self.state.seconds;
-        summary.tokens_per_second = match self.pace.steps {
+        summary.tokens_per_second = match self.throughput.steps {
             // The run was killed after its last step.
             0 => self.trainer.tokens as f64 / self.state.seconds.max(f64::MIN_POSITIVE),
-            _ => self.pace.tokens as f64 / self.pace.seconds,
+            _ => self.throughput.tokens as f64 / self.throughput.seconds,
         };
         summary.train_loss = self.state.train_loss;
         summary.validation_loss = self.state.validation_loss.filter(|loss| loss.is_finite());
@@ -141,7 +141,7 @@ impl<M: Architecture> Training<M> {
         if ended_by == EndedBy::Clock {
             let planned = self.stages[self.state.stage].steps.map(|steps| self.state.stage_step + steps);
             let of = planned.map(|steps| format!(" of {}", count(steps))).unwrap_or_default();
-            self.screen.line(&format!(
+            self.console.line(&format!(
                 "train.minutes = {} ended the run after {}{of} steps; the learning rate followed the time",
                 self.config.train.minutes,
                 count(self.trainer.step)

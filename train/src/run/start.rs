@@ -12,7 +12,7 @@ use super::checkpoint::{
 };
 use super::clock::Clock;
 use super::folder::Opening;
-use super::report::{Logs, Screen, Summary};
+use super::report::{Console, Logs, Summary};
 use super::resume::{self, Bases, Loaded};
 use super::validation::Validation;
 use super::{Finished, RunError, RunFolder, Training};
@@ -84,11 +84,11 @@ pub fn train(
     freedom: Freedom,
     place: &Place,
     start: &Start,
-    screen: Screen,
+    console: Console,
 ) -> Result<Finished, RunError> {
     match build::is_vision(&config.model)? {
-        true => Training::made_by(Recipe::images, config, freedom, place, start, screen)?.run(),
-        false => Training::new(config, freedom, place, start, screen)?.run(),
+        true => Training::made_by(Recipe::images, config, freedom, place, start, console)?.run(),
+        false => Training::new(config, freedom, place, start, console)?.run(),
     }
 }
 
@@ -100,9 +100,9 @@ impl Training {
         freedom: Freedom,
         place: &Place,
         start: &Start,
-        screen: Screen,
+        console: Console,
     ) -> Result<Self, RunError> {
-        Self::made_by(Recipe::of, config, freedom, place, start, screen)
+        Self::made_by(Recipe::of, config, freedom, place, start, console)
     }
 }
 
@@ -114,20 +114,20 @@ impl<M: Architecture> Training<M> {
         freedom: Freedom,
         place: &Place,
         start: &Start,
-        mut screen: Screen,
+        mut console: Console,
     ) -> Result<Self, RunError> {
         set_threads(config.train.threads);
         device(&config.train.device).map_err(BuildError::from)?;
         let opened = place.open_existing(start)?;
-        let recipe = make(config, freedom, &mut screen)?;
-        Self::ready(recipe, opened, place, start, screen)
+        let recipe = make(config, freedom, &mut console)?;
+        Self::ready(recipe, opened, place, start, console)
     }
 
     /// Prepares the run of a recipe, like [`Training::new`].
-    pub fn of_recipe(recipe: Recipe<M>, place: &Place, start: &Start, screen: Screen) -> Result<Self, RunError> {
+    pub fn of_recipe(recipe: Recipe<M>, place: &Place, start: &Start, console: Console) -> Result<Self, RunError> {
         set_threads(recipe.config.train.threads);
         let opened = place.open_existing(start)?;
-        Self::ready(recipe, opened, place, start, screen)
+        Self::ready(recipe, opened, place, start, console)
     }
 
     fn ready(
@@ -135,12 +135,12 @@ impl<M: Architecture> Training<M> {
         opened: Option<RunFolder>,
         place: &Place,
         start: &Start,
-        mut screen: Screen,
+        mut console: Console,
     ) -> Result<Self, RunError> {
         let Recipe { mut config, model: subject, mut stages, forecast } = recipe;
         let device = device(&config.train.device).map_err(BuildError::from)?;
         let (records, bases) = (records(&stages), bases(&subject)?);
-        let loaded = load(start, opened.as_ref(), &config, &records, &bases, &screen)?;
+        let loaded = load(start, opened.as_ref(), &config, &records, &bases, &console)?;
         let state = loaded.as_ref().map(|loaded| loaded.state.clone()).unwrap_or_default();
         let Some(stage) = stages.get_mut(state.stage) else {
             return Err(BuildError::Settings(format!("the recipe has no stage {}", state.stage)).into());
@@ -148,29 +148,29 @@ impl<M: Architecture> Training<M> {
         let (schedule, total) = schedule(&config, &subject, stage, loaded.as_ref())?;
         let (parameterization, shapes) = (M::parameterization(&subject.hub), M::block_shapes(&subject.hub));
         for warning in build::warnings(&config, &parameterization, &shapes, total) {
-            screen.warn(&warning);
+            console.warn(&warning);
         }
         let model = match &loaded {
             Some(Loaded { path, .. }) => subject.files(&config, &stage.data).load(path, &device)?,
-            None => subject.begin(&config, &stage.data, &schedule, &device, &mut screen)?,
+            None => subject.begin(&config, &stage.data, &schedule, &device, &mut console)?,
         };
         if loaded.is_some() {
             resume::refuse_other_rests(&state, &model, stage.steps, total)?;
         }
         let summary = sizes(&model, stage.data.held_out(), forecast);
         let meter = StateMeter::new();
-        let hook = allocation_hook(&config, &subject, &model, &schedule, (state.stage, state.stage_step), &screen)?;
+        let hook = allocation_hook(&config, &subject, &model, &schedule, (state.stage, state.stage_step), &console)?;
         let allocation = hook.as_ref().map(AllocationHook::view);
         stage.hooks.append(hook.into_iter().fold(Hooks::new(), Hooks::with));
         let (trainer, parameters) = trainer(&config, &subject, model, &meter, stage, schedule, loaded.as_ref())?;
-        screen.line(&who_steps(&config.optimizer.name, &parameters));
+        console.line(&who_steps(&config.optimizer.name, &parameters));
         let validation = Validation::draw(stage.data.validation(), config.eval.batches, config.train.seed);
 
         let folder = claim(opened, place, start, &mut config)?;
         let checkpoints = checkpoints(folder.path(), &config);
         if loaded.is_some() {
             for path in checkpoints.set_aside(state.step)? {
-                screen.warn(&format!("going back: a later checkpoint is now {}", path.display()));
+                console.warn(&format!("going back: a later checkpoint is now {}", path.display()));
             }
         }
         let state = TrainerState {
@@ -197,9 +197,9 @@ impl<M: Architecture> Training<M> {
             logs: Logs::default(),
             state,
             summary,
-            pace: Default::default(),
+            throughput: Default::default(),
             sampled: None,
-            screen,
+            console,
         })
     }
 }
@@ -211,11 +211,11 @@ fn load(
     config: &Config,
     records: &[StageRecord],
     bases: &Bases,
-    screen: &Screen,
+    console: &Console,
 ) -> Result<Option<Loaded>, RunError> {
     let (Start::Resume(from), Some(folder)) = (start, opened) else { return Ok(None) };
     let dir = folder.path();
-    let loaded = resume::load(&checkpoints(dir, config), from.as_deref(), config, dir, screen)?;
+    let loaded = resume::load(&checkpoints(dir, config), from.as_deref(), config, dir, console)?;
     resume::refuse_changed(&loaded.state, records, bases, config)?;
     Ok(Some(loaded))
 }

@@ -10,7 +10,7 @@ use lowrank_optim::{Assignment, Hooks, StateMeter};
 use super::allocation::allocation_hook;
 use super::checkpoint::{Checkpoints, TrainerState, save_training, state_bytes};
 use super::clock::Clock;
-use super::report::{EndedBy, Logs, Metrics, RankFile, Screen, Summary};
+use super::report::{Console, EndedBy, Logs, Metrics, RankFile, Summary};
 use super::validation::Validation;
 use super::{RunError, RunFolder};
 use crate::build::{self, Architecture, Listener, StageData};
@@ -37,15 +37,15 @@ pub struct Training<M: Architecture = Llama> {
     pub(super) logs: Logs,
     pub(super) state: TrainerState,
     pub(super) summary: Summary,
-    pub(super) pace: Pace,
+    pub(super) throughput: Throughput,
     /// Last generated sample, and its step.
     pub(super) sampled: Option<(u64, String)>,
-    pub(super) screen: Screen,
+    pub(super) console: Console,
 }
 
 /// Steps, seconds and tokens of this process.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct Throughput {
     pub steps: u64,
     pub seconds: f64,
     pub tokens: u64,
@@ -130,7 +130,7 @@ impl<M: Architecture> Training<M> {
     fn stage(&mut self, signals: &Signals, begin: Instant, earlier: f64) -> Result<Ending, RunError> {
         let mut saved = self.trainer.step > 0;
         let mut evaluated = false;
-        self.screen.begin(&self.title(), self.total().unwrap_or(0));
+        self.console.begin(&self.title(), self.total().unwrap_or(0));
         let ending = loop {
             if let Some(ending) = self.ending() {
                 break ending;
@@ -158,7 +158,7 @@ impl<M: Architecture> Training<M> {
                 break Ending::Signal(signal);
             }
         };
-        self.screen.end();
+        self.console.end();
         if !saved {
             self.save()?;
         }
@@ -215,7 +215,7 @@ impl<M: Architecture> Training<M> {
             self.trainer.model(),
             &schedule,
             (number, before[0]),
-            &self.screen,
+            &self.console,
         )?;
         if let Some(hook) = hook {
             self.allocation = Some(hook.view());
@@ -234,7 +234,7 @@ impl<M: Architecture> Training<M> {
     fn step(&mut self) -> Result<StepReport, RunError> {
         let step = self.trainer.step + 1;
         let stage = &self.stages[self.state.stage];
-        let (logs, screen) = (&mut self.logs, &self.screen);
+        let (logs, console) = (&mut self.logs, &self.console);
         let histograms = due(self.config.log.histograms_every, step);
         let streams = stage
             .streams
@@ -242,7 +242,7 @@ impl<M: Architecture> Training<M> {
             .fold(Streams::one(stage.data.train()), |streams, (name, stream)| streams.with(name, &**stream));
         let report = self.trainer.step(&streams, &mut |model, grads| {
             if histograms {
-                logs.histograms(step, model, grads, screen);
+                logs.histograms(step, model, grads, console);
             }
         })?;
         let summary = &mut self.summary;
@@ -252,9 +252,9 @@ impl<M: Architecture> Training<M> {
         }
         summary.gradient_bytes = summary.gradient_bytes.max(report.gradient_bytes);
         summary.activation_bytes = summary.activation_bytes.max(report.activation_bytes);
-        self.pace.steps += 1;
-        self.pace.seconds += report.seconds;
-        self.pace.tokens += report.tokens;
+        self.throughput.steps += 1;
+        self.throughput.seconds += report.seconds;
+        self.throughput.tokens += report.tokens;
         self.state.train_loss = Some(report.loss).filter(|loss| loss.is_finite());
         Ok(report)
     }
@@ -286,8 +286,8 @@ impl<M: Architecture> Training<M> {
                 self.summary.validation_accuracy = Some(accuracy);
             }
         }
-        self.logs.pictures(self.trainer.step, &scores.pictures, &self.screen);
-        self.screen.line(&line);
+        self.logs.pictures(self.trainer.step, &scores.pictures, &self.console);
+        self.console.line(&line);
         Ok(self.state.note_validation(self.trainer.step, loss))
     }
 
@@ -299,7 +299,7 @@ impl<M: Architecture> Training<M> {
         }
         let sample = self.trainer.model().sample(&self.current().data, &self.config)?;
         let Some(text) = sample else { return Ok(None) };
-        self.logs.sample(step, &text, &self.screen);
+        self.logs.sample(step, &text, &self.console);
         self.sampled = Some((step, text.clone()));
         Ok(Some(text))
     }

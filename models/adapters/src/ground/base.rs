@@ -94,12 +94,18 @@ impl<'a> Base<'a> {
     }
 
     /// Output plus `(x A) B`, where A and B use a learning-rate scale `[d_out]` for each output; see
-    /// [`ops::paced_low_rank_linear`].
-    pub fn plus_paced_product(&self, input: Input, a: Tensor<2>, b: Tensor<2>, pace: Tensor<1>) -> Tensor<2> {
+    /// [`ops::lr_scaled_low_rank_linear`].
+    pub fn plus_lr_scaled_product(
+        &self,
+        input: Input,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        output_lr_scale: Tensor<1>,
+    ) -> Tensor<2> {
         if self.is_bare() && input.is_plain() {
-            return self.biased(ops::paced_low_rank_linear(input.x, self.weight.clone(), a, b, pace));
+            return self.biased(ops::lr_scaled_low_rank_linear(input.x, self.weight.clone(), a, b, output_lr_scale));
         }
-        self.plus(input, |x| ops::paced_product(x, a, b, pace))
+        self.plus(input, |x| ops::lr_scaled_product(x, a, b, output_lr_scale))
     }
 
     /// Output with a dense update `[d_in, d_out]` of the weight: `x (W + update) + b`.

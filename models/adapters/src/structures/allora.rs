@@ -55,7 +55,7 @@ impl Structure for Allora {
     fn forward(&self, base: &Base<'_>, input: Input) -> Tensor<2> {
         let (a, b) = (self.a.val(), self.b.val());
         match a.device().is_autodiff() {
-            true => base.plus_paced_product(input, a, b, self.paces()),
+            true => base.plus_lr_scaled_product(input, a, b, self.paces()),
             false => base.plus_product(input, a, b, 1.0),
         }
     }
@@ -161,7 +161,7 @@ mod tests {
         found.unwrap()
     }
 
-    fn slopes(bench: &Bench) -> [Vec<f32>; 2] {
+    fn gradients(bench: &Bench) -> [Vec<f32>; 2] {
         let loss = bench.layer.forward(values([4, 6], 3)).square().mean();
         let mut grads = GradientsParams::from_grads(loss.backward(), bench);
         factors(bench).map(|(id, _)| host(grads.remove::<2>(id).unwrap()))
@@ -189,8 +189,8 @@ mod tests {
 
     #[test]
     fn a_small_eta_is_a_factor_of_the_gradients() {
-        let plain = slopes(&bench(lora("random")));
-        for (ours, plain) in slopes(&bench(allora(1e-3, "random"))).iter().zip(&plain) {
+        let plain = gradients(&bench(lora("random")));
+        for (ours, plain) in gradients(&bench(allora(1e-3, "random"))).iter().zip(&plain) {
             near(ours, &plain.iter().map(|value| value * 1e-3).collect::<Vec<f32>>(), 1e-5);
         }
     }
@@ -217,7 +217,7 @@ mod tests {
         let alone = bench(allora(2.0, "random"));
         let first = bench(AdapterConfig { name: "first".into(), ..lora("default") });
         let stacked = Attach::new(allora(2.0, "random")).factored().to(first).unwrap().0;
-        for (ours, expected) in slopes(&stacked).iter().zip(slopes(&alone)) {
+        for (ours, expected) in gradients(&stacked).iter().zip(gradients(&alone)) {
             near(ours, &expected, 1e-5);
         }
     }

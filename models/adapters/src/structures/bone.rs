@@ -258,7 +258,7 @@ mod tests {
             let bench = Bench::new(20, 12, true);
             let start = bench.with(&config(mode));
             assert_eq!(largest(start.output() - bench.output()), 0.0);
-            assert!(start.slope(start.gradients(), "block").iter().all(|slope| *slope != 0.0));
+            assert!(start.gradient(start.gradients(), "block").iter().all(|gradient| *gradient != 0.0));
             let moved = bench.moved(&config(mode));
             near(moved.output(), moved.merge().output(), 1e-5);
             let back = moved.adapter().structure().unmerged(moved.merged()).expect("blocks that can be inverted");

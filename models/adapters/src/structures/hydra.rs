@@ -305,7 +305,7 @@ mod tests {
                 let start = bench.with(&config);
                 assert_eq!(largest(start.output() - bench.output()), 0.0);
                 for field in start.tensors().into_keys() {
-                    let still = start.slope(start.gradients(), &field).iter().all(|slope| *slope == 0.0);
+                    let still = start.gradient(start.gradients(), &field).iter().all(|gradient| *gradient == 0.0);
                     // Tensors before a zero factor do not move yet.
                     assert_eq!(still, field.contains("_a"), "{field}");
                 }

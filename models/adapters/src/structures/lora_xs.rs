@@ -269,8 +269,8 @@ mod tests {
         let mut weight = (wave([7, 7], 1) + wave([7, 7], 8).sign().mul_scalar(-STEP)).inner();
         for (step, ours) in weights.into_iter().enumerate() {
             let (x, y) = (wave([6, 7], 50 + step).inner(), wave([6, 7], 70 + step).inner());
-            let slope = x.clone().transpose().matmul(x.matmul(weight.clone()) - y);
-            weight = weight - slope.mul_scalar(1e-3);
+            let gradient = x.clone().transpose().matmul(x.matmul(weight.clone()) - y);
+            weight = weight - gradient.mul_scalar(1e-3);
             near(ours, weight.clone(), 1e-5);
         }
         assert_eq!(bench.values("a"), begun([7, 7], config(7)).values("a"));
@@ -297,10 +297,10 @@ mod tests {
         let attached = Bench::new(9, 6, false).with(&config).adapter();
         let Some(xs) = attached.structure.downcast_ref::<LoraXs>() else { unreachable!() };
         let (a, b, whole) = (xs.a.val().inner(), xs.b.val().inner(), wave([9, 6], 4).inner());
-        let slope = a.clone().transpose().matmul(whole.clone()).matmul(b.clone().transpose()).mul_scalar(xs.scale);
+        let gradient = a.clone().transpose().matmul(whole.clone()).matmul(b.clone().transpose()).mul_scalar(xs.scale);
         let left = inverse_of_products(&a).unwrap();
         let right = inverse_of_products(&b.clone().transpose()).unwrap();
-        let best = left.matmul(slope).matmul(right).div_scalar(xs.scale * xs.scale);
+        let best = left.matmul(gradient).matmul(right).div_scalar(xs.scale * xs.scale);
         let away = |core: Tensor<2>| -> f32 {
             let spread = a.clone().matmul(core).matmul(b.clone()).mul_scalar(xs.scale);
             (spread - whole.clone()).square().sum().sqrt().into_scalar()

@@ -300,7 +300,7 @@ mod tests {
     fn gradients_of_the_exact_transform_are_those_of_small_differences() {
         let bare = Bench::new(12, 6, false);
         let bench = bare.moved(&config(true));
-        let slopes = bench.slope(bench.gradients(), "r");
+        let gradients = bench.gradient(bench.gradients(), "r");
         let loss = |at: usize, step: f32| {
             let mut tensors = bench.tensors();
             Bench::change(&mut tensors, "r", |place, value| value + if place == at { step } else { 0.0 });
@@ -310,8 +310,8 @@ mod tests {
         };
         for at in [0, 7, 17] {
             let measured = (loss(at, 1e-2) - loss(at, -1e-2)) / 2e-2;
-            let apart = (f64::from(slopes[at]) - measured).abs();
-            assert!(apart < 2e-3 * measured.abs().max(0.05), "{at}: {} and {measured}", slopes[at]);
+            let apart = (f64::from(gradients[at]) - measured).abs();
+            assert!(apart < 2e-3 * measured.abs().max(0.05), "{at}: {} and {measured}", gradients[at]);
         }
     }
 
@@ -323,6 +323,6 @@ mod tests {
         let near_unit = config(true).with_option("coft", true).with_option("eps", 1e-3);
         let constrained = Bench::new(12, 6, false).moved(&near_unit);
         assert!(close(constrained.output(), Bench::new(12, 6, false).output(), 1e-2));
-        assert!(constrained.slope(constrained.gradients(), "r").iter().all(|slope| *slope != 0.0));
+        assert!(constrained.gradient(constrained.gradients(), "r").iter().all(|gradient| *gradient != 0.0));
     }
 }

@@ -356,16 +356,16 @@ mod tests {
         assert_eq!(start.penalty(PenaltyAt::Loss).into_scalar::<f32>(), 0.0);
         let plain = bench.with(&config("matrix"));
         for field in ["scale", "shift", "low_x", "low_y"] {
-            assert_eq!(start.slope(start.gradients(), field), plain.slope(plain.gradients(), field));
+            assert_eq!(start.gradient(start.gradients(), field), plain.gradient(plain.gradients(), field));
         }
-        assert!(plain.slope(plain.gradients(), "low_x").iter().all(|slope| *slope == 0.0));
+        assert!(plain.gradient(plain.gradients(), "low_x").iter().all(|gradient| *gradient == 0.0));
         // In the mode without rectifier the whole block passes its gradient; here only its diagonal does: column j of
         // low_y moves along row j of low_x.
         let x = plain.values("low_x");
-        let slope = plain.slope(plain.gradients(), "low_y");
+        let gradient = plain.gradient(plain.gradients(), "low_y");
         for j in 0..4 {
-            let along = [slope[j] / x[2 * j], slope[4 + j] / x[2 * j + 1]];
-            assert!(slope[j] != 0.0 && (along[0] / along[1] - 1.0).abs() < 1e-4, "{along:?}");
+            let along = [gradient[j] / x[2 * j], gradient[4 + j] / x[2 * j + 1]];
+            assert!(gradient[j] != 0.0 && (along[0] / along[1] - 1.0).abs() < 1e-4, "{along:?}");
         }
     }
 }

@@ -269,14 +269,14 @@ mod tests {
     fn both_forms_give_the_same_gradients() {
         let bench = Bench::new(9, 7, true).with(&config(0.5).with_option("mixture", true));
         for field in ["p", "q", "mixture"] {
-            let factored = bench.slope(bench.gradients(), field);
+            let factored = bench.gradient(bench.gradients(), field);
             let x = bench.input(5);
             let dense = x.matmul(snell(&bench).delta_weight(&bench.weight()).expect("an update"));
             let base = bench.base(bench.input(5).inner()).autodiff();
             let error = base + dense - crate::bench::matrix(5, 7, 0.53).autodiff();
             let loss = error.square().mean().mul_scalar(0.5);
             let grads = burn::optim::GradientsParams::from_grads(loss.backward(), &bench);
-            let expected = bench.slope(grads, field);
+            let expected = bench.gradient(grads, field);
             let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
             for (ours, expected) in factored.iter().zip(&expected) {
                 assert!((ours - expected).abs() <= 1e-5 * largest, "{field}: {ours} instead of {expected}");

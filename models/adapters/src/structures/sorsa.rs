@@ -147,18 +147,18 @@ mod tests {
             let layer = bench.with_tensors(&config, tensors);
             let value: f32 = layer.penalty(PenaltyAt::AfterClipping).into_scalar();
             let none = GradientsParams::new();
-            (value, layer.slope(add_after_clipping(&layer, none, 0.5).expect("a rate above 0"), "a"))
+            (value, layer.gradient(add_after_clipping(&layer, none, 0.5).expect("a rate above 0"), "a"))
         };
         let mut tensors = bench.with(&config).tensors();
-        let (value, slope) = pulled(tensors.clone());
-        assert!(value < 1e-4 && slope.iter().all(|slope| *slope == 0.0), "{value}");
+        let (value, gradient) = pulled(tensors.clone());
+        assert!(value < 1e-4 && gradient.iter().all(|gradient| *gradient == 0.0), "{value}");
         // Of c times orthonormal: (c^2 - 1) sqrt(r), half of it for one of two matrices.
         Bench::change(&mut tensors, "a", |_, value| value * 2.0);
-        let (value, slope) = pulled(tensors.clone());
+        let (value, gradient) = pulled(tensors.clone());
         assert!((value - 3.0).abs() < 1e-5);
         // d = (1 / 2L) 2 M / |M| A divided by the learning rate: A / sqrt(r) / 0.5, with A twice orthonormal.
         let (a, _) = &tensors["a"];
-        assert!(slope.iter().zip(a).all(|(slope, a)| (slope - a).abs() < 1e-5));
+        assert!(gradient.iter().zip(a).all(|(gradient, a)| (gradient - a).abs() < 1e-5));
         let layer = bench.with_tensors(&config, tensors);
         assert!(add_after_clipping(&layer, GradientsParams::new(), 0.0).is_err());
     }

@@ -353,9 +353,9 @@ mod tests {
             r#""rank_pattern": {"q_proj": -1}"#,
         ] {
             let key = more.split('"').nth(1).unwrap();
-            let told = read(&format!(", {more}")).map(|_| ()).unwrap_err();
+            let message = read(&format!(", {more}")).map(|_| ()).unwrap_err();
             let known = [key, "pattern", "dropout", "targets", "rank"];
-            assert!(known.iter().any(|word| told.contains(word)), "{more}: {told}");
+            assert!(known.iter().any(|word| message.contains(word)), "{more}: {message}");
         }
         assert!(parse(r#"{"peft_type": "BOFT"}"#).map(|_| ()).unwrap_err().contains("LOHA"));
         assert!(parse(r#"{"r": 4}"#).map(|_| ()).unwrap_err().contains("peft_type"));

@@ -158,10 +158,10 @@ mod fused {
         fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let upstream = grads.consume::<Flex>(&ops.node);
             let (attention, logarithms) = ops.state;
-            let slopes = attention.backward(&logarithms, upstream);
-            for (node, slope) in ops.parents.into_iter().zip(slopes) {
+            let gradients = attention.backward(&logarithms, upstream);
+            for (node, gradient) in ops.parents.into_iter().zip(gradients) {
                 if let Some(node) = node {
-                    grads.register::<Flex>(node.id, slope);
+                    grads.register::<Flex>(node.id, gradient);
                 }
             }
         }
@@ -328,35 +328,35 @@ mod fused {
             tasks.for_each(|(task, ((dq, dk), dv))| {
                 let (batch, kv_head) = (task / self.kv_heads, task % self.kv_heads);
                 let most = BLOCK.min(self.queries) * self.keys;
-                let (mut weights, mut slopes) = (vec![0.0; most], vec![0.0; most]);
+                let (mut weights, mut gradients) = (vec![0.0; most], vec![0.0; most]);
                 for inner in 0..self.group() {
                     let place @ (_, head) = (batch, kv_head * self.group() + inner);
                     let own = (batch * self.heads + head) * self.queries;
                     for block @ (first, count, from, to) in self.blocks(batch) {
                         let span = to - from;
-                        let (weights, slopes) = (&mut weights[..count * span], &mut slopes[..count * span]);
+                        let (weights, gradients) = (&mut weights[..count * span], &mut gradients[..count * span]);
                         self.scores(weights, place, block);
                         let dy = self.rows(&upstream, self.heads, place, first, first + count);
                         let v = self.rows(&self.v, self.kv_heads, (batch, kv_head), from, to);
-                        product(Matrix::row_major(&mut *slopes, count, span), false, 1.0, dy, v.transposed(), false);
+                        product(Matrix::row_major(&mut *gradients, count, span), false, 1.0, dy, v.transposed(), false);
                         vectorised(
                             #[inline(always)]
                             || {
                                 for row in 0..count {
                                     let weights = &mut weights[row * span..][..span];
-                                    let slopes = &mut slopes[row * span..][..span];
+                                    let gradients = &mut gradients[row * span..][..span];
                                     let visible = self.visible(batch, row, block);
                                     for hidden in [0..visible.start, visible.end..span] {
                                         weights[hidden.clone()].fill(0.0);
-                                        slopes[hidden].fill(0.0);
+                                        gradients[hidden].fill(0.0);
                                     }
                                     let logarithm = logarithms[own + first + row];
-                                    softmax_slopes(&mut weights[visible.clone()], &mut slopes[visible], logarithm);
+                                    softmax_slopes(&mut weights[visible.clone()], &mut gradients[visible], logarithm);
                                 }
                             },
                         );
-                        let (weights, slopes) =
-                            (Matrix::row_major(&*weights, count, span), Matrix::row_major(&*slopes, count, span));
+                        let (weights, gradients) =
+                            (Matrix::row_major(&*weights, count, span), Matrix::row_major(&*gradients, count, span));
                         let range = from * self.width..to * self.width;
                         let q = self.rows(&self.q, self.heads, place, first, first + count);
                         let k = self.rows(&self.k, self.kv_heads, (batch, kv_head), from, to);
@@ -372,12 +372,12 @@ mod fused {
                             Matrix::row_major(&mut dk[range], span, self.width),
                             true,
                             self.scale(),
-                            slopes.transposed(),
+                            gradients.transposed(),
                             q,
                             false,
                         );
                         let out = &mut dq[(inner * self.queries + first) * self.width..][..count * self.width];
-                        product(Matrix::row_major(out, count, self.width), false, self.scale(), slopes, k, false);
+                        product(Matrix::row_major(out, count, self.width), false, self.scale(), gradients, k, false);
                     }
                 }
             });

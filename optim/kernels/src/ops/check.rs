@@ -46,7 +46,7 @@ impl Check {
     }
 
     /// The gradients of the composed form are the derivatives of its values: in f64, at some values of every input.
-    pub fn slopes(&self, composed: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
+    pub fn gradients(&self, composed: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
         let inputs: Vec<Vec<f64>> =
             self.inputs.iter().map(|values| values.iter().map(|value| f64::from(*value)).collect()).collect();
         let device = Device::default().autodiff();

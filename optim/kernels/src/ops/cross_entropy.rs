@@ -94,21 +94,21 @@ mod fused {
             let upstream = contiguous(grads.consume::<Flex>(&ops.node));
             let factor = values(&upstream)[0];
             let (dx, dweight) = ops.state;
-            for (node, slope) in ops.parents.into_iter().zip([dx, dweight]) {
-                if let (Some(node), Some(slope)) = (node, slope) {
-                    grads.register::<Flex>(node.id, scaled(slope, factor));
+            for (node, gradient) in ops.parents.into_iter().zip([dx, dweight]) {
+                if let (Some(node), Some(gradient)) = (node, gradient) {
+                    grads.register::<Flex>(node.id, scaled(gradient, factor));
                 }
             }
         }
     }
 
     /// In place, as the gradient is not shared.
-    fn scaled(mut slope: FlexTensor, factor: f32) -> FlexTensor {
-        slope
+    fn scaled(mut gradient: FlexTensor, factor: f32) -> FlexTensor {
+        gradient
             .storage_mut::<f32>()
             .par_chunks_mut(1 << 14)
             .for_each(|values| values.iter_mut().for_each(|value| *value *= factor));
-        slope
+        gradient
     }
 
     struct Loss {
@@ -134,14 +134,14 @@ mod fused {
                 let logits = &mut logits[..count * vocabulary];
                 let rows = Matrix::row_major(&source[first * width..(first + count) * width], count, width);
                 product(Matrix::row_major(&mut *logits, count, vocabulary), false, 1.0, rows, weights, true);
-                let slopes = want_dx || want_dweight;
+                let gradients = want_dx || want_dweight;
                 let losses: Vec<f64> = logits
                     .par_chunks_mut(vocabulary)
                     .zip(targets)
                     .map(|(logits, target)| {
                         vectorised(
                             #[inline(always)]
-                            || row_loss(logits, *target, slopes),
+                            || row_loss(logits, *target, gradients),
                         )
                     })
                     .collect();
@@ -167,11 +167,11 @@ mod fused {
         }
     }
 
-    /// The loss of one row; its logits become the gradient if `slopes`.
+    /// The loss of one row; its logits become the gradient if `gradients`.
     #[inline(always)]
-    fn row_loss(logits: &mut [f32], target: i32, slopes: bool) -> f64 {
+    fn row_loss(logits: &mut [f32], target: i32, gradients: bool) -> f64 {
         if target == IGNORE {
-            if slopes {
+            if gradients {
                 logits.fill(0.0);
             }
             return 0.0;
@@ -199,7 +199,7 @@ mod fused {
             *value = exp(*value - most);
             total += *value;
         }
-        if slopes {
+        if gradients {
             let factor = 1.0 / total;
             logits.iter_mut().for_each(|value| *value *= factor);
             logits[target as usize] -= 1.0;
@@ -246,7 +246,7 @@ mod tests {
                 composed(a, b, targets())
             };
             if scale == 1.0 {
-                check.slopes(form);
+                check.gradients(form);
             }
             check.equal(
                 |x| {

@@ -90,7 +90,7 @@ mod fused {
     }
 
     fn backward(ids: &FlexTensor, vocabulary: usize, dy: &FlexTensor) -> FlexTensor {
-        let (slopes, width) = (values(dy), dy.shape()[2]);
+        let (gradients, width) = (values(dy), dy.shape()[2]);
         let mut by_id: Vec<(usize, usize)> =
             whole_numbers(ids).iter().enumerate().map(|(position, id)| (*id as usize, position)).collect();
         by_id.sort_unstable();
@@ -104,7 +104,9 @@ mod fused {
                 || {
                     for (id, position) in &mut mine {
                         let row = &mut rows[(id - first) * width..][..width];
-                        row.iter_mut().zip(&slopes[position * width..][..width]).for_each(|(sum, slope)| *sum += slope);
+                        row.iter_mut()
+                            .zip(&gradients[position * width..][..width])
+                            .for_each(|(sum, gradient)| *sum += gradient);
                     }
                 },
             );
@@ -140,7 +142,7 @@ mod tests {
                 let check = Check::new(&[table]);
                 check.equal(run(embedding), run(composed));
                 if scale == 1.0 {
-                    check.slopes(run(composed));
+                    check.gradients(run(composed));
                 }
             }
         }
@@ -150,13 +152,13 @@ mod tests {
     fn repeated_ids_add_up_in_the_order_of_their_positions() {
         let device = Device::default();
         // In another order of additions the small values would be lost, or kept, in other places.
-        let slopes = [1e8f32, 1.0, -1e8, 1.0];
+        let gradients = [1e8f32, 1.0, -1e8, 1.0];
         let table = Tensor::<2>::zeros([3, 1], &device.clone().autodiff()).require_grad();
         let ids = Tensor::<2, Int>::from_data([[1, 1, 1, 1]], &device);
-        let weights = Tensor::<3>::from_data([slopes.map(|slope| [slope])], &device.autodiff());
+        let weights = Tensor::<3>::from_data([gradients.map(|gradient| [gradient])], &device.autodiff());
         let mut grads = (embedding(table.clone(), ids) * weights).sum().backward();
-        let slope = table.grad_remove(&mut grads).unwrap().into_data().try_into_vec::<f32>().unwrap();
-        assert_eq!(slope, [0.0, slopes.into_iter().sum(), 0.0]);
+        let gradient = table.grad_remove(&mut grads).unwrap().into_data().try_into_vec::<f32>().unwrap();
+        assert_eq!(gradient, [0.0, gradients.into_iter().sum(), 0.0]);
     }
 
     #[test]

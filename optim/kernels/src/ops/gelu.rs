@@ -237,7 +237,7 @@ mod tests {
                 let check = Check::new(&[random(&[count], 3).into_iter().map(|x| x * scale).collect()]);
                 check.equal(|x| gelu(x[0].clone(), form), |x| composed(x[0].clone(), form));
                 if scale < 5.0 {
-                    check.slopes(|x| composed(x[0].clone(), form));
+                    check.gradients(|x| composed(x[0].clone(), form));
                 }
             }
         }

@@ -215,7 +215,7 @@ mod tests {
                     form,
                 );
                 if scale == 1.0 {
-                    check.slopes(form);
+                    check.gradients(form);
                 }
             }
         }

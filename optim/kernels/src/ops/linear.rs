@@ -124,7 +124,7 @@ mod tests {
                 };
                 let check = Check::new(&[random(&[rows, d_in], 1), random(&[d_in, d_out], 2)]);
                 check.equal(run(linear), run(composed));
-                check.slopes(run(composed));
+                check.gradients(run(composed));
             }
         }
     }

@@ -15,26 +15,28 @@ pub fn low_rank_linear(x: Tensor<2>, weight: Tensor<2>, a: Tensor<2>, b: Tensor<
 }
 
 /// [`low_rank_linear`] with scale 1, with a learning-rate scale for each output: the gradients of A and B see the gradient of the output
-/// multiplied by the scales `pace [d_out]`. The output and the gradients of `x` and `W` do not depend on it, and it has no gradient.
-pub fn paced_low_rank_linear(
+/// multiplied by the scales `output_lr_scale [d_out]`. The output and the gradients of `x` and `W` do not depend on it, and it has no gradient.
+pub fn lr_scaled_low_rank_linear(
     x: Tensor<2>,
     weight: Tensor<2>,
     a: Tensor<2>,
     b: Tensor<2>,
-    pace: Tensor<1>,
+    output_lr_scale: Tensor<1>,
 ) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if [&x, &a, &b].into_iter().all(super::flex::fits) && super::flex::fits_weight(&weight) && super::flex::fits(&pace)
+    if [&x, &a, &b].into_iter().all(super::flex::fits)
+        && super::flex::fits_weight(&weight)
+        && super::flex::fits(&output_lr_scale)
     {
-        return fused::low_rank_linear(x, weight, a, b, 1.0, Some(pace));
+        return fused::low_rank_linear(x, weight, a, b, 1.0, Some(output_lr_scale));
     }
-    x.clone().matmul(super::widened(weight)) + paced_product(x, a, b, pace)
+    x.clone().matmul(super::widened(weight)) + lr_scaled_product(x, a, b, output_lr_scale)
 }
 
-/// `(x A) B` of [`paced_low_rank_linear`].
-pub fn paced_product(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, pace: Tensor<1>) -> Tensor<2> {
-    let pace = pace.detach().unsqueeze::<2>();
-    let learns = x.clone().detach().matmul(a.clone()).matmul(b.clone()) * pace;
+/// `(x A) B` of [`lr_scaled_low_rank_linear`].
+pub fn lr_scaled_product(x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, output_lr_scale: Tensor<1>) -> Tensor<2> {
+    let output_lr_scale = output_lr_scale.detach().unsqueeze::<2>();
+    let learns = x.clone().detach().matmul(a.clone()).matmul(b.clone()) * output_lr_scale;
     // Zero, with the gradients of A and B.
     let learns = learns.clone() - learns.detach();
     x.matmul(a.detach()).matmul(b.detach()) + learns
@@ -65,7 +67,7 @@ mod fused {
         a: Tensor<2>,
         b: Tensor<2>,
         scale: f64,
-        pace: Option<Tensor<1>>,
+        output_lr_scale: Option<Tensor<1>>,
     ) -> Tensor<2> {
         Tensor::from_dispatch(<Dispatch as LowRankLinearOp>::fused_low_rank_linear(
             x.into_dispatch(),
@@ -73,7 +75,7 @@ mod fused {
             a.into_dispatch(),
             b.into_dispatch(),
             scale,
-            pace.map(host),
+            output_lr_scale.map(host),
         ))
     }
 
@@ -85,7 +87,7 @@ mod fused {
             a: FloatTensor<Self>,
             b: FloatTensor<Self>,
             scale: f64,
-            pace: Option<Vec<f32>>,
+            output_lr_scale: Option<Vec<f32>>,
         ) -> FloatTensor<Self>;
     }
 
@@ -110,7 +112,7 @@ mod fused {
             a: FloatTensor<Self>,
             b: FloatTensor<Self>,
             scale: f64,
-            pace: Option<Vec<f32>>,
+            output_lr_scale: Option<Vec<f32>>,
         ) -> FloatTensor<Self> {
             let nodes = [x.node(), weight.node(), a.node(), b.node()];
             let [weight_learns, a_learns, b_learns] = [&weight, &a, &b].map(|input| input.is_tracked());
@@ -127,7 +129,7 @@ mod fused {
                         a,
                         b,
                         scale: scale as f32,
-                        pace,
+                        output_lr_scale,
                     };
                     prepared.finish(kept, y)
                 }
@@ -147,7 +149,7 @@ mod fused {
         a: FlexTensor,
         b: FlexTensor,
         scale: f32,
-        pace: Option<Vec<f32>>,
+        output_lr_scale: Option<Vec<f32>>,
     }
 
     #[derive(Debug)]
@@ -159,10 +161,10 @@ mod fused {
         fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
             let wanted = [0, 1, 2, 3].map(|place| ops.parents[place].is_some());
-            let slopes = ops.state.slopes(&dy, wanted);
-            for (node, slope) in ops.parents.into_iter().zip(slopes) {
-                if let (Some(node), Some(slope)) = (node, slope) {
-                    grads.register::<Flex>(node.id, slope);
+            let gradients = ops.state.gradients(&dy, wanted);
+            for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+                if let (Some(node), Some(gradient)) = (node, gradient) {
+                    grads.register::<Flex>(node.id, gradient);
                 }
             }
         }
@@ -192,9 +194,13 @@ mod fused {
 
     impl Kept {
         /// Gradients of x, weight, A and B.
-        fn slopes(&self, dy: &FlexTensor, [wants_x, wants_weight, wants_a, _]: [bool; 4]) -> [Option<FlexTensor>; 4] {
-            let Self { x, h, weight, a, b, scale, pace } = self;
-            let (scale, pace) = (*scale, pace.as_deref());
+        fn gradients(
+            &self,
+            dy: &FlexTensor,
+            [wants_x, wants_weight, wants_a, _]: [bool; 4],
+        ) -> [Option<FlexTensor>; 4] {
+            let Self { x, h, weight, a, b, scale, output_lr_scale } = self;
+            let (scale, output_lr_scale) = (*scale, output_lr_scale.as_deref());
             let (rows, d_in, rank, d_out) = (dy.shape()[0], a.shape()[0], b.shape()[0], b.shape()[1]);
             let x = || match x {
                 Some(x) => Matrix::of(x),
@@ -202,20 +208,20 @@ mod fused {
             };
             let db = h.as_ref().map(|h| {
                 let mut db = multiplied(1.0, Matrix::of(h).transposed(), Matrix::of(dy));
-                if let Some(pace) = pace {
-                    by_columns(&mut db, pace);
+                if let Some(output_lr_scale) = output_lr_scale {
+                    by_columns(&mut db, output_lr_scale);
                 }
                 tensor(db, [rank, d_out])
             });
             let through = |b: &[f32]| multiplied(scale, Matrix::of(dy), Matrix::row_major(b, rank, d_out).transposed());
             // With learning-rate scales A sees another gradient than x does.
-            let plain = (wants_x || (wants_a && pace.is_none())).then(|| through(values(b)));
-            let paced = pace.filter(|_| wants_a).map(|pace| {
+            let plain = (wants_x || (wants_a && output_lr_scale.is_none())).then(|| through(values(b)));
+            let scaled = output_lr_scale.filter(|_| wants_a).map(|output_lr_scale| {
                 let mut b = values(b).to_vec();
-                by_columns(&mut b, pace);
+                by_columns(&mut b, output_lr_scale);
                 through(&b)
             });
-            let da = paced.as_ref().or(plain.as_ref()).filter(|_| wants_a).map(|dh| {
+            let da = scaled.as_ref().or(plain.as_ref()).filter(|_| wants_a).map(|dh| {
                 tensor(multiplied(1.0, x().transposed(), Matrix::row_major(&dh[..], rows, rank)), [d_in, rank])
             });
             let dx = plain.as_ref().filter(|_| wants_x).map(|dh| {
@@ -242,7 +248,9 @@ mod tests {
     /// Pairs of forms that must be equal, with or without learning-rate scales.
     const FORMS: [[Form; 2]; 2] = [
         [|x, w, a, b, _| low_rank_linear(x, w, a, b, 0.7), |x, w, a, b, _| composed(x, w, a, b, 0.7)],
-        [paced_low_rank_linear, |x, w, a, b, pace| x.clone().matmul(w) + paced_product(x, a, b, pace)],
+        [lr_scaled_low_rank_linear, |x, w, a, b, output_lr_scale| {
+            x.clone().matmul(w) + lr_scaled_product(x, a, b, output_lr_scale)
+        }],
     ];
 
     #[test]
@@ -255,15 +263,15 @@ mod tests {
                 let run = |form: Form| {
                     move |inputs: &[Tensor<1>]| {
                         let matrix = |place: usize| inputs[place].clone().reshape(shapes[place]);
-                        let pace = TensorData::new(random(&[d_out], 9), [d_out]);
-                        let pace = Tensor::from_data(pace, &Device::default().autodiff());
-                        form(matrix(0), matrix(1), matrix(2), matrix(3), pace).reshape([rows * d_out])
+                        let output_lr_scale = TensorData::new(random(&[d_out], 9), [d_out]);
+                        let output_lr_scale = Tensor::from_data(output_lr_scale, &Device::default().autodiff());
+                        form(matrix(0), matrix(1), matrix(2), matrix(3), output_lr_scale).reshape([rows * d_out])
                     }
                 };
                 let check = Check::new(&inputs);
                 check.equal(run(fused), run(composed));
                 // With learning-rate scales gradients are not derivatives.
-                check.slopes(run(|x, w, a, b, _| super::composed(x, w, a, b, 0.7)));
+                check.gradients(run(|x, w, a, b, _| super::composed(x, w, a, b, 0.7)));
                 // Weight and A frozen: what is kept is another matrix.
                 let frozen = |form: Form| {
                     let run = run(form);

@@ -41,7 +41,7 @@ pub use fused::set_fused;
 pub use gelu::{Gelu, gelu};
 pub use layer_norm::layer_norm;
 pub use linear::{MatrixProduct, linear};
-pub use low_rank_linear::{low_rank_linear, paced_low_rank_linear, paced_product};
+pub use low_rank_linear::{low_rank_linear, lr_scaled_low_rank_linear, lr_scaled_product};
 pub use random_bases::{draws, mixed, mixed_draws};
 pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};

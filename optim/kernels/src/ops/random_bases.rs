@@ -164,7 +164,7 @@ mod fused {
 
     fn backward(dy: &FlexTensor, seed: u64, tensors: usize) -> FlexTensor {
         let dy = values(dy);
-        let slope = |number: usize| {
+        let gradient = |number: usize| {
             let mut memory = [0f32; CHUNK];
             let mut sum = 0f64;
             vectorised(
@@ -185,7 +185,7 @@ mod fused {
             );
             sum as f32
         };
-        tensor((0..tensors).into_par_iter().map(slope).collect(), [tensors])
+        tensor((0..tensors).into_par_iter().map(gradient).collect(), [tensors])
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
             };
             let check = Check::new(&[random(&[k], 1)]);
             check.equal(run(mixed_draws), run(composed));
-            check.slopes(run(composed));
+            check.gradients(run(composed));
         }
     }
 }

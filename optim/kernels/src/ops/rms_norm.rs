@@ -179,7 +179,7 @@ mod tests {
                 let check = Check::new(&[x, random(&[shape[2]], 2)]);
                 check.equal(|x| rms_norm(x[0].clone().reshape(shape), x[1].clone(), 1e-6).flatten::<1>(0, 2), form);
                 if scale == 1.0 {
-                    check.slopes(form);
+                    check.gradients(form);
                 }
             }
         }

@@ -189,7 +189,7 @@ mod tests {
             };
             let check = Check::new(&[random(&shape, 1)]);
             check.equal(|x| rotary(x[0].clone().reshape(shape), &table, 0).flatten::<1>(0, 3), form);
-            check.slopes(form);
+            check.gradients(form);
         }
     }
 }

@@ -106,10 +106,10 @@ mod fused {
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
             let (inputs, transposed) = ops.state;
             let wanted = [0, 1, 2].map(|place| ops.parents[place].is_some());
-            let slopes = backward(&inputs, transposed, &dy, wanted);
-            for (node, slope) in ops.parents.into_iter().zip(slopes) {
-                if let (Some(node), Some(slope)) = (node, slope) {
-                    grads.register::<Flex>(node.id, slope);
+            let gradients = backward(&inputs, transposed, &dy, wanted);
+            for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+                if let (Some(node), Some(gradient)) = (node, gradient) {
+                    grads.register::<Flex>(node.id, gradient);
                 }
             }
         }
@@ -223,9 +223,9 @@ mod fused {
                         let inputs = row.a.chunks(16).zip(row.gamma.chunks(16)).zip(du.chunks(16));
                         for (((a, gamma), du), sums) in inputs.zip(sums.chunks_mut(16)) {
                             for lane in 0..a.len() {
-                                let slope = du[lane] * a[lane];
-                                lanes[lane] += slope * gamma[lane];
-                                sums[lane] += slope * row.lambda;
+                                let gradient = du[lane] * a[lane];
+                                lanes[lane] += gradient * gamma[lane];
+                                sums[lane] += gradient * row.lambda;
                             }
                         }
                         dlambda[place] = lanes.iter().sum();
@@ -270,7 +270,7 @@ mod tests {
             };
             let check = Check::new(&inputs);
             check.equal(run(scaled_bases), run(composed));
-            check.slopes(run(composed));
+            check.gradients(run(composed));
         }
     }
 }

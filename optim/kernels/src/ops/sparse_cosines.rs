@@ -173,7 +173,7 @@ mod fused {
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
             let (rows, columns) = (dy.shape()[0], dy.shape()[1]);
             if let [Some(node)] = ops.parents {
-                let held = values(&dy).iter().map(|slope| slope.clamp(-1.0, 1.0)).collect();
+                let held = values(&dy).iter().map(|gradient| gradient.clamp(-1.0, 1.0)).collect();
                 grads.register::<Flex>(node.id, tensor(held, [rows, columns]));
             }
         }
@@ -242,10 +242,10 @@ mod fused {
         fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
             let wanted = [0, 1, 2].map(|place| ops.parents[place].is_some());
-            let slopes = backward(&ops.state, &dy, wanted);
-            for (node, slope) in ops.parents.into_iter().zip(slopes) {
-                if let (Some(node), Some(slope)) = (node, slope) {
-                    grads.register::<Flex>(node.id, slope);
+            let gradients = backward(&ops.state, &dy, wanted);
+            for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+                if let (Some(node), Some(gradient)) = (node, gradient) {
+                    grads.register::<Flex>(node.id, gradient);
                 }
             }
         }
@@ -306,14 +306,14 @@ mod fused {
     ) -> [Option<FlexTensor>; 3] {
         let Inputs { rows, d_in, d_out, scale, .. } = *inputs;
         let components = inputs.components();
-        let mut slopes = values(dy).to_vec();
-        Dct::of(d_out).transform_rows(&mut slopes, DctBasis::Dct2);
+        let mut gradients = values(dy).to_vec();
+        Dct::of(d_out).transform_rows(&mut gradients, DctBasis::Dct2);
         let dx = wants_x.then(|| {
             let mut dx = vec![0.0; rows * d_in];
-            dx.par_chunks_mut(ROWS * d_in).zip(slopes.par_chunks(ROWS * d_out)).for_each(|(dx, slopes)| {
-                for (dx, slope) in dx.chunks_exact_mut(d_in).zip(slopes.chunks_exact(d_out)) {
+            dx.par_chunks_mut(ROWS * d_in).zip(gradients.par_chunks(ROWS * d_out)).for_each(|(dx, gradients)| {
+                for (dx, gradient) in dx.chunks_exact_mut(d_in).zip(gradients.chunks_exact(d_out)) {
                     for ([row, column], value) in &components {
-                        dx[*column] += value * slope[*row];
+                        dx[*column] += value * gradient[*row];
                     }
                 }
             });
@@ -329,12 +329,12 @@ mod fused {
             components.iter().flat_map(|(pixel, _)| places(*pixel, [d_out, d_in]).into_iter().take(asked)).collect();
         let parts: Vec<Vec<f32>> = spectra
             .par_chunks(ROWS * d_in)
-            .zip(slopes.par_chunks(ROWS * d_out))
-            .map(|(spectra, slopes)| {
+            .zip(gradients.par_chunks(ROWS * d_out))
+            .map(|(spectra, gradients)| {
                 let mut sums = vec![0.0; places.len()];
-                for (spectrum, slope) in spectra.chunks_exact(d_in).zip(slopes.chunks_exact(d_out)) {
+                for (spectrum, gradient) in spectra.chunks_exact(d_in).zip(gradients.chunks_exact(d_out)) {
                     for (sum, [row, column]) in sums.iter_mut().zip(&places) {
-                        *sum += slope[*row] * spectrum[*column];
+                        *sum += gradient[*row] * spectrum[*column];
                     }
                 }
                 sums
@@ -347,14 +347,14 @@ mod fused {
         sums.iter_mut().for_each(|sum| *sum *= scale);
         let dpositions = wants_positions.then(|| {
             let (positions, coefficients) = (values(&inputs.positions), values(&inputs.coefficients));
-            let slope = |place: usize| {
+            let gradient = |place: usize| {
                 let (side, number) = (place / n, place % n);
                 let around = &sums[5 * number + 1 + 2 * side..][..2];
                 let pull = (0.5 * coefficients[number] * (around[0] - around[1])).clamp(-1.0, 1.0);
                 let free = positions[place] > 0.0 && f64::from(positions[place]) < LAST;
                 if free { pull * ([d_out, d_in][side] - 1) as f32 } else { 0.0 }
             };
-            tensor((0..2 * n).map(slope).collect(), [2, n])
+            tensor((0..2 * n).map(gradient).collect(), [2, n])
         });
         let own = || sums.iter().step_by(asked).copied().collect();
         [dx, wants_coefficients.then(|| tensor(own(), [n])), dpositions]

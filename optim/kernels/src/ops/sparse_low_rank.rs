@@ -138,10 +138,10 @@ mod fused {
         fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
             let dy = contiguous(grads.consume::<Flex>(&ops.node));
             let wanted = [0, 1, 2, 3].map(|place| ops.parents[place].is_some());
-            let slopes = ops.state.slopes(&dy, wanted);
-            for (node, slope) in ops.parents.into_iter().zip(slopes) {
-                if let (Some(node), Some(slope)) = (node, slope) {
-                    grads.register::<Flex>(node.id, slope);
+            let gradients = ops.state.gradients(&dy, wanted);
+            for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+                if let (Some(node), Some(gradient)) = (node, gradient) {
+                    grads.register::<Flex>(node.id, gradient);
                 }
             }
         }
@@ -162,7 +162,7 @@ mod fused {
 
     impl Kept {
         /// Gradients of x, A, B and the sparse values.
-        fn slopes(
+        fn gradients(
             &self,
             dy: &FlexTensor,
             [wants_x, wants_a, wants_b, wants_sparse]: [bool; 4],
@@ -186,9 +186,9 @@ mod fused {
             if wants_x || wants_sparse {
                 let (by_inputs, places) = sparse_part(sparse, positions, [d_in, d_out]).turned(d_in);
                 let x = wants_sparse.then(|| values(x));
-                dsparse = add_slopes(&by_inputs, values(dy), d_out, dx.as_deref_mut(), x).map(|slopes| {
-                    let mut ordered = vec![0.0; slopes.len()];
-                    places.iter().zip(slopes).for_each(|(place, slope)| ordered[*place as usize] = slope);
+                dsparse = add_slopes(&by_inputs, values(dy), d_out, dx.as_deref_mut(), x).map(|gradients| {
+                    let mut ordered = vec![0.0; gradients.len()];
+                    places.iter().zip(gradients).for_each(|(place, gradient)| ordered[*place as usize] = gradient);
                     tensor(ordered, [places.len()])
                 });
             }
@@ -225,7 +225,7 @@ mod fused {
                 };
                 let check = Check::new(&inputs);
                 check.equal(run(sparse_low_rank), run(super::super::composed));
-                check.slopes(run(super::super::composed));
+                check.gradients(run(super::super::composed));
             }
         }
     }

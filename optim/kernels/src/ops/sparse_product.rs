@@ -147,12 +147,12 @@ impl Work<'_> {
                 let first = number * LANE * d_in;
                 let rows = first..first + dy.len() / d_out * d_in;
                 to_lanes(dy, outputs);
-                let slopes = self.values.as_mut().map(|(x, slopes)| {
+                let gradients = self.values.as_mut().map(|(x, gradients)| {
                     to_lanes(&x[rows.clone()], inputs);
-                    &mut **slopes
+                    &mut **gradients
                 });
                 let wanted = self.dx.is_some().then_some(&mut *sums);
-                Arch::new().dispatch(Back { sparse, inputs, outputs, sums: wanted, slopes });
+                Arch::new().dispatch(Back { sparse, inputs, outputs, sums: wanted, gradients });
                 if let Some(dx) = &mut self.dx {
                     add_lanes(sums, &mut dx[rows]);
                 }
@@ -167,7 +167,7 @@ struct Back<'a> {
     inputs: &'a [Lane],
     outputs: &'a [Lane],
     sums: Option<&'a mut [Lane]>,
-    slopes: Option<&'a mut [f32]>,
+    gradients: Option<&'a mut [f32]>,
 }
 
 impl WithSimd for Back<'_> {
@@ -180,10 +180,10 @@ impl WithSimd for Back<'_> {
             if let Some(sums) = &mut self.sums {
                 sums[number] = sum(group, self.outputs);
             }
-            if let Some(slopes) = &mut self.slopes {
-                let slopes = &mut slopes[self.sparse.starts[number]..][..group.len()];
-                for ((output, _), slope) in group.iter().zip(slopes) {
-                    *slope += dot(simd, input, &self.outputs[*output as usize]);
+            if let Some(gradients) = &mut self.gradients {
+                let gradients = &mut gradients[self.sparse.starts[number]..][..group.len()];
+                for ((output, _), gradient) in group.iter().zip(gradients) {
+                    *gradient += dot(simd, input, &self.outputs[*output as usize]);
                 }
             }
         }
@@ -371,8 +371,8 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let mut dx = vec![0.0; x.len()];
-                let slopes = add_slopes(&sparse, &dy, d_out, Some(&mut dx), Some(&x));
-                (dx, slopes)
+                let gradients = add_slopes(&sparse, &dy, d_out, Some(&mut dx), Some(&x));
+                (dx, gradients)
             })
         };
         assert_eq!(run(1), run(3));

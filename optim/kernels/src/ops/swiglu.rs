@@ -138,7 +138,7 @@ mod tests {
             let check = Check::new(&[gate, random(&[count], 4)]);
             check.equal(|x| swiglu(x[0].clone(), x[1].clone()), |x| composed(x[0].clone(), x[1].clone()));
             if scale < 10.0 {
-                check.slopes(|x| composed(x[0].clone(), x[1].clone()));
+                check.gradients(|x| composed(x[0].clone(), x[1].clone()));
             }
         }
     }

@@ -61,9 +61,9 @@ mod fused {
         type State = ();
 
         fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-            let slope = grads.consume::<Flex>(&ops.node);
+            let gradient = grads.consume::<Flex>(&ops.node);
             if let [Some(node)] = ops.parents {
-                grads.register::<Flex>(node.id, slope);
+                grads.register::<Flex>(node.id, gradient);
             }
         }
     }

@@ -89,9 +89,9 @@ fn sylvesters_gradients_are_the_nearest_to_the_plain_ones() {
             |a: &DMatrix<f64>, b: &DMatrix<f64>| (a - &plain_a).norm_squared() + (b - &plain_b).norm_squared();
         let [a, b] = case.adjusted(LoraProX::Sylvester);
         // The gradient of the distance where X moves.
-        let slope = (&a - &plain_a) * case.a.transpose() - case.b.transpose() * (&b - &plain_b);
+        let gradient = (&a - &plain_a) * case.a.transpose() - case.b.transpose() * (&b - &plain_b);
         let size = ((&a - &plain_a) * case.a.transpose()).norm() + (case.b.transpose() * &b).norm();
-        assert!(slope.norm() < 1e-5 * size, "{}", slope.norm() / size);
+        assert!(gradient.norm() < 1e-5 * size, "{}", gradient.norm() / size);
         for x_mode in MODES {
             let [other_a, other_b] = case.adjusted(x_mode);
             assert!(distance(&a, &b) <= distance(&other_a, &other_b) * (1.0 + 1e-12));
@@ -107,8 +107,8 @@ fn a_step_goes_down_and_does_not_depend_on_how_the_product_is_written() {
         let equivalent = case.equivalent(&case.adjusted(LoraProX::Sylvester));
         for x_mode in MODES {
             let [a, b] = case.adjusted(x_mode);
-            let slope = plain_a.dot(&a) + plain_b.dot(&b);
-            assert!(slope >= 0.0 && (slope - case.g.dot(&equivalent)).abs() < 1e-5 * slope);
+            let gradient = plain_a.dot(&a) + plain_b.dot(&b);
+            assert!(gradient >= 0.0 && (gradient - case.g.dot(&equivalent)).abs() < 1e-5 * gradient);
         }
         // (A, B) as (M A, B M^-1).
         let m = matrix(rank, rank, 9) + DMatrix::identity(rank, rank) * 3.0;

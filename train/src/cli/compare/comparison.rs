@@ -12,7 +12,7 @@ use super::table::{self, Column, markdown};
 use crate::build::Listener;
 use crate::cli::output::print;
 use crate::process::Signals;
-use crate::run::report::Screen;
+use crate::run::report::Console;
 
 /// Comparison: the methods that take part, and the columns of the table.
 pub struct Comparison<'a> {
@@ -31,16 +31,16 @@ impl Comparison<'_> {
     /// Trains all methods, writes the table next to the runs and prints it.
     pub fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let out = common.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(self.folder));
-        let mut screen = Screen::new(common.quiet);
+        let mut console = Console::new(common.quiet);
         let signals = Signals::install().context("signals cannot be watched")?;
         let mut rows = Vec::new();
         for contender in self.contenders {
-            match search(contender, common, self.most, &out, &screen, &signals)? {
+            match search(contender, common, self.most, &out, &console, &signals)? {
                 ControlFlow::Continue(row) => rows.push(row),
                 ControlFlow::Break(code) => return Ok(code),
             }
         }
-        screen.end();
+        console.end();
         if let Some(error) = table::all_failed(&rows) {
             return Err(error);
         }

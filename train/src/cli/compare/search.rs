@@ -8,7 +8,7 @@ use super::common::Common;
 use super::trial::{Failure, Trial, trial};
 use crate::build::Listener;
 use crate::process::Signals;
-use crate::run::report::Screen;
+use crate::run::report::Console;
 
 /// Method that takes part in a comparison.
 pub struct Contender {
@@ -35,7 +35,7 @@ pub fn search(
     common: &Common,
     most: usize,
     out: &Path,
-    screen: &Screen,
+    console: &Console,
     signals: &Signals,
 ) -> anyhow::Result<ControlFlow<ExitCode, Row>> {
     let Contender { name, lrs, mut command } = contender;
@@ -44,12 +44,12 @@ pub fn search(
     let mut lrs = if given { common.lr.clone() } else { lrs };
     let (mut trials, mut failures) = (Vec::new(), Vec::new());
     while let Some(lr) = lrs.pop() {
-        screen.line(&format!("{name} at learning rate {lr}"));
+        console.line(&format!("{name} at learning rate {lr}"));
         match trial(&command, lr, &out.join(format!("{name}-{lr}")), signals)? {
             ControlFlow::Break(code) => return Ok(ControlFlow::Break(code)),
             ControlFlow::Continue(Ok(trial)) => trials.push(trial),
             ControlFlow::Continue(Err(failure)) => {
-                screen.line(&format!("{name} at learning rate {lr}: {}", failure.reason));
+                console.line(&format!("{name} at learning rate {lr}: {}", failure.reason));
                 let refused = failure.refused;
                 failures.push((lr, failure));
                 // Another learning rate would be rejected as well.
@@ -72,7 +72,7 @@ pub fn search(
         (None, None) => Err(Failure { reason: "no learning rate was given".into(), refused: true }),
     };
     if let Ok(best) = &best {
-        screen.line(&format!("{name}: best {:.4} at {}", best.loss, best.lr));
+        console.line(&format!("{name}: best {:.4} at {}", best.loss, best.lr));
     }
     Ok(ControlFlow::Continue(Row { name, tried, best }))
 }

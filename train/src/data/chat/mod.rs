@@ -180,7 +180,7 @@ impl ChatTemplate {
                 }
                 false => {
                     return Err(format!(
-                        "turns of the assistant that do not count cannot be told: the chat template marks {} parts of {} such turns; give `prompt` and `completion`",
+                        "turns of the assistant that do not count cannot be message: the chat template marks {} parts of {} such turns; give `prompt` and `completion`",
                         marked.len(),
                         own.len()
                     ));

@@ -7,7 +7,7 @@ use lowrank_optim::{Assignment, ModulePath};
 
 use super::metrics::Layers;
 use super::tensorboard::{TensorBoard, first_step};
-use super::{Metrics, MetricsFile, Screen};
+use super::{Console, Metrics, MetricsFile};
 use crate::build::Listener;
 use crate::config::Config;
 use crate::data::images::Picture;
@@ -24,13 +24,13 @@ pub struct Logs {
 
 impl Logs {
     /// Opens the logs of a run that continues after `step`.
-    pub fn open(folder: &RunFolder, config: &Config, step: u64, screen: &Screen) -> Self {
-        let metrics = told(MetricsFile::open(&folder.join("metrics.jsonl"), step), "metrics.jsonl", screen);
+    pub fn open(folder: &RunFolder, config: &Config, step: u64, console: &Console) -> Self {
+        let metrics = or_warning(MetricsFile::open(&folder.join("metrics.jsonl"), step), "metrics.jsonl", console);
         let board = config.log.tensorboard.then(|| TensorBoard::create(&folder.join("tensorboard"), step));
-        let board = board.and_then(|board| told(board, "TensorBoard events", screen));
+        let board = board.and_then(|board| or_warning(board, "TensorBoard events", console));
         let mut logs = Self { metrics, board, layers: None };
         let entries = config.entries();
-        logs.board(screen, |board| {
+        logs.board(console, |board| {
             // Starts at the first new step, so that a second resume from the same checkpoint hides the texts of the
             // first.
             let step = first_step(step);
@@ -51,13 +51,13 @@ impl Logs {
     }
 
     /// Writes a line of metrics.
-    pub fn write(&mut self, metrics: &Metrics, screen: &Screen) {
+    pub fn write(&mut self, metrics: &Metrics, console: &Console) {
         if let Some(file) = &mut self.metrics
-            && told(file.write(metrics), "metrics.jsonl", screen).is_none()
+            && or_warning(file.write(metrics), "metrics.jsonl", console).is_none()
         {
             self.metrics = None;
         }
-        self.board(screen, |board| {
+        self.board(console, |board| {
             for (tag, value) in metrics.scalars() {
                 board.scalar(tag, metrics.step, value)?;
             }
@@ -75,44 +75,44 @@ impl Logs {
     }
 
     /// Logs the assignment of each parameter to an optimizer.
-    pub fn parameters(&mut self, step: u64, parameters: &[Assignment], screen: &Screen) {
+    pub fn parameters(&mut self, step: u64, parameters: &[Assignment], console: &Console) {
         let lines: String = parameters.iter().map(|stepped| format!("{stepped}\n")).collect();
         let text = format!("```\n{lines}```\n");
-        self.board(screen, |board| board.text("optimizer", first_step(step), &text));
+        self.board(console, |board| board.text("optimizer", first_step(step), &text));
     }
 
     /// Logs a generated text.
-    pub fn sample(&mut self, step: u64, text: &str, screen: &Screen) {
-        self.board(screen, |board| board.text("sample", step, &format!("```\n{text}\n```\n")));
+    pub fn sample(&mut self, step: u64, text: &str, console: &Console) {
+        self.board(console, |board| board.text("sample", step, &format!("```\n{text}\n```\n")));
     }
 
     /// Logs pictures by their tags.
-    pub fn pictures(&mut self, step: u64, pictures: &[(&'static str, Picture)], screen: &Screen) {
-        self.board(screen, |board| pictures.iter().try_for_each(|(tag, picture)| board.picture(tag, step, picture)));
+    pub fn pictures(&mut self, step: u64, pictures: &[(&'static str, Picture)], console: &Console) {
+        self.board(console, |board| pictures.iter().try_for_each(|(tag, picture)| board.picture(tag, step, picture)));
     }
 
     /// Logs histograms of all weights and gradients.
-    pub fn histograms<M: Module>(&mut self, step: u64, model: &M, grads: &GradientsParams, screen: &Screen) {
-        self.board(screen, |board| {
+    pub fn histograms<M: Module>(&mut self, step: u64, model: &M, grads: &GradientsParams, console: &Console) {
+        self.board(console, |board| {
             let mut visitor = Histograms { board, grads, step, path: ModulePath::default(), written: Ok(()) };
             model.visit(&mut visitor);
             visitor.written
         });
     }
 
-    fn board(&mut self, screen: &Screen, write: impl FnOnce(&mut TensorBoard) -> std::io::Result<()>) {
+    fn board(&mut self, console: &Console, write: impl FnOnce(&mut TensorBoard) -> std::io::Result<()>) {
         if let Some(board) = &mut self.board {
             let written = write(board).and_then(|()| board.flush());
-            if told(written, "TensorBoard events", screen).is_none() {
+            if or_warning(written, "TensorBoard events", console).is_none() {
                 self.board = None;
             }
         }
     }
 }
 
-fn told<T>(result: std::io::Result<T>, what: &str, screen: &Screen) -> Option<T> {
+fn or_warning<T>(result: std::io::Result<T>, what: &str, console: &Console) -> Option<T> {
     result
-        .inspect_err(|error| screen.warn(&format!("{what} cannot be written, training goes on without: {error}")))
+        .inspect_err(|error| console.warn(&format!("{what} cannot be written, training goes on without: {error}")))
         .ok()
 }
 

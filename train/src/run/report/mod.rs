@@ -11,7 +11,7 @@ mod tensorboard;
 pub use burn_logger::TensorBoardLogger;
 pub(super) use logs::Logs;
 pub use metrics::{Metrics, MetricsFile};
-pub use progress::{Screen, StepView};
+pub use progress::{Console, StepView};
 pub use ranks::RankFile;
 pub use summary::{EndedBy, Summary};
 pub use tensorboard::TensorBoard;

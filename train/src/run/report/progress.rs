@@ -26,20 +26,20 @@ pub struct StepView {
 
 /// Shows progress on the standard error stream.
 #[derive(Debug)]
-pub struct Screen {
+pub struct Console {
     quiet: bool,
     bar: Option<ProgressBar>,
     terminal: bool,
 }
 
-impl Screen {
-    /// Creates a screen that shows only warnings if `quiet`.
+impl Console {
+    /// Creates a console that shows only warnings if `quiet`.
     pub fn new(quiet: bool) -> Self {
         Self { quiet, bar: None, terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Shows one step of training. Without a terminal only steps with `told` print a line.
-    pub fn step(&self, view: &StepView, told: bool) {
+    /// Shows one step of training. Without a terminal only steps with `message` print a line.
+    pub fn step(&self, view: &StepView, message: bool) {
         let left = view.seconds_left.map(|seconds| format!(", {} left", duration(seconds))).unwrap_or_default();
         let memory = bytes(view.rss_bytes);
         let numbers = format!("loss {:.3}, {:.0} tokens/s, {memory}{left}", view.loss, view.tokens_per_second);
@@ -48,7 +48,7 @@ impl Screen {
                 bar.set_position(view.step);
                 bar.set_message(numbers);
             }
-            None if told && !self.quiet => {
+            None if message && !self.quiet => {
                 let of = view.total.map(|total| format!(" of {total}")).unwrap_or_default();
                 eprintln!("step {}{of}: {numbers}", view.step);
             }
@@ -57,7 +57,7 @@ impl Screen {
     }
 }
 
-impl Listener for Screen {
+impl Listener for Console {
     fn begin(&mut self, title: &str, total: u64) {
         self.end();
         if self.quiet {

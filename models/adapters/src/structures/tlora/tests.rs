@@ -157,7 +157,10 @@ fn penalties_and_their_slopes_are_zero_at_the_start() {
         assert_eq!(value.clone().into_scalar::<f32>(), 0.0, "{which} {ring}");
         let mut grads = GradientsParams::from_grads(value.backward(), &bench);
         for core in bench.adapter().shapes().iter().filter(|tensor| tensor.field.starts_with("t.")) {
-            assert!(host(grads.remove::<4>(core.id).unwrap()).iter().all(|slope| *slope == 0.0), "{which} {ring}");
+            assert!(
+                host(grads.remove::<4>(core.id).unwrap()).iter().all(|gradient| *gradient == 0.0),
+                "{which} {ring}"
+            );
         }
     }
     // Permutations are orthogonal but not the identity.

@@ -4,22 +4,22 @@ use crate::ops::flex::exp;
 
 /// Scores become weights, and the gradients of weights those of scores. A single weight, which is 1, has a gradient of exactly 0.
 #[inline(always)]
-pub fn softmax_slopes(scores: &mut [f32], slopes: &mut [f32], logarithm: f32) {
+pub fn softmax_slopes(scores: &mut [f32], gradients: &mut [f32], logarithm: f32) {
     let mut sums = [0.0f32; 16];
-    let ((lanes, rest), (slope_lanes, slope_rest)) = (scores.as_chunks_mut::<16>(), slopes.as_chunks::<16>());
-    for (lane, slopes) in lanes.iter_mut().zip(slope_lanes) {
-        for ((sum, score), slope) in sums.iter_mut().zip(lane).zip(slopes) {
+    let ((lanes, rest), (slope_lanes, gradient_rest)) = (scores.as_chunks_mut::<16>(), gradients.as_chunks::<16>());
+    for (lane, gradients) in lanes.iter_mut().zip(slope_lanes) {
+        for ((sum, score), gradient) in sums.iter_mut().zip(lane).zip(gradients) {
             *score = exp(*score - logarithm);
-            *sum += *score * slope;
+            *sum += *score * gradient;
         }
     }
     let mut pull: f32 = sums.iter().sum();
-    for (score, slope) in rest.iter_mut().zip(slope_rest) {
+    for (score, gradient) in rest.iter_mut().zip(gradient_rest) {
         *score = exp(*score - logarithm);
-        pull += *score * slope;
+        pull += *score * gradient;
     }
-    for (weight, slope) in scores.iter().zip(slopes) {
-        *slope = *weight * (*slope - pull);
+    for (weight, gradient) in scores.iter().zip(gradients) {
+        *gradient = *weight * (*gradient - pull);
     }
 }
 

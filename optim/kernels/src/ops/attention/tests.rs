@@ -95,7 +95,7 @@ fn the_fused_form_equals_the_composed_one() {
                 let (q, k, v) = shaped(x);
                 composed(q, k, v, starts.clone(), causal).flatten::<1>(0, 3)
             };
-            check.slopes(form);
+            check.gradients(form);
             check.equal(
                 |x| {
                     let (q, k, v) = shaped(x);
@@ -132,7 +132,7 @@ fn two_way_attention_sees_every_key_in_both_forms() {
             let (q, k, v) = shaped(x);
             composed(q, k, v, None, Form { causal: false, scale: None }).flatten::<1>(0, 3)
         };
-        check.slopes(form);
+        check.gradients(form);
         check.equal(
             |x| {
                 let (q, k, v) = shaped(x);

@@ -163,7 +163,7 @@ mod tests {
         check.equal(on(dense), on(composed));
         if kernel.sparsify.is_none() {
             // With a sparsification the factor is constant, so that gradients are no slopes.
-            check.slopes(on(composed));
+            check.gradients(on(composed));
         }
     }
 
