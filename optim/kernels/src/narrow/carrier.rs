@@ -215,7 +215,7 @@ pub fn carrier(matrix: &PackedMatrix, device: &Device) -> Tensor<2> {
     let shape = Shape::from([words.len()]);
     let data = TensorData::from_bytes(Bytes::from_elems(words), shape, DType::F32);
     // A view: the codes stay behind it.
-    Tensor::<1>::from_data(data, device).slice([1..1 + d_out]).reshape([1, d_out]).expand([d_in, d_out])
+    Tensor::<1>::from_data(data, device).narrow(0, 1, d_out).reshape([1, d_out]).expand([d_in, d_out])
 }
 
 /// The codes that a tensor holds; none if it has values of its own.
