@@ -85,7 +85,9 @@ fn every_adapter_folder_of_the_golden_cases_is_read_without_a_model_or_refused_w
             assert_eq!(file.len(), 3 * layers.len(), "{name}");
             let ranks: usize = layers.iter().map(|layer| layer.factors.a.dims()[1]).sum();
             let masks = json["rank_pattern"].as_object().into_iter().flat_map(|masks| masks.values());
-            let kept = masks.flat_map(|mask| mask.as_array().into_iter().flatten()).filter(|flag| *flag == &true);
+            let kept = masks
+                .flat_map(|mask| mask.as_array().into_iter().flatten())
+                .filter(|flag| flag.as_bool() == Some(true));
             assert_eq!(ranks, kept.count(), "{name}");
             continue;
         }

@@ -225,7 +225,7 @@ fn written_back(case: &Case, folder: &ModelFolder, model: &Llama, ids: &Array) -
     }
     let tied = folder.config.llama.tie_word_embeddings;
     let lost = |name: &&String| {
-        !after.contains_key(*name) && !name.ends_with("inv_freq") && !(tied && *name == "lm_head.weight")
+        !(after.contains_key(*name) || name.ends_with("inv_freq") || tied && *name == "lm_head.weight")
     };
     match before.keys().find(lost) {
         Some(name) => Err(format!("{name} was not written back")),

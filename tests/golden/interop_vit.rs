@@ -185,8 +185,11 @@ fn written_back(model: &VisionModel, folder: &Path) -> Result<(), String> {
     }
 }
 
-/// Shape, type and bytes of all tensors in the safetensors files of a folder.
-fn stored(dir: &Path) -> Result<BTreeMap<String, (Vec<usize>, String, Vec<u8>)>, String> {
+/// Shape, type and bytes of a tensor.
+type Stored = (Vec<usize>, String, Vec<u8>);
+
+/// All tensors in the safetensors files of a folder.
+fn stored(dir: &Path) -> Result<BTreeMap<String, Stored>, String> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(text)? {
         let path = entry.map_err(text)?.path();

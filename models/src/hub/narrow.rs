@@ -50,12 +50,12 @@ impl TensorFiles {
             None => self.integers(name, shape)?,
         };
         if let Some(packed) = packed {
-            let stays = match (&packed.codes, storage) {
-                (Codes::FourBit(_), MatrixStorage::Frozen(BaseStorage::File | BaseStorage::Nf4)) => true,
-                (Codes::Groups(..), MatrixStorage::Frozen(BaseStorage::File | BaseStorage::Int8)) => true,
-                (Codes::Groups(..), MatrixStorage::Trained(WeightStorage::Int8)) => true,
-                _ => false,
-            };
+            let stays = matches!(
+                (&packed.codes, storage),
+                (Codes::FourBit(_), MatrixStorage::Frozen(BaseStorage::File | BaseStorage::Nf4))
+                    | (Codes::Groups(..), MatrixStorage::Frozen(BaseStorage::File | BaseStorage::Int8))
+                    | (Codes::Groups(..), MatrixStorage::Trained(WeightStorage::Int8))
+            );
             let stored = StoredMatrix::Packed(packed);
             return Ok(Some(if stays { stored } else { storage.of(stored.widened(shape), shape, layout) }));
         }

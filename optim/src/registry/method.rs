@@ -23,13 +23,15 @@ pub struct Method {
     /// Check of the combination of options.
     pub(crate) check: fn(&Entry, &Options) -> Result<(), OptimError>,
     pub(crate) bytes: fn(&Entry, &Options, [usize; 2]) -> Result<usize, OptimError>,
-    pub(crate) table_bytes: fn(&Entry, &Options, Table, [usize; 2]) -> Result<Option<usize>, OptimError>,
+    pub(crate) table_bytes: TableBytes,
     pub(crate) build: fn(&Entry, &Options, &ParameterRoles, &StateMeter) -> Result<Built, OptimError>,
     /// None if a reset of the state is not defined.
     pub(crate) resettable: Option<BuildResettable>,
     /// Optimizer that the planner replaces by this one where its state does not fit; none where it is not offered.
     pub saves_state_of: Option<&'static str>,
 }
+
+type TableBytes = fn(&Entry, &Options, Table, [usize; 2]) -> Result<Option<usize>, OptimError>;
 
 type BuildResettable = fn(&Entry, &Options, &ParameterRoles, &StateMeter, &MomentResets) -> Result<Built, OptimError>;
 

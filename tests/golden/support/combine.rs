@@ -33,7 +33,7 @@ pub fn reproduced(case: &Case, folder: &Path, into: &Path) -> Result<PathBuf, St
     let (mut plain, mut apart) = (PlainLora::create(into).map_err(fail)?, None);
     let composed = sources.compose(&mut *method, Options::default(), |layer| {
         let Outcome::Factors(factors) = layer.outcome else { unreachable!("factors were asked for") };
-        let ours = Source::of("ours", factors.clone(), None).delta();
+        let ours = Source::of("ours", (*factors).clone(), None).delta();
         match expected.layer(&layer.path)? {
             Some(theirs) => {
                 let theirs = Source::of("peft", theirs.factors, None).delta();

@@ -67,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let rule = tuned.as_ref().map_or(&plain as &dyn Rule, |tuned| &*tuned.rule);
     let adapter = tuned.as_ref().and_then(TrainedModel::adapter);
     let allocation = tuned.as_ref().and_then(|tuned| tuned.allocation.as_deref());
-    let forecaster = Forecaster::new(&llama, adapter, rule, allocation, 0);
+    let forecaster = Forecaster::new(&llama, adapter, rule, allocation);
     let freedom = Freedom::of(&layers, job);
     let mut found = candidates(&config, freedom, shape.hidden_size, &|config| forecaster.forecast(config))?;
     let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);

@@ -47,16 +47,24 @@ pub struct Forecaster<'a> {
 }
 
 impl<'a> Forecaster<'a> {
-    /// Creates forecasts of runs with the model shape `llama` and this adapter, in a process that already uses `begun`
-    /// bytes.
+    /// Creates forecasts of runs with the model shape `llama` and this adapter.
     pub fn new(
         llama: &'a dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
         adapter: Option<&'a AdapterConfig>,
         rule: &'a dyn Rule,
         allocation: Option<&'a dyn Allocation>,
-        begun: u64,
     ) -> Self {
-        Self { llama, adapter, rule, allocation, begun, inventories: RefCell::default() }
+        Self { llama, adapter, rule, allocation, begun: 0, inventories: RefCell::default() }
+    }
+
+    /// Counts bytes that the process already uses.
+    pub fn beginning_at(self, begun: u64) -> Self {
+        Self { begun, ..self }
+    }
+
+    /// Hidden size of the model of a configuration.
+    pub fn hidden_size(&self, config: &Config) -> Result<usize, BuildError> {
+        Ok((self.llama)(config)?.hidden_size)
     }
 
     /// Forecasts the run of a configuration.

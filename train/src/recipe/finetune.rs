@@ -11,7 +11,7 @@ use crate::build::{Architecture, BuildError, Listener, held_out, source};
 use crate::config::{Config, count};
 use crate::data::{Example, ExampleOptions, Examples, Held, Rows, Samples};
 use crate::objective::{Stream, TokenStream};
-use crate::plan::Freedom;
+use crate::plan::{Forecaster, Freedom};
 
 impl Recipe {
     /// Fine-tuning: one stage on examples, or as many as the allocation has.
@@ -25,8 +25,8 @@ impl Recipe {
         model.check_length(config.train.seq_len)?;
         let examples = ReadExamples::read(&config, &model.hub, listener)?;
         let llama = |_: &Config| Ok(model.hub.llama.clone());
-        let (config, forecast) =
-            fitting(config, freedom, &llama, model.adapter(), &*model.rule, model.allocation.as_deref(), 0, listener)?;
+        let forecaster = Forecaster::new(&llama, model.adapter(), &*model.rule, model.allocation.as_deref());
+        let (config, forecast) = fitting(config, freedom, forecaster, 0, listener)?;
         // The storage may depend on the memory that there is.
         model.storage = <Llama as Architecture>::storage(&config, &model.hub, model.adapter.is_some())?;
         let data = examples.into_rows(&config)?;
@@ -98,7 +98,8 @@ impl ReadExamples {
             description.push_str(&format!("; {} were cut to {seq_len} tokens", count(examples.truncated as u64)));
         }
         if examples.dropped > 0 {
-            description.push_str(&format!("; {} with more than {seq_len} were left out", count(examples.dropped as u64)));
+            description
+                .push_str(&format!("; {} with more than {seq_len} were left out", count(examples.dropped as u64)));
         }
         let ids = |ids: Vec<u32>| ids.into_iter().map(|id| id as i32).collect();
         let sample = SampleStart {

@@ -1,7 +1,6 @@
 //! Runs within a memory limit.
 
 use lowrank_models::LlamaConfig;
-use lowrank_models::adapter::{AdapterConfig, Allocation, Rule};
 
 use crate::build::{self, BuildError, Listener};
 use crate::config::{Config, bytes};
@@ -12,10 +11,7 @@ use crate::process::{MemoryUse, machine_memory};
 pub(super) fn fitting(
     config: Config,
     freedom: Freedom,
-    llama: &dyn Fn(&Config) -> Result<LlamaConfig, BuildError>,
-    adapter: Option<&AdapterConfig>,
-    rule: &dyn Rule,
-    allocation: Option<&dyn Allocation>,
+    forecaster: Forecaster<'_>,
     mapped: u64,
     listener: &dyn Listener,
 ) -> Result<(Config, Option<Forecast>), BuildError> {
@@ -23,13 +19,13 @@ pub(super) fn fitting(
     if config.train.device != "cpu" {
         listener.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
     }
-    let hidden_size = llama(&config)?.hidden_size;
+    let hidden_size = forecaster.hidden_size(&config)?;
     // Tokenizer, examples and token files are already in memory.
     let begun = MemoryUse::now();
     if begun.peak > limit {
         listener.warn(&format!("reading the data took {} already, more than train.memory", bytes(begun.peak)));
     }
-    let forecaster = Forecaster::new(llama, adapter, rule, allocation, begun.rss + mapped);
+    let forecaster = forecaster.beginning_at(begun.rss + mapped);
     let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
     listener.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.describe(), bytes(chosen.forecast.peak)));
     Ok((chosen.config, Some(chosen.forecast)))

@@ -10,7 +10,7 @@ use crate::build::{BuildError, HeldOut, Listener, matrix_storage, model_config, 
 use crate::config::{Config, bytes, count};
 use crate::data::{Batches, Prepared, Tokenizer};
 use crate::objective::{Stream, TokenStream};
-use crate::plan::Freedom;
+use crate::plan::{Forecaster, Freedom};
 
 impl Recipe {
     /// Pretraining: one stage on text.
@@ -26,7 +26,8 @@ impl Recipe {
         complete(&mut config, &shape, listener)?;
         // Verified token files are already in memory.
         let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
-        let (config, forecast) = fitting(config, freedom, &llama, None, &PlainRule {}, None, mapped, listener)?;
+        let forecaster = Forecaster::new(&llama, None, &PlainRule {}, None);
+        let (config, forecast) = fitting(config, freedom, forecaster, mapped, listener)?;
         let model = TrainedModel::of_text(&config, &prepared.tokenizer)?;
         model.check_length(config.train.seq_len)?;
         let rows = model.hub.llama.vocab_size;

@@ -73,7 +73,7 @@ pub enum Composite {
         rank: usize,
     },
     /// Part of a pool that gives each source back.
-    Pool(PoolLayer),
+    Pool(Box<PoolLayer>),
 }
 
 impl Composed {

@@ -320,7 +320,7 @@ impl Composition for Rmm {
         report.insert("p".into(), p.into());
         report.insert("residual".into(), share(lost, all).into());
         report.insert("storage_ratio".into(), (ours as f64 / theirs.max(1) as f64).into());
-        Ok(Composed { result: Composite::Pool(pool), report })
+        Ok(Composed { result: Composite::Pool(Box::new(pool)), report })
     }
 }
 

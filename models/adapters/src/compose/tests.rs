@@ -203,7 +203,7 @@ fn clusters_are_as_long_as_their_members_and_turn_with_the_adapters() {
 
 fn pool(p: Value, of: &Layer) -> PoolLayer {
     match composed("rmm", p, of).result {
-        Composite::Pool(pool) => pool,
+        Composite::Pool(pool) => *pool,
         _ => unreachable!(),
     }
 }

@@ -131,7 +131,7 @@ impl Method for Orthogonal {
             let a = site.shared("a", &key, [d_in, rank], |_| Ok(draws))?;
             return Ok(Self { b, indices: None, a, basis });
         }
-        let indices = site.frozen("indices", [rank], |site| Ok(drawn(options, site, kind)?))?;
+        let indices = site.frozen("indices", [rank], |site| drawn(options, site, kind))?;
         let numbers = numbers(&host(indices.val().without_autodiff()), d_in, &path)?;
         let key = format!("orthogonal.{path}.{}.{numbers:?}", options.basis_seed);
         let basis_seed = options.basis_seed;

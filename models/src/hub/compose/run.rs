@@ -38,7 +38,7 @@ pub struct LayerOutcome {
 #[derive(Debug)]
 pub enum Outcome {
     /// An update as factors.
-    Factors(Factors),
+    Factors(Box<Factors>),
     /// As the composition made it.
     Whole(Composite),
 }
@@ -105,7 +105,7 @@ fn outcome(method: &dyn Composition, layer: Layer, dense: bool) -> Result<LayerO
             if truncates {
                 report.insert("residual".into(), residual.into());
             }
-            Outcome::Factors(factors)
+            Outcome::Factors(Box::new(factors))
         }
     };
     Ok(LayerOutcome { path, outcome, report })

@@ -121,7 +121,7 @@ fn variants(side: usize) -> Vec<(&'static Method, Options)> {
             }
             "q-galore" => with(&[("proj_group", count(2)), small, ("lazy_queue", count(1))]),
             "adamw-8bit" => {
-                with(&[small.clone()]);
+                with(std::slice::from_ref(&small));
                 with(&[small, ("codes", text("companded"))]);
             }
             "fira" => {

@@ -12,6 +12,9 @@ use rand::RngExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Bases by seed and width.
+type Made = BTreeMap<(u64, usize), Arc<Vec<f32>>>;
+
 /// Construction of the shared basis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -77,7 +80,7 @@ impl Basis {
             return Self::cosines((0..d_in).map(|_| if random.random::<bool>() { 1.0 } else { -1.0 }).collect());
         }
         /// Bases of this process by seed and width: a layer of the same width needs the same one.
-        static MADE: LazyLock<Mutex<BTreeMap<(u64, usize), Arc<Vec<f32>>>>> = LazyLock::new(Mutex::default);
+        static MADE: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
         let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
         let rows = made.entry((seed, d_in)).or_insert_with(|| {
             let gaussian = normal(&mut generator(seed, key_of("orthogonal.qr"), d_in as u64), d_in * d_in);
