@@ -45,7 +45,7 @@ pub fn targets() -> Vec<Target> {
             read_tokenizer,
         ),
         target("template", vec![template(), folder("reports/generation-blocks/model")], read_template),
-        target("documents", vec![folder("reports/marks"), folder("reports/json-files")], read_documents),
+        target("documents", vec![only(folder("reports/marks"), "marked"), folder("reports/json-files")], read_documents),
         target("examples", vec![folder("reports/messages"), folder("reports/pairs")], read_examples),
         target("tokens", vec![tokens()], read_tokens),
         target("checkpoint", vec![checkpoint()], read_checkpoint),
@@ -133,7 +133,7 @@ fn read_tokenizer(folder: &Path) -> Read {
 }
 
 fn template() -> Files {
-    let template = "{%- for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[' + m.content | trim + ']' }}{% else %}\
+    let template = "{%- for m in messages %}{% if m.role == 'user' %}{{ (bos_token or '') + '[' + m.content | trim + ']' }}{% else %}\
         {% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}\
         {% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n | tojson }}";
     let mut files = only(folder("reports/model"), "tokenizer");

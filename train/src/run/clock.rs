@@ -25,6 +25,11 @@ impl Clock {
         seconds >= self.limit
     }
 
+    /// Returns true if this clock allows more than `minutes` minutes.
+    pub fn is_longer_than(self, minutes: f64) -> bool {
+        self.limit > minutes * 60.0
+    }
+
     /// Remaining seconds.
     pub fn left(self, seconds: f64) -> f64 {
         (self.limit - seconds).max(0.0)

@@ -148,8 +148,10 @@ pub(super) fn steps(
     if planned == before {
         return Ok(match (clock, planned, state.total_steps) {
             (None, ..) => planned,
-            // The time was up, and the limit has been raised.
-            (Some(clock), Some(planned), Some(total)) if total <= done && !clock.is_over(state.seconds) => {
+            // The time was up, and the limit has been raised. The last steps may have ended a little before the time.
+            (Some(clock), Some(planned), Some(total))
+                if total <= done && clock.is_longer_than(state.minutes) && !clock.is_over(state.seconds) =>
+            {
                 Some(planned.min(clock.fitting(state.step, state.seconds).saturating_sub(state.stage_step)))
             }
             (Some(_), ..) => state.total_steps,
@@ -200,4 +202,30 @@ fn other_length(before: Option<u64>, now: Option<u64>, reason: &str) -> BuildErr
         steps(before),
         steps(now)
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_the_clock_ended_takes_no_step_more_until_it_has_more_time() {
+        let record = StageRecord { steps: Some(1000), ..StageRecord::default() };
+        // The steps that were estimated to fit ended a tenth of a second before the time.
+        let state = TrainerState {
+            step: 10,
+            seconds: 2.9,
+            minutes: 0.05,
+            total_steps: Some(10),
+            stages: vec![record],
+            ..TrainerState::default()
+        };
+        let total = |minutes: f64| {
+            let unused = |_| unreachable!("the planned steps are the same");
+            steps(&state, Some(1000), Clock::new(minutes, state.seconds), &unused).unwrap()
+        };
+        assert_eq!((total(0.05), total(0.04)), (Some(10), Some(10)));
+        assert_eq!(total(0.1), Some(20));
+        assert_eq!(total(0.0), Some(1000));
+    }
 }

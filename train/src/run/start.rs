@@ -180,6 +180,7 @@ impl<M: Architecture> Training<M> {
             instruction_set: instruction_set().name().to_owned(),
             settings: resume::settings(&config),
             total_steps: total,
+            minutes: config.train.minutes,
             ..state
         };
         Ok(Self {

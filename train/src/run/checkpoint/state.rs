@@ -55,6 +55,9 @@ pub struct TrainerState {
     pub adapter: Option<String>,
     /// Number of steps of the stage's learning-rate schedule: fewer than planned if a time limit ends the run.
     pub total_steps: Option<u64>,
+    /// Time limit in minutes that the number of steps follows; 0 for none.
+    #[serde(default)]
+    pub minutes: f64,
     /// Instruction set of the process that saved the checkpoint; empty in older checkpoints.
     #[serde(default)]
     pub instruction_set: String,
