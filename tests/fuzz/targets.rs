@@ -45,7 +45,11 @@ pub fn targets() -> Vec<Target> {
             read_tokenizer,
         ),
         target("template", vec![template(), folder("reports/generation-blocks/model")], read_template),
-        target("documents", vec![only(folder("reports/marks"), "marked"), folder("reports/json-files")], read_documents),
+        target(
+            "documents",
+            vec![only(folder("reports/marks"), "marked"), folder("reports/json-files")],
+            read_documents,
+        ),
         target("examples", vec![folder("reports/messages"), folder("reports/pairs")], read_examples),
         target("tokens", vec![tokens()], read_tokens),
         target("checkpoint", vec![checkpoint()], read_checkpoint),

@@ -72,10 +72,12 @@ pub fn check_vision(config: &Config, folder: Option<&Path>) -> Result<(), BuildE
 
 /// Rejects settings of images for a model of texts.
 pub fn check_text(config: &Config) -> Result<(), BuildError> {
-    match config.data.images == DataSection::default().images {
-        true => Ok(()),
-        false => Err(BuildError::Settings(format!(
-            "data.images: supported with a vision transformer alone, and model.name = {} is none; remove it, or give such a model",
+    let usual = Config { data: DataSection::default(), ..config.clone() }.entries();
+    let mut images = config.entries().into_iter().filter(|(key, _)| key.starts_with("data.images."));
+    match images.find(|(key, value)| usual.get(key) != Some(value)) {
+        None => Ok(()),
+        Some((key, value)) => Err(BuildError::Settings(format!(
+            "{key} = {value}: supported with a vision transformer alone, and model.name = {} is none; remove it, or give such a model",
             config.model.name
         ))),
     }
