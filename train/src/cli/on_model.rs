@@ -48,7 +48,7 @@ pub fn base_storage(name: &str) -> Result<BaseStorage, String> {
 /// Which adapters stand on the model.
 #[derive(Debug, clap::Args)]
 pub struct Adapters {
-    /// Adapter folder of this program or of Python's peft, or GGUF file; may be repeated: each stands on those before it
+    /// Adapter folder of this program or of Python's peft, or GGUF file; may be repeated: each is applied on top of those before it
     #[arg(long = "adapter", value_name = "DIR")]
     dirs: Vec<PathBuf>,
     /// Rank at which adapters trained by the allocation dylora are used: from 1 to their own

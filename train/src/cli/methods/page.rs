@@ -127,11 +127,13 @@ mod tests {
     #[test]
     fn the_tables_of_the_readme_are_current() {
         let mut readme = std::fs::read_to_string(file("README.md")).unwrap();
-        for slot in SLOTS {
-            let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {word} {} -->\n", slot.section));
+        let mut tables: Vec<_> = SLOTS.iter().map(|slot| (slot.section, table(slot.kind, &slot.methods()))).collect();
+        tables.push(("compose", table(Kind::Composition, &super::super::compositions())));
+        for (name, table) in tables {
+            let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {word} {name} -->\n"));
             let start = readme.find(&begin).unwrap_or_else(|| panic!("{begin}")) + begin.len();
             let stop = readme.find(&end).unwrap_or_else(|| panic!("{end}"));
-            readme.replace_range(start..stop, &format!("\n{}\n", table(slot.kind, &slot.methods())));
+            readme.replace_range(start..stop, &format!("\n{table}\n"));
         }
         current("README.md", &readme);
     }
