@@ -10,9 +10,9 @@ use lowrank_adapters::{
 
 use super::config;
 use super::container::GgufFile;
-use super::model::heads_of;
 use super::names::{in_halves, interleaved, layer_of_gguf, to_gguf};
 use super::types::TensorType;
+use super::weights::heads_of;
 use super::write::{Entry, Metadata, Written, write};
 use crate::error::ModelError;
 use crate::llama::{Llama, LlamaConfig};

@@ -5,7 +5,6 @@ mod structure;
 
 use std::process::ExitCode;
 
-use lowrank_models::adapter::compose::COMPOSITIONS;
 use lowrank_models::adapter::initialisations;
 use lowrank_optim::OptimError;
 use lowrank_optim::registry::{Entry, Kind, find_any};
@@ -64,13 +63,9 @@ fn listings() -> Vec<Listing> {
         kind: Kind::Composition,
         place: "lowrank compose --method",
         options: Some(String::new()),
-        methods: compositions(),
+        methods: page::compositions(),
     };
     slots.chain([inits, compositions]).collect()
-}
-
-fn compositions() -> Vec<Entry> {
-    COMPOSITIONS.iter().map(|composition| composition.entry).collect()
 }
 
 fn all() -> String {

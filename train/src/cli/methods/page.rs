@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use lowrank_models::adapter::compose::COMPOSITIONS;
 use lowrank_models::adapter::{STRUCTURES, initialisations};
 use lowrank_optim::registry::{Entry, Kind, OptionSpec};
 
@@ -25,8 +26,13 @@ pub fn page() -> String {
         let structures = structures.map(|structure| structure.spec.name).collect::<Vec<_>>().join(", ");
         let _ = writeln!(page, "| `{}` | {} | {structures} | {} |", init.name, escaped(init.summary), papers(init));
     }
-    page.push_str(&section(Kind::Composition, &super::compositions(), "lowrank compose --set NAME=VALUE"));
+    page.push_str(&section(Kind::Composition, &compositions(), "lowrank compose --set NAME=VALUE"));
     page
+}
+
+/// Descriptions of all compositions.
+pub fn compositions() -> Vec<Entry> {
+    COMPOSITIONS.iter().map(|composition| composition.entry).collect()
 }
 
 /// Table of the methods of a kind, and the options of each, which are set as `key`.
@@ -128,7 +134,7 @@ mod tests {
     fn the_tables_of_the_readme_are_current() {
         let mut readme = std::fs::read_to_string(file("README.md")).unwrap();
         let mut tables: Vec<_> = SLOTS.iter().map(|slot| (slot.section, table(slot.kind, &slot.methods()))).collect();
-        tables.push(("compose", table(Kind::Composition, &super::super::compositions())));
+        tables.push(("compose", table(Kind::Composition, &compositions())));
         for (name, table) in tables {
             let [begin, end] = ["begin", "end"].map(|word| format!("<!-- {word} {name} -->\n"));
             let start = readme.find(&begin).unwrap_or_else(|| panic!("{begin}")) + begin.len();

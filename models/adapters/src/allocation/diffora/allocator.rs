@@ -9,8 +9,9 @@ use burn::tensor::{Tensor, TensorData};
 use lowrank_kernels::host::values as host;
 use lowrank_optim::{HookError, Part, StepInfo};
 
+use super::options::{DiffoRa, Sharing};
 use super::search::{layers, selection};
-use super::{DiffoRa, SharedPairs, Sharing};
+use super::sharing::SharedPairs;
 use crate::allocation::definition::{AllocationRun, Allocator};
 use crate::allocation::model::{AllocatedModel, Rebuild};
 use crate::allocation::view::LayerAllocation;

@@ -1,6 +1,6 @@
 //! Layers in rows, one for each block, and the choice among them.
 
-use super::{SearchRelaxation, SearchScope};
+use super::options::{SearchRelaxation, SearchScope};
 
 /// Layers of an adapter in rows: those of one block, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use lowrank_kernels::host::values as host;
 use lowrank_optim::{AdamWConfig, HookError, Part};
 
 use super::grid::{LayerGrid, layer_weights, logit_gradients, selected_layers};
-use super::{DiffoRa, SearchOrder};
+use super::options::{DiffoRa, SearchOrder};
 use crate::allocation::values::{Put, put};
 use crate::ground::error::AdapterError;
 use crate::ground::stack::each_adapter;

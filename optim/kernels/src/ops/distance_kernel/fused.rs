@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::DistanceKernel;
+use super::kernel::DistanceKernel;
 use super::select::{Lower, Upper, position};
 use crate::ops::flex::{contiguous, exp, tensor, values, vectorised};
 use crate::ops::product::{Matrix, product};
