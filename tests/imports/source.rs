@@ -93,6 +93,12 @@ impl Reader<'_> {
                 "struct" | "enum" | "union" | "trait" | "fn" | "const" | "static" | "type" if depth == 0 => {
                     module.items.push(self.peek(1).to_string());
                 }
+                // A path that limits who sees an item imports nothing.
+                "pub" if self.peek(1) == "(" => {
+                    while self.peek(0) != ")" {
+                        self.at += 1;
+                    }
+                }
                 "macro_rules" => module.items.push(self.peek(2).to_string()),
                 "{" => depth += 1,
                 "}" => depth -= 1,

@@ -165,7 +165,7 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         (with("snell", 8, json!({})).with_alpha(2.0), [9, 7], &["alpha = 2", "has no alpha"]),
         (with("bayesian-lora", 4, json!({"max_bits": 6})), [9, 7], &["max_bits = 6", "4, 8, 16 or 32"]),
         (with("bayesian-lora", 4, json!({"dead_logit": 0.5})), [9, 7], &["dead_logit = 0.5", "below 0"]),
-        (with("bayesian-lora", 4, json!({"mu_q": -1.0})), [9, 7], &["mu_q = -1", "at least 0"]),
+        (with("bayesian-lora", 4, json!({"mu_q": -1.0})), [9, 7], &["mu_q = -1", "from 0"]),
         (with("bayesian-lora", 4, json!({"test_threshold": 1.0})), [9, 7], &["test_threshold = 1", "below 1"]),
         (with("bayesian-lora", 4, json!({"mode": "bits"})), [9, 7], &["mode", "bits"]),
         (AdapterConfig { alpha: Some(0.0), ..with("block-lora", 8, json!({})) }, [16, 16], &["alpha = 0", "above 0"]),

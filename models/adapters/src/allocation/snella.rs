@@ -87,7 +87,11 @@ impl Default for SnellA {
 /// Number of entries that may be non-zero at the start of a period, from 0, of `periods`, and true if they are shared
 /// out again then.
 pub fn budget(options: &SnellA, caps: &[u64], period: u64, periods: u64) -> (f64, bool) {
-    let total = |sparsity: f64| caps.iter().map(|cap| (1.0 - sparsity) * *cap as f64).sum::<f64>();
+    let total = |sparsity: f64| {
+        let sum = caps.iter().map(|cap| (1.0 - sparsity) * *cap as f64).sum::<f64>();
+        // A sum that is a whole number but for its rounding must not lose one when it is cut off.
+        if (sum - sum.round()).abs() < 1e-9 * sum { sum.round() } else { sum }
+    };
     let (first, last) = (total(options.initial_sparsity), total(options.target_sparsity));
     if period <= options.t_init {
         return (first, false);

@@ -1,6 +1,8 @@
 //! Decompositions of products of thin factors, in f64 on the host, without the dense product.
 
-use super::source::Matrix;
+use lowrank_optim::thin_svd;
+
+use super::source::{Matrix, transposed_tensor};
 
 /// Thin singular value decomposition `U S V^T`, values descending.
 #[derive(Clone, Debug)]
@@ -123,6 +125,35 @@ pub(super) fn stacked(parts: &[(&Matrix, &Matrix, f64)]) -> (Matrix, Matrix) {
 pub(super) fn inner_product([b, a]: [&Matrix; 2], [other_b, other_a]: [&Matrix; 2]) -> f64 {
     (b.transpose() * other_b).dot(&(a * other_a.transpose()))
 }
+
+/// A dense matrix `[d_out, d_in]` as factors `A [rank, d_in]` and `B [d_out, rank]`, and the share of its norm that is left out.
+pub fn truncated(delta: &Matrix, rank: usize) -> (Matrix, Matrix, f64) {
+    let (d_out, d_in) = delta.shape();
+    let rank = rank.min(d_out.min(d_in));
+    let all = delta.norm();
+    if rank == 0 || all == 0.0 {
+        return (Matrix::zeros(rank, d_in), Matrix::zeros(d_out, rank), 0.0);
+    }
+    if d_out.min(d_in) <= DIRECT {
+        let svd = Svd::of(delta);
+        let (a, b, _) = svd.leading(rank);
+        return (a, b, share(&svd.values, rank));
+    }
+    // The tensor is the transposed matrix.
+    let svd = thin_svd(&transposed_tensor(delta), rank);
+    let host = |tensor, rows: usize| {
+        let values = lowrank_kernels::host::values::<2>(tensor);
+        Matrix::from_row_iterator(rows, rank, values.into_iter().map(f64::from))
+    };
+    let right = host(svd.left, d_in);
+    // From the matrix itself, so that only A is rounded.
+    let b = delta * &right;
+    let left_out = (all * all - b.norm_squared()).max(0.0).sqrt() / all;
+    (right.transpose(), b, left_out)
+}
+
+/// Smaller side up to which a dense matrix is decomposed by rotations.
+const DIRECT: usize = 64;
 
 #[cfg(test)]
 mod tests {

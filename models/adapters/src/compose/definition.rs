@@ -7,10 +7,10 @@ use lowrank_optim::registry::{Entry, Options, Registered};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::algebra::truncated;
 use super::error::ComposeError;
-use super::rmm::PoolLayer;
+use super::pool::PoolLayer;
 use super::source::{Layer, Matrix, transposed_tensor};
-use super::svd::truncated;
 use crate::ground::structure::Factors;
 
 /// A combination of the updates of several adapters. Layers are composed one by one, without a model.

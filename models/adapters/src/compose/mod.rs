@@ -31,6 +31,7 @@ mod lego;
 mod linear;
 mod magnitude_prune;
 mod orthogonal_sum;
+mod pool;
 mod rmm;
 mod slerp;
 mod source;
@@ -42,6 +43,7 @@ mod ties;
 
 use lowrank_optim::registry::{Kind, Options, find};
 
+pub use algebra::truncated;
 pub use average::{Average, Space};
 pub use cat::Cat;
 pub use dare::{Dare, DareMerge, Rescale};
@@ -53,11 +55,12 @@ pub use lego::{Clustered, Lego};
 pub use linear::Linear;
 pub use magnitude_prune::MagnitudePrune;
 pub use orthogonal_sum::{Crosstalk, OrthogonalSum, crosstalk};
-pub use rmm::{PoolLayer, Rmm, Side};
+pub use pool::{PoolLayer, Side};
+pub use rmm::Rmm;
 pub use slerp::Slerp;
 pub use source::{Layer, Matrix, Source};
 pub use sparse::{Convention, Election};
-pub use svd::{SvdSum, truncated};
+pub use svd::SvdSum;
 pub use ties::Ties;
 
 /// All compositions.

@@ -1,15 +1,14 @@
 //! Weighted sum of the updates, truncated to a rank by a singular value decomposition (named as in Hugging Face's `peft`).
 
 use lowrank_optim::registry::{Entry, Kind, OptionList};
-use lowrank_optim::thin_svd;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::algebra::{Svd, share, stacked};
+use super::algebra::{Svd, stacked};
 use super::cat::TASK_ARITHMETIC;
 use super::definition::{Composed, Composition, CompositionEntry, read};
 use super::error::ComposeError;
-use super::source::{Layer, Matrix, transposed_tensor};
+use super::source::{Layer, Matrix};
 
 /// The best approximation of rank `rank` to `sum_i w_i s_i B_i A_i`, from the triangles of the stacked factors: no dense matrix is formed. The scale
 /// of an adapter counts once (Hugging Face's `peft` multiplies by it twice).
@@ -76,32 +75,3 @@ fn clip(a: &mut Matrix, b: &mut Matrix, quantile: f64) {
         *value = value.clamp(-most, most);
     }
 }
-
-/// A dense matrix `[d_out, d_in]` as factors `A [rank, d_in]` and `B [d_out, rank]`, and the share of its norm that is left out.
-pub fn truncated(delta: &Matrix, rank: usize) -> (Matrix, Matrix, f64) {
-    let (d_out, d_in) = delta.shape();
-    let rank = rank.min(d_out.min(d_in));
-    let all = delta.norm();
-    if rank == 0 || all == 0.0 {
-        return (Matrix::zeros(rank, d_in), Matrix::zeros(d_out, rank), 0.0);
-    }
-    if d_out.min(d_in) <= DIRECT {
-        let svd = Svd::of(delta);
-        let (a, b, _) = svd.leading(rank);
-        return (a, b, share(&svd.values, rank));
-    }
-    // The tensor is the transposed matrix.
-    let svd = thin_svd(&transposed_tensor(delta), rank);
-    let host = |tensor, rows: usize| {
-        let values = lowrank_kernels::host::values::<2>(tensor);
-        Matrix::from_row_iterator(rows, rank, values.into_iter().map(f64::from))
-    };
-    let right = host(svd.left, d_in);
-    // From the matrix itself, so that only A is rounded.
-    let b = delta * &right;
-    let left_out = (all * all - b.norm_squared()).max(0.0).sqrt() / all;
-    (right.transpose(), b, left_out)
-}
-
-/// Smaller side up to which a dense matrix is decomposed by rotations.
-const DIRECT: usize = 64;
