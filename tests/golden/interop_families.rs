@@ -185,7 +185,7 @@ fn generated(case: &Case, folder: &ModelFolder, model: &Llama, dir: &Path) -> Re
     if case.has("stopped") {
         let expected = case.array("stopped")?.i32();
         let generation = Generation::read(dir).map_err(|error| error.to_string())?;
-        let ends = folder.config.end_tokens(&generation);
+        let ends = folder.config.end_tokens(&generation.ends);
         let goes_on = |id: i32| !ends.contains(&(id as u32));
         let continued = generate(model, &expected[..prompt], new, &Sampling::greedy(), goes_on);
         if continued.map_err(|error| error.to_string())? != expected[prompt..] {

@@ -7,8 +7,7 @@ use serde_json::{Map, Value, json};
 use super::family::{self, Defaults};
 use super::file_type::FileType;
 use super::four_bit;
-use super::generation::{Generation, ids};
-use super::keys::Keys;
+use super::keys::{Keys, ids};
 use super::open::read_text;
 use super::rope;
 use crate::error::ModelError;
@@ -98,9 +97,10 @@ impl HubConfig {
         Ok(Self { llama, extra: keys.map })
     }
 
-    /// Tokens that end a generated text: those of `generation_config.json` next to the configuration, else those under `eos_token_id` here.
-    pub fn end_tokens(&self, generation: &Generation) -> Vec<u32> {
-        match generation.ends.as_slice() {
+    /// Tokens that end a generated text: those of a `generation_config.json` next to the configuration ([`Generation::ends`](super::Generation::ends)),
+    /// or those under `eos_token_id` here if it names none.
+    pub fn end_tokens(&self, of_generation: &[u32]) -> Vec<u32> {
+        match of_generation {
             [] => self.tokens("eos_token_id"),
             ends => ends.to_vec(),
         }
@@ -159,7 +159,7 @@ fn family_of(map: &mut Map<String, Value>) -> Result<Family, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generation::GENERATION;
+    use super::super::generation::{GENERATION, Generation};
     use super::*;
 
     fn minimal() -> Map<String, Value> {
@@ -195,7 +195,7 @@ mod tests {
     fn generation_settings_say_what_ends_a_text() {
         let dir = tempfile::tempdir().unwrap();
         let config = parse(&minimal()).unwrap();
-        let ends = || Generation::read(dir.path()).map(|generation| config.end_tokens(&generation));
+        let ends = || Generation::read(dir.path()).map(|generation| config.end_tokens(&generation.ends));
         assert_eq!(ends().unwrap(), [2]);
         for (text, expected) in
             [(r#"{"eos_token_id": [0, 5]}"#, vec![0, 5]), (r#"{"eos_token_id": null}"#, vec![2]), ("{}", vec![2])]

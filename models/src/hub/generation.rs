@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::companions::companion;
+use super::keys::ids;
 use crate::error::ModelError;
 use crate::llama::Sampling;
 
@@ -85,16 +86,6 @@ impl Generation {
             repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
             seed: usual.seed,
         }
-    }
-}
-
-/// Ids in a value that holds one or several.
-pub(super) fn ids(value: Option<&Value>) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match value {
-        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
     }
 }
 

@@ -59,3 +59,13 @@ pub(super) fn whole(key: &str, value: &Value) -> Result<usize, String> {
     let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
     number.ok_or_else(|| format!("{key} is {value}; it must be a whole number"))
 }
+
+/// Ids in a value that holds one or several.
+pub(super) fn ids(value: Option<&Value>) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}

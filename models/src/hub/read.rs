@@ -11,7 +11,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::config::HubConfig;
 use super::file_type::{FileType, FileTypes};
 use super::four_bit::{self, STATE};
-use super::gguf::{self, GgufFile, GgufWeights};
+use super::gguf::{GgufFile, GgufWeights, configuration};
 use super::names::{CONFIG, EXACT, INDEX, WEIGHTS};
 use super::open::{open, read_text};
 use crate::error::ModelError;
@@ -35,7 +35,7 @@ impl ModelFolder {
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         if dir.is_file() {
             let file = GgufFile::open(dir)?;
-            let config = gguf::configuration(&file)?;
+            let config = configuration(&file)?;
             return Ok(Self { dir: dir.to_path_buf(), config, gguf: Some(file) });
         }
         if !dir.join(CONFIG).exists() {

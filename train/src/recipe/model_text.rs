@@ -47,7 +47,7 @@ impl ModelText {
         Ok(Self {
             tokenizer: Tokenizer::from_file(&folder.join("tokenizer.json"))?,
             template: ChatTemplate::read(folder)?,
-            ends: hub.end_tokens(&generation),
+            ends: hub.end_tokens(&generation.ends),
             generation,
             name: folder.display().to_string(),
         })

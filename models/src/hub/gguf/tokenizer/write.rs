@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde_json::Value;
 
 use super::cuts::Cut;
-use super::{
+use super::keys::{
     ADD_BEGIN, ADD_END, ADD_SPACE, BYTE, BYTE_LEVEL, CONTROL, CUT, MERGES, MODEL, NONE, NORMAL, PIECES, SCORES,
-    TEMPLATE, TEMPLATES, TOKENS, TYPES, UNKNOWN, UNUSED, USER_DEFINED, filler, pieces,
+    TEMPLATE, TEMPLATES, TOKENS, TYPES, UNKNOWN, UNUSED, USER_DEFINED, filler,
 };
+use super::pieces;
 use crate::hub::gguf::write::{Entry, Metadata};
 
 /// The files of a model folder that say how texts become tokens.
