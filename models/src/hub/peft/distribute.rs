@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::TensorData;
+use lowrank_adapters::{AdapterConfig, GivenTensors};
 
 use super::folder::{MODEL, SHARED};
-use super::read::PeftFolder;
+use super::layout::Layout;
 use crate::error::ModelError;
-use lowrank_adapters::GivenTensors;
+use crate::hub::TensorFiles;
 
 /// The tensors of a file, each assigned to its layer.
 #[derive(Default)]
@@ -26,12 +27,21 @@ enum Belongs {
     All(&'static str, Option<usize>),
 }
 
-impl PeftFolder {
+/// Names of an adapter's tensors.
+pub(super) struct TensorNames<'a> {
+    pub config: &'a AdapterConfig,
+    /// Layout of peft; none for the layout of this program.
+    pub layout: Option<&'static Layout>,
+    /// True if the file may hold the product that the base weights lack at the start.
+    pub with_origin: bool,
+}
+
+impl TensorNames<'_> {
     /// Reads the tensors and assigns them to their layers.
-    pub(super) fn distribute(&mut self, layers: &BTreeSet<String>) -> Result<Distributed, ModelError> {
+    pub fn distribute(&self, files: &mut TensorFiles, layers: &BTreeSet<String>) -> Result<Distributed, ModelError> {
         let Distributed { mut tensors, mut shared, mut problems } = Distributed::default();
         let names: Vec<(String, Vec<usize>)> =
-            self.files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+            files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
         for (name, shape) in names {
             let Some(place) = self.place(&name, layers) else {
                 let reason = "does not fit: the model has no such layer, or the adapter no such tensor";
@@ -39,8 +49,8 @@ impl PeftFolder {
                 continue;
             };
             let values = match &place {
-                Belongs::Layer(_, field) if self.is_whole(field) => self.files.take_whole(&name, &shape)?,
-                _ => self.files.take(&name, &shape)?,
+                Belongs::Layer(_, field) if self.is_whole(field) => files.take_whole(&name, &shape)?,
+                _ => files.take(&name, &shape)?,
             };
             match place {
                 Belongs::Layer(path, field) => {
@@ -97,7 +107,7 @@ impl PeftFolder {
             return Some(Belongs::All(field, axis));
         };
         let belongs = |field: &str| Some(Belongs::Layer(path.to_string(), field.to_string()));
-        if let ("origin.a" | "origin.b", true) = (rest, self.layout.is_none() || self.begins_as_part()) {
+        if let ("origin.a" | "origin.b", true) = (rest, self.with_origin) {
             return belongs(rest);
         }
         match self.layout {

@@ -7,7 +7,7 @@ use burn::module::Module;
 
 use super::brought::{self, Brought, Rows};
 use super::config;
-use super::distribute::Distributed;
+use super::distribute::{Distributed, TensorNames};
 use super::folder::{CONFIG, MODEL, Mark, OURS, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
 use super::names::{aliases, canonical, renamed};
@@ -255,7 +255,9 @@ impl PeftFolder {
             .into_iter()
             .map(|(path, size)| (aliases.get(&path).cloned().unwrap_or(path), size))
             .collect();
-        let Distributed { mut tensors, shared, mut problems } = self.distribute(&layers)?;
+        let with_origin = self.layout.is_none() || self.begins_as_part();
+        let names = TensorNames { config: &self.config, layout: self.layout, with_origin };
+        let Distributed { mut tensors, shared, mut problems } = names.distribute(&mut self.files, &layers)?;
         self.check_base(&module, tensors.keys().cloned().collect())?;
         if self.recomputes_start() {
             self.recompute_start(&module, &mut tensors)?;
