@@ -606,8 +606,8 @@ fn adapters_are_merged_shown_and_used() {
         assert!(config.contains(from), "{config}");
         std::fs::write(shop.path("one/adapter_config.json"), config.replace(from, to)).unwrap();
     };
-    with("\"LORA\"", "\"LOHA\"");
-    merge("one", &["adapter_config.json", "LOHA"]);
+    with("\"LORA\"", "\"POLY\"");
+    merge("one", &["adapter_config.json", "POLY"]);
     with("\"r\": 4", "\"r\": 5");
     merge("one", &["lora_A.weight", "[4, 32]", "[5, 32]"]);
     with("\"r\": 4", "\"r\": 1000000000");

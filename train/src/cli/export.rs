@@ -14,12 +14,15 @@ use crate::process::device;
 /// Write a model as a dense Hugging Face folder or as a GGUF file, or an adapter as Python's peft or llama.cpp reads it.
 ///
 /// Factors and sparse parts are multiplied out; a parameterization with a non-linearity between its factors has no dense weight and is refused.
-/// With --format gguf, tokenizer and chat template go into the fileof a model go into the file.
+/// With --format gguf, tokenizer and chat template of a model go into the file.
 ///
 /// With --adapter, the adapter is written instead of the model: in the layout of peft if it has such a structure, or as the plain LoRA that it
 /// equals; others are refused. With --as lora, any update becomes a plain LoRA of a rank, by truncated singular value
 /// decompositions. An adapter whose update depends on the weights needs its model.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("rank", |rank| rank.help(
+    "Rank of the adapter converted with --as; without it the rank, from 1 to their own, at which adapters trained by the allocation dylora are written"
+)))]
 #[command(after_help = "Examples:
   lowrank export --model runs/pretrain-001/checkpoints/step-001800 --out model-dense
   lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-vera-001/checkpoints/step-000300 --out adapter
@@ -43,9 +46,6 @@ pub struct Args {
     /// Structure to convert the adapter to
     #[arg(long = "as", value_name = "NAME", requires = "dirs", requires = "rank", value_parser = ["lora"])]
     convert: Option<String>,
-    /// Rank of the converted adapter
-    #[arg(long, requires = "convert")]
-    rank: Option<usize>,
     /// Print the residual of each layer of a converted adapter as JSON
     #[arg(long, requires = "convert")]
     json: bool,
@@ -91,7 +91,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return settings(format!("--dtype {dtype}: adapters are written in f32; leave it out"));
     }
     let model = args.model.as_deref();
-    let text = match (args.adapters.paths(), model, args.rank) {
+    let converted_rank = args.adapters.rank.filter(|_| args.convert.is_some());
+    let text = match (args.adapters.paths(), model, converted_rank) {
         ([], Some(model), _) => {
             dense(model, dtype, &args.out)?;
             String::new()

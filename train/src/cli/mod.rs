@@ -128,10 +128,28 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use clap::CommandFactory;
 
     #[test]
-    fn the_commands_are_consistent() {
-        super::Cli::command().debug_assert();
+    fn every_flag_of_a_command_has_one_meaning() {
+        let mut cli = super::Cli::command();
+        // Its own checks are compiled in debug builds alone.
+        cli.build();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let mut seen = BTreeSet::new();
+            for argument in command.get_arguments() {
+                let names = [
+                    Some(argument.get_id().as_str()),
+                    argument.get_long().filter(|long| *long != argument.get_id().as_str()),
+                ];
+                for name in names.into_iter().flatten() {
+                    assert!(seen.insert(name.to_string()), "{} has {name} twice", command.get_name());
+                }
+                assert!(argument.get_help().is_some(), "{} {} has no help", command.get_name(), argument.get_id());
+            }
+        }
     }
 }

@@ -53,7 +53,7 @@ pub struct Adapters {
     dirs: Vec<PathBuf>,
     /// Rank at which adapters trained by the allocation dylora are used: from 1 to their own
     #[arg(long, value_name = "RANK", requires = "dirs")]
-    rank: Option<usize>,
+    pub rank: Option<usize>,
 }
 
 impl Adapters {

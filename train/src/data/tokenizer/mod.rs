@@ -77,7 +77,8 @@ impl Tokenizer {
                 let problem = "the model's file holds no tokenizer; convert the model again, with its tokenizer".into();
                 return Err(DataError::Tokenizer { name, problem });
             }
-            return Err(DataError::read(path)(std::io::ErrorKind::NotFound.into()));
+            let missing = std::fs::metadata(path).err().unwrap_or_else(|| std::io::ErrorKind::NotFound.into());
+            return Err(DataError::read(path)(missing));
         };
         claims::check(&bytes).map_err(|problem| DataError::Tokenizer { name: name.clone(), problem })?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
