@@ -121,6 +121,11 @@ impl HubConfig {
         fields.remove("features");
         map.extend(fields);
         map.extend(family::keys_of(&self.llama));
+        // Python fills in the ids of the family's own vocabulary, and refuses one beyond the embedding.
+        let defaults = self.llama.family.default_tokens();
+        for (key, _) in defaults.iter().filter(|(_, id)| *id >= self.llama.vocab_size) {
+            map.entry(*key).or_insert(Value::Null);
+        }
         map.insert("model_type".into(), json!(self.llama.family.model_type()));
         map.insert("architectures".into(), json!([self.llama.family.architecture()]));
         map.insert("dtype".into(), json!(dtype.torch_name()));

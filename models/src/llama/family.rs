@@ -56,6 +56,15 @@ impl Family {
         }
     }
 
+    /// Ids of special tokens that `transformers` uses where a `config.json` names none, of families with large ones.
+    pub fn default_tokens(self) -> &'static [(&'static str, usize)] {
+        match self {
+            Self::SmolLm3 => &[("pad_token_id", 128_004), ("bos_token_id", 128_000), ("eos_token_id", 128_001)],
+            Self::Olmo2 => &[("eos_token_id", 50_279)],
+            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Qwen3 | Self::Granite => &[],
+        }
+    }
+
     /// The family with this `model_type`.
     pub fn of_model_type(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|family| family.model_type() == name)
