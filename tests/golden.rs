@@ -75,6 +75,8 @@ mod nf4;
 mod nola;
 #[path = "golden/orthogonal_adaptation.rs"]
 mod orthogonal_adaptation;
+#[path = "golden/pego.rs"]
+mod pego;
 #[path = "golden/pissa.rs"]
 mod pissa;
 #[path = "golden/pretraining_parameterisations.rs"]
@@ -158,6 +160,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("nf4", nf4::run),
     ("nola", nola::run),
     ("orthogonal-adaptation", orthogonal_adaptation::run),
+    ("pego", pego::run),
     ("pissa", pissa::run),
     ("pretraining-parameterisations", pretraining_parameterisations::run),
     ("randlora", randlora::run),

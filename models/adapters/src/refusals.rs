@@ -178,6 +178,9 @@ fn what_a_specification_refuses_is_refused_with_the_number_and_the_reason() {
         (with("shira", 8, json!({})), [12, 20], &["rank 8", "256 positions", "240"]),
         (with("fourierft", 241, json!({})), [12, 20], &["rank 241", "240 coefficients"]),
         (with("fourierft", 4, json!({"scaling": 0.0})), [12, 20], &["scaling = 0", "other than 0"]),
+        (with("pego", 4, json!({"adapters": 0})), [12, 20], &["adapters = 0", "from 1"]),
+        (with("pego", 4, json!({"lambda": -1.0})), [12, 20], &["lambda = -1", "from 0"]),
+        (with("pego", 13, json!({})), [12, 20], &["rank 13", "smaller side, 12"]),
         (with("gated", 4, json!({"gate_lr_scale": 0.0})), [12, 20], &["gate_lr_scale = 0", "greater than 0"]),
         (with("nested", 4, json!({"strict": true, "update": "all"})), [12, 20], &["strict = true", "frozen"]),
         (

@@ -24,6 +24,7 @@ mod nested;
 mod nola;
 mod oft;
 mod orthogonal;
+mod pego;
 mod randlora;
 mod salt;
 mod shira;
@@ -64,6 +65,7 @@ pub use nested::{Nested, NestedOptions, NestedUpdate, RANK_OF_PASS};
 pub use nola::{Nola, NolaOptions, Variant};
 pub use oft::{Oft, OftOptions};
 pub use orthogonal::{Basis, BasisKind, Orthogonal, OrthogonalOptions};
+pub use pego::{Pego, PegoOptions, Reduction};
 pub use randlora::{Draws, RandLora, RandLoraOptions};
 pub use salt::{Salt, SaltOptions, SaltRelu};
 pub use shira::{Shira, ShiraOptions};
@@ -110,4 +112,5 @@ pub static STRUCTURES: &[StructureEntry] = &[
     StructureEntry::of::<Diffora>(),
     StructureEntry::of::<BayesianLora>(),
     StructureEntry::of::<Snell>(),
+    StructureEntry::of::<Pego>(),
 ];
