@@ -47,6 +47,8 @@ mod interop_peft;
 mod interop_peft_more;
 #[path = "golden/interop_vit.rs"]
 mod interop_vit;
+#[path = "golden/lambda_orthogonality.rs"]
+mod lambda_orthogonality;
 #[path = "golden/ldadam.rs"]
 mod ldadam;
 #[path = "golden/llama.rs"]
@@ -146,6 +148,7 @@ const RUNNERS: &[(&str, Runner)] = &[
     ("interop-peft", interop_peft::run),
     ("interop-peft-more", interop_peft_more::run),
     ("interop-vit", interop_vit::run),
+    ("lambda-orthogonality", lambda_orthogonality::run),
     ("ldadam", ldadam::run),
     ("llama", llama::run),
     ("loca", loca::run),

@@ -11,6 +11,7 @@
 //!
 //! Linear weights are stored `[d_in, d_out]`, as Burn does; files hold the transposed `[d_out, d_in]`.
 
+pub mod alignment;
 pub mod analysis;
 mod error;
 pub mod hub;

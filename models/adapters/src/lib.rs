@@ -11,7 +11,7 @@
 //! To add a structure, copy `lora.rs`, implement [`Structure`] and [`Method`], and list it in `structures/mod.rs`;
 //! [`register`] adds a structure of another crate.
 //!
-//! Imports go one way: `ground` (what an adapter is) < `init` < `structures` < `registry` < `apply` (on the layers of a module) < `rule`, `allocation`, `compose`
+//! Imports go one way: `ground` (what an adapter is) < `init` < `structures` < `registry` < `apply` (on the layers of a module) < `rule`, `allocation`, `penalty`, `compose`
 //! (several adapters made into one).
 
 mod allocation;
@@ -21,6 +21,7 @@ mod bench;
 pub mod compose;
 mod ground;
 mod init;
+mod penalty;
 #[cfg(test)]
 mod refusals;
 mod registry;
@@ -41,6 +42,7 @@ pub use ground::{
     frozen_this_step, is_trained, linear_layers, linear_weights, merged, merged_with_unmerge_state, penalty,
     saved_parameters, shared_fingerprint, unmerged,
 };
+pub use penalty::{LambdaOrthogonality, MatrixPenalty, PENALTIES, PenaltyEntry, PenaltyHook};
 pub use registry::{initialisations, register};
 pub use rule::{AlloraRule, LoraFaRule, LoraPlusRule, LoraProRule, PlainRule, RULES, Rule, RuleEntry};
 pub use structures::*;

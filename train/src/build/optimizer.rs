@@ -2,13 +2,13 @@
 
 use burn::module::Module;
 use burn::optim::ModuleOptimizer;
-use lowrank_models::adapter::Rule;
+use lowrank_models::adapter::{MatrixPenalty, PenaltyHook, Rule};
 use lowrank_models::linear::OptimizerRequest;
 use lowrank_optim::registry::{self, Options};
 use lowrank_optim::{Assignment, Hooks, OptimError, StateMeter};
 
 use super::{Architecture, BuildError};
-use crate::config::Config;
+use crate::config::{Config, NONE};
 
 /// Optimizer with its hooks.
 pub struct Optimizer<M: Module> {
@@ -80,6 +80,10 @@ pub fn optimizer<M: Architecture>(
     }
     if let Some(steps) = steps {
         hooks = M::with_steps(hooks, steps);
+    }
+    if config.penalty.name != NONE {
+        let penalty = <dyn MatrixPenalty>::named(&config.penalty.name, &config.penalty.options)?;
+        hooks = hooks.with(PenaltyHook::new(penalty, &config.penalty.matrices, model)?);
     }
     Ok(Optimizer { optimizer, hooks, parameters })
 }

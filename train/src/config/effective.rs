@@ -8,7 +8,8 @@ use toml::{Table, Value};
 use super::Job;
 use super::sections::{
     AdapterSection, AllocationSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection,
-    OptimizerSection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection, WeightsSection,
+    OptimizerSection, PenaltySection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
+    WeightsSection,
 };
 
 /// Whole configuration of a run; the keys are documented in their sections.
@@ -22,6 +23,7 @@ pub struct Config {
     pub adapter: AdapterSection,
     pub rule: RuleSection,
     pub allocation: AllocationSection,
+    pub penalty: PenaltySection,
     pub data: DataSection,
     pub tokenizer: TokenizerSection,
     pub optimizer: OptimizerSection,

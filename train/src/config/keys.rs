@@ -31,8 +31,8 @@ pub fn sections(job: Job) -> Vec<Section> {
         ($($name:ident),*) => { vec![$( section(job, stringify!($name), OptionList::of(&config.$name)) ),*] };
     }
     let mut all = sections!(
-        run, model, weights, adapter, rule, allocation, data, tokenizer, optimizer, schedule, train, eval, checkpoint,
-        log
+        run, model, weights, adapter, rule, allocation, penalty, data, tokenizer, optimizer, schedule, train, eval,
+        checkpoint, log
     );
     all.retain(|section| !section.keys.is_empty());
     all

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 use super::assignment::{Assignment, put, text};
 use super::error::{ConfigError, Origin};
 use super::keys::{Key, sections};
-use super::methods::{NO_ALLOCATION, SLOTS, Slot, moved, nearest_key};
+use super::methods::{NONE, SLOTS, Slot, moved, nearest_key};
 use super::{Config, Job};
 
 /// Supported keys: those of the sections and the options of the methods that they name.
@@ -35,7 +35,7 @@ impl Known {
                 Some(options) => options,
                 // A folder, or no adapter.
                 None if slot.kind == Kind::Structure => OptionList::none(),
-                None if slot.kind == Kind::Allocation && name == NO_ALLOCATION => OptionList::none(),
+                None if [Kind::Allocation, Kind::Penalty].contains(&slot.kind) && name == NONE => OptionList::none(),
                 None => return Err(unknown_method(given, slot, &name)),
             };
             methods.push((slot, name, options));

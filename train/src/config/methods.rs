@@ -1,6 +1,6 @@
 //! Methods that sections name, and their options.
 
-use lowrank_models::adapter::{ALLOCATIONS, AllocationEntry, RULES, STRUCTURES, StructureEntry};
+use lowrank_models::adapter::{ALLOCATIONS, AllocationEntry, PENALTIES, RULES, STRUCTURES, StructureEntry};
 use lowrank_models::linear::{PARAMETERIZATIONS, ParameterizationEntry};
 use lowrank_optim::registry::{Entry, Kind, METHODS, OptionList, Registered, nearest};
 
@@ -14,12 +14,13 @@ pub struct Slot {
 }
 
 /// All sections with a name and options.
-pub const SLOTS: [Slot; 5] = [
+pub const SLOTS: [Slot; 6] = [
     Slot { section: "optimizer", kind: Kind::Optimizer },
     Slot { section: "model.parameterization", kind: Kind::Parameterization },
     Slot { section: "adapter", kind: Kind::Structure },
     Slot { section: "rule", kind: Kind::Rule },
     Slot { section: "allocation", kind: Kind::Allocation },
+    Slot { section: "penalty", kind: Kind::Penalty },
 ];
 
 impl Slot {
@@ -36,6 +37,7 @@ impl Slot {
             Kind::Structure => STRUCTURES.iter().map(|structure| structure.entry).collect(),
             Kind::Rule => RULES.iter().map(|rule| rule.entry).collect(),
             Kind::Allocation => ALLOCATIONS.iter().map(|allocation| allocation.entry).collect(),
+            Kind::Penalty => PENALTIES.iter().map(|penalty| penalty.entry).collect(),
             _ => Vec::new(),
         }
     }
@@ -76,8 +78,8 @@ pub fn structure_of(allocation: &str) -> Option<&'static str> {
     AllocationEntry::find(allocation).ok()?.structures.first().copied()
 }
 
-/// Name that stands for no allocation.
-pub const NO_ALLOCATION: &str = "none";
+/// Name that stands for no allocation and no penalty.
+pub const NONE: &str = "none";
 
 /// Returns true if a parameterization restarts, and the learning rate with it.
 pub fn restarts(name: &str) -> bool {

@@ -21,11 +21,11 @@ pub use error::{ConfigError, Origin};
 pub use job::Job;
 pub use keys::{Key, Section, sections};
 pub use layers::Layers;
-pub use methods::{SLOTS, Slot};
+pub use methods::{NONE, SLOTS, Slot};
 pub use schema::schema;
 pub use sections::{
     AdapterSection, AllocationSection, CheckpointSection, DataSection, EvalSection, LogSection, ModelSection,
-    OptimizerSection, ParameterizationSection, RuleSection, RunSection, ScheduleSection, TokenizerSection,
-    TrainSection, WeightsSection,
+    OptimizerSection, ParameterizationSection, PenaltySection, RuleSection, RunSection, ScheduleSection,
+    TokenizerSection, TrainSection, WeightsSection,
 };
 pub use units::{bytes, count, duration, parse_bytes};

@@ -162,6 +162,18 @@ section! {
 }
 
 section! {
+    /// Penalty on trained matrices, added to the loss.
+    PenaltySection {
+        /// Penalty, one of `lowrank methods`; `none`: the loss alone.
+        name: String = "none".into(),
+        /// Matrices that it is applied to: `adapter-a` and `adapter-b` for the factors of the adapter, or regular expressions for the ends of parameter names.
+        matrices: Vec<String> = vec!["adapter-a".into(), "adapter-b".into()],
+        /// Options of the penalty; see `lowrank methods NAME`.
+        options: Options = Options::new(),
+    }
+}
+
+section! {
     /// Images, for a vision transformer.
     ImagesSection {
         /// Mirror half of the training images from left to right.

@@ -91,6 +91,7 @@ fn flag(kind: Kind) -> &'static str {
         Kind::Parameterization => "--parameterization",
         Kind::Structure => "--adapter",
         Kind::Allocation => "--allocation",
+        Kind::Penalty => "--set penalty.name=",
         _ => "--rule",
     }
 }
