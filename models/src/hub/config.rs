@@ -94,6 +94,11 @@ impl HubConfig {
         {
             keys.map.remove(stale);
         }
+        for (key, _) in beyond_vocabulary(&llama) {
+            if keys.map.get(key).is_some_and(Value::is_null) {
+                keys.map.remove(key);
+            }
+        }
         Ok(Self { llama, extra: keys.map })
     }
 
@@ -121,10 +126,8 @@ impl HubConfig {
         fields.remove("features");
         map.extend(fields);
         map.extend(family::keys_of(&self.llama));
-        // Python fills in the ids of the family's own vocabulary, and refuses one beyond the embedding.
-        let defaults = self.llama.family.default_tokens();
-        for (key, _) in defaults.iter().filter(|(_, id)| *id >= self.llama.vocab_size) {
-            map.entry(*key).or_insert(Value::Null);
+        for (key, _) in beyond_vocabulary(&self.llama) {
+            map.entry(key).or_insert(Value::Null);
         }
         map.insert("model_type".into(), json!(self.llama.family.model_type()));
         map.insert("architectures".into(), json!([self.llama.family.architecture()]));
@@ -146,6 +149,12 @@ impl HubConfig {
             Err(reason) => Err(ModelError::Config(reason)),
         }
     }
+}
+
+/// Ids of special tokens that Python fills in where a configuration names none, and refuses because the vocabulary is smaller.
+fn beyond_vocabulary(llama: &LlamaConfig) -> impl Iterator<Item = (&'static str, usize)> {
+    let smaller = llama.vocab_size;
+    llama.family.default_tokens().iter().copied().filter(move |(_, id)| *id >= smaller)
 }
 
 /// Takes the family out of a configuration; other ones are rejected by name.

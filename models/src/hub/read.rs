@@ -288,7 +288,7 @@ impl TensorFiles {
     }
 
     /// Reads whole numbers as f32 and takes them off the list. Rejects numbers that f32 cannot represent.
-    pub(super) fn take_whole(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+    pub fn take_whole(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         let (bytes, dtype) = match self.tensors.get(name) {
             Some((_, _, info)) if !matches!(info.dtype, Dtype::I32 | Dtype::I64) => return self.take(name, shape),
             _ => self.entry(name, shape)?,

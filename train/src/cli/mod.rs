@@ -2,6 +2,7 @@
 
 mod adapter_start;
 mod adapters;
+mod align;
 mod chat;
 mod compare;
 mod compose;
@@ -54,6 +55,7 @@ enum Command {
     Tokenize(tokenize::Args),
     Eval(eval::Args),
     Embed(embed::Args),
+    Align(align::Args),
     Inspect(inspect::Args),
     Export(export::Args),
     Merge(merge::Args),
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),
+        Command::Align(args) => align::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args),
         Command::Merge(args) => merge::run(args),
