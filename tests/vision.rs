@@ -6,7 +6,9 @@ mod program;
 #[path = "small_adapters.rs"]
 mod small_adapters;
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::Module;
 use burn::optim::SgdConfig;
@@ -18,9 +20,9 @@ use lowrank_models::vit::{EncoderConfig, ImageShape};
 use lowrank_models::{ImageBatch, Rows, SegmentedModel, VisionTransformer, VitConfig};
 use lowrank_optim::Hooks;
 use lowrank_train::data::DataError;
-use lowrank_train::data::images::Picture;
+use lowrank_train::data::images::{Augment, ImageSet, ImageSettings, Picture};
 use lowrank_train::engine::{BackwardMode, Schedule, Trainer, TrainerOptions};
-use lowrank_train::objective::{Stream, StreamBatch, Streams};
+use lowrank_train::objective::{ImageStream, Stream, StreamBatch, Streams};
 use program::{Workshop, checkpoints, metrics, refused, succeeded, summary, tensors};
 use small_adapters::{all, apart};
 
@@ -250,6 +252,40 @@ fn domains_are_measured_and_lists_are_read() {
     let text = succeeded(shop.run(&["eval", "--quiet", "--model", &model, "--data", "list.jsonl"])).stdout;
     let text = String::from_utf8_lossy(&text);
     assert!(text.contains("domain day") && text.contains("domain night") && text.contains("class red"), "{text}");
+
+    // Three of four images are of the day, and each batch has as many of the night.
+    let dark = |number: usize| if number % 4 == 0 { "night" } else { "day" };
+    let line = |number: usize| {
+        let class = ["red", "green"][number % 2];
+        let domain = dark(number);
+        format!(
+            "{{\"image\": \"images/{class}/{}.png\", \"label\": \"{class}\", \"domain\": \"{domain}\"}}",
+            number / 2
+        )
+    };
+    let lines: Vec<String> = (0..20).map(line).collect();
+    std::fs::write(shop.path("uneven.jsonl"), lines.join("\n")).unwrap();
+    let set = ImageSet::read(&[shop.path("uneven.jsonl")], &ImageSettings::vit(32), None, false).unwrap();
+    let stream = ImageStream::new(Arc::new(set.clone()), 4).shuffled(Augment::default(), 3).balanced().unwrap();
+    let mut seen = BTreeSet::new();
+    for position in (0..60).step_by(4) {
+        let batch = stream.at(position, &Device::default()).unwrap();
+        let domains: Vec<&str> = batch.tags.iter().filter_map(|tag| tag.fields["domain"].as_str()).collect();
+        assert_eq!(domains, ["day", "night", "day", "night"]);
+        seen.extend(batch.batch.labels.into_data().iter::<i32>().map(|label| (position / 20, label)));
+    }
+    assert!(seen.len() >= 4, "both classes in every part: {seen:?}");
+    let uneven = ImageStream::new(Arc::new(set.clone()), 3).shuffled(Augment::default(), 3).balanced();
+    assert!(uneven.is_err_and(|reason| reason.contains("train.batch = 3") && reason.contains("day, night")));
+    assert_eq!(set.clone().without_domain("night").unwrap().len(), 15);
+    let run = |more: &[&str]| {
+        shop.run(&tiny("pretrain", "vit-micro", "balanced", "uneven.jsonl", &[&["--steps", "2"], more].concat()))
+    };
+    refused(&run(&["--set", "data.images.leave_out=dusk"]), &["data.images.leave_out = dusk", "day, night"]);
+    let both = ["--set", "data.images.balance_domains=true", "--set", "data.images.leave_out=night"];
+    succeeded(run(&both));
+    let tuned = ["--adapter", "pego", "--rank", "2", "--leave-out", "night", "--steps", "2"];
+    succeeded(shop.run(&tiny("finetune", &newest(&shop, "run"), "tuned", "uneven.jsonl", &tuned)));
 }
 
 #[test]

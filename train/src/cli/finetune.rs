@@ -71,6 +71,9 @@ pub struct Args {
     /// Initialisation of the adapter: default, pissa, olora, ..; see `lowrank methods NAME`
     #[arg(long, value_name = "NAME")]
     init: Option<String>,
+    /// Domain of images that is not trained on, to measure on it later
+    #[arg(long, value_name = "DOMAIN")]
+    leave_out: Option<String>,
     #[command(flatten)]
     training: TrainingArgs,
 }
@@ -88,6 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--dropout", "adapter.dropout", args.dropout);
     layers.optional("--targets", "adapter.targets", args.targets.as_deref());
     layers.optional("--init", "adapter.init", args.init.as_deref());
+    layers.optional("--leave-out", "data.images.leave_out", args.leave_out.as_deref());
     let given = layers.has("optimizer.lr");
     let usual = |config: &mut Config| {
         let rule = find(Kind::Rule, RULES.iter().copied(), &config.rule.name).ok();

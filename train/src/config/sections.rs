@@ -186,6 +186,10 @@ section! {
         rotate: f64 = 0.0,
         /// Leave out images that cannot be read, and count them, instead of refusing the data.
         skip_broken: bool = false,
+        /// Domain whose images are left out of training and held-out images, to measure on it later; empty: none.
+        leave_out: String = String::new(),
+        /// Draw as many images from each domain for every batch; the batch is a multiple of their number.
+        balance_domains: bool = false,
     }
 }
 

@@ -19,6 +19,8 @@ pub struct ImageStream {
     set: Arc<ImageSet>,
     batch: usize,
     order: Option<Order>,
+    /// Images of each domain in an order of their own, where every batch has as many of each.
+    domains: Vec<(Vec<usize>, Order)>,
     augment: Augment,
     seed: u64,
 }
@@ -26,13 +28,40 @@ pub struct ImageStream {
 impl ImageStream {
     /// Creates a stream of all images in their order; every one has a class, and a batch at least one row.
     pub fn new(set: Arc<ImageSet>, batch: usize) -> Self {
-        Self { set, batch: batch.max(1), order: None, augment: Augment::default(), seed: 0 }
+        Self { set, batch: batch.max(1), order: None, domains: Vec::new(), augment: Augment::default(), seed: 0 }
     }
 
     /// Repeats endlessly, in a different order in each epoch and with random changes.
     pub fn shuffled(self, augment: Augment, seed: u64) -> Self {
         let order = NonZeroU64::new(self.set.len() as u64).map(|count| Order::new(count, seed));
         Self { order, augment, seed, ..self }
+    }
+
+    /// Takes the rows of a shuffled stream from all domains in turn, so that a batch has as many images of each. Rejects images without a domain, and
+    /// batches that the number of domains does not divide.
+    pub fn balanced(self) -> Result<Self, String> {
+        let refused = |problem: String| Err(format!("data.images.balance_domains = true: {problem}"));
+        let Some(names) = self.set.domains() else {
+            return refused("an image has no domain; give all of them in JSON lines".into());
+        };
+        if !self.batch.is_multiple_of(names.len()) {
+            return refused(format!(
+                "train.batch = {} is no multiple of the {} domains {}",
+                self.batch,
+                names.len(),
+                names.join(", ")
+            ));
+        }
+        let images = |name: &str| -> Vec<usize> {
+            (0..self.set.len()).filter(|number| self.set.domain(*number) == Some(name)).collect()
+        };
+        let mut domains = Vec::new();
+        for (place, name) in names.into_iter().enumerate() {
+            let images = images(name);
+            let Some(count) = NonZeroU64::new(images.len() as u64) else { continue };
+            domains.push((images, Order::new(count, self.seed.wrapping_add(place as u64))));
+        }
+        Ok(Self { domains, ..self })
     }
 
     /// The images.
@@ -43,6 +72,14 @@ impl ImageStream {
     /// Numbers of the images of a batch, each with its position in the run.
     fn numbers(&self, position: u64) -> Vec<(u64, usize)> {
         let positions = position..position + self.batch as u64;
+        if !self.domains.is_empty() {
+            let count = self.domains.len() as u64;
+            let number = |position: u64| {
+                let (images, order) = &self.domains[(position % count) as usize];
+                images[order.window(position / count).1 as usize]
+            };
+            return positions.map(|position| (position, number(position))).collect();
+        }
         match &self.order {
             Some(order) => positions.map(|position| (position, order.window(position).1 as usize)).collect(),
             None => positions.take_while(|row| *row < self.rows()).map(|row| (row, row as usize)).collect(),

@@ -51,7 +51,7 @@ impl Recipe<VisionTransformer> {
         check_images(&hub)?;
         with_usual_rank(&mut config, hub.config.encoder.hidden_size, listener);
         let first = config.data.path.first().map(|path| path.display().to_string()).unwrap_or_default();
-        let data = ImageData::new(train, validation, &config, format!("eval MODEL --data {first}"));
+        let data = ImageData::new(train, validation, &config, format!("eval MODEL --data {first}"))?;
         let (job, steps) = (config.run.job, config.total_steps(crate::objective::Stream::rows(&data.train)));
         let model = match (job, folder) {
             (Job::Finetune, None) => {
@@ -88,6 +88,11 @@ fn read(
             )),
         }
     }
+    let others = |set: ImageSet| match section.images.leave_out.as_str() {
+        "" => Ok(set),
+        domain => set.without_domain(domain).map_err(BuildError::Settings),
+    };
+    train = others(train)?;
     let sets = match section.validation.is_empty() {
         true => train.held_out(section.validation_fraction, config.train.seed)?,
         false => {

@@ -176,7 +176,7 @@ impl ImageData {
         validation: crate::data::images::ImageSet,
         config: &Config,
         ask: String,
-    ) -> Self {
+    ) -> Result<Self, BuildError> {
         let (batch, seed) = (config.train.batch, config.train.seed);
         let count = |count: usize| crate::config::count(count as u64);
         let mut description = format!(
@@ -190,15 +190,20 @@ impl ImageData {
             description.push_str(&format!("; {} broken ones left out", count(skipped)));
         }
         let settings = train.settings().clone();
-        let augment = crate::build::augment(config);
-        Self {
-            fingerprint: train.fingerprint(),
-            held_out_fingerprint: validation.fingerprint(),
-            train: ImageStream::new(Arc::new(train), batch).shuffled(augment, seed),
+        let (fingerprint, held_out_fingerprint) = (train.fingerprint(), validation.fingerprint());
+        let train = ImageStream::new(Arc::new(train), batch).shuffled(crate::build::augment(config), seed);
+        let train = match config.data.images.balance_domains {
+            true => train.balanced().map_err(BuildError::Settings)?,
+            false => train,
+        };
+        Ok(Self {
+            fingerprint,
+            held_out_fingerprint,
+            train,
             validation: ImageStream::new(Arc::new(validation), batch),
             settings,
             description,
             ask,
-        }
+        })
     }
 }

@@ -168,6 +168,29 @@ impl ImageSet {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// The domains, in the order of their names; none if an image has none.
+    pub fn domains(&self) -> Option<Vec<&str>> {
+        let mut domains = (0..self.len()).map(|number| self.domain(number)).collect::<Option<Vec<&str>>>()?;
+        domains.sort_unstable();
+        domains.dedup();
+        Some(domains)
+    }
+
+    /// The images of other domains than this one.
+    pub fn without_domain(self, domain: &str) -> Result<Self, String> {
+        let others = |image: &&LabelledImage| image.item.domain.as_deref() != Some(domain);
+        let images: Vec<LabelledImage> = self.images.iter().filter(others).cloned().collect();
+        let problem = match (images.len(), self.domains()) {
+            (0, _) => "all images are of this domain; name data with others too".to_string(),
+            (left, Some(known)) if left == self.len() => format!("the domains are {}", known.join(", ")),
+            (left, None) if left == self.len() => {
+                "no image is of this domain; give it as \"domain\" in JSON lines".to_string()
+            }
+            _ => return Ok(Self { images, ..self.emptied() }),
+        };
+        Err(format!("data.images.leave_out = {domain}: {problem}"))
+    }
+
     /// Sets a fraction of the images aside, drawn by the seed: the others, and those.
     pub fn held_out(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
         let count = (self.len() as f64 * fraction).round() as usize;
