@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::common::Common;
-use super::search::{Contender, search};
+use super::search::{Contender, Search};
 use super::table::{self, Column, markdown};
 use crate::build::Listener;
 use crate::cli::output::print;
@@ -22,7 +22,7 @@ pub struct Comparison<'a> {
     pub folder: &'static str,
     pub contenders: Vec<Contender>,
     /// Maximum number of learning rates per method: after the first three, the next one is tried while the best is at
-    /// an end.
+    /// an end. All methods get as many as the one with the most.
     pub most: usize,
     pub columns: Vec<Column<'a>>,
 }
@@ -33,9 +33,23 @@ impl Comparison<'_> {
         let out = common.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(self.folder));
         let mut console = Console::new(common.quiet);
         let signals = Signals::install().context("signals cannot be watched")?;
-        let mut rows = Vec::new();
+        let mut searches = Vec::new();
         for contender in self.contenders {
-            match search(contender, common, self.most, &out, &console, &signals)? {
+            match Search::run(contender, common, self.most, (&out, &console, &signals))? {
+                ControlFlow::Continue(search) => searches.push(search),
+                ControlFlow::Break(code) => return Ok(code),
+            }
+        }
+        let most = searches.iter().map(Search::tried).max().unwrap_or(0);
+        let mut rows = Vec::new();
+        for mut search in searches {
+            // With given rates all have been tried.
+            if common.lr.is_empty()
+                && let ControlFlow::Break(code) = search.refine(most)?
+            {
+                return Ok(code);
+            }
+            match search.finish(common.first_seed(), common.seeds)? {
                 ControlFlow::Continue(row) => rows.push(row),
                 ControlFlow::Break(code) => return Ok(code),
             }
