@@ -311,6 +311,40 @@ fn peft_reads_our_adapters() {
     python("interop_peft.py", &["check", dir.path().to_str().unwrap()]);
 }
 
+/// Compositions of two adapters by the program, against those of peft.
+#[test]
+#[ignore = "needs LOWRANK_PYTHON"]
+fn peft_composes_adapters_to_the_same_logits() {
+    let shop = Workshop::new(0);
+    let mut config = LlamaConfig::named("llama-9m", 97).unwrap();
+    (config.hidden_size, config.intermediate_size, config.head_dim) = (32, 48, 8);
+    (config.num_hidden_layers, config.num_key_value_heads, config.initializer_range) = (2, 2, 0.2);
+    let base = Llama::random(&config, 3, &Device::default()).unwrap();
+    for name in ["model", "one", "two"] {
+        std::fs::create_dir(shop.path(name)).unwrap();
+    }
+    save(&base, &serde_json::Map::new(), &shop.path("model"), u64::MAX).unwrap();
+    for (name, seed) in [("one", 1), ("two", 2)] {
+        let lora = AdapterConfig { seed, ..AdapterConfig::new("lora").with_rank(4).with_alpha(8.0) };
+        let model = adapted(&base, &lora);
+        peft::save(&model, "default", peft::Form::Peft, Some("model"), &shop.path(name)).unwrap();
+    }
+    let both = ["--adapter", "one=0.7", "--adapter", "two=0.4"];
+    for (method, folder, set) in [
+        ("linear", "linear", None),
+        ("cat", "cat", None),
+        ("svd", "svd", Some("rank=4")),
+        ("ties", "ties", Some("density=0.5")),
+        ("magnitude-prune", "magnitude_prune", Some("density=0.5")),
+    ] {
+        let out = format!("composed/{folder}");
+        let mut args = [&["compose", "--method", method, "--out", &out][..], &both].concat();
+        args.extend(set.into_iter().flat_map(|set| ["--set", set]));
+        succeeded(shop.run(&args));
+    }
+    python("interop_peft.py", &["combined", shop.dir.path().to_str().unwrap()]);
+}
+
 /// A fine-tuned adapter as the program leaves it, and the folder that `lowrank merge` makes of it. `LOWRANK_TEST_MODEL` and `LOWRANK_TEST_ADAPTER` name
 /// folders to look at in place of a tiny model; `--nocapture` shows the differences.
 #[test]

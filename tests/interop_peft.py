@@ -3,6 +3,7 @@
     python interop_peft.py check DIR    DIR/model, DIR/<adapter> and DIR/merged/<adapter> hold folders and expected.safetensors (ids, logits)
     python interop_peft.py tuned MODEL ADAPTER MERGED FILE    the same for one adapter, the model below and the merged one; FILE holds ids,
                                         logits, and 16 tokens with what follows greedily
+    python interop_peft.py combined DIR  DIR/composed/<combination> is what peft makes of the adapters DIR/one and DIR/two on DIR/model
     python interop_peft.py write DIR    writes adapters on DIR/model that differ from their start, and DIR/expected_more.safetensors
 """
 import re
@@ -57,6 +58,32 @@ def check(folder):
         assert ours < 1e-4, f"{adapter.name}: the merged folder differs by {ours}"
         told.append(f"{adapter.name} {difference:.1e}")
     print("logits differ by", ", ".join(told))
+
+
+COMBINATIONS = {
+    "linear": {},
+    "cat": {},
+    "svd": {"svd_rank": 4},
+    "ties": {"density": 0.5},
+    "magnitude_prune": {"density": 0.5},
+}
+
+
+def combined(folder):
+    model = PeftModel.from_pretrained(base(folder / "model"), folder / "one", adapter_name="one")
+    model.load_adapter(folder / "two", adapter_name="two")
+    ids = torch.arange(26).reshape(2, 13) * 7 % model.config.vocab_size
+    figures = []
+    for name, options in COMBINATIONS.items():
+        model.add_weighted_adapter(["one", "two"], [0.7, 0.4], name, combination_type=name, **options)
+        model.set_adapter(name)
+        theirs = logits_of(model, ids)
+        ours = logits_of(PeftModel.from_pretrained(base(folder / "model"), folder / "composed" / name), ids)
+        difference = (theirs - ours).abs().max().item() / theirs.abs().max().item()
+        assert (theirs - logits_of(base(folder / "model"), ids)).abs().max().item() > 0.1, f"{name} does nothing"
+        assert difference < 1e-5, f"{name}: logits differ by {difference} of the largest"
+        figures.append(f"{name} {difference:.1e}")
+    print("logits of compositions differ by", ", ".join(figures), "of the largest")
 
 
 def tuned(model, adapter, merged, file):
@@ -116,4 +143,4 @@ def write(folder):
     save_file(out, folder / "expected_more.safetensors", metadata={"format": "pt"})
 
 
-{"check": check, "tuned": tuned, "write": write}[sys.argv[1]](*map(Path, sys.argv[2:]))
+{"check": check, "combined": combined, "tuned": tuned, "write": write}[sys.argv[1]](*map(Path, sys.argv[2:]))
