@@ -1,5 +1,4 @@
-//! IncreLoRA: the layers that matter most get components in the course of the run ("IncreLoRA: Incremental Parameter
-//! Allocation Method for Parameter-Efficient Fine-tuning", arXiv 2308.12043).
+//! Growth of the layers in the course of a run.
 
 use std::collections::BTreeMap;
 
@@ -7,240 +6,27 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::scores_on;
-use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use lowrank_optim::{HookError, Part, StepInfo};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::definition::{Allocation, AllocationEntry, AllocationRun, Allocator, read, refused};
-use super::importance::Importance;
-use super::model::{AllocatedModel, Rebuild};
-use super::record::AllocationRecord;
-use super::triplets::{each_triplet, orthogonality};
-use super::view::LayerAllocation;
+use super::options::IncreLora;
+use crate::allocation::definition::{AllocationRun, Allocator};
+use crate::allocation::importance::Importance;
+use crate::allocation::model::{AllocatedModel, Rebuild};
+use crate::allocation::record::AllocationRecord;
+use crate::allocation::triplets::{each_triplet, orthogonality};
+use crate::allocation::view::LayerAllocation;
 use crate::ground::any::AnyStructure;
-use crate::ground::config::AdapterConfig;
 use crate::ground::error::AdapterError;
-use crate::ground::site::{Place, Size};
+use crate::ground::site::Size;
 use crate::ground::stack::Adapter;
 use crate::structures::{Triplet, TripletOptions};
-
-pub(super) static ENTRY: AllocationEntry = AllocationEntry {
-    entry: Entry {
-        papers: &[Paper {
-            title: "IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning",
-            place: "2308.12043",
-        }],
-        memory: "3 add_rank (d_in + d_out) of a reserve; d_in d_out with several micro-batches",
-        needs: &["the structure triplet", "a known number of steps", "the optimizer adamw"],
-        refuses: &["train.backward = per-layer", "GPUs"],
-        options: || OptionList::of(&IncreLora::default()),
-        ..Entry::plain(
-            Kind::Allocation,
-            "increlora",
-            "starts with rank 1 and gives more components to the layers that matter most",
-        )
-    },
-    structures: &["triplet"],
-    read: |options| read::<IncreLora>(&ENTRY, options),
-};
 
 /// Value of the components of a reserve that learns in advance: almost none.
 const RESERVE: f32 = 1e-5;
 
-/// Allocation IncreLoRA. The rank of the adapter is that at the start of each layer, 1 when not given.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct IncreLora {
-    /// Average rank of the layers at the end.
-    #[schemars(range(min = 1, max = 131_072))]
-    pub target_rank: usize,
-    /// Sum of the ranks of all layers at the end, instead of an average.
-    #[schemars(range(min = 1))]
-    pub total_rank: Option<usize>,
-    /// Components that a layer gets at a time.
-    #[schemars(range(min = 1, max = 131_072))]
-    pub add_rank: usize,
-    /// Layers that get components at a time.
-    #[schemars(range(min = 1))]
-    pub top_h: usize,
-    /// Steps before the first growth.
-    pub init_warmup: u64,
-    /// Steps between growths.
-    #[schemars(range(min = 1))]
-    pub increment_interval: u64,
-    /// Smoothing of the scores.
-    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
-    pub beta_1: f64,
-    /// Smoothing of their deviations.
-    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
-    pub beta_2: f64,
-    /// Weight gamma of the distance of the factors from being orthonormal.
-    #[schemars(range(min = 0.0, max = 1e9))]
-    pub orth_weight: f64,
-    /// Train the components that a layer gets next before it has them.
-    pub advance_learn: bool,
-    /// New components have the learning-rate schedule of a run that starts with them.
-    pub restart_warmup: bool,
-}
-
-impl Default for IncreLora {
-    fn default() -> Self {
-        Self {
-            target_rank: 2,
-            total_rank: None,
-            add_rank: 1,
-            top_h: 2,
-            init_warmup: 100,
-            increment_interval: 100,
-            beta_1: 0.85,
-            beta_2: 0.85,
-            orth_weight: 0.1,
-            advance_learn: true,
-            restart_warmup: true,
-        }
-    }
-}
-
-impl IncreLora {
-    fn target(&self, layers: usize) -> usize {
-        self.total_rank.unwrap_or(self.target_rank * layers)
-    }
-
-    /// Returns true if layers grow at a step, counted from 0.
-    fn grows_at(&self, step: u64) -> bool {
-        step > self.init_warmup && step.is_multiple_of(self.increment_interval)
-    }
-
-    /// Components that the growths of a run add at most.
-    fn reach(&self, total_steps: u64, layers: usize) -> usize {
-        let last = total_steps.saturating_sub(1) / self.increment_interval;
-        let events = last.saturating_sub(self.init_warmup / self.increment_interval);
-        usize::try_from(events)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(self.top_h.min(layers))
-            .saturating_mul(self.add_rank)
-    }
-}
-
-impl Allocation for IncreLora {
-    fn entry(&self) -> &'static AllocationEntry {
-        &ENTRY
-    }
-
-    fn prepare(&self, config: AdapterConfig) -> Result<AdapterConfig, AdapterError> {
-        let config = AdapterConfig { rank: config.rank.or(Some(1)), ..config };
-        Ok(match self.advance_learn {
-            true => config,
-            false => config.with_option("train_reserve", false),
-        })
-    }
-
-    fn check(&self, run: &AllocationRun, layers: &[Place]) -> Result<(), AdapterError> {
-        let Some(total) = run.total_steps else {
-            return refused(
-                "allocation.name",
-                "increlora",
-                "its growth follows the steps of the run: set train.steps or train.epochs, and train.minutes to 0",
-            );
-        };
-        for (key, value) in [
-            ("add_rank", self.add_rank as u64),
-            ("top_h", self.top_h as u64),
-            ("increment_interval", self.increment_interval),
-        ] {
-            if value == 0 {
-                return refused(&format!("allocation.options.{key}"), value, "it must be at least 1");
-            }
-        }
-        let initial: usize = layers.iter().map(|layer| layer.rank).sum();
-        let target = self.target(layers.len());
-        if target < initial {
-            let (key, value) = match self.total_rank {
-                Some(total) => ("allocation.options.total_rank", total),
-                None => ("allocation.options.target_rank", self.target_rank),
-            };
-            return refused(
-                key,
-                value,
-                format!(
-                    "the budget of {target} components is below the {initial} that {} layers start with; raise it, or lower adapter.rank",
-                    layers.len()
-                ),
-            );
-        }
-        if target > initial && self.reach(total, layers.len()) == 0 {
-            return refused(
-                "allocation.options.init_warmup",
-                self.init_warmup,
-                format!(
-                    "the run ends after {total} steps, before the first growth at allocation.options.increment_interval = {}; lower one of them",
-                    self.increment_interval
-                ),
-            );
-        }
-        Ok(())
-    }
-
-    fn check_optimizer(&self, method: &str) -> Result<(), AdapterError> {
-        match method {
-            "adamw" => Ok(()),
-            other => Err(AdapterError::Refused(format!(
-                "optimizer.name = {other}: not supported with allocation increlora, whose new components have AdamW with moments of their own; set it to adamw"
-            ))),
-        }
-    }
-
-    fn warnings(&self, run: &AllocationRun, layers: &[Place]) -> Vec<String> {
-        let initial: usize = layers.iter().map(|layer| layer.rank).sum();
-        let missing = self.target(layers.len()).saturating_sub(initial);
-        let mut warnings = Vec::new();
-        if !missing.is_multiple_of(self.add_rank) {
-            warnings.push(format!(
-                "increlora adds {} components at a time: {} of the budget stay unused",
-                self.add_rank,
-                missing % self.add_rank
-            ));
-        }
-        let reach = self.reach(run.total_steps.unwrap_or(0), layers.len());
-        if reach + self.add_rank <= missing {
-            warnings.push(format!(
-                "increlora cannot reach its budget: {missing} components are missing, and the growths of {} steps add {reach}; raise allocation.options.top_h or lower allocation.options.increment_interval",
-                run.total_steps.unwrap_or(0)
-            ));
-        }
-        if run.micro_batches > 1 {
-            let bytes: usize = layers.iter().map(|layer| 4 * layer.shape[0] * layer.shape[1]).sum();
-            warnings.push(format!(
-                "increlora with train.accumulation = {}: the gradients of the updates are kept between micro-batches, {bytes} bytes in all; train.accumulation = 1 needs none of them",
-                run.micro_batches
-            ));
-        }
-        warnings
-    }
-
-    fn state_bytes(&self, place: &Place, micro_batches: u64) -> usize {
-        if micro_batches > 1 { 4 * place.shape[0] * place.shape[1] } else { 0 }
-    }
-
-    fn largest_rank(&self, layers: usize) -> Option<usize> {
-        Some(self.target(layers).div_ceil(layers.max(1)) + self.add_rank)
-    }
-
-    fn allocator(&self, run: &AllocationRun) -> Box<dyn Allocator> {
-        Box::new(Growing {
-            allocation: self.clone(),
-            run: run.clone(),
-            importance: None,
-            born: BTreeMap::new(),
-            before: BTreeMap::new(),
-            restored_total: None,
-        })
-    }
-}
-
+/// The run of an allocation: which layers grow, and when their components were born.
 #[derive(Debug)]
-struct Growing {
+pub(super) struct Growing {
     allocation: IncreLora,
     run: AllocationRun,
     /// Importance of the layers, in their order.
@@ -262,6 +48,10 @@ struct Layer {
 }
 
 impl Growing {
+    pub(super) fn new(allocation: IncreLora, run: AllocationRun) -> Self {
+        Self { allocation, run, importance: None, born: BTreeMap::new(), before: BTreeMap::new(), restored_total: None }
+    }
+
     fn layers(&self, part: &dyn Part) -> Vec<Layer> {
         let mut layers = Vec::new();
         each_triplet(part, &self.run.adapter, |path, adapter, triplet| {
