@@ -11,7 +11,11 @@ use crate::engine::Schedule;
 pub fn allocation(section: &AllocationSection) -> Result<Option<Box<dyn Allocation>>, BuildError> {
     match section.name.as_str() {
         "none" => Ok(None),
-        name => Ok(Some(<dyn Allocation>::named(name, &section.options)?)),
+        name => {
+            let allocation = <dyn Allocation>::named(name, &section.options)?;
+            allocation.check_program()?;
+            Ok(Some(allocation))
+        }
     }
 }
 
@@ -50,4 +54,16 @@ pub fn allocation_hook<M: Module>(
     let hook = AllocationHook::new(allocation, &run);
     hook.look(model);
     Ok(hook)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_that_only_the_library_drives_is_refused() {
+        let section = AllocationSection { name: "diffora".into(), ..AllocationSection::default() };
+        let told = allocation(&section).expect_err("no search in a run").to_string();
+        assert!(told.contains("allocation.name = diffora") && told.contains("DifforaSearch"), "{told}");
+    }
 }

@@ -35,6 +35,11 @@ pub trait Allocation: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Rejects runs of the program, where only a caller of the library can drive the search.
+    fn check_program(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
     /// Rejects optimizers that the allocation does not support.
     fn check_optimizer(&self, _method: &str) -> Result<(), AdapterError> {
         Ok(())

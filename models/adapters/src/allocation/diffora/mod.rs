@@ -49,6 +49,14 @@ impl Allocation for DiffoRa {
         &ENTRY
     }
 
+    fn check_program(&self) -> Result<(), AdapterError> {
+        refused(
+            "allocation.name",
+            "diffora",
+            "a run takes no gradients of held-out data, without which no layer is stronger than another; search with DifforaSearch of the library, or set another allocation",
+        )
+    }
+
     fn check(&self, run: &AllocationRun, layers: &[Place]) -> Result<(), AdapterError> {
         if run.stage == 0 && run.total_steps.is_none() {
             return refused(
