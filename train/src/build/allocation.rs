@@ -6,6 +6,7 @@ use lowrank_models::adapter::{AdapterConfig, Allocation, AllocationHook, Allocat
 use super::{BuildError, Listener};
 use crate::config::{AllocationSection, Config};
 use crate::engine::Schedule;
+use crate::process::Peers;
 
 /// Allocation of the configuration, if it names one.
 pub fn allocation(section: &AllocationSection) -> Result<Option<Box<dyn Allocation>>, BuildError> {
@@ -38,7 +39,7 @@ pub fn allocation_hook<M: Module>(
         stage,
         // The clock may end a run at any step.
         total_steps: schedule.total_steps.filter(|_| config.train.minutes == 0.0),
-        micro_batches: config.train.accumulation as u64,
+        micro_batches: (config.train.accumulation * Peers::of_process().size()) as u64,
         // The schedule counts from 1, so that its first rate is above 0; that of new parameters begins at 0 and ends with
         // the run.
         rates: Rates::new(move |step, total| match step {

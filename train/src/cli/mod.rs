@@ -36,6 +36,7 @@ use clap::{Parser, Subcommand};
 use lowrank_kernels::instructions::check_environment;
 
 use crate::build::BuildError;
+use crate::process::{Peers, Session};
 use crate::run::RunError;
 
 /// Low-rank training on Burn: pretrain and fine-tune small LLaMA-style models and vision transformers in little memory.
@@ -79,7 +80,54 @@ pub fn main() -> ExitCode {
         eprintln!("error: {error}");
         return ExitCode::from(2);
     }
-    let done = match cli.command {
+    let (trains, compares) = match cli.command {
+        Command::Pretrain(_) | Command::Finetune(_) => (true, false),
+        Command::Compare(_) => (false, true),
+        _ => (false, false),
+    };
+    // Other commands write no run folder and stay as they are below a launcher.
+    let session = match (trains || compares).then(|| Session::begin(trains)).transpose() {
+        Ok(session) => session,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let code = together(|| run(cli.command));
+    drop(session);
+    code
+}
+
+/// Runs the work of this process. If it fails, all processes that train together end, since they would wait for ever.
+fn together(work: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
+    let peers = Peers::of_process();
+    if peers.is_alone() {
+        return finish(work());
+    }
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    let code = match done {
+        Ok(Ok(code)) => return code,
+        Ok(Err(error)) => {
+            if !peers.is_first() {
+                // An error that all processes have is reported by the first, which then ends the others.
+                std::thread::sleep(WAIT_FOR_FIRST);
+                eprint!("rank {} of {}: ", peers.rank(), peers.size());
+            }
+            let input = is_input(&error);
+            finish(Err(error));
+            if input { 2 } else { 1 }
+        }
+        Err(_) => 101,
+    };
+    peers.abort(code);
+    ExitCode::from(code as u8)
+}
+
+/// Time that the first process has to report an error before the others do.
+const WAIT_FOR_FIRST: std::time::Duration = std::time::Duration::from_secs(3);
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Finetune(args) => finetune::run(args),
         Command::Generate(args) => generate::run(args),
@@ -99,18 +147,26 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Adapters(args) => adapters::run(args),
-    };
+    }
+}
+
+/// Exit code of a command, whose error is reported.
+fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         // The reader of our output has seen enough: this is not a failure.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", message(&error));
-            let input = error.downcast_ref::<BuildError>().is_some_and(BuildError::is_input)
-                || error.downcast_ref::<RunError>().is_some_and(RunError::is_input);
-            ExitCode::from(if input { 2 } else { 1 })
+            ExitCode::from(if is_input(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Returns true if the cause is the input rather than a failure while working.
+fn is_input(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<BuildError>().is_some_and(BuildError::is_input)
+        || error.downcast_ref::<RunError>().is_some_and(RunError::is_input)
 }
 
 /// Error message with its causes, without those that the message already contains.

@@ -8,6 +8,7 @@ use crate::build::BuildError;
 use crate::config::{Config, ConfigError, Job, Layers, bytes, count, duration};
 
 use crate::plan::Freedom;
+use crate::process::Peers;
 use crate::run::report::{Console, EndedBy};
 use crate::run::{Finished, Place, RunError, RunFolder, RunFolderError, Start, train};
 
@@ -178,14 +179,18 @@ impl TrainingArgs {
         let adapted = job == Job::Finetune && config.adapter.name != "none";
         let base = adapted.then(|| config.model.name.clone());
         let freedom = if resumed { Freedom::default() } else { Freedom::of(&layers, job) };
-        let finished = train(config, freedom, &place, &start, Console::new(self.quiet))?;
-        if !self.quiet {
+        let first = Peers::of_process().is_first();
+        let console = if first { Console::new(self.quiet) } else { Console::silent() };
+        let finished = train(config, freedom, &place, &start, console)?;
+        if !self.quiet && first {
             print(&report(&finished, base.as_deref()))?;
         }
         Ok(match finished.signal {
             Some(signal) => {
                 let folder = finished.folder.display();
-                eprintln!("stopped; go on with `lowrank {} --resume --out {folder}`", job.name());
+                if first {
+                    eprintln!("stopped; go on with `lowrank {} --resume --out {folder}`", job.name());
+                }
                 ExitCode::from(signal.exit_code() as u8)
             }
             None => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ use super::sections::{
     OptimizerSection, PenaltySection, RuleSection, RunSection, ScheduleSection, TokenizerSection, TrainSection,
     WeightsSection,
 };
+use crate::process::Peers;
 
 /// Whole configuration of a run; the keys are documented in their sections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -138,7 +139,7 @@ impl Config {
     /// Steps of the whole run with `rows` rows in an epoch, if steps, tokens or epochs limit it.
     pub fn total_steps(&self, rows: u64) -> Option<u64> {
         // The ranges of the three keep their product far below 2^64.
-        let a_step = (self.train.batch * self.train.accumulation) as u64;
+        let a_step = (self.train.batch * self.train.accumulation * Peers::of_process().size()) as u64;
         let by_tokens = (self.train.tokens > 0).then(|| self.train.tokens.div_ceil(a_step * self.train.seq_len as u64));
         let by_epochs =
             (self.train.epochs > 0.0).then(|| ((self.train.epochs * rows as f64 / a_step as f64).ceil() as u64).max(1));

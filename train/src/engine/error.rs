@@ -51,6 +51,18 @@ pub enum TrainError {
     /// Failure of a gradient rule or the optimizer.
     #[error(transparent)]
     Optim(#[from] OptimError),
+    /// Processes with gradients of different parameters.
+    #[error(
+        "rank {rank} has {count} values of gradients where rank 0 has {first}: its micro-batch reaches other parameters; train in one process with train.accumulation in place of ranks"
+    )]
+    OtherGradients {
+        /// The process.
+        rank: usize,
+        /// Number of its values.
+        count: u64,
+        /// Number of values of the first process.
+        first: u64,
+    },
     /// Model without trained parameters.
     #[error("no tensor of the model is trained: put an adapter on it, or train its weights")]
     NothingTrained,

@@ -12,6 +12,7 @@ mod sample;
 mod schedule;
 mod scores;
 mod segments;
+mod sums;
 mod trainer;
 mod updates;
 

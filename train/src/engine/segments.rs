@@ -9,7 +9,9 @@ use lowrank_optim::{Hooks, OptimError, StepInfo};
 use super::TrainError;
 use super::activations::{Activations, Live};
 use super::moved::Fingerprints;
+use super::sums::sum_gradients;
 use super::updates::Updates;
+use crate::process::Peers;
 
 /// Memory kept by the forward passes of a walk, measured during the walk.
 pub(super) struct Measured {
@@ -85,6 +87,8 @@ pub(super) struct Update<'a, M: SegmentedModel> {
     pub squares: f64,
     /// Maximum bytes of gradients at a time.
     pub most: u64,
+    /// Processes whose gradients are summed.
+    pub peers: Peers,
     pub measured: Measured,
 }
 
@@ -96,6 +100,9 @@ impl<M: SegmentedModel> Walker<M> for Update<'_, M> {
     }
 
     fn loss_term(&self, segment: Segment) -> Result<Option<Tensor<1>>, TrainError> {
+        if !self.peers.is_first() {
+            return Ok(None);
+        }
         self.updates.hooks.loss_term(self.step, &segment.of(self.updates.model())).map_err(TrainError::hook)
     }
 
@@ -104,6 +111,7 @@ impl<M: SegmentedModel> Walker<M> for Update<'_, M> {
     }
 
     fn gradients(&mut self, segment: Segment, grads: GradientsParams) -> Result<(), TrainError> {
+        let grads = sum_gradients(self.peers, self.updates.model(), grads)?;
         let grads = self.updates.before_clipping(self.step, Some(segment), grads)?;
         if let Some(fingerprints) = &mut self.fingerprints {
             fingerprints.excuse(self.updates.model(), &grads, &self.updates.hooks.frozen());

@@ -18,8 +18,10 @@ use super::options::{BackwardMode, TrainerOptions};
 use super::report::StepReport;
 use super::schedule::Schedule;
 use super::segments::{Gather, Measured, Update};
+use super::sums::sum_gradients;
 use super::updates::Updates;
 use crate::objective::{Objective, Streams};
+use crate::process::Peers;
 
 /// Model in training, with its optimizer and progress.
 pub struct Trainer<M: SegmentedModel> {
@@ -31,6 +33,8 @@ pub struct Trainer<M: SegmentedModel> {
     /// Steps and samples before the stage.
     before_stage: [u64; 2],
     device: Device,
+    /// Processes that share the step.
+    peers: Peers,
     /// Segment at which the backward pass ends; none if nothing is trained.
     lowest: Option<Segment>,
     /// Handles of the model's adapters.
@@ -57,6 +61,7 @@ impl<M: SegmentedModel> Trainer<M> {
     pub fn new(model: M, optimizer: ModuleOptimizer, hooks: Hooks<M>, options: TrainerOptions) -> Self {
         Self {
             device: plain_device(&model),
+            peers: Peers::of_process(),
             lowest: Segment::lowest_trained(&model),
             controls: adapter::adapters_of(&model),
             lasting_hooks: hooks.iter().count() + 1,
@@ -144,7 +149,9 @@ impl<M: SegmentedModel> Trainer<M> {
         let first = streams.get(&self.objective.terms()[0].stream)?.batch() as u64;
         let samples = self.samples - self.before_stage[1];
         let micro = (0..self.options.accumulation as u64)
-            .map(|number| MicroBatch::read(&self.objective, streams, [samples, first, number], &self.device))
+            .map(|number| {
+                MicroBatch::read(&self.objective, streams, [samples, first, self.place(number)], &self.device)
+            })
             .collect::<Result<Vec<_>, TrainError>>()?;
         let data_seconds = begin.elapsed().as_secs_f64();
         let counted = self.counted(&micro)?;
@@ -160,7 +167,7 @@ impl<M: SegmentedModel> Trainer<M> {
         // Code that reads the model between steps must not see dropout.
         self.set_pass(PassInfo::default());
         let mut report = result?;
-        self.finish(&step, micro.len() as u64 * first, report.tokens);
+        self.finish(&step, micro.len() as u64 * self.peers.size() as u64 * first, report.tokens);
         report.activation_bytes = self.activations.most();
         report.seconds = begin.elapsed().as_secs_f64();
         report.data_seconds = data_seconds;
@@ -180,10 +187,16 @@ impl<M: SegmentedModel> Trainer<M> {
         self.options.schedule.rate(step.saturating_sub(self.before_stage[0]))
     }
 
-    /// Number of losses of each term, over all micro-batches.
+    /// Place of a micro-batch of this process among those of all: the processes take turns.
+    fn place(&self, number: u64) -> u64 {
+        number * self.peers.size() as u64 + self.peers.rank() as u64
+    }
+
+    /// Number of losses of each term, over all micro-batches of all processes.
     fn counted(&self, micro: &[MicroBatch<M>]) -> Result<Vec<u64>, TrainError> {
         let sums = (0..self.objective.terms().len()).map(|term| micro.iter().map(|micro| micro.counted[term]).sum());
-        let sums: Vec<u64> = sums.collect();
+        let mut sums: Vec<u64> = sums.collect();
+        self.peers.sum_counts(&mut sums);
         match sums.iter().position(|sum| *sum == 0) {
             None => Ok(sums),
             Some(term) => {
@@ -200,7 +213,9 @@ impl<M: SegmentedModel> Trainer<M> {
         means: &Means<'_, M>,
         observe: &mut dyn FnMut(&M, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
-        let (sums, grads) = self.gradients(step, micro, means)?;
+        let (mut sums, grads) = self.gradients(step, micro, means)?;
+        self.peers.sum_numbers(&mut sums);
+        let grads = sum_gradients(self.peers, self.model(), grads)?;
         let grads = self.updates.before_clipping(step, None, grads)?;
         let mut report = means.report(step, &sums);
         observe(self.model(), &grads);
@@ -246,9 +261,9 @@ impl<M: SegmentedModel> Trainer<M> {
         let mut accumulator = GradientsAccumulator::new();
         let mut sums = vec![0.0; means.counted.len()];
         for (number, batches) in micro.iter().enumerate() {
-            let first = number == 0;
-            let (micro_batch, micro_batches) = (number as u64, micro.len() as u64);
-            self.set_pass(PassInfo { micro_batch, micro_batches, ..self.pass() });
+            let micro_batch = self.place(number as u64);
+            let first = micro_batch == 0;
+            self.set_pass(self.pass_of(micro_batch, micro.len()));
             if self.options.backward == BackwardMode::Checkpointed {
                 let mut gather = Gather {
                     model: self.model(),
@@ -305,7 +320,7 @@ impl<M: SegmentedModel> Trainer<M> {
             return Err(TrainError::AllGradients { hook, reason });
         }
         observe(self.model(), &GradientsParams::new());
-        self.set_pass(self.pass());
+        self.set_pass(self.pass_of(self.place(0), 1));
         let lowest = self.lowest()?;
         let mut update = Update {
             step,
@@ -315,10 +330,12 @@ impl<M: SegmentedModel> Trainer<M> {
             most: 0,
             measured: Measured::new(&self.device),
             updates: &mut self.updates,
+            peers: self.peers,
         };
-        let sums = means.walk(batches, lowest, &mut update)?;
+        let mut sums = means.walk(batches, lowest, &mut update)?;
         let Update { fingerprints, squares, most, measured, .. } = update;
         self.activations = measured.activations;
+        self.peers.sum_numbers(&mut sums);
         let mut report = means.report(step, &sums);
         if !report.loss.is_finite() {
             return Err(TrainError::Loss { step: step.step, loss: report.loss });
@@ -346,9 +363,11 @@ impl<M: SegmentedModel> Trainer<M> {
         first && lr >= SMALLEST_VISIBLE_RATE
     }
 
-    /// Forward pass of the current step.
-    fn pass(&self) -> PassInfo {
-        PassInfo::training(self.step, self.options.schedule.total_steps)
+    /// Forward pass of a micro-batch of the current step, of which each process has `count`.
+    fn pass_of(&self, micro_batch: u64, count: usize) -> PassInfo {
+        let micro_batches = count as u64 * self.peers.size() as u64;
+        let pass = PassInfo::training(self.step, self.options.schedule.total_steps);
+        PassInfo { micro_batch, micro_batches, ..pass }
     }
 
     fn set_pass(&self, pass: PassInfo) {

@@ -4,9 +4,11 @@ mod allocator;
 mod device;
 pub mod files;
 mod memory;
+mod peers;
 mod signals;
 
 pub use allocator::BlockAllocator;
 pub use device::{DeviceError, device, set_threads};
 pub use memory::{MemoryUse, machine_memory};
+pub use peers::{Peers, PeersError, Session};
 pub use signals::{Signal, Signals, send};

@@ -39,6 +39,11 @@ impl Signal {
         }
     }
 
+    /// Signal with this number, if it is watched.
+    pub fn of_number(number: i32) -> Option<Self> {
+        Self::ALL.iter().copied().find(|signal| signal.number() == number)
+    }
+
     /// Exit code of a program ended by this signal.
     pub fn exit_code(self) -> i32 {
         128 + self.number()
@@ -68,8 +73,7 @@ impl Signals {
 
     /// Received signal, if any.
     pub fn requested(&self) -> Option<Signal> {
-        let seen = self.seen.load(Ordering::Relaxed) as i32;
-        Signal::ALL.iter().copied().find(|signal| signal.number() == seen)
+        Signal::of_number(self.seen.load(Ordering::Relaxed) as i32)
     }
 }
 

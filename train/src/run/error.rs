@@ -32,6 +32,12 @@ pub enum RunError {
         /// Differences, one line per setting.
         differences: String,
     },
+    /// Processes that would not train the same model in the same way.
+    #[error("the processes differ from rank 0:\n{differences}\ngive all of them the same program, files and settings")]
+    OtherPeers {
+        /// Differences, one line per process.
+        differences: String,
+    },
     /// Missing checkpoint.
     #[error(
         "{path} has no checkpoint to resume from; start the run again with --overwrite in place of --resume, or choose another --out"

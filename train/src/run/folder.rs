@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::process::files;
 
-/// Folder of a run, locked by this process until dropped.
+/// Folder of a run, locked by this process until dropped. Of several processes that train together the first locks it
+/// and writes for all.
 #[derive(Debug)]
 pub struct RunFolder {
     dir: PathBuf,
-    _lock: File,
+    /// None for a process that only reads.
+    lock: Option<File>,
 }
 
 /// Folder that cannot be used for a run.
@@ -105,7 +107,12 @@ impl RunFolder {
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(io(&path))?;
         files::remove_unfinished(dir).map_err(io(dir))?;
-        Ok(Self { dir: dir.to_path_buf(), _lock: lock })
+        Ok(Self { dir: dir.to_path_buf(), lock: Some(lock) })
+    }
+
+    /// The folder in which another process trains together with this one, to read only.
+    pub fn follow(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), lock: None }
     }
 
     /// Creates and opens the next free `PARENT/NAME-001`. Of several processes that do so at the same time, each gets a
@@ -125,6 +132,9 @@ impl RunFolder {
 
     /// Removes the results of the run in the folder, and nothing else.
     pub fn clear(&self) -> Result<(), RunFolderError> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         for path in results(&self.dir) {
             files::remove_if_there(&path).map_err(io(&path))?;
         }
@@ -151,6 +161,9 @@ impl RunFolder {
 
     /// Writes a file completely or not at all, and syncs it to disk.
     pub fn write(&self, name: &str, text: &str) -> Result<(), RunFolderError> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         let path = self.dir.join(name);
         files::write_whole(&path, text.as_bytes()).map_err(io(&path))
     }

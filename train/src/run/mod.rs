@@ -10,6 +10,7 @@ pub mod checkpoint;
 mod clock;
 mod error;
 mod folder;
+mod peers;
 pub mod report;
 mod reporting;
 mod resume;

@@ -13,6 +13,7 @@ use super::clock::Clock;
 use crate::build::{BuildError, Listener, model_folder, names_adapter_folder};
 use crate::config::{Config, Job};
 use crate::engine::Schedule;
+use crate::process::Peers;
 
 /// Checkpoint that a run resumes from.
 pub(super) struct Loaded {
@@ -73,6 +74,11 @@ pub(super) fn settings(config: &Config) -> BTreeMap<String, String> {
     ];
     for (key, _) in hashed.into_iter().filter(|(_, free)| *free) {
         entries.remove(key);
+    }
+    let peers = Peers::of_process();
+    if !peers.is_alone() {
+        // The rows of a step and the order of its sums.
+        entries.insert("processes".into(), peers.size().to_string());
     }
     entries
 }

@@ -12,6 +12,7 @@ use super::checkpoint::{
 };
 use super::clock::Clock;
 use super::folder::Opening;
+use super::peers::{place_of_first, refuse_different};
 use super::report::{Console, Logs, Summary};
 use super::resume::{self, Bases, Loaded};
 use super::validation::Validation;
@@ -20,7 +21,7 @@ use crate::build::{self, Architecture, BuildError, HeldOut, Listener, Size, Stag
 use crate::config::Config;
 use crate::engine::{Schedule, Trainer, TrainerOptions};
 use crate::plan::{Forecast, Freedom};
-use crate::process::{device, set_threads};
+use crate::process::{Peers, device, set_threads};
 use crate::recipe::{ModelFiles, Recipe, Stage, TrainedModel};
 
 /// Start of a run.
@@ -62,6 +63,7 @@ impl Place {
     /// Opens the folder if it exists. No other run can use it while the data is prepared.
     fn open_existing(&self, start: &Start) -> Result<Option<RunFolder>, RunError> {
         match self {
+            Self::Folder(dir) if !Peers::of_process().is_first() => Ok(Some(RunFolder::follow(dir))),
             Self::Folder(dir) if matches!(start, Start::Resume(_)) || dir.exists() => {
                 Ok(Some(RunFolder::open(dir, start.opening())?))
             }
@@ -119,7 +121,8 @@ impl<M: Architecture> Training<M> {
         set_threads(config.train.threads);
         device(&config.train.device).map_err(BuildError::from)?;
         let opened = place.open_existing(start)?;
-        let recipe = make(config, freedom, &mut console)?;
+        // The first process tokenizes and caches, and the others read the cache.
+        let recipe = Peers::of_process().first_before_others(|| make(config, freedom, &mut console))?;
         Self::ready(recipe, opened, place, start, console)
     }
 
@@ -166,9 +169,11 @@ impl<M: Architecture> Training<M> {
         console.line(&who_steps(&config.optimizer.name, &parameters));
         let validation = Validation::draw(stage.data.validation(), config.eval.batches, config.train.seed);
 
+        let peers = Peers::of_process();
+        refuse_different(peers, &config, &records, &bases, trainer.model(), stage.data.train())?;
         let folder = claim(opened, place, start, &mut config)?;
         let checkpoints = checkpoints(folder.path(), &config);
-        if loaded.is_some() {
+        if loaded.is_some() && peers.is_first() {
             for path in checkpoints.set_aside(state.step)? {
                 console.warn(&format!("going back: a later checkpoint is now {}", path.display()));
             }
@@ -201,6 +206,7 @@ impl<M: Architecture> Training<M> {
             throughput: Default::default(),
             sampled: None,
             console,
+            peers,
         })
     }
 }
@@ -248,6 +254,7 @@ fn trainer<M: Architecture>(
 fn claim(opened: Option<RunFolder>, place: &Place, start: &Start, config: &mut Config) -> Result<RunFolder, RunError> {
     let folder = match opened {
         Some(folder) => folder,
+        None if matches!(place, Place::Next { .. }) => place_of_first(Peers::of_process(), || place.open(start))?,
         None => place.open(start)?,
     };
     if *start == Start::Overwrite {

@@ -17,7 +17,7 @@ use crate::build::{self, Architecture, Listener, StageData};
 use crate::config::Config;
 use crate::engine::{StepReport, Trainer};
 use crate::objective::Streams;
-use crate::process::{Signal, Signals};
+use crate::process::{Peers, Signal, Signals};
 use crate::recipe::{Stage, TrainedModel};
 
 /// Run between its first and its last step.
@@ -41,6 +41,7 @@ pub struct Training<M: Architecture = Llama> {
     /// Last generated sample, and its step.
     pub(super) sampled: Option<(u64, String)>,
     pub(super) console: Console,
+    pub(super) peers: Peers,
 }
 
 /// Steps, seconds and tokens of this process.
@@ -109,7 +110,9 @@ impl<M: Architecture> Training<M> {
         if let Some(summary) = self.finished_before() {
             return Ok(self.finished(summary, [None, None], None));
         }
-        self.open_logs();
+        if self.peers.is_first() {
+            self.open_logs();
+        }
         self.introduce();
         let before = if self.trainer.step == 0 { self.sample()? } else { None };
         let (begin, earlier) = (Instant::now(), self.state.seconds);
@@ -136,9 +139,12 @@ impl<M: Architecture> Training<M> {
                 break ending;
             }
             let report = self.step()?;
-            self.state.seconds = earlier + begin.elapsed().as_secs_f64();
+            // The clock of the first process and a signal to any of them count for all.
+            let seconds = earlier + begin.elapsed().as_secs_f64();
+            let (seconds, signal) = self.peers.agree(seconds, signals.requested().map_or(0, Signal::number));
+            self.state.seconds = seconds;
             self.follow_clock();
-            let (signal, last) = (signals.requested(), self.ending().is_some());
+            let (signal, last) = (Signal::of_number(signal), self.ending().is_some());
             let mut metrics = self.metrics(&report);
             evaluated = last && signal.is_none();
             let improved =
@@ -294,6 +300,9 @@ impl<M: Architecture> Training<M> {
     /// Generates a sample and logs it, at most once per step.
     fn sample(&mut self) -> Result<Option<String>, RunError> {
         let step = self.trainer.step;
+        if !self.peers.is_first() {
+            return Ok(None);
+        }
         if let Some((_, text)) = self.sampled.as_ref().filter(|(sampled, _)| *sampled == step) {
             return Ok(Some(text.clone()));
         }
@@ -304,7 +313,11 @@ impl<M: Architecture> Training<M> {
         Ok(Some(text))
     }
 
+    /// Saves a checkpoint; of several processes the first does so for all, since their states are equal.
     fn save(&mut self) -> Result<(), RunError> {
+        if !self.peers.is_first() {
+            return Ok(());
+        }
         let files = self.subject.files(&self.config, &self.current().data);
         let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;
         self.summary.checkpoint = Some(path);

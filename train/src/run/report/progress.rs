@@ -28,6 +28,8 @@ pub struct StepView {
 #[derive(Debug)]
 pub struct Console {
     quiet: bool,
+    /// True if not even warnings are shown.
+    silent: bool,
     bar: Option<ProgressBar>,
     terminal: bool,
 }
@@ -35,7 +37,12 @@ pub struct Console {
 impl Console {
     /// Creates a console that shows only warnings if `quiet`.
     pub fn new(quiet: bool) -> Self {
-        Self { quiet, bar: None, terminal: std::io::stderr().is_terminal() }
+        Self { quiet, silent: false, bar: None, terminal: std::io::stderr().is_terminal() }
+    }
+
+    /// Creates the console of a process for which another one reports.
+    pub fn silent() -> Self {
+        Self { quiet: true, silent: true, bar: None, terminal: false }
     }
 
     /// Shows one step of training. Without a terminal only steps with `message` print a line.
@@ -96,7 +103,8 @@ impl Listener for Console {
     fn warn(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(format!("warning: {text}")),
-            None => eprintln!("warning: {text}"),
+            None if !self.silent => eprintln!("warning: {text}"),
+            None => {}
         }
     }
 
