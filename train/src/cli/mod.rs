@@ -86,16 +86,14 @@ pub fn main() -> ExitCode {
         _ => (false, false),
     };
     // Other commands write no run folder and stay as they are below a launcher.
-    let session = match (trains || compares).then(|| Session::begin(trains)).transpose() {
+    let _session = match (trains || compares).then(|| Session::begin(trains)).transpose() {
         Ok(session) => session,
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(2);
         }
     };
-    let code = together(|| run(cli.command));
-    drop(session);
-    code
+    together(|| run(cli.command))
 }
 
 /// Runs the work of this process. If it fails, all processes that train together end, since they would wait for ever.
