@@ -254,7 +254,7 @@ fn domains_are_measured_and_lists_are_read() {
     assert!(text.contains("domain day") && text.contains("domain night") && text.contains("class red"), "{text}");
 
     // Three of four images are of the day, and each batch has as many of the night.
-    let dark = |number: usize| if number % 4 == 0 { "night" } else { "day" };
+    let dark = |number: usize| if number.is_multiple_of(4) { "night" } else { "day" };
     let line = |number: usize| {
         let class = ["red", "green"][number % 2];
         let domain = dark(number);
