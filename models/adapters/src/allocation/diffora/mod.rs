@@ -30,11 +30,12 @@ pub(super) static ENTRY: AllocationEntry = AllocationEntry {
             place: "2502.08905",
         }],
         needs: &["the structure diffora"],
+        refuses: &["runs of this program, which have no gradients of held-out data: the search is in the library"],
         options: || OptionList::of(&DiffoRa::default()),
         ..Entry::plain(
             Kind::Allocation,
             "diffora",
-            "searches for the layers that are worth an adapter, then trains those; our reading of a paper without code",
+            "searches for the layers that are worth an adapter (in the library alone); our reading of a paper without code",
         )
     },
     structures: &["diffora"],
