@@ -108,7 +108,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// What a structure needs to stand on the layers of the tests at this rank, beyond its defaults.
+/// Options that a structure needs on the layers of the tests at this rank, beyond its defaults.
 fn settings(entry: &StructureEntry, rank: usize) -> AdapterConfig {
     let config = AdapterConfig { seed: 3, ..AdapterConfig::new(entry.spec.name) };
     let config = if entry.spec.rank == Rank::None { config } else { config.with_rank(rank) };
@@ -360,7 +360,7 @@ fn trained_tensors_move_and_all_others_stay() {
     });
 }
 
-/// Whether there is a gradient that is not zero.
+/// Returns true if there is a gradient that is not zero.
 fn peek<const D: usize>(grads: &GradientsParams, id: burn::module::ParamId) -> bool {
     grads.get::<D>(id).is_some_and(|grad| host(grad).iter().any(|value| *value != 0.0))
 }
@@ -415,7 +415,7 @@ fn counts_are_those_that_are_promised() {
     });
 }
 
-/// What a file holds of a module's newest adapter.
+/// Tensors that a file holds of a module's newest adapter.
 fn written<M: Module>(module: &M) -> BTreeMap<String, GivenTensors> {
     let mut written: BTreeMap<String, GivenTensors> = BTreeMap::new();
     for (layer, attached) in newest(module) {

@@ -1,4 +1,4 @@
-//! What stays alive between the forward and the backward pass, counted by the program's own allocator.
+//! Bytes that stay alive between the forward and the backward pass, counted by the program's own allocator.
 
 use burn::tensor::{Device, Tensor};
 use lowrank_models::linear::PARAMETERIZATIONS;

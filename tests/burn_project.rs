@@ -11,7 +11,7 @@ use lowrank_models::adapter::{AdapterStack, Allora, AlloraOptions};
 use lowrank_optim::OptimError;
 use lowrank_optim::rules::{AlloraRowsOnly, LoraPro, LoraProConfig, LoraProMode, NormOf};
 
-/// What stands in the one line.
+/// Content of the one line.
 #[derive(Clone, Debug)]
 enum Rule {
     None,

@@ -268,7 +268,7 @@ fn output_that_nobody_reads_is_no_failure() {
 
 /// Allowed, and said with the numbers.
 #[test]
-fn what_is_probably_not_meant_is_told() {
+fn suspicious_settings_produce_warnings() {
     let shop = Workshop::new(20);
     let told = |out: &str, settings: &[&str], parts: &[&str]| {
         let mut more = vec!["--steps", "3", "--set", "schedule.warmup_steps=1"];

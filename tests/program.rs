@@ -105,7 +105,7 @@ impl Workshop {
     }
 }
 
-/// What the program printed for people.
+/// Text that the program printed for people.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

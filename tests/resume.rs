@@ -160,7 +160,7 @@ fn blocks_that_are_updated_one_by_one_resume_with_the_same_bits() {
     resumes_with_the_same_bits(&shop, &more);
 }
 
-/// Whether a structure allows dropout as it is by default.
+/// Returns true if a structure allows dropout as it is by default.
 fn allows_dropout(spec: &Spec) -> bool {
     let config = LlamaConfig { num_hidden_layers: 1, ..LlamaConfig::named("llama-9m", 9).expect("a shape") };
     let model = Llama::random(&config, 0, &Device::default()).expect("a model");

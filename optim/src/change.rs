@@ -1,4 +1,4 @@
-//! Changes of weights, told apart from the weights.
+//! Changes of weights, distinguished from the weights.
 
 use burn::optim::{Optimizer, Sgd};
 use burn::tensor::Tensor;

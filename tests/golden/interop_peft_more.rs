@@ -102,7 +102,7 @@ fn positions(case: &Case, model: &Llama) -> Result<(), String> {
     if met == asked { outcome } else { Err(format!("positions of {asked} layers, {met} are adapted")) }
 }
 
-/// Whether a folder is written with the very tensors that it has: not where it was folded, or has copies of base weights.
+/// Returns true if a folder is written with the very tensors that it has: not where it was folded, or has copies of base weights.
 fn keeps_names(case: &Case, folder: &Path) -> Result<bool, String> {
     let file = Case::read(&folder.join("adapter_model.safetensors"))?;
     Ok(case.word("peft_type")? != "ADALORA" && !file.names().iter().any(|name| name.ends_with(".base_layer.weight")))

@@ -1,4 +1,4 @@
-//! What the types of a file cost the values of a model.
+//! Rounding of a model's values by the types of a file.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, bf16, f16};
@@ -21,7 +21,7 @@ pub struct RoundingCost {
 }
 
 impl RoundingCost {
-    /// What it costs to write the matrices of a model in these types.
+    /// Returns the cost of writing the matrices of a model in these types.
     pub fn of<M: Module>(model: &M, types: &FileTypes) -> Self {
         let mut measure = Measure { path: ModulePath::default(), types, cost: Self::default() };
         model.visit(&mut measure);

@@ -12,8 +12,8 @@ use crate::state::moments::MomentType;
 
 /// Configuration of Fira: "Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?" (Chen et al., arXiv 2410.01623).
 ///
-/// What the projection leaves out of the gradient moves the weights as well, scaled by the ratio that Adam applied inside the subspace. Its norm
-/// grows by no more than `growth_limit` a step. After a gradient of zeros the limit starts anew instead of freezing the matrix.
+/// The residual of the projection moves the weights as well, scaled by the ratio that Adam applied inside the subspace. Its norm
+/// grows by no more than `growth_limit` a step. After a gradient of zeros the limit is reset instead of freezing the matrix.
 #[derive(Config, Debug, JsonSchema)]
 pub struct FiraConfig {
     /// Rank of the projection; matrices with a smaller projected dimension use AdamW.

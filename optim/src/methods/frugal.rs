@@ -27,7 +27,7 @@ pub enum InactiveRule {
 /// 2411.07837).
 ///
 /// A share of the projected matrices' gradient has Adam's moments, the rest moves the weights by its sign. The share changes every `update_proj_gap`
-/// steps, when the moments start anew. `projector = block`, whole matrices in turn, has to know how many there are: build it with
+/// steps, when the moments are reset. `projector = block`, whole matrices in turn, has to know how many there are: build it with
 /// [`ParameterRoles::optimizer`](crate::ParameterRoles::optimizer).
 #[derive(Config, Debug, JsonSchema)]
 pub struct FrugalConfig {

@@ -56,7 +56,7 @@ pub enum LoraProX {
 /// Configuration of [`LoraPro`].
 #[derive(Config, Debug, JsonSchema)]
 pub struct LoraProConfig {
-    /// Where the moments live.
+    /// Location of the moments.
     #[config(default = "LoraProMode::Full")]
     pub mode: LoraProMode,
     /// How the free part of the gradients is chosen.

@@ -48,7 +48,7 @@ impl Case {
         self.file().names().into_iter().map(str::to_string).collect()
     }
 
-    /// Whether there is a tensor of this name.
+    /// Returns true if there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.file().tensor(name).is_ok()
     }

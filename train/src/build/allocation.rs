@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn a_search_that_only_the_library_drives_is_refused() {
         let section = AllocationSection { name: "diffora".into(), ..AllocationSection::default() };
-        let told = allocation(&section).expect_err("no search in a run").to_string();
-        assert!(told.contains("allocation.name = diffora") && told.contains("DifforaSearch"), "{told}");
+        let message = allocation(&section).expect_err("no search in a run").to_string();
+        assert!(message.contains("allocation.name = diffora") && message.contains("DifforaSearch"), "{message}");
     }
 }

@@ -22,7 +22,7 @@ use crate::process::{device, set_threads};
 
 /// Measure the adapter structures on a model: values trained, bytes stored beside them, time of a training step.
 ///
-/// Every structure stands on the chosen layers with its own defaults and trains some steps with AdamW on random tokens; the time is the median.
+/// Every structure is attached to the chosen layers with its own defaults and trains some steps with AdamW on random tokens; the time is the median.
 /// The first line, without an adapter, trains all weights.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -31,7 +31,7 @@ Examples:
   lowrank adapters --model SmolLM2-135M --batch 2 --steps 3
   lowrank adapters --model llama-9m --only lora --only dora --rank 16")]
 pub struct Args {
-    /// Named shape, begun at random, or a Hugging Face model folder
+    /// Named shape, initialised at random, or a Hugging Face model folder
     #[arg(long, default_value = "llama-60m")]
     model: String,
     /// Vocabulary of a named shape

@@ -194,7 +194,7 @@ fn trained(
     for epoch in 0..args.epochs {
         order.shuffle(&mut generator(args.seed, key_of("align.order"), u64::from(epoch)));
         let mut last = 0.0;
-        // A rest of one item has nothing to be told apart from.
+        // A last batch of one item has no other item to contrast it with.
         for items in order.chunks(args.batch as usize).filter(|items| items.len() > 1 || pairs.len() == 1) {
             let batch = pairs.select(items, device);
             let parts = loss.parts(&maps, batch.old, batch.new, batch.labels.as_deref());

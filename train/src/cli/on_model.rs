@@ -45,7 +45,7 @@ pub fn base_storage(name: &str) -> Result<BaseStorage, String> {
     found.ok_or_else(|| format!("must be one of {}", known.map(BaseStorage::name).join(", ")))
 }
 
-/// Which adapters stand on the model.
+/// Adapters of the model.
 #[derive(Debug, clap::Args)]
 pub struct Adapters {
     /// Adapter folder of this program or of Python's peft, or GGUF file; may be repeated: each is applied on top of those before it

@@ -1,4 +1,4 @@
-//! What an allocation has given each layer, for reports.
+//! Ranks, bits and sparsity of each layer, for reports.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -55,7 +55,7 @@ pub struct Composed {
 /// Figures of a layer by name.
 pub type Figures = Map<String, Value>;
 
-/// What a composition makes of a layer.
+/// Result of a composition for a layer.
 #[derive(Clone, Debug)]
 pub enum Composite {
     /// The update `B A`.

@@ -56,7 +56,7 @@ pub fn merged_with_unmerge_state<M: Module>(module: M) -> Result<(M, UnmergeStat
         let Some(kept) = layers.get_mut(path) else { return Ok(()) };
         finite("weight", path, &weight)?;
         kept.merged = of_values(path, &host(weight.clone()));
-        // A narrow base cannot be had back by subtraction.
+        // A narrow base cannot be restored by subtraction.
         let wide = |base: &Tensor<2>| base.dtype() == DType::F32 && !holds_codes(base);
         if kept.base.as_ref().is_none_or(wide) && kept.taken_out(weight).is_some() {
             kept.base = None;

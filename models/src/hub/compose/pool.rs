@@ -48,7 +48,7 @@ pub struct PoolSettings {
     pub method: String,
     /// Names of the adapters, in order.
     pub names: Vec<String>,
-    /// What the adapters have in common.
+    /// Properties that the adapters have in common.
     pub plain: PlainSettings,
 }
 

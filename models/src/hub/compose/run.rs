@@ -34,7 +34,7 @@ pub struct LayerOutcome {
     pub report: Figures,
 }
 
-/// What was made of a layer.
+/// Result for a layer.
 #[derive(Debug)]
 pub enum Outcome {
     /// An update as factors.

@@ -42,7 +42,7 @@ const DORA: Layout = Layout {
     ..LORA
 };
 
-/// What most types have in common.
+/// Properties that most types have in common.
 const PLAIN: Layout = Layout {
     embedding: &[],
     ranks: None,

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 /// Train the same model with several methods and compare them, each at its best learning rate.
 ///
 /// Each run is one of `lowrank pretrain` or `lowrank finetune` in a folder of its own below --out; runs that are finished are not repeated, so a
-/// comparison that was stopped goes on where it was. A method that the settings do not allow stands in the table with the reason.
+/// comparison that was stopped continues where it was. A method that the settings do not allow is in the table with the reason.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]

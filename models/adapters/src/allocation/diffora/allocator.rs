@@ -1,4 +1,4 @@
-//! What the search changes around the steps of a run: weights that no optimizer moves, the choice at its end, and pairs
+//! Work of the search around the steps of a run: weights that no optimizer moves, the choice at its end, and pairs
 //! of factors that several layers share.
 
 use std::collections::BTreeMap;
