@@ -8,7 +8,8 @@ use lowrank_optim::WeightStorage;
 use safetensors::Dtype;
 
 use super::four_bit::{self, STATE, State};
-use super::read::{ModelFolder, TensorFiles};
+use super::read::ModelFolder;
+use super::tensor_files::TensorFiles;
 use crate::error::ModelError;
 use crate::layout::Layout;
 use crate::storage::{BaseStorage, GROUP, MatrixStorage, StoredMatrix};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::file_type::FileTypes;
 use super::names::CONFIG;
-use super::read::TensorFiles;
+use super::tensor_files::TensorFiles;
 use super::vision_config::{VisionHub, VisionShape};
 use super::vision_names::vit_file_name;
 use super::write::{Names, save_weights, write_text};
