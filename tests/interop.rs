@@ -320,9 +320,7 @@ fn peft_composes_adapters_to_the_same_logits() {
     (config.hidden_size, config.intermediate_size, config.head_dim) = (32, 48, 8);
     (config.num_hidden_layers, config.num_key_value_heads, config.initializer_range) = (2, 2, 0.2);
     let base = Llama::random(&config, 3, &Device::default()).unwrap();
-    for name in ["model", "one", "two"] {
-        std::fs::create_dir(shop.path(name)).unwrap();
-    }
+    ["model", "one", "two"].iter().for_each(|name| std::fs::create_dir(shop.path(name)).unwrap());
     save(&base, &serde_json::Map::new(), &shop.path("model"), u64::MAX).unwrap();
     for (name, seed) in [("one", 1), ("two", 2)] {
         let lora = AdapterConfig { seed, ..AdapterConfig::new("lora").with_rank(4).with_alpha(8.0) };
