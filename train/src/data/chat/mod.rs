@@ -284,7 +284,8 @@ fn parted(text: String) -> (String, Vec<Range<usize>>) {
 fn with_calls(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
     while let Some(begin) = rest.find("{%") {
-        let Some(length) = rest[begin..].find("%}") else { break };
+        // The percent sign of the opening is not that of the closing: `{%}` opens a block.
+        let Some(length) = rest[begin + 2..].find("%}").map(|length| length + 2) else { break };
         let inner = &rest[begin + 2..begin + length];
         let trimmed = inner.strip_prefix(['-', '+']).unwrap_or(inner);
         let word = trimmed.strip_suffix(['-', '+']).unwrap_or(trimmed).trim();

@@ -164,9 +164,12 @@ fn what_cannot_be_written_says_why() {
     let read = || ChatTemplate::read(dir.path());
     assert!(read().unwrap().is_none());
     let write = |settings: Value| std::fs::write(dir.path().join(TOKENIZER_CONFIG), settings.to_string()).unwrap();
-    write(serde_json::json!({"chat_template": "{% if"}));
-    let message = read().unwrap_err().to_string();
-    assert!(message.contains(TOKENIZER_CONFIG) && message.contains("chat template"), "{message}");
+    // Blocks that are cut off, or whose signs overlap.
+    for cut in ["{% if", "{%}", "{%}{% generation %}", "{%%", "{%-%}"] {
+        write(serde_json::json!({"chat_template": cut}));
+        let message = read().unwrap_err().to_string();
+        assert!(message.contains(TOKENIZER_CONFIG) && message.contains("chat template"), "{cut}: {message}");
+    }
     let asked = Conversation::asking(None, "x");
     write(serde_json::json!({
         "chat_template": [{"name": "default", "template": "{{ eos_token }}"}, {"name": "tool_use", "template": "tools"}],
