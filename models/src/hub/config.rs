@@ -12,7 +12,7 @@ use super::open::read_text;
 use super::rope;
 use crate::error::ModelError;
 use crate::linear::Parameterization;
-use crate::llama::{Family, LlamaConfig};
+use crate::llama::{Family, LlamaConfig, MOST_LAYERS};
 
 /// A `config.json`: the settings that the model uses, and the remaining keys, which are kept when the model is written again.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +54,10 @@ impl HubConfig {
             (false, None) => LlamaConfig::default_head_dim(hidden_size, heads).map_err(|error| error.to_string())?,
         };
         let num_hidden_layers = keys.count("num_hidden_layers", None)?;
+        // Before anything is said of each layer.
+        if num_hidden_layers > MOST_LAYERS {
+            return Err(format!("num_hidden_layers is {num_hidden_layers}; it must be from 1 to {MOST_LAYERS}"));
+        }
         let llama = LlamaConfig {
             family,
             vocab_size: keys.count("vocab_size", None)?,
@@ -184,6 +188,16 @@ mod tests {
 
     fn parse(map: &Map<String, Value>) -> Result<HubConfig, String> {
         HubConfig::parse(&Value::Object(map.clone()).to_string())
+    }
+
+    #[test]
+    fn a_number_of_layers_that_no_model_has_takes_no_time() {
+        for model_type in ["llama", "qwen3", "smollm3"] {
+            let mut map = minimal();
+            map.insert("model_type".into(), json!(model_type));
+            map.insert("num_hidden_layers".into(), json!(u64::MAX));
+            assert!(parse(&map).unwrap_err().contains("num_hidden_layers is 18446744073709551615"));
+        }
     }
 
     #[test]

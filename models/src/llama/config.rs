@@ -67,6 +67,9 @@ const SHAPES: &[(&str, [usize; 5])] = &[
     ("llama-7b", [4096, 11008, 32, 32, 2048]),
 ];
 
+/// Largest number of blocks.
+pub(crate) const MOST_LAYERS: usize = 1 << 10;
+
 impl LlamaConfig {
     /// The names that [`LlamaConfig::named`] knows, smallest model first.
     pub fn names() -> impl Iterator<Item = &'static str> {
@@ -110,7 +113,7 @@ impl LlamaConfig {
             ("vocab_size", self.vocab_size, 1 << 25),
             ("hidden_size", self.hidden_size, 1 << 17),
             ("intermediate_size", self.intermediate_size, 1 << 20),
-            ("num_hidden_layers", self.num_hidden_layers, 1 << 10),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
             ("num_attention_heads", self.num_attention_heads, 1 << 12),
             ("num_key_value_heads", self.num_key_value_heads, 1 << 12),
             ("head_dim", self.head_dim, 1 << 13),

@@ -16,6 +16,7 @@ pub use batch::LanguageBatch;
 pub use block::{Attention, BlockContext, DecoderBlock, Mlp};
 pub use cache::KvCache;
 pub use config::LlamaConfig;
+pub(crate) use config::MOST_LAYERS;
 pub use family::{Family, Features, HeadNorms};
 pub(crate) use generate::generate_by;
 pub use generate::{Sampling, generate};
