@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::data::DataError;
 
-/// Maximum number of tokens in one file, unless a [`ShardWriter`] is given another one.
+/// Maximum number of tokens in one file, unless a [`ShardWriter`](super::ShardWriter) is given another one.
 pub const TOKENS_PER_FILE: u64 = 64 << 20;
 
 pub(super) const MANIFEST: &str = "manifest.json";
