@@ -127,3 +127,29 @@ fn fine_tuning_stays_within_a_limit_too() {
     assert!(summary["forecast_bytes"].as_u64().is_some_and(|bytes| bytes < 200 << 20), "{summary}");
     refused(&shop.run(&shop.tuned("small", &["--memory", "1MiB", "--steps", "3"])), &["1.00 MiB", "nothing fits"]);
 }
+
+/// A fixed number would be more than the layers of a small model have, and little for a large one.
+#[test]
+fn a_rank_that_is_not_given_follows_the_width_of_the_model() {
+    let shop = Workshop::new(20);
+    for name in ["low-rank", "sltrain", "cola", "lost", "loro", "relora"] {
+        let mut tiny = shop.tiny(name, &["--steps", "2", "--parameterization", name]);
+        tiny.retain(|word| *word != "--quiet");
+        let run = succeeded(shop.run(&tiny));
+        let said = "model.parameterization.options.rank = 8: a quarter of the model's width";
+        assert!(stderr(&run).contains(said), "{name}: {}", stderr(&run));
+        let config: toml::Table =
+            std::fs::read_to_string(shop.path(name).join("config.toml")).unwrap().parse().unwrap();
+        assert_eq!(config["model"]["parameterization"]["options"]["rank"].as_integer(), Some(8), "{name}");
+    }
+    // One head of keys and values of two: the narrowest layer has 4 columns.
+    let narrow = ["model.num_attention_heads=8", "model.num_key_value_heads=1"];
+    let mut more = vec!["--steps", "2", "--parameterization", "loro"];
+    narrow.iter().for_each(|setting| more.extend(["--set", setting]));
+    succeeded(shop.run(&shop.tiny("narrow", &more)));
+    let config = std::fs::read_to_string(shop.path("narrow").join("config.toml")).unwrap();
+    assert!(config.contains("rank = 4"), "{config}");
+    let plan = ["plan", "--model", "llama-60m", "--parameterization", "sltrain"];
+    let table = String::from_utf8(succeeded(shop.run(&plan)).stdout).unwrap();
+    assert!(table.lines().any(|line| line.contains("sltrain") && line.contains(" 128 ")), "{table}");
+}

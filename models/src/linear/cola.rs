@@ -16,7 +16,8 @@ use crate::weights::{Builder, Init, Layout};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ColaOptions {
-    /// Width between the factors.
+    /// Width between the factors. A run that is given none takes a quarter of the
+    /// model's width.
     #[schemars(range(min = 1))]
     pub rank: usize,
     /// Keep the non-linearity of the feed-forward part's gate, as the small models of the paper do.

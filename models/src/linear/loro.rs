@@ -20,7 +20,8 @@ use crate::weights::{Builder, Init, trained};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoroOptions {
-    /// Width between the factors, at most the smaller side of a layer.
+    /// Width between the factors, at most the smaller side of a layer. A run that is given none takes a quarter of the
+    /// model's width.
     #[schemars(range(min = 1))]
     pub rank: usize,
     /// Updates K from one exact step along the manifold to the next; all moments are reset after it.

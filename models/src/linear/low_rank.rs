@@ -31,7 +31,8 @@ pub enum LowRankInit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LowRankOptions {
-    /// Width between the factors, at most the smaller side of a layer.
+    /// Width between the factors, at most the smaller side of a layer. A run that is given none takes a quarter of the
+    /// model's width.
     #[schemars(range(min = 1))]
     pub rank: usize,
     /// Initialisation of the factors.

@@ -33,11 +33,35 @@ fn default_shape(vocab_size: usize) -> LlamaConfig {
     }
 }
 
-/// Parameterization of the linear layers, from the given options and the defaults of the others.
-fn parameterization(model: &ModelSection) -> Result<Parameterization, BuildError> {
+/// Parameterization of the linear layers of a model of this shape, from the given options and the defaults of the others.
+fn parameterization(model: &ModelSection, shape: &LlamaConfig) -> Result<Parameterization, BuildError> {
     let ParameterizationSection { name, options } = &model.parameterization;
-    let parsed = entry(name)?.parse(options);
+    let mut options = options.clone();
+    if let Some(rank) = usual_layer_rank(model, shape)? {
+        options.insert("rank".into(), rank.into());
+    }
+    let parsed = entry(name)?.parse(&options);
     Ok(parsed.map_err(|error| error.under("model.parameterization.options"))?)
+}
+
+/// Rank of a parameterization that has one and is given none: a quarter of the model's width, and no more than the
+/// smallest side of its layers. A fixed number would be more than small models can have.
+fn usual_layer_rank(model: &ModelSection, shape: &LlamaConfig) -> Result<Option<usize>, BuildError> {
+    let ParameterizationSection { name, options } = &model.parameterization;
+    if entry(name)?.spec().options().get("rank").is_none() || options.contains_key("rank") {
+        return Ok(None);
+    }
+    let smallest = shape.block_shapes().flatten().min().unwrap_or(shape.hidden_size);
+    Ok(Some((shape.hidden_size / 4).min(smallest).max(1)))
+}
+
+/// Writes that rank into the section, and returns it, if one is needed and none is given.
+pub fn set_usual_layer_rank(model: &mut ModelSection, shape: &LlamaConfig) -> Result<Option<usize>, BuildError> {
+    let rank = usual_layer_rank(model, shape)?;
+    if let Some(rank) = rank {
+        model.parameterization.options.insert("rank".into(), rank.into());
+    }
+    Ok(rank)
 }
 
 fn entry(name: &str) -> Result<&'static ParameterizationEntry, BuildError> {
@@ -75,7 +99,7 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: Option<u
                     hub.llama.parameterization.name()
                 )));
             }
-            hub.llama.parameterization = parameterization(model)?;
+            hub.llama.parameterization = parameterization(model, &hub.llama)?;
             hub.llama.validate()?;
         }
         return Ok(hub);
@@ -100,7 +124,7 @@ pub fn model_config(model: &ModelSection, vocab_size: usize, separator: Option<u
         }
         None => {}
     }
-    llama.parameterization = parameterization(model)?;
+    llama.parameterization = parameterization(model, &llama)?;
     llama.validate()?;
     let extra = ["bos_token_id", "eos_token_id"].map(|key| (key.to_string(), Value::from(separator)));
     Ok(HubConfig { llama, extra: Map::from_iter(extra) })

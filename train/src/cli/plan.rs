@@ -9,7 +9,9 @@ use lowrank_optim::WeightStorage;
 
 use super::output::{print, table};
 use super::training::SettingArgs;
-use crate::build::{BEYOND_ANY_MACHINE, BuildError, check_sizes, model_config, model_folder, usual_rank};
+use crate::build::{
+    BEYOND_ANY_MACHINE, BuildError, check_sizes, model_config, model_folder, set_usual_layer_rank, usual_rank,
+};
 use crate::config::{Config, Job, bytes, count};
 use crate::data::Tokenizer;
 use crate::plan::{Candidate, Forecaster, Freedom, candidates, limit, mode};
@@ -61,6 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let shape = llama(&config)?;
     usual_rank(&mut config, shape.hidden_size);
+    set_usual_layer_rank(&mut config.model, &shape)?;
     check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;
     let limit = limit(&config)?;
     let plain = PlainRule {};

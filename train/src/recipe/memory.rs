@@ -34,6 +34,12 @@ pub(super) fn fitting(
 /// Fills in settings that follow from the model's shape, and rejects sizes beyond the memory of the machine.
 pub(super) fn complete(config: &mut Config, llama: &LlamaConfig, listener: &dyn Listener) -> Result<(), BuildError> {
     with_usual_rank(config, llama.hidden_size, listener);
+    if let Some(rank) = build::set_usual_layer_rank(&mut config.model, llama)? {
+        listener.line(&format!(
+            "model.parameterization.options.rank = {rank}: a quarter of the model's width, or its narrowest layer, since {} needs a rank and none is given",
+            config.model.parameterization.name
+        ));
+    }
     build::check_sizes(config, llama, machine_memory())
 }
 

@@ -38,12 +38,29 @@ pub fn compositions() -> Vec<Entry> {
 /// Table of the methods of a kind, and the options of each, which are set as `key`.
 fn section(kind: Kind, entries: &[Entry], key: &str) -> String {
     let mut text = format!("\n## {}\n\n{}", title(kind), table(kind, entries));
-    for entry in entries.iter().filter(|entry| !entry.options().is_empty()) {
-        let _ = write!(text, "\n### `{}`\n\nSet as `{key}`.\n\n", entry.name);
-        text.push_str("| option | default | allowed | meaning |\n|---|---|---|---|\n");
-        entry.options().iter().for_each(|option| text.push_str(&row(option)));
+    for entry in entries {
+        let (options, conditions) = (entry.options(), conditions(entry));
+        if options.is_empty() && conditions.is_empty() {
+            continue;
+        }
+        let _ = write!(text, "\n### `{}`\n\n{conditions}", entry.name);
+        if !options.is_empty() {
+            let _ = write!(text, "Set as `{key}`.\n\n| option | default | allowed | meaning |\n|---|---|---|---|\n");
+            options.iter().for_each(|option| text.push_str(&row(option)));
+        }
     }
     text
+}
+
+/// Requirements and incompatible settings of a method, one line each.
+fn conditions(entry: &Entry) -> String {
+    let needs = entry.needs.iter().map(|need| format!("- Needs: {need}\n"));
+    let refuses = entry.refuses.iter().map(|refused| format!("- Does not combine with: {refused}\n"));
+    let mut lines: String = needs.chain(refuses).collect();
+    if !lines.is_empty() {
+        lines.push('\n');
+    }
+    lines
 }
 
 /// Heading of the methods of a kind.
