@@ -2,13 +2,17 @@
 
     pip install -r tests/peers/requirements.txt
     cargo build --release
-    python tests/peers/compare.py [--model DIR_OF_SMOLLM2] [--rounds 3]
+    python tests/peers/compare.py [--model DIR_OF_SMOLLM2] [--rounds 3] [--json docs/figures/NAME.json]
+    python tests/peers/compare.py --table docs/figures/NAME.json
 
-Each row runs ours and theirs alternately, `--rounds` times; a figure is the median of the rounds. The machine should have nothing else to do.
+Each row runs ours and theirs alternately, `--rounds` times; a figure is the median of the rounds. Steps of PyTorch are measured eager and through
+torch.compile, and the faster of the two counts. The machine should have nothing else to do; `LOWRANK_SIMD` forces our instruction set.
 """
 
 import argparse
+import functools
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -52,11 +56,14 @@ def ours(command, *arguments, steps=10):
         out = Path(folder) / "run"
         line = [LOWRANK, command, "--out", out, "--steps", steps, "--set", "log.every=1", "--set", "eval.batches=1"]
         line += ["--set", "log.sample_tokens=0", "--set", "log.tensorboard=false", *arguments]
-        subprocess.run([str(word) for word in line], check=True, capture_output=True, cwd=folder)
+        done = subprocess.run([str(word) for word in line], capture_output=True, text=True, cwd=folder)
+        if done.returncode:
+            sys.exit(done.stderr)
         return steps_of(out)
 
 
-def pretrain(shape, *arguments, threads=0):
+def pretrain(shape, *arguments, threads=0, data=None):
+    arguments = [*(["--data", data.resolve()] if data else []), *arguments]
     common = ["--model", shape, "--set", f"tokenizer.vocab_size={VOCABULARY}", "--batch", 4, "--seq-len", 256]
     cache = ["--set", f"data.cache={ROOT / 'target' / 'peers-cache'}", "--set", f"train.threads={threads}"]
     # The evaluation at the end is no part of a step either.
@@ -97,58 +104,115 @@ def optimizer_step():
     return {"step_seconds": json.loads(found.read_text())["median"]["point_estimate"] / 1e9}
 
 
-def alternately(rounds, left, right):
-    pairs = [(left(), right()) for _ in range(rounds)]
-    return tuple({key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "torch"}
-                 for runs in zip(*pairs))
+# What the figures are of, and not figures themselves.
+FACTS = ("torch", "instructions", "threads")
 
 
-def row(name, figure, left, right, unit, digits=None):
-    scale, usual = {"ms": (1e3, 0), "MiB": (1 / 2**20, 0), "tokens/s": (1, 1)}[unit]
-    digits = usual if digits is None else digits
-    a, b = left[figure] * scale, right[figure] * scale
-    print(f"| {name} | {a:,.{digits}f} {unit} | {b:,.{digits}f} {unit} | {a / b:.{2 if digits < 3 else 5}f} |", flush=True)
+def alternately(rounds, *sides):
+    """Medians over the rounds of each side."""
+    turns = [[side() for side in sides] for _ in range(rounds)]
+    return tuple({key: value if key in FACTS else statistics.median(run[key] for run in runs)
+                  for key, value in runs[0].items()}
+                 for runs in zip(*turns))
+
+
+def against_torch(rounds, mine, *arguments):
+    """Ours and the faster one of PyTorch eager and compiled, with its name."""
+    a, eager, compiled = alternately(rounds, mine, lambda: peer("pretrain", *arguments),
+                                     lambda: peer("pretrain", "--compile", *arguments))
+    faster = min((eager, "eager"), (compiled, "compiled"), key=lambda side: side[0]["step_seconds"])
+    return a, *faster
+
+
+class Results:
+    """The machine and the rows, as they are printed and as JSON."""
+
+    UNITS = {"ms": (1e3, 0), "MiB": (1 / 2**20, 0), "tokens/s": (1, 1)}
+
+    def __init__(self, machine, path=None):
+        self.machine, self.rows, self.path = machine, [], path
+
+    def head(self):
+        print(", ".join(f"{key} {value}" for key, value in self.machine.items()) + "\n")
+        print("| work | Lowrank | peer | ratio |\n|---|---|---|---|", flush=True)
+
+    def row(self, name, figure, left, right, unit, digits=None):
+        row = {"work": name, "unit": unit, "digits": digits, "lowrank": left[figure], "peer": right[figure]}
+        row |= {key: right[key] for key in FACTS if key in right}
+        self.rows.append(row)
+        self.line(row)
+        if self.path:
+            # After every row, so that an interrupted measurement is not lost.
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({"machine": self.machine, "rows": self.rows}, indent=1) + "\n")
+
+    def line(self, row):
+        (scale, usual), unit = self.UNITS[row["unit"]], row["unit"]
+        digits = usual if row["digits"] is None else row["digits"]
+        a, b = row["lowrank"] * scale, row["peer"] * scale
+        ratio = f"{a / b:.{2 if digits < 3 else 5}f}"
+        print(f"| {row['work']} | {a:,.{digits}f} {unit} | {b:,.{digits}f} {unit} | {ratio} |", flush=True)
+
+
+def machine():
+    from importlib.metadata import PackageNotFoundError, version
+
+    info = Path("/proc/cpuinfo").read_text()
+    cpu = next((line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line), "unknown")
+    facts = {"processor": cpu, "AVX-512": "yes" if " avx512f " in info else "no"}
+    facts |= {"LOWRANK_SIMD": os.environ.get("LOWRANK_SIMD", "auto"), "cores": len(os.sched_getaffinity(0))}
+    for name in ("torch", "transformers", "peft", "galore-torch"):
+        try:
+            facts[name] = version(name)
+        except PackageNotFoundError:
+            facts[name] = "missing"
+    return facts | {"date": time.strftime("%Y-%m-%d")}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of SmolLM2-135M, for fine-tuning and generation")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", type=Path, help="text to pretrain on; without it that of `lowrank pretrain`")
     parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the rows there as well")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="prints the table of such a file and measures nothing")
     options = parser.parse_args()
+    if options.table:
+        kept = json.loads(options.table.read_text())
+        results = Results(kept["machine"])
+        results.head()
+        return [results.line(row) for row in kept["rows"]]
     if not LOWRANK.exists():
         sys.exit(f"{LOWRANK} is missing: cargo build --release")
-    from importlib.metadata import version
-
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "galore-torch"))
-    print(f"{platform.machine()},{cpu.partition(':')[2]}, {versions}, {time.strftime('%Y-%m-%d')}\n")
-    print("| work | Lowrank | peer | ratio |\n|---|---|---|---|", flush=True)
-    rounds, wanted = options.rounds, lambda name: not options.only or options.only in name
+    results = Results(machine(), options.json)
+    results.head()
+    text = functools.partial(pretrain, data=options.data)
+    row, rounds, wanted = results.row, options.rounds, lambda name: not options.only or options.only in name
 
     for shape in SHAPES:
         name = f"{shape}, AdamW, batch 4 x 256, against PyTorch"
         if wanted(name):
-            a, b = alternately(rounds, lambda: pretrain(shape), lambda: peer("pretrain", *shaped(shape)))
-            row(f"{name}: step", "step_seconds", a, b, "ms")
-            row(f"{name}: peak memory", "peak_bytes", a, b, "MiB")
+            a, b, way = against_torch(rounds, lambda: text(shape), *shaped(shape))
+            row(f"{name} ({way}): step", "step_seconds", a, b, "ms")
+            row(f"{name} ({way}): peak memory", "peak_bytes", a, b, "MiB")
     name = "llama-9m, reading data, against its whole step"
     if wanted(name):
-        run = pretrain("llama-9m")
+        run = text("llama-9m")
         row(name, "seconds", {"seconds": run["data_seconds"]}, {"seconds": run["step_seconds"]}, "ms", digits=3)
     name = "llama-60m, SLTrain rank 128, against the layer in PyTorch"
     if wanted(name):
         sltrain = ["--parameterization", "sltrain", "--set", "model.parameterization.options.rank=128"]
-        a, b = alternately(rounds, lambda: pretrain("llama-60m", *sltrain),
-                           lambda: peer("pretrain", "--layer", "sltrain", *shaped("llama-60m")))
-        row(f"{name}: step", "step_seconds", a, b, "ms")
+        a, b, way = against_torch(rounds, lambda: text("llama-60m", *sltrain), "--layer", "sltrain",
+                                  *shaped("llama-60m"))
+        row(f"{name} ({way}): step", "step_seconds", a, b, "ms")
     name = "llama-60m, optimizer step with renewal, DCT-AdamW against galore-torch, rank 128"
     if wanted(name):
         a, b = alternately(1, optimizer_step, lambda: peer("galore", "--steps", 6, *shaped("llama-60m")))
         row(name, "step_seconds", a, b, "ms")
     name = "llama-60m, two threads against one"
     if wanted(name):
-        a, b = alternately(rounds, lambda: pretrain("llama-60m", threads=2), lambda: pretrain("llama-60m", threads=1))
+        a, b = alternately(rounds, lambda: text("llama-60m", threads=2), lambda: text("llama-60m", threads=1))
         row(name, "step_seconds", a, b, "ms")
     if options.model:
         name = "SmolLM2-135M, LoRA rank 16 on all linear, batch 2 x 256, against peft"

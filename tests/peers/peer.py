@@ -1,6 +1,6 @@
 """One measurement of a peer: prints one JSON object.
 
-    python peer.py pretrain --layer dense|sltrain --layers 8 --hidden 512 --intermediate 1376 --heads 8 ...
+    python peer.py pretrain [--compile] --layer dense|sltrain --layers 8 --hidden 512 --intermediate 1376 --heads 8 ...
     python peer.py galore   --rank 128
     python peer.py peft     --model DIR --batch 2 --seq-len 256
     python peer.py generate --model DIR --tokens 64
@@ -29,6 +29,8 @@ def timed(steps, step):
 def report(**figures):
     figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures["torch"] = torch.__version__
+    figures["instructions"] = torch.backends.cpu.get_cpu_capability()
+    figures["threads"] = torch.get_num_threads()
     print(json.dumps(figures))
 
 
@@ -99,6 +101,8 @@ def llama(options):
 def pretrain(options):
     model = llama(options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if options.compile:
+        model = torch.compile(model)
     ids = torch.randint(0, options.vocab, (options.batch, options.seq_len))
 
     def step():
@@ -163,6 +167,7 @@ def main():
     parser.add_argument("what", choices=["pretrain", "galore", "peft", "generate"])
     parser.add_argument("--layer", choices=["dense", "sltrain"], default="dense")
     parser.add_argument("--model")
+    parser.add_argument("--compile", action="store_true", help="pretrain: through torch.compile")
     for name, value in {
         "layers": 8, "hidden": 512, "intermediate": 1376, "heads": 8, "vocab": 8192, "batch": 4, "seq-len": 256,
         "rank": 128, "steps": 10, "tokens": 64, "threads": 2,
