@@ -91,6 +91,48 @@ fn a_whole_fine_tuning_writes_the_type_of_the_base_and_resumes_from_exact_weight
 }
 
 #[test]
+fn a_gguf_file_is_tuned_resumed_merged_and_composed_like_a_folder() {
+    let shop = Workshop::new(1);
+    examples(&shop);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/gguf/llama_q8_0.gguf");
+    std::fs::copy(file, shop.path("model")).expect("a GGUF file");
+    let more = ["--rank", "2", "--set", "train.seq_len=32", "--steps", "4", "--set", "checkpoint.every=2"];
+    succeeded(shop.run(&shop.tuned("run", &more)));
+    let adapter = checkpoints(&shop.path("run")).pop().expect("a checkpoint");
+    let tensors = adapter.join("adapter_model.safetensors");
+    let before = std::fs::read(&tensors).expect("tensors");
+    let again = [&more[..], &["--resume-from", "step-000002"]].concat();
+    succeeded(shop.run(&shop.tuned("run", &again)));
+    assert!(std::fs::read(&tensors).expect("tensors") == before, "other bits after a resumption");
+    // Other content under the same name is another model.
+    std::fs::rename(shop.path("model"), shop.path("own")).expect("a file");
+    let mut bytes = std::fs::read(shop.path("own")).expect("a file");
+    *bytes.last_mut().expect("weights") ^= 1;
+    std::fs::write(shop.path("model"), bytes).expect("a file");
+    refused(&shop.run(&shop.tuned("run", &again)), &["model"]);
+    std::fs::rename(shop.path("own"), shop.path("model")).expect("a file");
+
+    let adapter = adapter.to_str().expect("text");
+    succeeded(shop.run(&["merge", "--model", "model", "--adapter", adapter, "--out", "merged"]));
+    let say = |more: &[&str]| {
+        let args = [&["generate", "--greedy", "--tokens", "8", "--prompt", "w3 w4"], more].concat();
+        succeeded(shop.run(&args)).stdout
+    };
+    assert_eq!(say(&["--model", "merged"]), say(&["--model", "model", "--adapter", adapter]));
+
+    std::fs::create_dir(shop.path("copy")).expect("a folder");
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(Path::new(adapter).join(name), shop.path("copy").join(name)).expect("a file");
+    }
+    let words = ["compose", "--method", "cat", "--adapter", adapter, "--adapter", "copy=-1", "--out", "sum", "--model"];
+    refused(&shop.run(&[&words[..], &["model"]].concat()), &["model: is a file", "lowrank export --model model"]);
+    assert!(!shop.path("sum").exists());
+    succeeded(shop.run(&["export", "--model", "model", "--out", "folder"]));
+    succeeded(shop.run(&[&words[..], &["folder"]].concat()));
+    assert!(weights(&shop.path("sum")) == weights(&shop.path("folder")), "an adapter less itself changes nothing");
+}
+
+#[test]
 fn every_family_is_tuned_merged_and_generates() {
     for name in ["biases", "mistral_window", "qwen2", "qwen3", "smollm3", "olmo2", "granite"] {
         let shop = Workshop::new(1);

@@ -8,6 +8,7 @@ use lowrank_kernels::narrow::four_bit::FourBit;
 use lowrank_kernels::narrow::groups::{Rounding, quantise_groups};
 use lowrank_kernels::narrow::packed::{Codes, PackedMatrix, carrier};
 use lowrank_optim::WeightStorage;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -127,12 +128,20 @@ impl StoredMatrix {
 
     /// In the order of a file, which is that of PyTorch.
     fn nf4(values: &[f32], shape @ [d_in, d_out]: [usize; 2], layout: Layout) -> Self {
-        let transposed = layout == Layout::Transposed;
-        let stored = match transposed {
-            true => FourBit::nf4(&transpose(values, d_in, d_out), NF4_BLOCK),
-            false => FourBit::nf4(values, NF4_BLOCK),
-        };
-        Self::Packed(PackedMatrix { shape, transposed, codes: Codes::FourBit(stored.double()) })
+        match layout {
+            Layout::Transposed => Self::nf4_of_file(&transpose(values, d_in, d_out), shape),
+            Layout::AsStored => Self::nf4_in_order(values, shape, false),
+        }
+    }
+
+    /// NF4 codes of values that are in the order of a file: of the transposed matrix.
+    pub(crate) fn nf4_of_file(values: &[f32], shape: [usize; 2]) -> Self {
+        Self::nf4_in_order(values, shape, true)
+    }
+
+    fn nf4_in_order(values: &[f32], shape: [usize; 2], transposed: bool) -> Self {
+        let codes = Codes::FourBit(FourBit::nf4(values, NF4_BLOCK).double());
+        Self::Packed(PackedMatrix { shape, transposed, codes })
     }
 
     /// As a tensor.
@@ -166,18 +175,39 @@ impl StoredMatrix {
     }
 }
 
-/// Transposes a row-major `rows x columns` matrix in tiles that stay in the cache.
-pub(crate) fn transpose<T: Copy + Default>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+/// Transposes a row-major `rows x columns` matrix in parallel, tile by tile: each line of memory is read and written once, and a stride of a power of two
+/// does not throw the lines of a tile out of the cache.
+pub(crate) fn transpose<T: Copy + Default + Send + Sync>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
     const TILE: usize = 32;
     let mut out = vec![T::default(); values.len()];
-    for r0 in (0..rows).step_by(TILE) {
-        for c0 in (0..columns).step_by(TILE) {
-            for r in r0..rows.min(r0 + TILE) {
-                for c in c0..columns.min(c0 + TILE) {
-                    out[c * rows + r] = values[r * columns + c];
-                }
+    out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(band, out)| {
+        let c0 = band * TILE;
+        let width = TILE.min(columns - c0);
+        let mut tile = [[T::default(); TILE]; TILE];
+        for r0 in (0..rows).step_by(TILE) {
+            let height = TILE.min(rows - r0);
+            for r in 0..height {
+                let from = &values[(r0 + r) * columns + c0..][..width];
+                from.iter().enumerate().for_each(|(c, value)| tile[c][r] = *value);
+            }
+            for c in 0..width {
+                out[c * rows + r0..][..height].copy_from_slice(&tile[c][..height]);
             }
         }
-    }
+    });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_of_any_shape_are_transposed() {
+        for (rows, columns) in [(0, 3), (3, 0), (1, 1), (1, 70), (33, 64), (70, 31), (129, 97)] {
+            let values: Vec<usize> = (0..rows * columns).collect();
+            let turned = transpose(&values, rows, columns);
+            assert!((0..values.len()).all(|at| turned[at % columns * rows + at / columns] == at), "{rows} x {columns}");
+        }
+    }
 }

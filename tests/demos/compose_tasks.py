@@ -61,14 +61,20 @@ def countries(code):
 def rust_items():
     """First sentence of the documentation of public items, and their kind."""
     found = []
-    item = re.compile(r"((?:^[ \t]*/// ?.*\n)+)(?:^[ \t]*#\[.*\n)*^[ \t]*pub (?:const |unsafe |async )*(fn|struct|enum|trait|type|mod) ", re.M)
+    kind_of = re.compile(r"pub (?:const |unsafe |async )*(fn|struct|enum|trait) ")
     files = sorted((Path.home() / ".cargo/registry/src").glob("*/*/src/**/*.rs"))
     random.Random(0).shuffle(files)
     for path in files[:1500]:
-        for document, kind in item.findall(path.read_text(errors="ignore")):
-            sentence = re.sub(r"^[ \t]*///[ ]?", "", document.split("\n")[0]).strip()
-            if 20 < len(sentence) < 90 and kind in ("fn", "struct", "enum", "trait"):
-                found.append((f"Documentation: {sentence}\nItem:", kind))
+        first = None
+        for line in path.read_text(errors="ignore").splitlines():
+            line = line.strip()
+            if line.startswith("///"):
+                first = first or line[3:].strip()
+            elif not line.startswith("#["):
+                kind = kind_of.match(line)
+                if first and kind and 20 < len(first) < 90:
+                    found.append((f"Documentation: {first}\nItem:", kind[1]))
+                first = None
     kinds = {kind: [pair for pair in found if pair[1] == kind] for kind in ("fn", "struct", "enum", "trait")}
     fewest = min(map(len, kinds.values()))
     return [pair for kind in kinds.values() for pair in kind[:fewest]]
@@ -87,7 +93,7 @@ def write_tasks(work, examples):
     """Training examples and questions of each task; the choices are answers of other examples of the task."""
     folder = work / "tasks"
     if (folder / "done").exists():
-        return sorted(path.stem for path in folder.glob("*.train.jsonl"))
+        return sorted(path.name.removesuffix(".train.jsonl") for path in folder.glob("*.train.jsonl"))
     folder.mkdir(parents=True, exist_ok=True)
     tasks = {name: countries(code) for name, code in LANGUAGES.items()} | {"items": rust_items(), "sections": sections()}
     for name, pairs in tasks.items():

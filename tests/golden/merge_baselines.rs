@@ -115,6 +115,6 @@ fn dare(case: &Case, layer: &Layer, merge: DareMerge, density: f64) -> Result<Ma
         .collect();
     let masks = masks?;
     let dare = Dare { merge, space: Space::Deltas, density, ..Dare::default() };
-    let composed = dare.masked(layer, |source, _, _| masks[source].clone()).map_err(|error| error.to_string())?;
-    composed.result.delta().ok_or_else(|| "dare made no update".into())
+    let composed = dare.masked(layer, |source, _| masks[source].iter().copied()).map_err(|error| error.to_string())?;
+    composed.result.into_delta().ok_or_else(|| "dare made no update".into())
 }

@@ -44,7 +44,7 @@ pub fn run(case: &Case) -> Outcome {
     let layer = Layer::new("layer", sources).map_err(|error| error.to_string())?;
     let sum = OrthogonalSum { lambda: case.number("merge_lambda")?, ..OrthogonalSum::default() };
     let method: &dyn lowrank_models::adapter::compose::Composition = &sum;
-    let delta = method.compose(&layer).map_err(|error| error.to_string())?.result.delta().ok_or("no update")?;
+    let delta = method.compose(&layer).map_err(|error| error.to_string())?.result.into_delta().ok_or("no update")?;
     near(case, "merged", &(weight + delta), 1e-5)?;
     let between = crosstalk(&layer);
     for (name, ours) in [("crosstalk", between.crosstalk), ("basis_overlap", between.overlap)] {

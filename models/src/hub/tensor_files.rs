@@ -12,7 +12,7 @@ use super::file_type::{FileType, FileTypes};
 use super::names::{INDEX, WEIGHTS};
 use super::open::{open, read_text};
 use crate::error::ModelError;
-use crate::storage::{MatrixStorage, StoredMatrix, transpose};
+use crate::storage::{BaseStorage, MatrixStorage, StoredMatrix, transpose};
 use crate::weights::{Choose, Init, Layout, WeightSource};
 
 /// The tensors of a folder, each read once from the file that holds it.
@@ -220,6 +220,10 @@ impl WeightSource for TensorFiles {
         if let Some(stored) = self.narrow(path, shape, layout, storage)? {
             return Ok(stored);
         }
+        if storage == MatrixStorage::Frozen(BaseStorage::Nf4) && layout == Layout::Transposed {
+            // The codes keep the order of the file.
+            return Ok(StoredMatrix::nf4_of_file(&self.take(path, &[shape[1], shape[0]])?, shape));
+        }
         let values = match layout {
             Layout::AsStored => self.take(path, &shape)?,
             Layout::Transposed => transpose(&self.take(path, &[shape[1], shape[0]])?, shape[1], shape[0]),
@@ -288,6 +292,13 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
 }
 
 fn without_weights(dir: &Path) -> ModelError {
+    if dir.is_file() {
+        let reason = format!(
+            "is a file, and a folder is needed here; make one of a GGUF file first: lowrank export --model {} --out DIR",
+            dir.display()
+        );
+        return ModelError::File { path: dir.to_path_buf(), reason };
+    }
     match PICKLED.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
         Some(path) => ModelError::File {
             path,

@@ -149,23 +149,47 @@ fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> Result<DMatrix<f64>,
     let g = g / largest;
     // The product on the longer side would have eigenvalues that are zero but for rounding.
     let thin = side <= rows.min(columns);
-    let gram = gram(&if right == thin { g.clone() } else { g.transpose() });
-    let n = gram.nrows();
-    let mut found = match leading_eigenvectors(gram.as_slice().to_vec(), n, rank.min(n)) {
-        Some(vectors) => DMatrix::from_vec(n, rank.min(n), vectors),
-        None => by_rotations(gram, rank.min(n))?,
-    };
+    let gram = if right == thin { gram(&g) } else { gram(&g.transpose()) };
+    let mut found = eigenvectors(gram, rank)?;
     if !thin {
         // From the directions of the other side; those with singular value 0 are completed.
         found = if right { g.transpose() * found } else { &g * found };
         found = orthonormal(found.resize_horizontally(rank, 0.0), 0);
     }
-    for mut column in found.column_iter_mut() {
+    turn_up(&mut found);
+    Ok(found)
+}
+
+/// The `rank` leading right directions of a matrix that has no fewer rows than columns, as [`leading_directions`] finds them, without a copy of it.
+pub fn right_directions(matrix: &DMatrix<f64>, rank: usize) -> Result<DMatrix<f64>, DirectionsError> {
+    if !matrix.iter().all(|element| element.is_finite()) {
+        return Err(DirectionsError::NotFinite);
+    }
+    if matrix.iter().all(|element| *element == 0.0) {
+        return Err(DirectionsError::Zero);
+    }
+    let mut found = eigenvectors(gram(matrix), rank)?;
+    turn_up(&mut found);
+    Ok(found)
+}
+
+/// The leading eigenvectors of a Gram matrix, at most as many as it has.
+fn eigenvectors(gram: DMatrix<f64>, rank: usize) -> Result<DMatrix<f64>, DirectionsError> {
+    let n = gram.nrows();
+    let rank = rank.min(n);
+    match leading_eigenvectors(gram.as_slice().to_vec(), n, rank) {
+        Some(vectors) => Ok(DMatrix::from_vec(n, rank, vectors)),
+        None => by_rotations(gram, rank),
+    }
+}
+
+/// Makes the entry of greatest magnitude of each direction positive.
+fn turn_up(directions: &mut DMatrix<f64>) {
+    for mut column in directions.column_iter_mut() {
         if points_down(column.as_slice()) {
             column.neg_mut();
         }
     }
-    Ok(found)
 }
 
 /// Columns of a Gram matrix that are computed together.

@@ -56,7 +56,7 @@ pub fn method(name: &str, options: Value) -> Result<Box<dyn Composition>, String
 /// The dense update that a composition makes of a layer.
 pub fn delta(name: &str, options: Value, layer: &Layer) -> Result<Matrix, String> {
     let composed = method(name, options)?.compose(layer).map_err(|error| error.to_string())?;
-    composed.result.delta().ok_or_else(|| format!("{name} makes no update"))
+    composed.result.into_delta().ok_or_else(|| format!("{name} makes no update"))
 }
 
 /// Row-major values.

@@ -235,7 +235,7 @@ fn composed(args: &Args, method: &str, mut sources: Sources) -> anyhow::Result<R
                     _ => layers[path][0].min(layers[path][1]),
                 };
                 report.add(path, layer.report, rank);
-                Ok(made.delta())
+                Ok(made.into_delta())
             });
             Ok(merged.map_err(BuildError::from)?)
         })?,

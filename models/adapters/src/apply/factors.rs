@@ -75,8 +75,8 @@ pub fn factors_of(
 ) -> Result<LayerFactors, AdapterError> {
     let entry = config.entry()?;
     let device = Device::default();
-    // Product structures need nothing from the weight once their tensors are given.
-    let weight = Tensor::zeros(place.shape, &device);
+    // Product structures need nothing from the weight once their tensors are given: one zero in memory, seen as all of them.
+    let weight = Tensor::<2>::zeros([1, 1], &device).expand(place.shape);
     let mut site = Site {
         place,
         name: &config.name,

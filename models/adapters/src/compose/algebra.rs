@@ -1,8 +1,8 @@
 //! Decompositions of products of thin factors, in f64 on the host, without the dense product.
 
-use lowrank_optim::thin_svd;
+use lowrank_kernels::decompose::right_directions;
 
-use super::source::{Matrix, transposed_tensor};
+use super::source::Matrix;
 
 /// Thin singular value decomposition `U S V^T`, values descending.
 #[derive(Clone, Debug)]
@@ -126,8 +126,9 @@ pub(super) fn inner_product([b, a]: [&Matrix; 2], [other_b, other_a]: [&Matrix; 
     (b.transpose() * other_b).dot(&(a * other_a.transpose()))
 }
 
-/// A dense matrix `[d_out, d_in]` as factors `A [rank, d_in]` and `B [d_out, rank]`, and the share of its norm that is left out.
-pub fn truncated(delta: &Matrix, rank: usize) -> (Matrix, Matrix, f64) {
+/// A dense matrix `[d_out, d_in]` as factors `A [rank, d_in]`, whose rows have length 1, and `B [d_out, rank]`, and the share of its norm that is
+/// left out.
+pub fn truncated(delta: Matrix, rank: usize) -> (Matrix, Matrix, f64) {
     let (d_out, d_in) = delta.shape();
     let rank = rank.min(d_out.min(d_in));
     let all = delta.norm();
@@ -135,21 +136,35 @@ pub fn truncated(delta: &Matrix, rank: usize) -> (Matrix, Matrix, f64) {
         return (Matrix::zeros(rank, d_in), Matrix::zeros(d_out, rank), 0.0);
     }
     if d_out.min(d_in) <= DIRECT {
-        let svd = Svd::of(delta);
+        let svd = Svd::of(&delta);
         let (a, b, _) = svd.leading(rank);
         return (a, b, share(&svd.values, rank));
     }
-    // The tensor is the transposed matrix.
-    let svd = thin_svd(&transposed_tensor(delta), rank);
-    let host = |tensor, rows: usize| {
-        let values = lowrank_kernels::host::values::<2>(tensor);
-        Matrix::from_row_iterator(rows, rank, values.into_iter().map(f64::from))
-    };
-    let right = host(svd.left, d_in);
-    // From the matrix itself, so that only A is rounded.
-    let b = delta * &right;
-    let left_out = (all * all - b.norm_squared()).max(0.0).sqrt() / all;
-    (right.transpose(), b, left_out)
+    // A layer of a large model fills a good part of the memory: one copy of it at a time.
+    let wide = d_in > d_out;
+    let delta = if wide { delta.transpose() } else { delta };
+    let (near, far) = onto_directions(&delta, rank);
+    let left_out = (all * all - far.norm_squared()).max(0.0).sqrt() / all;
+    if !wide {
+        return (near.transpose(), far, left_out);
+    }
+    let (mut a, mut b) = (far.transpose(), near);
+    for (mut row, mut column) in a.row_iter_mut().zip(b.column_iter_mut()) {
+        let length = row.norm();
+        if length > 0.0 {
+            row /= length;
+        }
+        column *= length;
+    }
+    (a, b, left_out)
+}
+
+/// The leading right directions of a matrix that is not wide, and its product with them.
+fn onto_directions(matrix: &Matrix, rank: usize) -> (Matrix, Matrix) {
+    // Rotations are slower, and always converge.
+    let near = right_directions(matrix, rank).unwrap_or_else(|_| Svd::of(matrix).v.columns(0, rank).into_owned());
+    let far = matrix * &near;
+    (near, far)
 }
 
 /// Smaller side up to which a dense matrix is decomposed by rotations.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::average::Space;
 use super::definition::{Composed, Composition, CompositionEntry, read};
 use super::error::ComposeError;
-use super::source::{Layer, Matrix};
-use super::sparse::{Convention, Election, elected, per_tensor, weighted_sum};
+use super::source::Layer;
+use super::sparse::{Convention, Election, Rows, Rule, merged, per_tensor};
 
 /// Keeps each entry of each source with a probability, rescales what is kept, and merges: a weighted sum, or an election of signs.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -91,20 +91,26 @@ pub(super) static ENTRY: CompositionEntry = CompositionEntry {
 
 impl Dare {
     /// Composes with masks that are drawn from the seed or given: one for each source and tensor (0 for A and the update, 1 for B), true for an
-    /// entry that is kept, in row-major order.
-    pub fn masked(
+    /// entry that is kept, in row-major order. A mask is asked for each time that the tensor is read.
+    pub fn masked<M: Iterator<Item = bool>>(
         &self,
         layer: &Layer,
-        mut mask: impl FnMut(usize, usize, usize) -> Vec<bool>,
+        mask: impl Fn(usize, usize) -> M,
     ) -> Result<Composed, ComposeError> {
-        let mut composed = per_tensor(layer, self.space, self.rank, |mut tensors, weights, tensor| {
-            for (source, values) in tensors.iter_mut().enumerate() {
-                self.drop_entries(values, &mask(source, tensor, values.len()));
-            }
-            Ok(match self.merge {
-                DareMerge::Linear => weighted_sum(&tensors, weights),
-                DareMerge::Ties => elected(&tensors, weights, self.election, Convention::Count),
-            })
+        let mut composed = per_tensor(layer, self.space, self.rank, |tensors, weights, tensor| {
+            let masks = || (0..tensors.len()).map(|source| mask(source, tensor));
+            let factors: Vec<f64> =
+                tensors.iter().zip(masks()).map(|(tensor, mask)| self.factor(tensor, mask)).collect();
+            let mut masks: Vec<M> = masks().collect();
+            let rule = match self.merge {
+                DareMerge::Linear => Rule::Sum,
+                DareMerge::Ties => Rule::Elect(self.election, Convention::Count),
+            };
+            Ok(merged(tensors, weights, rule, |source, values| {
+                for (value, kept) in values.iter_mut().zip(&mut masks[source]) {
+                    *value = if kept { *value * factors[source] } else { 0.0 };
+                }
+            }))
         })?;
         if self.merge == DareMerge::Linear {
             composed.report.clear();
@@ -112,38 +118,34 @@ impl Dare {
         Ok(composed)
     }
 
-    fn drop_entries(&self, values: &mut Matrix, mask: &[bool]) {
-        let sum = |values: &Matrix| values.iter().map(|value| value.abs()).sum::<f64>();
-        let before = sum(values);
-        let columns = values.ncols();
-        for row in 0..values.nrows() {
-            for column in 0..columns {
-                if !mask[row * columns + column] {
-                    values[(row, column)] = 0.0;
-                }
-            }
+    /// Scale of what is kept of a tensor.
+    fn factor(&self, tensor: &Rows, mut mask: impl Iterator<Item = bool>) -> f64 {
+        if self.rescale == Rescale::Density {
+            return self.density.recip();
         }
-        let after = sum(values);
-        let factor = match self.rescale {
-            Rescale::Density => self.density.recip(),
-            // Nothing is left to rescale.
-            Rescale::L1 if after == 0.0 => 1.0,
-            Rescale::L1 => before / after,
-        };
-        *values *= factor;
+        let (mut before, mut after) = (0.0, 0.0);
+        tensor.each(|values| {
+            for (value, kept) in values.iter().zip(&mut mask) {
+                before += value.abs();
+                after += if kept { value.abs() } else { 0.0 };
+            }
+        });
+        // Nothing is left to rescale where all is dropped.
+        if after == 0.0 { 1.0 } else { before / after }
     }
 }
 
 impl Composition for Dare {
     fn compose(&self, layer: &Layer) -> Result<Composed, ComposeError> {
         let key = key_of(&layer.path);
-        self.masked(layer, |source, tensor, count| {
+        self.masked(layer, |source, tensor| {
             let mut random = generator(self.seed, key, (2 * source + tensor) as u64);
-            (0..count).map(|_| random.random::<f64>() < self.density).collect()
+            std::iter::repeat_with(move || random.random::<f64>() < self.density)
         })
     }
 
-    fn dense_matrices(&self, sources: usize) -> usize {
-        if self.space == Space::Deltas { sources + 3 } else { 0 }
+    fn dense_matrices(&self, _sources: usize) -> usize {
+        // The result, and what its truncation needs.
+        if self.space == Space::Deltas { 3 } else { 0 }
     }
 }

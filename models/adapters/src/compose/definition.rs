@@ -99,17 +99,17 @@ impl Composite {
     pub fn into_factors(self) -> Option<(Factors, f64)> {
         let (a, b, residual) = match self {
             Self::Factors { a, b } => (a, b, 0.0),
-            Self::Dense { delta, rank } => truncated(&delta, rank),
+            Self::Dense { delta, rank } => truncated(delta, rank),
             Self::Pool(_) => return None,
         };
         Some((Factors { a: transposed_tensor(&a), b: transposed_tensor(&b), scale: 1.0 }, residual))
     }
 
     /// The dense update `[d_out, d_in]`; none for a pool.
-    pub fn delta(&self) -> Option<Matrix> {
+    pub fn into_delta(self) -> Option<Matrix> {
         match self {
             Self::Factors { a, b } => Some(b * a),
-            Self::Dense { delta, .. } => Some(delta.clone()),
+            Self::Dense { delta, .. } => Some(delta),
             Self::Pool(_) => None,
         }
     }

@@ -8,7 +8,7 @@ use super::average::Space;
 use super::definition::{Composed, Composition, CompositionEntry, read};
 use super::error::ComposeError;
 use super::source::Layer;
-use super::sparse::{per_tensor, trimmed, weighted_sum};
+use super::sparse::{Cut, Rule, merged, per_tensor};
 use super::ties::PAPER;
 
 /// Keeps the largest entries of each source and sums them with their weights.
@@ -45,15 +45,17 @@ pub(super) static ENTRY: CompositionEntry = CompositionEntry {
 impl Composition for MagnitudePrune {
     fn compose(&self, layer: &Layer) -> Result<Composed, ComposeError> {
         let mut composed = per_tensor(layer, self.space, self.rank, |tensors, weights, _| {
-            let tensors: Result<Vec<_>, _> = tensors.into_iter().map(|tensor| trimmed(tensor, self.density)).collect();
-            Ok(weighted_sum(&tensors?, weights))
+            let cuts: Result<Vec<_>, _> = tensors.iter().map(|tensor| Cut::of(tensor, self.density)).collect();
+            let mut cuts = cuts?;
+            Ok(merged(tensors, weights, Rule::Sum, |source, values| cuts[source].apply(values)))
         })?;
         // No sign is elected.
         composed.report.clear();
         Ok(composed)
     }
 
-    fn dense_matrices(&self, sources: usize) -> usize {
-        if self.space == Space::Deltas { sources + 3 } else { 0 }
+    fn dense_matrices(&self, _sources: usize) -> usize {
+        // The result, and what its truncation needs.
+        if self.space == Space::Deltas { 3 } else { 0 }
     }
 }

@@ -14,7 +14,7 @@
 //! };
 //! let layer = Layer::new("layer", vec![source("one", 1.0), source("two", 2.0)])?;
 //! let sum = <dyn Composition>::named("cat", &Default::default())?.compose(&layer)?;
-//! assert_eq!(sum.result.delta().map(|delta| delta[(0, 0)]), Some(3.0));
+//! assert_eq!(sum.result.into_delta().map(|delta| delta[(0, 0)]), Some(3.0));
 //! # Ok(())
 //! # }
 //! ```

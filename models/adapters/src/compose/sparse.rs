@@ -1,5 +1,8 @@
-//! Parts of sparse merging that several compositions share: trimming by magnitude, election of signs, disjoint sums.
+//! Parts of sparse merging that several compositions share: trimming by magnitude, election of signs, disjoint sums; block by block.
 
+use std::ops::Range;
+
+use lowrank_kernels::vectorised::vectorised;
 use lowrank_optim::registry::OptionError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +11,7 @@ use super::average::Space;
 use super::definition::Composed;
 use super::error::ComposeError;
 use super::linear::root;
-use super::source::{Layer, Matrix};
+use super::source::{Layer, Matrix, Source};
 use super::svd::rank;
 
 /// Quantity whose sign wins at an entry; 0 counts as positive.
@@ -33,87 +36,257 @@ pub enum Convention {
     WeightNormalised,
 }
 
-/// Keeps the `floor(density n)` elements of largest magnitude and sets the others to 0; of equal ones those first in row-major order.
-pub(super) fn trimmed(mut tensor: Matrix, density: f64) -> Result<Matrix, ComposeError> {
-    let count = tensor.len();
-    if density >= 1.0 || count == 0 {
-        return Ok(tensor);
-    }
-    let kept = (density * count as f64).floor() as usize;
-    if kept == 0 {
-        let reason = format!("keeps none of the {count} elements of a matrix; give at least {}", 1.0 / count as f64);
-        return Err(OptionError::value("density", density, reason).into());
-    }
-    let mut magnitudes: Vec<f64> = tensor.iter().map(|value| value.abs()).collect();
-    let (_, least, _) = magnitudes.select_nth_unstable_by(kept - 1, |a, b| b.total_cmp(a));
-    let least = *least;
-    let mut equal = kept - tensor.iter().filter(|value| value.abs() > least).count();
-    for row in 0..tensor.nrows() {
-        for column in 0..tensor.ncols() {
-            let value = &mut tensor[(row, column)];
-            if value.abs() < least {
-                *value = 0.0;
-            } else if value.abs() == least {
-                if equal == 0 {
-                    *value = 0.0;
-                } else {
-                    equal -= 1;
-                }
-            }
-        }
-    }
-    Ok(tensor)
-}
-
 /// Merged tensors, and the share of entries at which the sources disagree in sign.
-pub(super) struct Elected {
+pub(super) struct Merged {
     pub merged: Matrix,
     pub conflicts: f64,
 }
 
-/// Elects a sign at each entry and sums the values that have it, times their weights, over their number or the sum of their weights.
-pub(super) fn elected(tensors: &[Matrix], weights: &[f64], election: Election, convention: Convention) -> Elected {
-    let shape = tensors[0].shape();
-    let mut merged = Matrix::zeros(shape.0, shape.1);
-    let (mut conflicts, mut values) = (0usize, vec![0.0; tensors.len()]);
-    for place in 0..merged.len() {
-        for ((value, tensor), weight) in values.iter_mut().zip(tensors).zip(weights) {
-            *value = tensor[place];
-            if convention == Convention::WeightNormalised {
-                *value *= weight;
-            }
-        }
-        let sum: f64 = match election {
-            Election::Total => values.iter().sum(),
-            Election::Frequency => values.iter().map(|value| sign(*value)).sum(),
-        };
-        let positive = sum >= 0.0;
-        let (mut kept, mut divisor) = (0.0, 0.0);
-        for (value, weight) in values.iter().zip(weights) {
-            if *value != 0.0 && (*value > 0.0) == positive {
-                match convention {
-                    Convention::Count => (kept, divisor) = (kept + weight * value, divisor + 1.0),
-                    Convention::WeightNormalised => (kept, divisor) = (kept + value, divisor + weight),
-                }
-            }
-        }
-        conflicts += usize::from(values.iter().any(|value| *value > 0.0) && values.iter().any(|value| *value < 0.0));
-        merged[place] = if divisor == 0.0 { kept } else { kept / divisor };
+/// What becomes of the pruned values of an entry.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rule {
+    /// Weighted sum, in the order of the sources.
+    Sum,
+    /// Elects a sign and sums the values that have it, times their weights, over their number or the sum of their weights.
+    Elect(Election, Convention),
+}
+
+/// Elements of a tensor that are formed together.
+const BLOCK: usize = 1 << 16;
+
+/// A tensor of a source that is read in blocks of whole rows, so that an update is never in memory as a whole.
+pub(super) struct Rows {
+    /// `[columns, rank]`, the row space; none if `right` holds the rows themselves.
+    left: Option<Matrix>,
+    /// `[rank, rows]`, or `[columns, rows]`.
+    right: Matrix,
+}
+
+impl Rows {
+    /// Rows of a matrix.
+    pub fn of(matrix: &Matrix) -> Self {
+        Self { left: None, right: matrix.transpose() }
     }
-    Elected { merged, conflicts: conflicts as f64 / (shape.0 * shape.1).max(1) as f64 }
+
+    /// Rows of a source's update `[d_out, d_in]`, without its weight.
+    pub fn of_update(source: &Source) -> Self {
+        Self { left: Some(source.a.transpose()), right: source.b.transpose() * source.scale }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.right.ncols(), self.left.as_ref().unwrap_or(&self.right).nrows()]
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Ranges of rows that are formed together.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let [rows, columns] = self.shape();
+        let step = (BLOCK / columns.max(1)).max(1);
+        (0..rows).step_by(step).map(move |from| from..rows.min(from + step))
+    }
+
+    /// Some rows in row-major order.
+    fn block(&self, rows: Range<usize>) -> Matrix {
+        let right = self.right.columns_range(rows);
+        match &self.left {
+            Some(left) => left * right,
+            None => right.into_owned(),
+        }
+    }
+
+    /// Calls `each` with the blocks in order.
+    pub fn each(&self, mut each: impl FnMut(&[f64])) {
+        self.blocks().for_each(|rows| each(self.block(rows).as_slice()));
+    }
+}
+
+/// Least magnitude that trimming keeps, and how many elements of just that magnitude.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    least: f64,
+    equal: usize,
+}
+
+impl Cut {
+    /// The cut that keeps the `floor(density n)` elements of largest magnitude.
+    pub fn of(tensor: &Rows, density: f64) -> Result<Self, ComposeError> {
+        let count = tensor.len();
+        let kept = kept(count, density)?;
+        if kept == count {
+            return Ok(Self { least: 0.0, equal: count });
+        }
+        // Magnitudes are ordered as their bits are. Those of the one that is looked for are found from the top, until few elements share them.
+        const DIGIT: u32 = 16;
+        const FEW: usize = 1 << 20;
+        let (mut prefix, mut known, mut wanted, mut sharing) = (0u64, 0u32, kept, count);
+        let shares = |bits: u64, prefix: u64, known: u32| known == 0 || bits >> (u64::BITS - known) == prefix;
+        while sharing > FEW && known < u64::BITS {
+            let mut counts = vec![0usize; 1 << DIGIT];
+            tensor.each(|values| {
+                for bits in values.iter().map(|value| value.abs().to_bits()).filter(|bits| shares(*bits, prefix, known))
+                {
+                    counts[(bits >> (u64::BITS - known - DIGIT)) as usize & ((1 << DIGIT) - 1)] += 1;
+                }
+            });
+            let mut digit = counts.len() - 1;
+            while counts[digit] < wanted {
+                wanted -= counts[digit];
+                digit -= 1;
+            }
+            (prefix, known, sharing) = (prefix << DIGIT | digit as u64, known + DIGIT, counts[digit]);
+        }
+        if known == u64::BITS {
+            return Ok(Self { least: f64::from_bits(prefix), equal: wanted });
+        }
+        let mut magnitudes = Vec::with_capacity(sharing);
+        tensor.each(|values| {
+            let all = values.iter().map(|value| value.abs());
+            magnitudes.extend(all.filter(|value| shares(value.to_bits(), prefix, known)));
+        });
+        let (above, least, _) = magnitudes.select_nth_unstable_by(wanted - 1, |a, b| b.total_cmp(a));
+        let least = *least;
+        Ok(Self { least, equal: wanted - above.iter().filter(|value| **value > least).count() })
+    }
+
+    /// Sets the elements of a block that are not kept to 0; blocks come in order, and of equal elements the first are kept.
+    pub fn apply(&mut self, values: &mut [f64]) {
+        let least = self.least;
+        let equal = vectorised(
+            #[inline(always)]
+            || {
+                let mut equal = 0u64;
+                for value in values.iter_mut() {
+                    let magnitude = value.abs();
+                    equal += u64::from(magnitude == least);
+                    *value = masked(*value, magnitude >= least);
+                }
+                equal as usize
+            },
+        );
+        if equal > self.equal {
+            let equals = values.iter_mut().filter(|value| value.abs() == least);
+            equals.skip(self.equal).for_each(|value| *value = 0.0);
+        }
+        self.equal = self.equal.saturating_sub(equal);
+    }
+}
+
+/// Number of elements that a density keeps. Rejects one that keeps none.
+fn kept(count: usize, density: f64) -> Result<usize, ComposeError> {
+    let kept = if density >= 1.0 { count } else { (density * count as f64).floor() as usize };
+    if kept == 0 && count > 0 {
+        let reason = format!("keeps none of the {count} elements of a matrix; give at least {}", 1.0 / count as f64);
+        return Err(OptionError::value("density", density, reason).into());
+    }
+    Ok(kept)
+}
+
+/// Keeps the `floor(density n)` elements of largest magnitude and sets the others to 0; of equal ones those first in row-major order.
+pub(super) fn trimmed(tensor: Matrix, density: f64) -> Result<Matrix, ComposeError> {
+    let rows = Rows::of(&tensor);
+    let mut cut = Cut::of(&rows, density)?;
+    let mut transposed = rows.right;
+    cut.apply(transposed.as_mut_slice());
+    Ok(transposed.transpose())
+}
+
+/// Merges tensors of the same shape entry by entry. `prune` sets elements of a source's block to 0 and scales the others; blocks of each source come in order.
+pub(super) fn merged(
+    tensors: &[Rows],
+    weights: &[f64],
+    rule: Rule,
+    mut prune: impl FnMut(usize, &mut [f64]),
+) -> Merged {
+    let [rows, columns] = tensors[0].shape();
+    let mut merged = Matrix::zeros(rows, columns);
+    let mut conflicts = 0;
+    for range in tensors[0].blocks() {
+        let mut blocks: Vec<Matrix> = tensors.iter().map(|tensor| tensor.block(range.clone())).collect();
+        blocks.iter_mut().enumerate().for_each(|(source, block)| prune(source, block.as_mut_slice()));
+        let mut out = Matrix::zeros(columns, range.len());
+        match rule {
+            Rule::Sum => blocks.iter().zip(weights).for_each(|(block, weight)| out += block * *weight),
+            Rule::Elect(election, convention) => {
+                conflicts += elect(&mut blocks, weights, election, convention, out.as_mut_slice());
+            }
+        }
+        merged.rows_range_mut(range).tr_copy_from(&out);
+    }
+    Merged { merged, conflicts: conflicts as f64 / (rows * columns).max(1) as f64 }
+}
+
+/// Writes the merged values of a block and returns the number of entries at which the sources disagree in sign.
+fn elect(blocks: &mut [Matrix], weights: &[f64], election: Election, convention: Convention, out: &mut [f64]) -> usize {
+    if convention == Convention::WeightNormalised {
+        blocks.iter_mut().zip(weights).for_each(|(block, weight)| *block *= *weight);
+    }
+    let blocks: Vec<&[f64]> = blocks.iter().map(Matrix::as_slice).collect();
+    let mut conflicts = 0;
+    for (number, out) in out.chunks_mut(LANE).enumerate() {
+        let part = number * LANE..number * LANE + out.len();
+        conflicts += vectorised(
+            #[inline(always)]
+            || elect_part(&blocks, part.clone(), weights, election, convention, out),
+        );
+    }
+    conflicts
+}
+
+/// Entries whose sums stay in the innermost cache.
+const LANE: usize = 512;
+
+#[inline(always)]
+fn elect_part(
+    blocks: &[&[f64]],
+    part: Range<usize>,
+    weights: &[f64],
+    election: Election,
+    convention: Convention,
+    out: &mut [f64],
+) -> usize {
+    let [mut sums, mut highest, mut lowest, mut divisors] = [[0.0; LANE]; 4];
+    for block in blocks {
+        let values = &block[part.clone()];
+        for (((sum, highest), lowest), value) in sums.iter_mut().zip(&mut highest).zip(&mut lowest).zip(values) {
+            *sum += match election {
+                Election::Total => *value,
+                Election::Frequency => masked(1.0, *value > 0.0) - masked(1.0, *value < 0.0),
+            };
+            *highest = if *value > *highest { *value } else { *highest };
+            *lowest = if *value < *lowest { *value } else { *lowest };
+        }
+    }
+    for (block, weight) in blocks.iter().zip(weights) {
+        let (factor, share) = match convention {
+            Convention::Count => (*weight, 1.0),
+            Convention::WeightNormalised => (1.0, *weight),
+        };
+        let values = &block[part.clone()];
+        for (((out, divisor), sum), value) in out.iter_mut().zip(&mut divisors).zip(&sums).zip(values) {
+            let elected = (*value != 0.0) & ((*value > 0.0) == (*sum >= 0.0));
+            *out += masked(factor * *value, elected);
+            *divisor += masked(share, elected);
+        }
+    }
+    for (out, divisor) in out.iter_mut().zip(&divisors) {
+        *out = if *divisor == 0.0 { *out } else { *out / *divisor };
+    }
+    highest.iter().zip(&lowest).filter(|(highest, lowest)| (**highest > 0.0) & (**lowest < 0.0)).count()
+}
+
+/// The value, or 0: by a mask of its bits, as a branch would keep a loop out of vectors.
+#[inline(always)]
+fn masked(value: f64, kept: bool) -> f64 {
+    f64::from_bits(value.to_bits() & u64::from(kept).wrapping_neg())
 }
 
 pub(super) fn sign(value: f64) -> f64 {
     if value == 0.0 { 0.0 } else { value.signum() }
-}
-
-/// Weighted sum of tensors, in order.
-pub(super) fn weighted_sum(tensors: &[Matrix], weights: &[f64]) -> Elected {
-    let mut merged = Matrix::zeros(tensors[0].nrows(), tensors[0].ncols());
-    for (tensor, weight) in tensors.iter().zip(weights) {
-        merged += tensor * *weight;
-    }
-    Elected { merged, conflicts: 0.0 }
 }
 
 /// Merges the sources of a layer tensor by tensor: both factors, each with the roots of weight and scale, or the updates.
@@ -123,14 +296,14 @@ pub(super) fn per_tensor(
     layer: &Layer,
     space: Space,
     given_rank: Option<usize>,
-    mut merge: impl FnMut(Vec<Matrix>, &[f64], usize) -> Result<Elected, ComposeError>,
+    mut merge: impl FnMut(&[Rows], &[f64], usize) -> Result<Merged, ComposeError>,
 ) -> Result<Composed, ComposeError> {
     match space {
         Space::Deltas => {
-            let weights: Vec<f64> = layer.sources.iter().map(|source| source.weight()).collect();
+            let weights: Vec<f64> = layer.sources.iter().map(Source::weight).collect();
             let rank = rank(layer, given_rank)?;
-            let Elected { merged, conflicts } =
-                merge(layer.sources.iter().map(|source| source.delta()).collect(), &weights, 0)?;
+            let updates: Vec<Rows> = layer.sources.iter().map(Rows::of_update).collect();
+            let Merged { merged, conflicts } = merge(&updates, &weights, 0)?;
             Ok(Composed::dense(merged, rank).with("sign_conflicts", conflicts))
         }
         Space::Factors => {
@@ -141,8 +314,11 @@ pub(super) fn per_tensor(
             layer.common_rank("factors are merged entry by entry: set space=deltas for different ranks")?;
             let roots: Vec<[f64; 2]> = layer.sources.iter().map(|source| root(source.weighted_scale())).collect();
             let weights = |side: usize| roots.iter().map(|root| root[side]).collect::<Vec<_>>();
-            let of_a = merge(layer.sources.iter().map(|source| source.a.clone()).collect(), &weights(0), 0)?;
-            let of_b = merge(layer.sources.iter().map(|source| source.b.clone()).collect(), &weights(1), 1)?;
+            let rows = |of: fn(&Source) -> &Matrix| {
+                layer.sources.iter().map(|source| Rows::of(of(source))).collect::<Vec<_>>()
+            };
+            let of_a = merge(&rows(|source| &source.a), &weights(0), 0)?;
+            let of_b = merge(&rows(|source| &source.b), &weights(1), 1)?;
             Ok(Composed::factors(of_a.merged, of_b.merged)
                 .with("sign_conflicts_a", of_a.conflicts)
                 .with("sign_conflicts_b", of_b.conflicts))

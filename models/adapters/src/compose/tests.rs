@@ -44,7 +44,7 @@ fn composed(name: &str, given: Value, of: &Layer) -> Composed {
 }
 
 fn delta(name: &str, given: Value, of: &Layer) -> Matrix {
-    composed(name, given, of).result.delta().unwrap()
+    composed(name, given, of).result.into_delta().unwrap()
 }
 
 fn refusal(name: &str, given: Value, of: &Layer) -> String {
@@ -72,7 +72,7 @@ fn concatenation_and_untruncated_svd_are_the_exact_sum() {
     near(&delta("average", json!({"space": "deltas"}), &of), &sum(&of), 1e-12);
     near(&delta("average", json!({"space": "deltas"}), &three()), &(sum(&three()) / 3.0), 1e-12);
     // The reduced route and the dense one, truncated.
-    let (a, b, _) = truncated(&sum(&of), 2);
+    let (a, b, _) = truncated(sum(&of), 2);
     near(&delta("svd", json!({"rank": 2}), &of), &(b * a), 1e-12);
     // Weights 1 and -1 of equal adapters.
     let equal = weighted(layer(vec![source(0, 3, 2.0), source(0, 3, 2.0)]), &[1.0, -1.0]);
@@ -121,6 +121,67 @@ fn trimming_keeps_exactly_the_share_and_the_first_of_equal_elements() {
     assert_eq!(kept.row(1).sum(), 0.0);
     let error = sparse::trimmed(Matrix::from_element(2, 2, 1.0), 0.2).unwrap_err().to_string();
     assert!(error.contains("density = 0.2") && error.contains("at least 0.25"), "{error}");
+}
+
+#[test]
+fn updates_that_are_read_in_blocks_merge_as_whole_ones() {
+    // More elements than a block, and than share a magnitude when the cut is searched; whole numbers, so that many are equal.
+    let [d_out, d_in] = [1100, 1000];
+    let whole = |rows: usize, columns: usize, shift: usize| {
+        Matrix::from_fn(rows, columns, |r, c| ((r * 31 + c * 17 + shift * 7) % 13) as f64 - 6.0)
+    };
+    let of = |number: usize| Source {
+        a: whole(2, d_in, number),
+        b: whole(d_out, 2, number + 3),
+        scale: 0.5,
+        weight: Some(1.0 + number as f64),
+        ..source(number, 2, 1.0)
+    };
+    let layer = layer(vec![of(0), of(1), of(2)]);
+    for share in [0.02, 0.3, 0.9] {
+        let trimmed = layer.sources.iter().map(|source| {
+            let delta = source.delta();
+            let mut order: Vec<(usize, usize)> = (0..d_out).flat_map(|r| (0..d_in).map(move |c| (r, c))).collect();
+            order.sort_by(|x, y| delta[*y].abs().total_cmp(&delta[*x].abs()));
+            let mut kept = Matrix::zeros(d_out, d_in);
+            order[..(share * (d_out * d_in) as f64).floor() as usize].iter().for_each(|at| kept[*at] = delta[*at]);
+            kept
+        });
+        let trimmed: Vec<Matrix> = trimmed.collect();
+        let summed: Matrix = trimmed.iter().zip(&layer.sources).map(|(kept, source)| kept * source.weight()).sum();
+        let given = json!({"density": share, "space": "deltas"});
+        near(&delta("magnitude-prune", given.clone(), &layer), &summed, 1e-12);
+        let (mut elected, mut conflicts) = (Matrix::zeros(d_out, d_in), 0);
+        for place in 0..elected.len() {
+            let values = || trimmed.iter().map(|kept| kept[place]);
+            let positive = values().sum::<f64>() >= 0.0;
+            let same: Vec<f64> = (0..3)
+                .filter(|i| trimmed[*i][place] != 0.0 && (trimmed[*i][place] > 0.0) == positive)
+                .map(|i| trimmed[i][place] * layer.sources[i].weight())
+                .collect();
+            elected[place] = same.iter().sum::<f64>() / same.len().max(1) as f64;
+            conflicts += usize::from(values().any(|x| x > 0.0) && values().any(|x| x < 0.0));
+        }
+        let ties = composed("ties", given, &layer);
+        assert_eq!(ties.report["sign_conflicts"], json!(conflicts as f64 / (d_out * d_in) as f64));
+        near(&ties.result.into_delta().unwrap(), &elected, 1e-12);
+    }
+}
+
+#[test]
+fn a_dense_update_is_truncated_to_its_leading_part_tall_or_wide() {
+    for (rows, columns) in [(90, 70), (70, 90)] {
+        let strong = wave(rows, 3, 1) * wave(3, columns, 2) * 10.0;
+        let (a, b, left_out) = truncated(strong.clone(), 3);
+        near(&(&b * &a), &strong, 1e-9);
+        assert!(left_out < 1e-6 && a.row_iter().all(|row| (row.norm() - 1.0).abs() < 1e-9), "{left_out}");
+        let noisy = &strong + wave(rows, columns, 5);
+        let (a, b, left_out) = truncated(noisy.clone(), 3);
+        let exact = noisy.clone().svd(false, false).singular_values;
+        let rest = exact.iter().skip(3).map(|value| value * value).sum::<f64>().sqrt();
+        assert!(((&noisy - b * a).norm() - rest).abs() < 1e-8 * rest, "{rest}");
+        assert!((left_out - rest / exact.norm()).abs() < 1e-8);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::average::Space;
 use super::definition::{Composed, Composition, CompositionEntry, read};
 use super::error::ComposeError;
 use super::source::Layer;
-use super::sparse::{Convention, Election, elected, per_tensor, trimmed};
+use super::sparse::{Convention, Cut, Election, Rule, merged, per_tensor};
 
 /// Keeps the largest entries of each source, elects a sign for each entry and averages the values that have it.
 ///
@@ -62,14 +62,17 @@ pub(super) static ENTRY: CompositionEntry = CompositionEntry {
 impl Composition for Ties {
     fn compose(&self, layer: &Layer) -> Result<Composed, ComposeError> {
         per_tensor(layer, self.space, self.rank, |tensors, weights, _| {
-            let tensors: Result<Vec<_>, _> = tensors.into_iter().map(|tensor| trimmed(tensor, self.density)).collect();
-            let mut merged = elected(&tensors?, weights, self.election, self.convention);
-            merged.merged *= self.lambda;
-            Ok(merged)
+            let cuts: Result<Vec<_>, _> = tensors.iter().map(|tensor| Cut::of(tensor, self.density)).collect();
+            let mut cuts = cuts?;
+            let rule = Rule::Elect(self.election, self.convention);
+            let mut found = merged(tensors, weights, rule, |source, values| cuts[source].apply(values));
+            found.merged *= self.lambda;
+            Ok(found)
         })
     }
 
-    fn dense_matrices(&self, sources: usize) -> usize {
-        if self.space == Space::Deltas { sources + 3 } else { 0 }
+    fn dense_matrices(&self, _sources: usize) -> usize {
+        // The result, and what its truncation needs.
+        if self.space == Space::Deltas { 3 } else { 0 }
     }
 }

@@ -151,7 +151,7 @@ impl AdapterSource {
                         let reason = format!("differs from the base by {value}; one of the two is damaged");
                         return Err(ModelError::Tensor { path: tuned.dir.clone(), tensor: name, reason });
                     }
-                    let (a, b, _) = truncated(&Matrix::from_row_slice(d_out, d_in, &apart), tuned.rank);
+                    let (a, b, _) = truncated(Matrix::from_row_slice(d_out, d_in, &apart), tuned.rank);
                     Ok(Some(Source { adapter: self.name.clone(), a, b, scale: 1.0, weight: self.weight, basis: None }))
                 }
             },

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::{DType, Shape, TensorData, bf16, f16};
+use burn::tensor::{bf16, f16};
 use lowrank_adapters::compose::Matrix;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
@@ -55,22 +55,19 @@ pub fn merge_into(
         if let Some(asked) =
             (is_float && (delta.is_some() || dtype.is_some())).then(|| dtype.unwrap_or(types.get(&name)))
         {
-            let mut values = floats(bytes, kind, &shape);
-            if let Some(delta) = delta {
-                let columns = shape[1];
-                for (place, value) in values.iter_mut().enumerate() {
-                    *value += delta[(place / columns, place % columns)];
-                }
-            }
-            kind = asked.dtype();
-            bytes = written(&values, asked).map_err(|place| {
+            let columns = shape.last().copied().unwrap_or(1).max(1);
+            let value = |place: usize| {
+                let change = delta.as_ref().map_or(0.0, |delta| delta[(place / columns, place % columns)]);
+                number(&bytes, kind, place) + change
+            };
+            let changed = written(shape.iter().product(), value, asked).map_err(|(place, value)| {
                 let reason = format!(
-                    "element {place} would be {}, which {} cannot hold; name another type, or smaller weights",
-                    values[place],
+                    "element {place} would be {value}, which {} cannot hold; name another type, or smaller weights",
                     asked.name()
                 );
                 ModelError::Tensor { path: model.to_path_buf(), tensor: name.clone(), reason }
             })?;
+            (kind, bytes) = (asked.dtype(), changed);
         } else if delta.is_some() {
             let reason = format!("has type {kind:?}; only floating point can be changed");
             return Err(ModelError::Tensor { path: model.to_path_buf(), tensor: name, reason });
@@ -114,30 +111,25 @@ pub fn merge_into(
     copy_companions(model, out)
 }
 
-/// Numbers of a tensor's bytes.
-fn floats(bytes: Vec<u8>, kind: Dtype, shape: &[usize]) -> Vec<f64> {
-    if bytes.is_empty() {
-        // An empty buffer is not aligned for reading numbers.
-        return Vec::new();
+/// One number of the bytes of a tensor of floating point.
+fn number(bytes: &[u8], kind: Dtype, place: usize) -> f64 {
+    fn at<const N: usize>(bytes: &[u8], place: usize) -> [u8; N] {
+        std::array::from_fn(|byte| bytes[N * place + byte])
     }
-    let kind = match kind {
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::F64 => DType::F64,
-        _ => DType::F32,
-    };
-    let data = TensorData::from_bytes_vec(bytes, Shape::from(shape.to_vec()), kind).convert::<f64>();
-    match data.try_into_vec() {
-        Ok(values) => values,
-        Err(error) => unreachable!("data converted to f64 is f64: {error:?}"),
+    match kind {
+        Dtype::F16 => f16::from_le_bytes(at(bytes, place)).to_f64(),
+        Dtype::BF16 => bf16::from_le_bytes(at(bytes, place)).to_f64(),
+        Dtype::F64 => f64::from_le_bytes(at(bytes, place)),
+        _ => f64::from(f32::from_le_bytes(at(bytes, place))),
     }
 }
 
-/// Bytes of numbers in a type, or the place of the first that it cannot hold.
-fn written(values: &[f64], kind: FileType) -> Result<Vec<u8>, usize> {
-    let mut bytes = Vec::with_capacity(values.len() * kind.bytes());
-    for (place, value) in values.iter().enumerate() {
-        let value = *value as f32;
+/// Bytes of numbers in a type, or place and value of the first that it cannot hold.
+fn written(count: usize, value: impl Fn(usize) -> f64, kind: FileType) -> Result<Vec<u8>, (usize, f64)> {
+    let mut bytes = Vec::with_capacity(count * kind.bytes());
+    for place in 0..count {
+        let sum = value(place);
+        let value = sum as f32;
         let finite = match kind {
             FileType::F32 => {
                 bytes.extend(value.to_le_bytes());
@@ -155,7 +147,7 @@ fn written(values: &[f64], kind: FileType) -> Result<Vec<u8>, usize> {
             }
         };
         if !finite {
-            return Err(place);
+            return Err((place, sum));
         }
     }
     Ok(bytes)

@@ -1,7 +1,10 @@
 //! Values as 4-bit codes of a map for normal values with a scale for each block, and the scales in 8 bits: "QLoRA: Efficient Finetuning of
 //! Quantized LLMs" (Dettmers et al., arXiv 2305.14314).
 
+use rayon::prelude::*;
+
 use super::blocks::DynamicMap;
+use crate::vectorised::vectorised;
 
 /// Values of the codes of NF4: quantiles of the normal distribution, scaled to 1.
 pub const NF4: [f32; 16] = [
@@ -82,21 +85,15 @@ pub fn nf4_limits() -> [f32; 15] {
 impl FourBit {
     /// NF4 codes of values, with scales in f32. A block of zeros has the code of 0.
     pub fn nf4(values: &[f32], block: usize) -> Self {
-        let limits = nf4_limits();
-        let mut scales = Vec::with_capacity(values.len().div_ceil(block));
-        let mut codes = Vec::with_capacity(values.len());
-        for values in values.chunks(block) {
-            // NaN is no maximum: it is kept as the scale of its block.
-            let lost = values.iter().any(|x| !x.is_finite());
-            let largest = values.iter().fold(0f32, |most, x| most.max(x.abs()));
-            let inverse = 1.0 / largest.max(1e-38);
-            codes.extend(values.iter().map(|x| {
-                let share = (x * inverse).clamp(-1.0, 1.0);
-                limits.iter().map(|limit| u8::from(*limit < share)).sum::<u8>()
-            }));
-            scales.push(if lost { f32::NAN } else { largest });
-        }
-        let packed = codes.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).copied().unwrap_or(ZERO)).collect();
+        // Whole bytes and whole blocks for each thread.
+        let part = if block.is_multiple_of(2) { block * BLOCKS } else { values.len().max(1) };
+        let mut packed = vec![0; values.len().div_ceil(2)];
+        let mut scales = vec![0.0; values.len().div_ceil(block)];
+        values
+            .par_chunks(part)
+            .zip(packed.par_chunks_mut(part.div_ceil(2)))
+            .zip(scales.par_chunks_mut(part.div_ceil(block)))
+            .for_each(|((values, packed), scales)| encode(values, block, packed, scales));
         Self { packed, map: NF4, block, count: values.len(), scales: Scales::Plain(scales) }
     }
 
@@ -169,6 +166,51 @@ impl Scales {
     }
 }
 
+/// Blocks that a thread encodes at a time.
+const BLOCKS: usize = 256;
+
+/// Encodes blocks of values and gives the largest magnitude of each.
+fn encode(values: &[f32], block: usize, packed: &mut [u8], scales: &mut [f32]) {
+    const LANES: usize = 64;
+    let limits = nf4_limits();
+    let mut codes = vec![0; values.len()];
+    vectorised(
+        #[inline(always)]
+        || {
+            let blocks = values.chunks(block).zip(codes.chunks_mut(block)).zip(scales.iter_mut());
+            for ((values, codes), scale) in blocks {
+                let mut largest = 0f32;
+                let mut finite = true;
+                for x in values {
+                    largest = if x.abs() > largest { x.abs() } else { largest };
+                    finite &= x.is_finite();
+                }
+                let inverse = 1.0 / largest.max(1e-38);
+                for (values, codes) in values.chunks(LANES).zip(codes.chunks_mut(LANES)) {
+                    let mut shares = [0f32; LANES];
+                    for (share, x) in shares.iter_mut().zip(values) {
+                        *share = (x * inverse).clamp(-1.0, 1.0);
+                    }
+                    let mut counts = [0u32; LANES];
+                    for limit in limits {
+                        for (count, share) in counts.iter_mut().zip(&shares) {
+                            *count += u32::from(limit < *share);
+                        }
+                    }
+                    for (code, count) in codes.iter_mut().zip(&counts) {
+                        *code = *count as u8;
+                    }
+                }
+                // NaN is no maximum: it is kept as the scale of its block.
+                *scale = if finite { largest } else { f32::NAN };
+            }
+        },
+    );
+    for (byte, pair) in packed.iter_mut().zip(codes.chunks(2)) {
+        *byte = pair[0] << 4 | pair.get(1).copied().unwrap_or(ZERO);
+    }
+}
+
 /// Restores values from index `first` on, `map[code] * scale`.
 #[inline(always)]
 pub(super) fn restore(
@@ -212,6 +254,25 @@ mod tests {
 
     fn wave(count: usize) -> Vec<f32> {
         (0..count).map(|i| (i as f32 * 0.731).sin() * 10f32.powi((i / 40 % 4) as i32 - 2)).collect()
+    }
+
+    #[test]
+    fn codes_are_the_nearest_whatever_the_number_of_threads() {
+        let nearest = |share: f32| nf4_limits().iter().filter(|limit| **limit < share).count() as u8;
+        // More than one part, an odd end, an odd block, and what is not finite.
+        for (count, block) in [(64 * BLOCKS * 2 + 77, 64), (1001, 7), (3, 64)] {
+            let mut values = wave(count);
+            values[count - 1] = f32::NAN;
+            let coded = FourBit::nf4(&values, block);
+            for (place, x) in values.iter().enumerate() {
+                let of = &values[place / block * block..count.min((place / block + 1) * block)];
+                let largest = of.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let code = coded.packed[place / 2] >> (4 * (1 - place % 2)) & 15;
+                assert_eq!(code, nearest((x * (1.0 / largest.max(1e-38))).clamp(-1.0, 1.0)), "{place} of {count}");
+                let scale = coded.scales.at(place / block);
+                assert!(scale == largest || scale.is_nan() && place / block == (count - 1) / block);
+            }
+        }
     }
 
     #[test]

@@ -91,8 +91,11 @@ pub fn verify(dir: &Path) -> Result<Manifest, CheckpointError> {
 }
 
 /// SHA-256, in hexadecimal digits, of the names and contents of configuration and weights in the folder of a model or
-/// an adapter.
+/// an adapter, or of the content of a model that is one file.
 pub fn folder_hash(dir: &Path) -> Result<String, CheckpointError> {
+    if dir.is_file() {
+        return Ok(hash(dir)?.sha256);
+    }
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
         let path = entry.map_err(CheckpointError::io(dir))?.path();
