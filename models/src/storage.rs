@@ -3,12 +3,12 @@
 use std::fmt;
 
 use burn::tensor::{Bytes, DType, Device, Shape, Tensor, TensorData, f16};
+use lowrank_kernels::host::transpose_into;
 use lowrank_kernels::narrow::bf16::{nearest, widened};
 use lowrank_kernels::narrow::four_bit::FourBit;
 use lowrank_kernels::narrow::groups::{Rounding, quantise_groups};
 use lowrank_kernels::narrow::packed::{Codes, PackedMatrix, carrier};
 use lowrank_optim::WeightStorage;
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +98,13 @@ impl MatrixStorage {
             }
             Self::Frozen(BaseStorage::Bf16) => StoredMatrix::bf16(&values),
             Self::Frozen(BaseStorage::Int8) => StoredMatrix::int8(&values, shape),
-            Self::Frozen(BaseStorage::Nf4) => StoredMatrix::nf4(&values, shape, layout),
+            Self::Frozen(BaseStorage::Nf4) => {
+                let values = match layout {
+                    Layout::AsStored => values,
+                    Layout::Transposed => transpose(&values, shape[0], shape[1]),
+                };
+                StoredMatrix::nf4_of_file(&values, shape, layout)
+            }
             Self::Trained(WeightStorage::Int8) => StoredMatrix::int8(&values, shape),
             Self::Trained(_) => StoredMatrix::bf16(&values),
         }
@@ -126,22 +132,10 @@ impl StoredMatrix {
         Self::Packed(PackedMatrix { shape, transposed: false, codes })
     }
 
-    /// In the order of a file, which is that of PyTorch.
-    fn nf4(values: &[f32], shape @ [d_in, d_out]: [usize; 2], layout: Layout) -> Self {
-        match layout {
-            Layout::Transposed => Self::nf4_of_file(&transpose(values, d_in, d_out), shape),
-            Layout::AsStored => Self::nf4_in_order(values, shape, false),
-        }
-    }
-
-    /// NF4 codes of values that are in the order of a file: of the transposed matrix.
-    pub(crate) fn nf4_of_file(values: &[f32], shape: [usize; 2]) -> Self {
-        Self::nf4_in_order(values, shape, true)
-    }
-
-    fn nf4_in_order(values: &[f32], shape: [usize; 2], transposed: bool) -> Self {
+    /// NF4 codes, in the order of a file, of values in that order.
+    pub(crate) fn nf4_of_file(values: &[f32], shape: [usize; 2], layout: Layout) -> Self {
         let codes = Codes::FourBit(FourBit::nf4(values, NF4_BLOCK).double());
-        Self::Packed(PackedMatrix { shape, transposed, codes })
+        Self::Packed(PackedMatrix { shape, transposed: layout == Layout::Transposed, codes })
     }
 
     /// As a tensor.
@@ -175,39 +169,9 @@ impl StoredMatrix {
     }
 }
 
-/// Transposes a row-major `rows x columns` matrix in parallel, tile by tile: each line of memory is read and written once, and a stride of a power of two
-/// does not throw the lines of a tile out of the cache.
+/// Transposes a row-major `rows x columns` matrix.
 pub(crate) fn transpose<T: Copy + Default + Send + Sync>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
-    const TILE: usize = 32;
     let mut out = vec![T::default(); values.len()];
-    out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(band, out)| {
-        let c0 = band * TILE;
-        let width = TILE.min(columns - c0);
-        let mut tile = [[T::default(); TILE]; TILE];
-        for r0 in (0..rows).step_by(TILE) {
-            let height = TILE.min(rows - r0);
-            for r in 0..height {
-                let from = &values[(r0 + r) * columns + c0..][..width];
-                from.iter().enumerate().for_each(|(c, value)| tile[c][r] = *value);
-            }
-            for c in 0..width {
-                out[c * rows + r0..][..height].copy_from_slice(&tile[c][..height]);
-            }
-        }
-    });
+    transpose_into(values, [rows, columns], &mut out);
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn matrices_of_any_shape_are_transposed() {
-        for (rows, columns) in [(0, 3), (3, 0), (1, 1), (1, 70), (33, 64), (70, 31), (129, 97)] {
-            let values: Vec<usize> = (0..rows * columns).collect();
-            let turned = transpose(&values, rows, columns);
-            assert!((0..values.len()).all(|at| turned[at % columns * rows + at / columns] == at), "{rows} x {columns}");
-        }
-    }
 }

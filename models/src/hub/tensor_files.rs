@@ -220,15 +220,14 @@ impl WeightSource for TensorFiles {
         if let Some(stored) = self.narrow(path, shape, layout, storage)? {
             return Ok(stored);
         }
-        if storage == MatrixStorage::Frozen(BaseStorage::Nf4) && layout == Layout::Transposed {
+        let [rows, columns] = if layout == Layout::Transposed { [shape[1], shape[0]] } else { shape };
+        let values = self.take(path, &[rows, columns])?;
+        Ok(match (storage, layout) {
             // The codes keep the order of the file.
-            return Ok(StoredMatrix::nf4_of_file(&self.take(path, &[shape[1], shape[0]])?, shape));
-        }
-        let values = match layout {
-            Layout::AsStored => self.take(path, &shape)?,
-            Layout::Transposed => transpose(&self.take(path, &[shape[1], shape[0]])?, shape[1], shape[0]),
-        };
-        Ok(storage.of(values, shape, layout))
+            (MatrixStorage::Frozen(BaseStorage::Nf4), _) => StoredMatrix::nf4_of_file(&values, shape, layout),
+            (_, Layout::AsStored) => storage.of(values, shape, layout),
+            (_, Layout::Transposed) => storage.of(transpose(&values, rows, columns), shape, layout),
+        })
     }
 
     fn vector(&mut self, path: &str, len: usize, _init: Init) -> Result<Vec<f32>, ModelError> {

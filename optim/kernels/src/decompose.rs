@@ -139,13 +139,7 @@ fn host(matrix: &Tensor<2>) -> DMatrix<f64> {
 fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> Result<DMatrix<f64>, DirectionsError> {
     let (rows, columns) = g.shape();
     let side = if right { columns } else { rows };
-    if !g.iter().all(|element| element.is_finite()) {
-        return Err(DirectionsError::NotFinite);
-    }
-    let largest = g.amax();
-    if largest == 0.0 {
-        return Err(DirectionsError::Zero);
-    }
+    let largest = largest_magnitude(&g)?;
     let g = g / largest;
     // The product on the longer side would have eigenvalues that are zero but for rounding.
     let thin = side <= rows.min(columns);
@@ -162,15 +156,21 @@ fn directions(g: DMatrix<f64>, rank: usize, right: bool) -> Result<DMatrix<f64>,
 
 /// The `rank` leading right directions of a matrix that has no fewer rows than columns, as [`leading_directions`] finds them, without a copy of it.
 pub fn right_directions(matrix: &DMatrix<f64>, rank: usize) -> Result<DMatrix<f64>, DirectionsError> {
-    if !matrix.iter().all(|element| element.is_finite()) {
-        return Err(DirectionsError::NotFinite);
-    }
-    if matrix.iter().all(|element| *element == 0.0) {
-        return Err(DirectionsError::Zero);
-    }
+    largest_magnitude(matrix)?;
     let mut found = eigenvectors(gram(matrix), rank)?;
     turn_up(&mut found);
     Ok(found)
+}
+
+/// Largest magnitude of a matrix that has directions.
+fn largest_magnitude(g: &DMatrix<f64>) -> Result<f64, DirectionsError> {
+    if !g.iter().all(|element| element.is_finite()) {
+        return Err(DirectionsError::NotFinite);
+    }
+    match g.amax() {
+        0.0 => Err(DirectionsError::Zero),
+        largest => Ok(largest),
+    }
 }
 
 /// The leading eigenvectors of a Gram matrix, at most as many as it has.

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use burn::tensor::Tensor;
 use lowrank_kernels::dct::{Dct, DctBasis};
 use lowrank_kernels::elementwise::{Adam, adam};
-use lowrank_kernels::host::{Memory, indices, is_cpu};
+use lowrank_kernels::host::{Memory, indices, is_cpu, transpose_into};
 use lowrank_kernels::vectorised::vectorised;
 use rayon::prelude::*;
 
@@ -106,7 +106,7 @@ impl FusedStep<'_> {
         let a = g.read();
         match self.right {
             true => x.par_chunks_mut(1 << 14).zip(a.par_chunks(1 << 14)).for_each(|(x, a)| x.copy_from_slice(a)),
-            false => transpose(a, [rows, columns], x),
+            false => transpose_into(a, [rows, columns], x),
         }
         let renews = s.subspace.is_none() || c.renews(s.time, s.gap);
         let scores = self.transform(&dct, x, renews);
@@ -317,21 +317,9 @@ impl FusedStep<'_> {
             return values;
         }
         let mut transposed = vec![0.0; values.len()];
-        transpose(&values, shape, &mut transposed);
+        transpose_into(&values, shape, &mut transposed);
         transposed
     }
-}
-
-/// Transposes `[rows, columns]` to `[columns, rows]`.
-fn transpose(from: &[f32], [rows, columns]: [usize; 2], to: &mut [f32]) {
-    to.par_chunks_mut(TILE * rows).enumerate().for_each(|(number, to)| {
-        let (first, count) = (number * TILE, to.len() / rows);
-        for row in 0..rows {
-            for (column, x) in from[row * columns + first..][..count].iter().enumerate() {
-                to[column * rows + row] = *x;
-            }
-        }
-    });
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::average::Space;
 use super::definition::{Composed, Composition, CompositionEntry, read};
 use super::error::ComposeError;
 use super::source::Layer;
-use super::sparse::{Convention, Election, Rows, Rule, merged, per_tensor};
+use super::sparse::{Convention, Election, Rows, Rule, dense_matrices, merged, per_tensor};
 
 /// Keeps each entry of each source with a probability, rescales what is kept, and merges: a weighted sum, or an election of signs.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -145,7 +145,6 @@ impl Composition for Dare {
     }
 
     fn dense_matrices(&self, _sources: usize) -> usize {
-        // The result, and what its truncation needs.
-        if self.space == Space::Deltas { 3 } else { 0 }
+        dense_matrices(self.space)
     }
 }

@@ -8,7 +8,7 @@ use super::average::Space;
 use super::definition::{Composed, Composition, CompositionEntry, read};
 use super::error::ComposeError;
 use super::source::Layer;
-use super::sparse::{Cut, Rule, merged, per_tensor};
+use super::sparse::{Rule, dense_matrices, merged_largest, per_tensor};
 use super::ties::PAPER;
 
 /// Keeps the largest entries of each source and sums them with their weights.
@@ -45,9 +45,7 @@ pub(super) static ENTRY: CompositionEntry = CompositionEntry {
 impl Composition for MagnitudePrune {
     fn compose(&self, layer: &Layer) -> Result<Composed, ComposeError> {
         let mut composed = per_tensor(layer, self.space, self.rank, |tensors, weights, _| {
-            let cuts: Result<Vec<_>, _> = tensors.iter().map(|tensor| Cut::of(tensor, self.density)).collect();
-            let mut cuts = cuts?;
-            Ok(merged(tensors, weights, Rule::Sum, |source, values| cuts[source].apply(values)))
+            merged_largest(tensors, weights, self.density, Rule::Sum)
         })?;
         // No sign is elected.
         composed.report.clear();
@@ -55,7 +53,6 @@ impl Composition for MagnitudePrune {
     }
 
     fn dense_matrices(&self, _sources: usize) -> usize {
-        // The result, and what its truncation needs.
-        if self.space == Space::Deltas { 3 } else { 0 }
+        dense_matrices(self.space)
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Merged {
     pub conflicts: f64,
 }
 
-/// What becomes of the pruned values of an entry.
+/// Combination of the pruned elements of the sources at an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Rule {
     /// Weighted sum, in the order of the sources.
@@ -107,14 +107,14 @@ impl Rows {
 
 /// Least magnitude that trimming keeps, and how many elements of just that magnitude.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cut {
+struct Cut {
     least: f64,
     equal: usize,
 }
 
 impl Cut {
     /// The cut that keeps the `floor(density n)` elements of largest magnitude.
-    pub fn of(tensor: &Rows, density: f64) -> Result<Self, ComposeError> {
+    fn of(tensor: &Rows, density: f64) -> Result<Self, ComposeError> {
         let count = tensor.len();
         let kept = kept(count, density)?;
         if kept == count {
@@ -154,7 +154,7 @@ impl Cut {
     }
 
     /// Sets the elements of a block that are not kept to 0; blocks come in order, and of equal elements the first are kept.
-    pub fn apply(&mut self, values: &mut [f64]) {
+    fn apply(&mut self, values: &mut [f64]) {
         let least = self.least;
         let equal = vectorised(
             #[inline(always)]
@@ -188,6 +188,9 @@ fn kept(count: usize, density: f64) -> Result<usize, ComposeError> {
 
 /// Keeps the `floor(density n)` elements of largest magnitude and sets the others to 0; of equal ones those first in row-major order.
 pub(super) fn trimmed(tensor: Matrix, density: f64) -> Result<Matrix, ComposeError> {
+    if kept(tensor.len(), density)? == tensor.len() {
+        return Ok(tensor);
+    }
     let rows = Rows::of(&tensor);
     let mut cut = Cut::of(&rows, density)?;
     let mut transposed = rows.right;
@@ -195,7 +198,25 @@ pub(super) fn trimmed(tensor: Matrix, density: f64) -> Result<Matrix, ComposeErr
     Ok(transposed.transpose())
 }
 
-/// Merges tensors of the same shape entry by entry. `prune` sets elements of a source's block to 0 and scales the others; blocks of each source come in order.
+/// Merges the elements of largest magnitude of tensors of the same shape.
+pub(super) fn merged_largest(
+    tensors: &[Rows],
+    weights: &[f64],
+    density: f64,
+    rule: Rule,
+) -> Result<Merged, ComposeError> {
+    let cuts: Result<Vec<_>, _> = tensors.iter().map(|tensor| Cut::of(tensor, density)).collect();
+    let mut cuts = cuts?;
+    Ok(merged(tensors, weights, rule, |source, values| cuts[source].apply(values)))
+}
+
+/// Number of dense matrices in memory for tensors that are merged by [`per_tensor`]: the merged update, and the copies that its truncation needs.
+pub(super) fn dense_matrices(space: Space) -> usize {
+    if space == Space::Deltas { 3 } else { 0 }
+}
+
+/// Merges tensors of the same shape entry by entry. `prune` sets elements of a source's block to 0 and scales the others; blocks of each
+/// source come in order.
 pub(super) fn merged(
     tensors: &[Rows],
     weights: &[f64],
@@ -227,8 +248,8 @@ fn elect(blocks: &mut [Matrix], weights: &[f64], election: Election, convention:
     }
     let blocks: Vec<&[f64]> = blocks.iter().map(Matrix::as_slice).collect();
     let mut conflicts = 0;
-    for (number, out) in out.chunks_mut(LANE).enumerate() {
-        let part = number * LANE..number * LANE + out.len();
+    for (number, out) in out.chunks_mut(PART).enumerate() {
+        let part = number * PART..number * PART + out.len();
         conflicts += vectorised(
             #[inline(always)]
             || elect_part(&blocks, part.clone(), weights, election, convention, out),
@@ -238,7 +259,7 @@ fn elect(blocks: &mut [Matrix], weights: &[f64], election: Election, convention:
 }
 
 /// Entries whose sums stay in the innermost cache.
-const LANE: usize = 512;
+const PART: usize = 512;
 
 #[inline(always)]
 fn elect_part(
@@ -249,13 +270,13 @@ fn elect_part(
     convention: Convention,
     out: &mut [f64],
 ) -> usize {
-    let [mut sums, mut highest, mut lowest, mut divisors] = [[0.0; LANE]; 4];
+    let [mut sums, mut highest, mut lowest, mut divisors] = [[0.0; PART]; 4];
     for block in blocks {
         let values = &block[part.clone()];
         for (((sum, highest), lowest), value) in sums.iter_mut().zip(&mut highest).zip(&mut lowest).zip(values) {
             *sum += match election {
                 Election::Total => *value,
-                Election::Frequency => masked(1.0, *value > 0.0) - masked(1.0, *value < 0.0),
+                Election::Frequency => sign(*value),
             };
             *highest = if *value > *highest { *value } else { *highest };
             *lowest = if *value < *lowest { *value } else { *lowest };
@@ -285,8 +306,10 @@ fn masked(value: f64, kept: bool) -> f64 {
     f64::from_bits(value.to_bits() & u64::from(kept).wrapping_neg())
 }
 
+/// Sign of a finite value: -1, 0 or 1.
+#[inline(always)]
 pub(super) fn sign(value: f64) -> f64 {
-    if value == 0.0 { 0.0 } else { value.signum() }
+    masked(1.0, value > 0.0) - masked(1.0, value < 0.0)
 }
 
 /// Merges the sources of a layer tensor by tensor: both factors, each with the roots of weight and scale, or the updates.

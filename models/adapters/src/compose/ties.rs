@@ -8,7 +8,7 @@ use super::average::Space;
 use super::definition::{Composed, Composition, CompositionEntry, read};
 use super::error::ComposeError;
 use super::source::Layer;
-use super::sparse::{Convention, Cut, Election, Rule, merged, per_tensor};
+use super::sparse::{Convention, Election, Rule, dense_matrices, merged_largest, per_tensor};
 
 /// Keeps the largest entries of each source, elects a sign for each entry and averages the values that have it.
 ///
@@ -62,17 +62,14 @@ pub(super) static ENTRY: CompositionEntry = CompositionEntry {
 impl Composition for Ties {
     fn compose(&self, layer: &Layer) -> Result<Composed, ComposeError> {
         per_tensor(layer, self.space, self.rank, |tensors, weights, _| {
-            let cuts: Result<Vec<_>, _> = tensors.iter().map(|tensor| Cut::of(tensor, self.density)).collect();
-            let mut cuts = cuts?;
             let rule = Rule::Elect(self.election, self.convention);
-            let mut found = merged(tensors, weights, rule, |source, values| cuts[source].apply(values));
+            let mut found = merged_largest(tensors, weights, self.density, rule)?;
             found.merged *= self.lambda;
             Ok(found)
         })
     }
 
     fn dense_matrices(&self, _sources: usize) -> usize {
-        // The result, and what its truncation needs.
-        if self.space == Space::Deltas { 3 } else { 0 }
+        dense_matrices(self.space)
     }
 }
