@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
+use lowrank_models::hub::gguf::{TensorType, save_gguf};
 use lowrank_models::hub::{Generation, MAX_SHARD_BYTES, ModelFolder, save_as};
 use lowrank_models::{
-    ForwardPass, LanguageBatch, Llama, ModelError, Sampling, Segment, SegmentedModel, Walker, WeightedLoss, generate,
+    ForwardPass, LanguageBatch, Llama, ModelError, RopeScaling, Sampling, Segment, SegmentedModel, Walker, WeightedLoss, generate,
     ids_tensor, walk,
 };
 use lowrank_optim::ModulePath;
@@ -76,7 +77,32 @@ fn opened(case: &Case, dir: &Path) -> Outcome {
         remark.push_str(", same continuations");
     }
     written_back(case, &folder, &plain, &ids)?;
+    remark.push_str(&through_gguf(&plain, &ids)?);
     Ok(remark)
+}
+
+/// The model written as GGUF and read again has the same logits; what the format has no place for is rejected.
+fn through_gguf(model: &Llama, ids: &Array) -> Outcome {
+    let again = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let file = again.path().join("model.gguf");
+    let config = model.config();
+    let cut = config.features.sliding_window.is_some_and(|window| window < config.max_position_embeddings);
+    let dynamic = matches!(config.rope_scaling, Some(RopeScaling::Dynamic { .. }));
+    // A folder without a tokenizer: those of the cases are of a kind that the format does not have.
+    match save_gguf(model, TensorType::F32, again.path(), "model", &file) {
+        Err(ModelError::Config(reason)) if cut && reason.contains("sliding_window") => return Ok(format!("; {reason}")),
+        Err(ModelError::Config(reason)) if dynamic && reason.contains("rope_scaling") => return Ok(format!("; {reason}")),
+        written => written.map_err(|error| format!("as GGUF: {error}"))?,
+    };
+    let (_, read) = load(&file, &Device::default())?;
+    let logits = |model: &Llama| host(model.logits(ids_tensor(&ids.i32(), ids.shape[0], &Device::default()), None));
+    let (ours, expected) = (logits(&read), logits(model));
+    let worst = ours.iter().zip(&expected).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+    // Constants are f32 in the file.
+    if worst > 1e-5 {
+        return Err(format!("the GGUF file that was written has logits that differ by {worst}"));
+    }
+    Ok("; the same as GGUF".into())
 }
 
 /// The labels of the tokens that follow; the file's labels are those of the inputs.

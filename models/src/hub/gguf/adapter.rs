@@ -8,11 +8,11 @@ use lowrank_adapters::{
     AdapterConfig, AdapterError, Attach, GivenTensors, LayerFactors, Report, Scaling, Size, Targets,
 };
 
+use super::architecture::Architecture;
 use super::config;
 use super::container::GgufFile;
-use super::names::{in_halves, interleaved, layer_of_gguf, to_gguf};
+use super::names::{Heads, in_halves, interleaved, layer_of_gguf, to_gguf};
 use super::types::TensorType;
-use super::weights::heads_of;
 use super::write::{Entry, Metadata, Written, write};
 use crate::error::ModelError;
 use crate::llama::{Llama, LlamaConfig};
@@ -25,6 +25,7 @@ const ALPHA: &str = "adapter.lora.alpha";
 #[derive(Debug)]
 pub struct GgufAdapter {
     file: GgufFile,
+    architecture: &'static Architecture,
     /// Configuration of the adapter.
     pub config: AdapterConfig,
     /// Names of the factors and the rank, by the path of the layer.
@@ -35,9 +36,8 @@ impl GgufAdapter {
     /// Opens a file; the adapter's name is "default".
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = GgufFile::open(path)?;
-        for (key, only) in
-            [("general.type", "adapter"), ("adapter.type", "lora"), (config::ARCHITECTURE, config::LLAMA)]
-        {
+        let architecture = config::architecture(&file)?;
+        for (key, only) in [("general.type", "adapter"), ("adapter.type", "lora")] {
             match file.text(key)? {
                 Some(found) if found == only => {}
                 Some(found) => return Err(file.key_error(key, format!("is \"{found}\"; only \"{only}\" can be read"))),
@@ -85,7 +85,7 @@ impl GgufAdapter {
             targets: Targets::Names(layers.keys().cloned().collect()),
             ..AdapterConfig::new("lora")
         };
-        Ok(Self { file, config, layers })
+        Ok(Self { file, architecture, config, layers })
     }
 
     /// With another name, which distinguishes it from other adapters of the same model.
@@ -96,7 +96,12 @@ impl GgufAdapter {
 
     /// Attaches the adapter to a model, in addition to existing ones. Everything but the adapter is frozen.
     pub fn attach(self, model: Llama) -> Result<(Llama, Report), ModelError> {
-        let heads = heads_of(model.config());
+        let of_model = Architecture::of(model.config());
+        if of_model != self.architecture {
+            let reason = format!("is \"{}\", but the model's is \"{}\"", self.architecture.name, of_model.name);
+            return Err(self.file.key_error(config::ARCHITECTURE, reason));
+        }
+        let heads = Heads::of(model.config());
         let mut tensors = BTreeMap::new();
         for (layer, ([a, b], _)) in &self.layers {
             let weight = format!("{layer}.weight");
@@ -137,13 +142,13 @@ pub fn save_adapter_gguf(
     name: &str,
     path: &Path,
 ) -> Result<(), ModelError> {
-    let heads = heads_of(base);
+    let heads = Heads::of(base);
     let mut alpha: Option<f64> = None;
     let mut tensors = Vec::new();
     for layer in layers {
         let LayerFactors { path: layer, factors, .. } = layer?;
         let weight = format!("{layer}.weight");
-        let known = to_gguf(&weight).filter(|name| name.starts_with("blk."));
+        let known = to_gguf(&weight, false).filter(|name| name.starts_with("blk."));
         let Some(name) = known else {
             let reason = format!(
                 "the adapter changes {layer}, which adapters of GGUF have no place for; merge it into the model"
@@ -181,7 +186,7 @@ pub fn save_adapter_gguf(
     };
     let mut metadata = Metadata::default();
     for (key, text) in [
-        (config::ARCHITECTURE, config::LLAMA),
+        (config::ARCHITECTURE, Architecture::of(base).name),
         ("general.type", "adapter"),
         ("general.name", name),
         ("adapter.type", "lora"),

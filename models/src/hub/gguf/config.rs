@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use super::architecture::Architecture;
 use super::container::GgufFile;
 use super::rope;
 use super::tokenizer::id_of;
@@ -15,21 +16,30 @@ use crate::llama::{Family, Features, LlamaConfig, RopeScaling};
 
 /// Key of the architecture, which is also the prefix of the model's keys.
 pub(super) const ARCHITECTURE: &str = "general.architecture";
-/// The architecture that can be read and written.
-pub(super) const LLAMA: &str = "llama";
 /// Tensors that decide on the shape.
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
+/// Granite's multipliers.
+const EMBEDDING_SCALE: &str = "embedding_scale";
+const RESIDUAL_SCALE: &str = "residual_scale";
+const LOGIT_SCALE: &str = "logit_scale";
+const ATTENTION_SCALE: &str = "attention.scale";
 
 /// Keys of the model, each asked for once; those that nobody asked for are rejected.
 struct Keys<'a> {
     file: &'a GgufFile,
+    architecture: &'static Architecture,
     asked: BTreeSet<String>,
 }
 
 impl Keys<'_> {
+    /// Name of a key in the file.
+    fn path(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture.name)
+    }
+
     fn key(&mut self, name: &str) -> String {
-        let key = format!("{LLAMA}.{name}");
+        let key = self.path(name);
         self.asked.insert(key.clone());
         key
     }
@@ -62,7 +72,7 @@ impl Keys<'_> {
 
     /// Rejects keys of the model that were not asked for: they may change its numbers.
     fn finish(self) -> Result<(), ModelError> {
-        let prefix = format!("{LLAMA}.");
+        let prefix = self.path("");
         match self.file.keys().find(|key| key.starts_with(&prefix) && !self.asked.contains(*key)) {
             Some(key) => Err(self.file.key_error(key, "is a setting of the model that is not known".into())),
             None => Ok(()),
@@ -70,15 +80,16 @@ impl Keys<'_> {
     }
 }
 
+/// The architecture of a file.
+pub(super) fn architecture(file: &GgufFile) -> Result<&'static Architecture, ModelError> {
+    let name = file.text(ARCHITECTURE)?.ok_or_else(|| file.key_error(ARCHITECTURE, "is missing".into()))?;
+    Architecture::named(name)
+        .ok_or_else(|| file.key_error(ARCHITECTURE, format!("is \"{name}\"; {} can be read", Architecture::known())))
+}
+
 /// Reads the configuration of a model.
 pub(super) fn read(file: &GgufFile) -> Result<HubConfig, ModelError> {
-    match file.text(ARCHITECTURE)? {
-        Some(LLAMA) => {}
-        Some(other) => {
-            return Err(file.key_error(ARCHITECTURE, format!("is \"{other}\"; only \"{LLAMA}\" can be read")));
-        }
-        None => return Err(file.key_error(ARCHITECTURE, "is missing".into())),
-    }
+    let architecture = architecture(file)?;
     if let Some(kind) = file.text("general.type")?
         && kind != "model"
     {
@@ -94,14 +105,14 @@ pub(super) fn read(file: &GgufFile) -> Result<HubConfig, ModelError> {
             format!("is {parts}: the model is split over files; let llama.cpp join them (llama-gguf-split --merge)");
         return Err(file.key_error("split.count", reason));
     }
-    let mut keys = Keys { file, asked: BTreeSet::new() };
+    let mut keys = Keys { file, architecture, asked: BTreeSet::new() };
     keys.fixed("expert_count", 0.0)?;
     keys.fixed("expert_used_count", 0.0)?;
     let (hidden_size, heads) = (keys.needed("embedding_length")?, keys.needed("attention.head_count")?);
     let head_dim = match keys.count("attention.key_length")? {
         Some(width) => width,
         None => LlamaConfig::default_head_dim(hidden_size, heads)
-            .map_err(|error| file.key_error("llama.attention.head_count", error.to_string()))?,
+            .map_err(|error| file.key_error(&keys.path("attention.head_count"), error.to_string()))?,
     };
     for name in ["attention.value_length", "rope.dimension_count"] {
         keys.fixed(name, head_dim as f64)?;
@@ -109,12 +120,14 @@ pub(super) fn read(file: &GgufFile) -> Result<HubConfig, ModelError> {
     let rope_theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
     let rope_scaling = scaling(&mut keys, head_dim, rope_theta)?;
     let vocab_size = vocabulary(&mut keys)?;
+    let num_hidden_layers = keys.needed("block_count")?;
+    let features = features(&mut keys, num_hidden_layers, head_dim)?;
     let llama = LlamaConfig {
-        family: Family::Llama,
+        family: architecture.family,
         vocab_size,
         hidden_size,
         intermediate_size: keys.needed("feed_forward_length")?,
-        num_hidden_layers: keys.needed("block_count")?,
+        num_hidden_layers,
         num_attention_heads: heads,
         num_key_value_heads: keys.count("attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
@@ -123,11 +136,11 @@ pub(super) fn read(file: &GgufFile) -> Result<HubConfig, ModelError> {
         rope_scaling,
         rms_norm_eps: match keys.number("attention.layer_norm_rms_epsilon")? {
             Some(eps) => eps,
-            None => return Err(file.key_error("llama.attention.layer_norm_rms_epsilon", "is missing".into())),
+            None => return Err(file.key_error(&keys.path("attention.layer_norm_rms_epsilon"), "is missing".into())),
         },
         tie_word_embeddings: file.shape(HEAD).is_none(),
         initializer_range: 0.02,
-        features: Features::default(),
+        features,
         parameterization: Parameterization::default(),
     };
     keys.finish()?;
@@ -144,7 +157,7 @@ fn vocabulary(keys: &mut Keys) -> Result<usize, ModelError> {
     match keys.count("vocab_size")? {
         Some(count) if count != rows => {
             let reason = format!("is {count}, but {EMBEDDING} has {rows} rows");
-            Err(file.key_error("llama.vocab_size", reason))
+            Err(file.key_error(&keys.path("vocab_size"), reason))
         }
         _ => Ok(rows),
     }
@@ -163,7 +176,7 @@ fn scaling(keys: &mut Keys, head_dim: usize, theta: f64) -> Result<Option<RopeSc
     let beta_slow = keys.number("rope.scaling.yarn_beta_slow")?;
     let of_tensor = rope::of_divisors(file, head_dim, theta, original)?;
     let needed = |value: Option<f64>, name: &str| {
-        value.ok_or_else(|| file.key_error(&format!("{LLAMA}.rope.scaling.{name}"), "is missing".into()))
+        value.ok_or_else(|| file.key_error(&keys.path(&format!("rope.scaling.{name}")), "is missing".into()))
     };
     let by_keys = match kind.as_str() {
         "none" => None,
@@ -200,6 +213,41 @@ fn scaling(keys: &mut Keys, head_dim: usize, theta: f64) -> Result<Option<RopeSc
     }
 }
 
+/// Parts beyond a plain LLaMA: those of the architecture, biases that have tensors, and Granite's multipliers.
+fn features(keys: &mut Keys, layers: usize, head_dim: usize) -> Result<Features, ModelError> {
+    let (file, architecture) = (keys.file, keys.architecture);
+    let mut features =
+        Features { unrotated_layers: architecture.unrotated(layers), ..architecture.family.features() };
+    if architecture.may_have_biases() {
+        let present = |layer: &str| file.shape(&format!("blk.0.{layer}.bias")).is_some();
+        features.qkv_bias = present("attn_q");
+        features.output_bias = present("attn_output");
+        features.mlp_bias = present("ffn_gate");
+        // A folder has one key for both.
+        if features.qkv_bias != features.output_bias {
+            let reason = format!(
+                "{}; models of type {} have biases of queries, keys, values and the output, or none of them",
+                if features.qkv_bias { "is missing" } else { "stands alone" },
+                architecture.family.model_type()
+            );
+            return Err(file.tensor_error("blk.0.attn_output.bias", reason));
+        }
+    }
+    if architecture.family == Family::Granite {
+        let mut other_than_one = |name: &str| {
+            // A scale of 0 is none.
+            let value = keys.number(name)?.filter(|value| *value != 0.0 && *value != 1.0);
+            Ok::<_, ModelError>(value)
+        };
+        features.embedding_multiplier = other_than_one(EMBEDDING_SCALE)?;
+        features.residual_multiplier = other_than_one(RESIDUAL_SCALE)?;
+        features.logits_scaling = other_than_one(LOGIT_SCALE)?;
+        let scale = keys.number(ATTENTION_SCALE)?.filter(|value| *value != 0.0);
+        features.attention_multiplier = Some(scale.unwrap_or((head_dim as f64).sqrt().recip()));
+    }
+    Ok(features)
+}
+
 /// Special tokens under their keys of `config.json`.
 fn special_ids(file: &GgufFile) -> Result<Map<String, Value>, ModelError> {
     let mut extra = Map::new();
@@ -222,13 +270,8 @@ fn special_ids(file: &GgufFile) -> Result<Map<String, Value>, ModelError> {
 
 /// Keys of the model.
 pub(super) fn write(config: &LlamaConfig, metadata: &mut Metadata) -> Result<(), ModelError> {
-    if !(config.family.is_llama() && config.features.is_plain()) {
-        return Err(ModelError::Config(format!(
-            "models of type {} cannot be written as GGUF; only plain LLaMA can",
-            config.family.model_type()
-        )));
-    }
-    let mut put = |name: &str, value: Entry| metadata.put(&format!("{LLAMA}.{name}"), value);
+    let prefix = Architecture::of(config).name;
+    let mut put = |name: &str, value: Entry| metadata.put(&format!("{prefix}.{name}"), value);
     let count = |value: usize| Entry::U32(value as u32);
     put("block_count", count(config.num_hidden_layers));
     put("context_length", count(config.max_position_embeddings));
@@ -242,6 +285,18 @@ pub(super) fn write(config: &LlamaConfig, metadata: &mut Metadata) -> Result<(),
     put("rope.dimension_count", count(config.head_dim));
     put("rope.freq_base", Entry::F32(config.rope_theta as f32));
     put("vocab_size", count(config.vocab_size));
+    if config.family == Family::Granite {
+        let features = &config.features;
+        let usual = (config.head_dim as f64).sqrt().recip();
+        for (name, value) in [
+            (EMBEDDING_SCALE, features.embedding_multiplier.unwrap_or(1.0)),
+            (RESIDUAL_SCALE, features.residual_multiplier.unwrap_or(1.0)),
+            (LOGIT_SCALE, features.logits_scaling.unwrap_or(1.0)),
+            (ATTENTION_SCALE, features.attention_multiplier.unwrap_or(usual)),
+        ] {
+            put(name, Entry::F32(value as f32));
+        }
+    }
     match &config.rope_scaling {
         None => {}
         // In the tensor of divisors; the number is none of llama.cpp's, it restores the setting here.

@@ -4,6 +4,7 @@
 //! configuration as the files of a folder. [`save_gguf`] writes a model, [`save_adapter_gguf`] an adapter.
 
 mod adapter;
+mod architecture;
 mod config;
 mod container;
 mod dequantise;

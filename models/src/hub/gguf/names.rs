@@ -1,34 +1,45 @@
 //! Names of tensors here and in GGUF, and the order of the rows of queries and keys.
 
-/// Names of the tensors of a block: GGUF's and Hugging Face's.
+use super::architecture::Architecture;
+use crate::llama::LlamaConfig;
+
+/// Names of the layers of a block, and of the norms within its attention: GGUF's and Hugging Face's.
 const BLOCK: [(&str, &str); 9] = [
-    ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
     ("attn_v", "self_attn.v_proj"),
     ("attn_output", "self_attn.o_proj"),
-    ("ffn_norm", "post_attention_layernorm"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
 ];
+
+/// Names of the norms before the parts of a block.
+const NORMS_BEFORE: [(&str, &str); 2] = [("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
+
+/// Names of the norms behind the parts of a block.
+const NORMS_AFTER: [(&str, &str); 2] =
+    [("post_attention_norm", "post_attention_layernorm"), ("post_ffw_norm", "post_feedforward_layernorm")];
 
 /// Names outside the blocks.
 const OUTSIDE: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// GGUF's name of a tensor of Hugging Face's name.
-pub(super) fn to_gguf(name: &str) -> Option<String> {
+pub(super) fn to_gguf(name: &str, norms_after: bool) -> Option<String> {
     let (path, end) = name.rsplit_once('.')?;
     if let Some((ours, _)) = OUTSIDE.iter().find(|(_, theirs)| *theirs == path) {
         return Some(format!("{ours}.{end}"));
     }
     let (number, inner) = path.strip_prefix("model.layers.")?.split_once('.')?;
-    let (ours, _) = BLOCK.iter().find(|(_, theirs)| *theirs == inner)?;
+    let norms = if norms_after { NORMS_AFTER } else { NORMS_BEFORE };
+    let (ours, _) = BLOCK.iter().chain(&norms).find(|(_, theirs)| *theirs == inner)?;
     Some(format!("blk.{number}.{ours}.{end}"))
 }
 
-/// Hugging Face's path of the layer that GGUF names, without `.weight`.
+/// Hugging Face's path of the matrix that GGUF names, without `.weight`.
 pub(super) fn layer_of_gguf(path: &str) -> Option<String> {
     if let Some((_, theirs)) = OUTSIDE.iter().find(|(ours, _)| *ours == path) {
         return Some((*theirs).into());
@@ -40,24 +51,27 @@ pub(super) fn layer_of_gguf(path: &str) -> Option<String> {
     Some(format!("model.layers.{number}.{theirs}"))
 }
 
-/// Numbers of heads for queries, and for keys.
+/// Numbers of heads for queries, and for keys, of a model whose rows GGUF stores in another order.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heads {
-    pub queries: usize,
-    pub keys: usize,
-}
+pub(super) struct Heads(Option<[usize; 2]>);
 
 impl Heads {
+    pub fn of(config: &LlamaConfig) -> Self {
+        let neighbours = Architecture::of(config).neighbours;
+        Self(neighbours.then_some([config.num_attention_heads, config.num_key_value_heads]))
+    }
+
     /// Number of heads whose rows GGUF stores in another order, in a tensor of this Hugging Face name; none if it keeps
     /// the order.
     ///
     /// Hugging Face rotates value `i` of a head with value `i + d / 2`, GGUF's Llama value `2 i` with `2 i + 1`.
     pub fn reordered(self, name: &str) -> Option<usize> {
+        let [queries, keys] = self.0?;
         let of = |layer: &str| name.contains(&format!(".self_attn.{layer}."));
         if of("q_proj") {
-            Some(self.queries)
+            Some(queries)
         } else if of("k_proj") {
-            Some(self.keys)
+            Some(keys)
         } else {
             None
         }
@@ -97,7 +111,7 @@ mod tests {
             ("output", "lm_head"),
         ] {
             assert_eq!(layer_of_gguf(ours).as_deref(), Some(theirs));
-            assert_eq!(to_gguf(&format!("{theirs}.weight")).as_deref(), Some(format!("{ours}.weight").as_str()));
+            assert_eq!(to_gguf(&format!("{theirs}.weight"), false).as_deref(), Some(format!("{ours}.weight").as_str()));
         }
         for strange in ["blk.03.attn_q", "blk.x.attn_q", "blk.1.attn_z", "rope_freqs"] {
             assert_eq!(layer_of_gguf(strange), None, "{strange}");

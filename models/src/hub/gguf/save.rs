@@ -5,12 +5,12 @@ use std::path::Path;
 use safetensors::View;
 use serde_json::Value;
 
+use super::architecture::Architecture;
 use super::config;
-use super::names::{interleaved, layer_of_gguf, to_gguf};
+use super::names::{Heads, interleaved, to_gguf};
 use super::rope;
 use super::tokenizer::{self, Texts};
 use super::types::TensorType;
-use super::weights::heads_of;
 use super::write::{Entry, Metadata, Written, write};
 use crate::error::ModelError;
 use crate::hub::FileTypes;
@@ -38,8 +38,10 @@ pub fn save_gguf(
     path: &Path,
 ) -> Result<GgufReport, ModelError> {
     let llama = model.config();
+    let architecture = Architecture::of(llama);
+    architecture.check(llama)?;
     let mut metadata = Metadata::default();
-    metadata.put(config::ARCHITECTURE, Entry::Text(config::LLAMA.into()));
+    metadata.put(config::ARCHITECTURE, Entry::Text(architecture.name.into()));
     metadata.put("general.type", Entry::Text("model".into()));
     metadata.put("general.name", Entry::Text(name.into()));
     metadata.put("general.quantization_version", Entry::U32(2));
@@ -48,7 +50,7 @@ pub fn save_gguf(
     let texts = tokenizer::metadata(&texts(from)?, llama.vocab_size)
         .map_err(|reason| ModelError::File { path: from.join("tokenizer.json"), reason })?;
     metadata.extend(texts);
-    let heads = heads_of(llama);
+    let heads = Heads::of(llama);
     let mut report = GgufReport::default();
     let mut tensors = Vec::new();
     if let Some(divisors) = rope::divisors(llama) {
@@ -57,7 +59,7 @@ pub fn save_gguf(
         tensors.push(Written { name: rope::DIVISORS.into(), shape, kind: TensorType::F32, values });
     }
     for (path, stored) in collected(model, &Names::default(), &FileTypes::default())? {
-        let Some(name) = to_gguf(&path) else {
+        let Some(name) = to_gguf(&path, llama.features.norms_after) else {
             return Err(ModelError::Config(format!(
                 "{path} has no place in GGUF; export the model as a dense one first"
             )));
@@ -82,7 +84,7 @@ pub fn save_gguf(
 
 /// Type in which a tensor is written.
 fn kind_of(kind: TensorType, name: &str, shape: &[usize]) -> TensorType {
-    let outside = layer_of_gguf(name.trim_end_matches(".weight")).is_some() && !name.starts_with("blk.");
+    let outside = !name.starts_with("blk.");
     let kind = match kind {
         TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q5_0 | TensorType::Q5_1 if outside => TensorType::Q8_0,
         kind => kind,

@@ -26,27 +26,24 @@ pub(in crate::hub) fn files(file: &GgufFile) -> Result<BTreeMap<&'static str, St
     Ok(files)
 }
 
-/// Numbers of heads of a model.
-pub(super) fn heads_of(config: &LlamaConfig) -> Heads {
-    Heads { queries: config.num_attention_heads, keys: config.num_key_value_heads }
-}
-
 /// The tensors of a model, each dequantised when it is asked for, under Hugging Face's names and in its order of rows.
 #[derive(Debug)]
 pub(in crate::hub) struct GgufWeights<'a> {
     file: &'a GgufFile,
     heads: Heads,
+    norms_after: bool,
     taken: BTreeSet<String>,
 }
 
 impl<'a> GgufWeights<'a> {
     pub fn new(file: &'a GgufFile, config: &LlamaConfig) -> Self {
-        // Read with the configuration.
-        Self { file, heads: heads_of(config), taken: BTreeSet::from([rope::DIVISORS.to_string()]) }
+        // The divisors are read with the configuration.
+        let taken = BTreeSet::from([rope::DIVISORS.to_string()]);
+        Self { file, heads: Heads::of(config), norms_after: config.features.norms_after, taken }
     }
 
     fn take(&mut self, path: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let Some(name) = to_gguf(path) else {
+        let Some(name) = to_gguf(path, self.norms_after) else {
             return Err(self.file.tensor_error(path, "has no name in GGUF".into()));
         };
         match self.file.shape(&name) {
