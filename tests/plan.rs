@@ -114,6 +114,7 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
         "f32",
     ]);
     assert_eq!(fixed.lines().filter(|line| line.contains("galore")).count(), 1, "{fixed}");
+    assert!(plan(&["--memory", "auto"]).contains("uses:"), "what is free holds a small model");
     assert!(plan(&["--memory", "50MiB"]).contains("nothing fits"));
     refused(&shop.run(&["plan", "--model", "llama-60n"]), &["llama-60n", "llama-60m"]);
 }

@@ -60,7 +60,7 @@ pub struct Args {
     /// Sequences in a batch
     #[arg(long, default_value_t = 8)]
     batch: u32,
-    /// Tokens in a sequence; 256 of text and of --data, all that the model has positions for of --examples
+    /// Tokens in a sequence; 256 of text and of --data (or all that the model has positions for, if they are fewer), all that the model has positions for of --examples
     #[arg(long)]
     seq_len: Option<u32>,
     /// Seed with which documents were set aside
@@ -95,7 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (rows, positions) = (folder.config.llama.vocab_size, folder.config.llama.longest_sequence());
     let seq_len = match (args.seq_len, args.examples.is_empty()) {
         (Some(seq_len), _) => seq_len as usize,
-        (None, true) => 256,
+        (None, true) => positions.min(256),
         (None, false) => positions,
     };
     if seq_len > positions {

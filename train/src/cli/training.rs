@@ -36,7 +36,7 @@ pub struct SettingArgs {
     /// Storage of trained weights: f32, bf16, bf16-kahan, 24bit or int8
     #[arg(long, value_name = "STORAGE")]
     weights: Option<String>,
-    /// Memory limit of the process, such as 8GiB; settings left unset are changed as little as possible to fit
+    /// Memory limit of the process, such as 8GiB, or auto for what is free; settings left unset are changed as little as possible to fit
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
     /// cpu, or a GPU of a build with that feature, such as cuda:0

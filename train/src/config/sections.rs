@@ -311,7 +311,7 @@ section! {
         accumulation: usize = 1,
         /// Backward pass.
         backward: BackwardMode = BackwardMode::Whole,
-        /// Memory limit of the process, e.g. `8GiB`; settings left unset (parameterization, optimizer, backward mode, batch) are changed as little as possible to fit.
+        /// Memory limit of the process, e.g. `8GiB`, or `auto` for what the machine and its control group have free; settings left unset (parameterization, optimizer, backward mode, batch) are changed as little as possible to fit.
         memory: String = String::new(),
         /// Seed of weights, order and samples.
         seed: u64 = 42,

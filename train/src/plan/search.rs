@@ -9,6 +9,7 @@ use super::Forecast;
 use crate::build::BuildError;
 use crate::config::{Config, Job, Layers, bytes, parse_bytes};
 use crate::engine::BackwardMode;
+use crate::process::{MemoryUse, free_memory};
 
 /// Settings of a run that may be changed to make it fit: those that were left unset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -230,14 +231,19 @@ pub fn choose(
     )))
 }
 
+/// Value of `train.memory` that asks for what is free.
+const FREE: &str = "auto";
+
 /// Bytes of `train.memory`; none if there is no limit.
 pub fn limit(config: &Config) -> Result<Option<u64>, BuildError> {
     let text = config.train.memory.as_str();
-    match (text.is_empty(), parse_bytes(text)) {
-        (true, _) => Ok(None),
+    match (text, parse_bytes(text)) {
+        ("", _) => Ok(None),
+        // What this process has taken already is part of its limit.
+        (FREE, _) => Ok(Some(free_memory().saturating_add(MemoryUse::now().rss))),
         (_, Some(limit)) => Ok(Some(limit)),
         _ => Err(BuildError::Settings(format!(
-            "train.memory = \"{text}\": write it as a number with a unit, such as 8GiB or 900MB"
+            "train.memory = \"{text}\": write it as a number with a unit, such as 8GiB or 900MB, or auto for what is free"
         ))),
     }
 }

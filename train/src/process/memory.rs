@@ -37,6 +37,14 @@ pub fn machine_memory() -> u64 {
     system.cgroup_limits().map_or(machine, |limits| machine.min(limits.total_memory.saturating_add(limits.free_swap)))
 }
 
+/// Memory that this process can still take without swapping: what is free in the machine, and in the control group that limits the process.
+pub fn free_memory() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    let machine = system.available_memory();
+    system.cgroup_limits().map_or(machine, |limits| machine.min(limits.free_memory))
+}
+
 fn resident() -> Option<u64> {
     let pid = sysinfo::get_current_pid().ok()?;
     let mut system = System::new();
@@ -59,6 +67,12 @@ fn parse_status(status: &str) -> Option<MemoryUse> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_free_is_part_of_the_machine() {
+        let free = free_memory();
+        assert!(free > 0 && free <= machine_memory(), "{free}");
+    }
 
     #[test]
     fn a_large_allocation_raises_the_peak() {

@@ -9,6 +9,6 @@ mod signals;
 
 pub use allocator::BlockAllocator;
 pub use device::{DeviceError, device, set_threads};
-pub use memory::{MemoryUse, machine_memory};
+pub use memory::{MemoryUse, free_memory, machine_memory};
 pub use peers::{Peers, PeersError, Session};
 pub use signals::{Signal, Signals, send};

