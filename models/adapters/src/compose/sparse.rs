@@ -108,13 +108,13 @@ impl Rows {
         // Moved within its step, so that a sample does not fall into the same columns again and again.
         let places = (0..size).map(|number| number * step + number * 7919 % step);
         let mut sample: Vec<f64> = places.map(|place| self.element(place / columns, place % columns).abs()).collect();
-        sample.sort_unstable_by(|a, b| b.total_cmp(a));
         let share = kept as f64 / count as f64;
         // Six standard deviations of the rank within the sample.
         let margin = (6.0 * (share * (1.0 - share) * size as f64).sqrt()).ceil() as usize + 1;
         let rank = (share * size as f64) as usize;
-        let high = rank.checked_sub(margin).map_or(f64::INFINITY, |rank| sample[rank]);
-        let low = sample.get(rank + margin).map_or(0.0, |low| *low);
+        let mut nth = |rank: usize| *sample.select_nth_unstable_by(rank, |a, b| b.total_cmp(a)).1;
+        let low = if rank + margin < size { nth(rank + margin) } else { 0.0 };
+        let high = if rank < margin { f64::INFINITY } else { nth(rank - margin) };
         (low, high)
     }
 
