@@ -387,6 +387,19 @@ fn the_program_trains_resumes_reports_and_exports() {
     );
 
     for (args, parts) in [
+        (
+            vec!["--allocation", "diffora", "--steps", "4", "--set", "allocation.options.search_steps=4"],
+            vec!["search_steps = 4", "train.steps"],
+        ),
+        (
+            vec!["--allocation", "diffora", "--steps", "4", "--set", "allocation.options.val_fraction=0.001"],
+            vec!["val_fraction = 0.001", "57 examples"],
+        ),
+        (
+            vec!["--allocation", "diffora", "--steps", "9", "--backward", "per-layer", "--set", "optimizer.clip=0"],
+            vec!["allocation", "gradients of a second batch"],
+        ),
+        (vec!["--targets", "@other.json"], vec!["adapter.targets = @other.json", "modules.json"]),
         (vec!["--allocation", "sroa"], vec!["allocation.name", "sora"]),
         (vec!["--allocation", "sora", "--adapter", "lora"], vec!["allocation.name = sora", "gated"]),
         (vec!["--allocation", "adalora", "--minutes", "1"], vec!["adalora", "train.minutes"]),
@@ -399,5 +412,64 @@ fn the_program_trains_resumes_reports_and_exports() {
     ] {
         refused(&shop.run(&shop.tuned("out", &args)), &parts);
         assert!(!shop.path("out").exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_search_selects_layers_resumes_and_its_choice_serves_another_run() {
+    let shop = Workshop::with_model(60);
+    for (order, sharing, layers) in [("first", "pair", 14), ("second", "none", 8)] {
+        let options = [
+            "checkpoint.every=1".to_string(),
+            "checkpoint.keep_last=9".into(),
+            "allocation.options.search_steps=4".into(),
+            format!("allocation.options.order={order}"),
+            format!("allocation.options.sharing={sharing}"),
+        ];
+        let mut args = vec!["--allocation", "diffora", "--steps", "8", "--rank", "2"];
+        options.iter().for_each(|option| args.extend(["--set", option]));
+        succeeded(shop.run(&shop.tuned(order, &args)));
+        let run = shop.path(order);
+        let whole = values(&checkpoints(&run)[7]);
+        let modules = || std::fs::read_to_string(run.join("modules.json")).expect("what was selected");
+        let selected = modules();
+        let list: serde_json::Value = serde_json::from_str(&selected).expect("JSON");
+        // Four of the seven layers of each of two blocks.
+        assert_eq!(list["modules"].as_array().map(Vec::len), Some(8), "{selected}");
+        let weights: Vec<f64> = metrics(&run)
+            .iter()
+            .filter_map(|line| line["layers"].as_object().cloned())
+            .flat_map(|layers| layers.into_iter().filter_map(|(_, layer)| layer["weight"].as_f64()))
+            .collect();
+        assert!(weights.iter().any(|weight| *weight != 0.5 && *weight != 1.0), "weights learn: {weights:?}");
+        // Within the search, at its end, and after it.
+        for from in ["step-000002", "step-000004", "step-000006"] {
+            succeeded(shop.run(&["finetune", "--quiet", "--resume-from", from, "--out", order]));
+            assert!(values(&checkpoints(&run)[7]) == whole, "{order}: {from}");
+            assert_eq!(modules(), selected);
+        }
+        let longer =
+            shop.run(&["finetune", "--quiet", "--resume", "--out", order, "--set", "allocation.options.rho=0.9"]);
+        assert!(stderr(&longer).contains("allocation.options.rho"), "{}", stderr(&longer));
+
+        let adapter = checkpoints(&run).pop().expect("a checkpoint");
+        let adapter = adapter.to_str().expect("a path");
+        let exported = format!("{order}-exported");
+        succeeded(shop.run(&["export", "--model", "model", "--adapter", adapter, "--out", &exported]));
+        let file = std::fs::read(shop.path(&exported).join("adapter_model.safetensors")).expect("an adapter");
+        let factors = SafeTensors::deserialize(&file).expect("safetensors").len();
+        assert_eq!(factors, 2 * layers, "{order}: layers without an adapter are left out");
+        let loss = |more: &[&str]| {
+            let args =
+                ["eval", "--quiet", "--data", "examples.jsonl", "--seq-len", "48", "--model", "model", "--adapter"];
+            String::from_utf8(succeeded(shop.run(&[&args, more].concat())).stdout).expect("text")
+        };
+        assert_eq!(loss(&[adapter]), loss(&[&exported]));
+
+        let (target, out) = (format!("@{order}/modules.json"), format!("{order}-plain"));
+        succeeded(shop.run(&shop.tuned(&out, &["--steps", "2", "--targets", &target])));
+        let plain = checkpoints(&shop.path(&out)).pop().expect("a checkpoint");
+        let file = std::fs::read(plain.join("adapter_model.safetensors")).expect("an adapter");
+        assert_eq!(SafeTensors::deserialize(&file).expect("safetensors").len(), 16);
     }
 }

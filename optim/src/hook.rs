@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! begin_step        before the forward pass
+//! search            the model that the step begins with, changed by gradients of further batches
 //! loss_term         a term added to the loss
 //! before_clipping   the gradients of all micro-batches together, once
 //! after_clipping    the gradients as the optimizer is to see them
@@ -47,6 +48,15 @@ impl StepInfo {
     }
 }
 
+/// Gradients that a hook may ask for before a step: of the mean loss over the batches of all processes, without the terms of hooks.
+pub trait Losses<M> {
+    /// At a model, over the batches that the step learns from.
+    fn training(&mut self, model: &M) -> Result<GradientsParams, HookError>;
+
+    /// At a model, over batches that no step learns from.
+    fn held_out(&mut self, model: &M) -> Result<GradientsParams, HookError>;
+}
+
 /// Actions around the steps of a training loop. Every method does nothing unless it is overridden.
 ///
 /// A hook keeps its own state; state that must survive a restart goes into its record. Methods that take a [`Part`] see the whole model, or
@@ -64,6 +74,16 @@ pub trait Hook<M: Module>: Send {
     /// Called before the first forward pass of a step.
     fn begin_step(&mut self, step: &StepInfo, model: &M) -> Result<(), HookError> {
         Ok(())
+    }
+
+    /// Returns true if [`Hook::search`] is to be called: the loop needs batches that no step learns from.
+    fn searches(&self) -> bool {
+        false
+    }
+
+    /// Returns the model that the step begins with; called after [`Hook::begin_step`].
+    fn search(&mut self, step: &StepInfo, model: &M, losses: &mut dyn Losses<M>) -> Result<M, HookError> {
+        Ok(model.clone())
     }
 
     /// Term of shape `[1]` that is added to the mean loss of the step, once a step.
@@ -183,6 +203,17 @@ impl<M: Module> Hooks<M> {
         self.0.iter_mut().try_for_each(|hook| hook.begin_step(step, model))
     }
 
+    /// Returns true if a hook searches.
+    pub fn searches(&self) -> bool {
+        self.iter().any(|hook| hook.searches())
+    }
+
+    /// Passes the model through [`Hook::search`] of the hooks that search.
+    pub fn search(&mut self, step: &StepInfo, model: &M, losses: &mut dyn Losses<M>) -> Result<M, HookError> {
+        let mut searching = self.0.iter_mut().filter(|hook| hook.searches());
+        searching.try_fold(model.clone(), |model, hook| hook.search(step, &model, losses))
+    }
+
     /// Sum of the terms of all hooks, shape `[1]`; none when no hook has one.
     pub fn loss_term(&self, step: &StepInfo, part: &dyn Part) -> Result<Option<Tensor<1>>, HookError> {
         let mut sum: Option<Tensor<1>> = None;
@@ -237,7 +268,7 @@ impl<M: Module> Hooks<M> {
     }
 
     /// Runs a whole step of the optimizer with all hook calls that follow the backward pass, without clipping: for loops that have the
-    /// gradients of the whole module at once. [`Hooks::begin_step`] and [`Hooks::loss_term`] belong before the backward pass. The optimizer
+    /// gradients of the whole module at once. [`Hooks::begin_step`], [`Hooks::search`] and [`Hooks::loss_term`] belong before the backward pass. The optimizer
     /// steps at the rates `lr`, which may differ between groups of parameters.
     ///
     /// When a hook fails the module is lost with its update: fall back to a checkpoint.

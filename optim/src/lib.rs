@@ -52,7 +52,7 @@ pub use adam::AdamOptions;
 pub use change::WeightChange;
 pub use clip::{Clipped, GlobalNormClip};
 pub use error::OptimError;
-pub use hook::{Hook, HookError, Hooks, StepInfo};
+pub use hook::{Hook, HookError, Hooks, Losses, StepInfo};
 pub use lowrank_kernels::narrow;
 pub use matrix::{ByMatrix, ByMatrixState, MatrixRule};
 pub use matrix_id::MatrixId;

@@ -10,7 +10,7 @@ use lowrank_models::adapter::{
     AdapterConfig, Attach, DiffoRa, Diffora, DifforaSearch, GivenTensors, SearchOrder, SearchRelaxation, SearchScope,
     SharedPairs, each_adapter, merged, selected_layers,
 };
-use lowrank_optim::AdamWConfig;
+use lowrank_optim::{AdamWConfig, HookError, Losses};
 
 use super::support::bench::{batch, near};
 use super::support::case::{Case, Outcome, host};
@@ -148,6 +148,33 @@ fn discretise(case: &Case) -> Outcome {
     Ok(format!("{count} choices are equal"))
 }
 
+/// Batches of a step of the search, and the losses of the held-out ones.
+struct Batches<'a> {
+    case: &'a Case,
+    step: usize,
+    held_out: &'a mut Vec<f32>,
+}
+
+impl Batches<'_> {
+    fn gradients(&self, net: &Net, part: &str) -> Result<(f32, GradientsParams), String> {
+        let [x, y] = ["x", "y"].map(|name| format!("{part}_{name}.{}", self.step));
+        let loss = net.loss(self.case, &x, &y)?;
+        Ok((host(loss.clone().inner())[0], GradientsParams::from_grads(loss.backward(), net)))
+    }
+}
+
+impl Losses<Net> for Batches<'_> {
+    fn training(&mut self, net: &Net) -> Result<GradientsParams, HookError> {
+        Ok(self.gradients(net, "train")?.1)
+    }
+
+    fn held_out(&mut self, net: &Net) -> Result<GradientsParams, HookError> {
+        let (loss, grads) = self.gradients(net, "val")?;
+        self.held_out.push(loss);
+        Ok(grads)
+    }
+}
+
 fn search(case: &Case) -> Outcome {
     let first = rows(case, "theta.0")?;
     let (count, modules) = (first.len(), first[0].len());
@@ -195,17 +222,8 @@ fn search(case: &Case) -> Outcome {
         let name = |what: &str| format!("{what}.{step}");
         let mut losses = Vec::new();
         let found = {
-            let gradients = |x: &str, y: &str, net: &Net| -> Result<(f32, GradientsParams), String> {
-                let loss = net.loss(case, &name(x), &name(y))?;
-                Ok((host(loss.clone().inner())[0], GradientsParams::from_grads(loss.backward(), net)))
-            };
-            let mut held_out = |net: &Net| {
-                let (loss, grads) = gradients("val_x", "val_y", net)?;
-                losses.push(loss);
-                Ok(grads)
-            };
-            let mut train = |net: &Net| Ok(gradients("train_x", "train_y", net)?.1);
-            search.gradients(&net, 0.0, &mut held_out, &mut train).map_err(|error| error.to_string())?
+            let mut batches = Batches { case, step, held_out: &mut losses };
+            search.gradients(&net, 0.0, &mut batches).map_err(|error| error.to_string())?
         };
         near(case, &name("val_loss"), &losses, tolerance)?;
         let found = found.concat();

@@ -9,8 +9,8 @@ use burn::tensor::{Device, Tensor};
 use lowrank_models::hub::gguf::{TensorType, save_gguf};
 use lowrank_models::hub::{Generation, MAX_SHARD_BYTES, ModelFolder, save_as};
 use lowrank_models::{
-    ForwardPass, LanguageBatch, Llama, ModelError, RopeScaling, Sampling, Segment, SegmentedModel, Walker, WeightedLoss, generate,
-    ids_tensor, walk,
+    ForwardPass, LanguageBatch, Llama, ModelError, RopeScaling, Sampling, Segment, SegmentedModel, Walker,
+    WeightedLoss, generate, ids_tensor, walk,
 };
 use lowrank_optim::ModulePath;
 
@@ -90,8 +90,12 @@ fn through_gguf(model: &Llama, ids: &Array) -> Outcome {
     let dynamic = matches!(config.rope_scaling, Some(RopeScaling::Dynamic { .. }));
     // A folder without a tokenizer: those of the cases are of a kind that the format does not have.
     match save_gguf(model, TensorType::F32, again.path(), "model", &file) {
-        Err(ModelError::Config(reason)) if cut && reason.contains("sliding_window") => return Ok(format!("; {reason}")),
-        Err(ModelError::Config(reason)) if dynamic && reason.contains("rope_scaling") => return Ok(format!("; {reason}")),
+        Err(ModelError::Config(reason)) if cut && reason.contains("sliding_window") => {
+            return Ok(format!("; {reason}"));
+        }
+        Err(ModelError::Config(reason)) if dynamic && reason.contains("rope_scaling") => {
+            return Ok(format!("; {reason}"));
+        }
         written => written.map_err(|error| format!("as GGUF: {error}"))?,
     };
     let (_, read) = load(&file, &Device::default())?;

@@ -49,6 +49,10 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
         return Ok(None);
     }
     let targets = |text: &String| (!text.is_empty()).then(|| Targets::parse(text));
+    let chosen = match section.targets.strip_prefix('@') {
+        Some(name) => Some(modules_of_file(name)?),
+        None => targets(&section.targets),
+    };
     let of_file = rank_file(section)?;
     let (targets_of_file, rank_pattern) = match of_file {
         Some((targets, ranks)) => (Some(targets), ranks),
@@ -61,7 +65,7 @@ pub fn adapter(config: &Config) -> Result<Option<AdapterConfig>, BuildError> {
         scaling: section.scaling,
         dropout: section.dropout,
         init: section.init.clone(),
-        targets: targets_of_file.or_else(|| targets(&section.targets)).unwrap_or_default(),
+        targets: targets_of_file.or(chosen).unwrap_or_default(),
         exclude: targets(&section.exclude),
         layers: (!section.layers.is_empty()).then(|| section.layers.clone()),
         modules_to_save: section.modules_to_save.clone(),
@@ -110,6 +114,21 @@ fn rank_file(section: &AdapterSection) -> Result<Option<LayerRanks>, BuildError>
     }
     let targets = Targets::Names(kept.iter().map(|(path, _)| path.clone()).collect());
     Ok(Some((targets, kept.into_iter().map(|(path, rank)| (regex::escape(&path), rank)).collect())))
+}
+
+/// Layers of the file that `adapter.targets = @FILE` names: the `modules.json` of a run that selected layers.
+fn modules_of_file(name: &str) -> Result<Targets, BuildError> {
+    #[derive(serde::Deserialize)]
+    struct Selected {
+        modules: Vec<String>,
+    }
+    let refuse = |reason: String| Err(BuildError::Settings(format!("adapter.targets = @{name}: {reason}")));
+    let read = std::fs::read_to_string(name).map_err(|error| error.to_string());
+    match read.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string())) {
+        Ok(Selected { modules }) if modules.is_empty() => refuse("the file selects no layer".into()),
+        Ok(Selected { modules }) => Ok(Targets::Names(modules)),
+        Err(error) => refuse(format!("{error}; name the modules.json of a run that selected layers")),
+    }
 }
 
 /// Name that stands for no adapter.

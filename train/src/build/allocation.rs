@@ -2,21 +2,18 @@
 
 use burn::module::Module;
 use lowrank_models::adapter::{AdapterConfig, Allocation, AllocationHook, AllocationRun, Rates, linear_weights};
+use lowrank_optim::Hook;
 
 use super::{BuildError, Listener};
 use crate::config::{AllocationSection, Config};
-use crate::engine::Schedule;
+use crate::engine::{BackwardMode, Schedule};
 use crate::process::Peers;
 
 /// Allocation of the configuration, if it names one.
 pub fn allocation(section: &AllocationSection) -> Result<Option<Box<dyn Allocation>>, BuildError> {
     match section.name.as_str() {
         "none" => Ok(None),
-        name => {
-            let allocation = <dyn Allocation>::named(name, &section.options)?;
-            allocation.check_program()?;
-            Ok(Some(allocation))
-        }
+        name => Ok(Some(<dyn Allocation>::named(name, &section.options)?)),
     }
 }
 
@@ -53,18 +50,14 @@ pub fn allocation_hook<M: Module>(
     allocation.check(&run, &layers)?;
     allocation.warnings(&run, &layers).iter().for_each(|warning| listener.warn(warning));
     let hook = AllocationHook::new(allocation, &run);
+    if config.train.backward == BackwardMode::PerLayer
+        && let Some(reason) = Hook::<M>::needs_all_gradients(&hook)
+    {
+        return Err(BuildError::Settings(format!(
+            "train.backward = per-layer: allocation {} needs all gradients at once, {reason}; set it to whole or checkpointed",
+            allocation.name()
+        )));
+    }
     hook.look(model);
     Ok(hook)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_search_that_only_the_library_drives_is_refused() {
-        let section = AllocationSection { name: "diffora".into(), ..AllocationSection::default() };
-        let message = allocation(&section).expect_err("no search in a run").to_string();
-        assert!(message.contains("allocation.name = diffora") && message.contains("DifforaSearch"), "{message}");
-    }
 }

@@ -65,7 +65,8 @@ pub struct Args {
     /// Probability that an input of the adapter is zeroed in training
     #[arg(long, allow_negative_numbers = true)]
     dropout: Option<f64>,
-    /// Layers to adapt: all-linear, names such as q_proj,v_proj, or a regular expression for whole paths
+    /// Layers to adapt: all-linear, names such as q_proj,v_proj, a regular expression for whole paths, or @FILE: the modules.json of a run that
+    /// selected layers
     #[arg(long, value_name = "LAYERS")]
     targets: Option<String>,
     /// Initialisation of the adapter: default, pissa, olora, ..; see `lowrank methods NAME`

@@ -110,7 +110,8 @@ section! {
         /// Rows of training data whose gradients a data-driven initialisation uses.
         #[schemars(range(min = 1, max = 1_000_000))]
         init_samples: usize = 50,
-        /// Adapted layers: `all-linear` (all but the head), names between commas, or a regular expression for whole paths.
+        /// Adapted layers: `all-linear` (all but the head), names between commas, a regular expression for whole paths, or `@FILE`: a
+        /// `modules.json` of a run that selected layers.
         targets: String = "all-linear".into(),
         /// Layers left out, written as in `targets`; empty: none.
         exclude: String = String::new(),

@@ -35,6 +35,12 @@ impl<M: SegmentedModel> MicroBatch<M> {
         Ok(Self { batches, counted })
     }
 
+    /// Losses of each term, over micro-batches.
+    pub fn counted_in(micro: &[Self]) -> Vec<u64> {
+        let terms = micro.first().map_or(0, |micro| micro.counted.len());
+        (0..terms).map(|term| micro.iter().map(|micro| micro.counted[term]).sum()).collect()
+    }
+
     /// Sum of the losses of each term, shape `[1]`, by a forward pass of each stream.
     pub fn losses(&self, objective: &Objective<M>, model: &M) -> Vec<Tensor<1>> {
         let streams = objective.by_stream().zip(&self.batches);

@@ -7,7 +7,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
 use lowrank_models::adapter::{self, AdapterSteps, Control, PassInfo};
 use lowrank_models::{Segment, SegmentedModel};
-use lowrank_optim::{GlobalNormClip, Hooks, OptimError, StepInfo};
+use lowrank_optim::{GlobalNormClip, HookError, Hooks, Losses, OptimError, StepInfo};
 
 use super::TrainError;
 use super::activations::{Activations, Live};
@@ -20,7 +20,7 @@ use super::schedule::Schedule;
 use super::segments::{Gather, Measured, Update};
 use super::sums::sum_gradients;
 use super::updates::Updates;
-use crate::objective::{Objective, Streams};
+use crate::objective::{Objective, SEARCH, Streams};
 use crate::process::Peers;
 
 /// Model in training, with its optimizer and progress.
@@ -148,11 +148,7 @@ impl<M: SegmentedModel> Trainer<M> {
         let step = self.step_info();
         let first = streams.get(&self.objective.terms()[0].stream)?.batch() as u64;
         let samples = self.samples - self.before_stage[1];
-        let micro = (0..self.options.accumulation as u64)
-            .map(|number| {
-                MicroBatch::read(&self.objective, streams, [samples, first, self.place(number)], &self.device)
-            })
-            .collect::<Result<Vec<_>, TrainError>>()?;
+        let micro = self.read(streams, [samples, first])?;
         let data_seconds = begin.elapsed().as_secs_f64();
         let counted = self.counted(&micro)?;
         self.lowest()?;
@@ -160,6 +156,10 @@ impl<M: SegmentedModel> Trainer<M> {
         let means = Means { objective: &objective, counted: &counted };
         self.updates.begin_step(&step)?;
         self.activations = Activations::default();
+        if self.updates.hooks.searches() {
+            let further = self.read(&Streams::one(streams.get(SEARCH)?), [samples, first])?;
+            self.search(&step, &micro, &further)?;
+        }
         let result = match self.options.backward {
             BackwardMode::PerLayer => self.step_by_block(&step, &micro, &means, observe),
             _ => self.step_at_once(&step, &micro, &means, observe),
@@ -192,10 +192,34 @@ impl<M: SegmentedModel> Trainer<M> {
         number * self.peers.size() as u64 + self.peers.rank() as u64
     }
 
+    /// The micro-batches of this process, after `samples` rows of the first stream, in batches of `batch` rows.
+    fn read(
+        &self,
+        streams: &Streams<'_, M::Batch>,
+        [samples, batch]: [u64; 2],
+    ) -> Result<Vec<MicroBatch<M>>, TrainError> {
+        let read =
+            |number| MicroBatch::read(&self.objective, streams, [samples, batch, self.place(number)], &self.device);
+        (0..self.options.accumulation as u64).map(read).collect()
+    }
+
+    /// Lets hooks change the model by gradients over the batches of the step and over further ones.
+    fn search(
+        &mut self,
+        step: &StepInfo,
+        micro: &[MicroBatch<M>],
+        further: &[MicroBatch<M>],
+    ) -> Result<(), TrainError> {
+        let mut hooks = std::mem::take(&mut self.updates.hooks);
+        let found = hooks.search(step, self.model(), &mut At { trainer: self, step, micro, further });
+        self.updates.hooks = hooks;
+        self.updates.replace(found.map_err(TrainError::hook)?);
+        Ok(())
+    }
+
     /// Number of losses of each term, over all micro-batches of all processes.
     fn counted(&self, micro: &[MicroBatch<M>]) -> Result<Vec<u64>, TrainError> {
-        let sums = (0..self.objective.terms().len()).map(|term| micro.iter().map(|micro| micro.counted[term]).sum());
-        let mut sums: Vec<u64> = sums.collect();
+        let mut sums = MicroBatch::counted_in(micro);
         self.peers.sum_counts(&mut sums);
         match sums.iter().position(|sum| *sum == 0) {
             None => Ok(sums),
@@ -213,7 +237,10 @@ impl<M: SegmentedModel> Trainer<M> {
         means: &Means<'_, M>,
         observe: &mut dyn FnMut(&M, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
-        let (mut sums, grads) = self.gradients(step, micro, means)?;
+        let mut activations = std::mem::take(&mut self.activations);
+        let found = self.gradients(self.model(), &self.updates.hooks, step, micro, means, &mut activations);
+        self.activations = activations;
+        let (mut sums, grads) = found?;
         self.peers.sum_numbers(&mut sums);
         let grads = sum_gradients(self.peers, self.model(), grads)?;
         let grads = self.updates.before_clipping(step, None, grads)?;
@@ -250,13 +277,16 @@ impl<M: SegmentedModel> Trainer<M> {
         Ok(report)
     }
 
-    /// Sum of the losses of each term, and the gradient of the weighted sum of their means over all micro-batches: each
+    /// Sum of the losses of each term at a model, and the gradient of the weighted sum of their means over all micro-batches: each
     /// micro-batch is weighted by its number of losses.
     fn gradients(
-        &mut self,
+        &self,
+        model: &M,
+        hooks: &Hooks<M>,
         step: &StepInfo,
         micro: &[MicroBatch<M>],
         means: &Means<'_, M>,
+        activations: &mut Activations,
     ) -> Result<(Vec<f64>, GradientsParams), TrainError> {
         let mut accumulator = GradientsAccumulator::new();
         let mut sums = vec![0.0; means.counted.len()];
@@ -266,8 +296,8 @@ impl<M: SegmentedModel> Trainer<M> {
             self.set_pass(self.pass_of(micro_batch, micro.len()));
             if self.options.backward == BackwardMode::Checkpointed {
                 let mut gather = Gather {
-                    model: self.model(),
-                    hooks: &self.updates.hooks,
+                    model,
+                    hooks,
                     step,
                     first,
                     accumulator: &mut accumulator,
@@ -275,15 +305,13 @@ impl<M: SegmentedModel> Trainer<M> {
                 };
                 let found = means.walk(batches, self.lowest()?, &mut gather)?;
                 let measured = gather.measured.activations;
-                self.activations.note(measured.most());
+                activations.note(measured.most());
                 sums.iter_mut().zip(found).for_each(|(sum, found)| *sum += found);
                 continue;
             }
             let begin = Live::of(&self.device);
-            let model = self.model();
             let losses = batches.losses(means.objective, model);
-            self.activations.note(begin.grown(&self.device));
-            let model = self.model();
+            activations.note(begin.grown(&self.device));
             for (sum, loss) in sums.iter_mut().zip(&losses) {
                 *sum += f64::from(loss.clone().inner().into_scalar::<f32>());
             }
@@ -293,7 +321,7 @@ impl<M: SegmentedModel> Trainer<M> {
                 None => unreachable!("an objective has at least one term"),
             };
             // Added once per step: they are not part of the mean over the micro-batches.
-            if first && let Some(term) = self.updates.hooks.loss_term(step, model).map_err(TrainError::hook)? {
+            if first && let Some(term) = hooks.loss_term(step, model).map_err(TrainError::hook)? {
                 loss = loss + term;
             }
             let grads = GradientsParams::from_grads(loss.backward(), model);
@@ -372,6 +400,34 @@ impl<M: SegmentedModel> Trainer<M> {
 
     fn set_pass(&self, pass: PassInfo) {
         self.controls.iter().for_each(|control| control.set_pass(pass.clone()));
+    }
+}
+
+/// Gradients over the batches of a step, and over those of its search.
+struct At<'a, M: SegmentedModel> {
+    trainer: &'a Trainer<M>,
+    step: &'a StepInfo,
+    micro: &'a [MicroBatch<M>],
+    further: &'a [MicroBatch<M>],
+}
+
+impl<M: SegmentedModel> At<'_, M> {
+    fn gradients(&self, model: &M, micro: &[MicroBatch<M>]) -> Result<GradientsParams, HookError> {
+        let counted = self.trainer.counted(micro)?;
+        let means = Means { objective: &self.trainer.objective, counted: &counted };
+        let mut activations = Activations::default();
+        let (_, grads) = self.trainer.gradients(model, &Hooks::new(), self.step, micro, &means, &mut activations)?;
+        Ok(sum_gradients(self.trainer.peers, model, grads)?)
+    }
+}
+
+impl<M: SegmentedModel> Losses<M> for At<'_, M> {
+    fn training(&mut self, model: &M) -> Result<GradientsParams, HookError> {
+        self.gradients(model, self.micro)
+    }
+
+    fn held_out(&mut self, model: &M) -> Result<GradientsParams, HookError> {
+        self.gradients(model, self.further)
     }
 }
 

@@ -26,6 +26,11 @@ impl<M: SegmentedModel> Updates<M> {
         }
     }
 
+    /// Sets the model that the step begins with.
+    pub fn replace(&mut self, model: M) {
+        self.model = Some(model);
+    }
+
     /// Runs the hooks before the forward pass of a step.
     pub fn begin_step(&mut self, step: &StepInfo) -> Result<(), TrainError> {
         let Some(model) = &self.model else { return Ok(()) };

@@ -14,6 +14,6 @@ mod tokens;
 pub use classification::{Classified, ImageStream, grid};
 pub use error::ObjectiveError;
 pub use per_example::per_example_gradients;
-pub use stream::{MAIN, Stream, StreamBatch, Streams, epoch};
+pub use stream::{MAIN, SEARCH, Stream, StreamBatch, Streams, epoch};
 pub use terms::{Loss, ModelLoss, Objective, Term};
 pub use tokens::TokenStream;

@@ -9,6 +9,8 @@ use crate::data::{DataError, Tag};
 
 /// Name of the main stream, by which a run counts its samples.
 pub const MAIN: &str = "train";
+/// Name of the stream whose batches hooks search with and no step learns from.
+pub const SEARCH: &str = "search";
 
 /// Batch of a stream.
 #[derive(Clone, Debug)]

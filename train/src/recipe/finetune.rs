@@ -1,5 +1,7 @@
 //! Fine-tuning: a model of a folder is trained on examples, whole or with an adapter.
 
+use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use lowrank_models::Llama;
@@ -9,8 +11,8 @@ use super::memory::{complete, fitting};
 use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
 use crate::build::{Architecture, BuildError, Listener, held_out, source};
 use crate::config::{Config, count};
-use crate::data::{Example, ExampleOptions, Examples, Held, Rows, Samples};
-use crate::objective::{Stream, TokenStream};
+use crate::data::{Example, ExampleOptions, Examples, Held, Order, Rows, Samples};
+use crate::objective::{SEARCH, Stream, TokenStream};
 use crate::plan::{Forecaster, Freedom};
 
 impl Recipe {
@@ -29,12 +31,27 @@ impl Recipe {
         let (config, forecast) = fitting(config, freedom, forecaster, 0, listener)?;
         // The storage may depend on the memory that there is.
         model.storage = <Llama as Architecture>::storage(&config, &model.hub, model.adapter.is_some())?;
+        let fraction = model.allocation.as_ref().and_then(|allocation| allocation.search_fraction());
+        let parts = fraction.map(|fraction| examples.parts(&config, fraction)).transpose()?;
         let data = examples.into_rows(&config)?;
         let steps = config.total_steps(data.train.rows());
-        let stages = match model.allocation.as_ref().map_or(1, |allocation| allocation.stages()) {
-            1 => vec![Stage::new("finetune", data, steps)],
-            count => (1..=count).map(|stage| Stage::new(format!("finetune-{stage}"), data.clone(), steps)).collect(),
+        let steps = match &model.allocation {
+            Some(allocation) => allocation.stages(steps)?,
+            None => vec![steps],
         };
+        let mut stages: Vec<Stage> = match steps.as_slice() {
+            [steps] => vec![Stage::new("finetune", data, *steps)],
+            all => {
+                let stage = |(number, steps): (usize, &Option<u64>)| {
+                    Stage::new(format!("finetune-{}", number + 1), data.clone(), *steps)
+                };
+                all.iter().enumerate().map(stage).collect()
+            }
+        };
+        if let (Some([learned, searched]), Some(stage)) = (parts, stages.first_mut()) {
+            stage.data.train = learned;
+            stage.streams.push((SEARCH.into(), Box::new(searched)));
+        }
         Ok(Self { config, model, stages, forecast })
     }
 }
@@ -81,10 +98,36 @@ impl ReadExamples {
         Ok(Self { examples, text, end, ask: ask.into() })
     }
 
+    /// Training examples in two parts, each in rows: those of the steps of a search, and the fraction that it searches with.
+    pub fn parts(&self, config: &Config, fraction: f64) -> Result<[TokenStream; 2], BuildError> {
+        let examples = &self.examples.train;
+        let count = examples.len();
+        let searched = (fraction * count as f64).round() as usize;
+        if searched == 0 || searched >= count {
+            return Err(BuildError::Settings(format!(
+                "allocation.options.val_fraction = {fraction}: of {count} examples it takes {searched} to search with; a search needs some of them, and others to learn from: change it, or give more examples"
+            )));
+        }
+        let order = NonZeroU64::new(count as u64).map(|count| Order::new(count, config.train.seed));
+        let drawn: BTreeSet<usize> =
+            order.iter().flat_map(|order| (0..searched as u64).map(|place| order.window(place).1 as usize)).collect();
+        let part = |of_search: bool| {
+            let chosen = examples.iter().enumerate().filter(|(place, _)| drawn.contains(place) == of_search);
+            self.rows(config, chosen.map(|(_, example)| example.clone()).collect()).shuffled(config.train.seed)
+        };
+        let mask = config.data.document_mask;
+        Ok([TokenStream::new(part(false), mask), TokenStream::new(part(true), mask)])
+    }
+
+    fn rows(&self, config: &Config, examples: Vec<Example>) -> Rows {
+        let rows = Rows::new(examples, config.train.batch, self.end);
+        if config.data.packing { rows.packed(config.train.seq_len, config.train.seed) } else { rows }
+    }
+
     /// Arranges the examples in rows.
-    pub fn into_rows(self, config: &Config) -> Result<RunData, BuildError> {
-        let Self { examples, text, end, ask } = self;
+    pub fn into_rows(mut self, config: &Config) -> Result<RunData, BuildError> {
         let (section, seq_len, seed) = (&config.data, config.train.seq_len, config.train.seed);
+        let (examples, text) = (&self.examples, &self.text);
         let (fingerprint, held_out_fingerprint) = (examples.fingerprint(), examples.held_out_fingerprint());
         let sums = |of: fn(&Example) -> usize| count(examples.train.iter().map(of).sum::<usize>() as u64);
         let mut description = format!(
@@ -109,24 +152,21 @@ impl ReadExamples {
             },
             ends: ids(text.all_ends()?),
         };
-        let rows = |examples: Vec<Example>| {
-            let rows = Rows::new(examples, config.train.batch, end);
-            if section.packing { rows.packed(seq_len, seed) } else { rows }
-        };
-        let (train, validation) = (rows(examples.train).shuffled(seed), rows(examples.validation));
+        let [train, validation] = [&mut self.examples.train, &mut self.examples.validation].map(std::mem::take);
+        let (train, validation) = (self.rows(config, train).shuffled(seed), self.rows(config, validation));
         if section.packing {
             description.push_str(&format!("; {} rows an epoch", count(train.rows())));
         }
         Ok(RunData {
             train: TokenStream::new(train, section.document_mask),
             validation: TokenStream::new(validation, section.document_mask),
-            tokenizer: text.tokenizer,
+            tokenizer: self.text.tokenizer,
             fingerprint,
             held_out_fingerprint,
             held_out: None,
             sample,
             description,
-            ask,
+            ask: self.ask,
         })
     }
 }

@@ -132,6 +132,12 @@ pub(super) fn refuse_changed(
             return changed("data.path", paths(), "what is held out to measure on", "--data");
         }
     }
+    // Stages that are over.
+    for (before, now) in state.stages.iter().zip(stages).take(state.stage) {
+        if before.steps != now.steps {
+            return Err(other_length(before.steps, now.steps, &format!("the stage {} is over", before.name)));
+        }
+    }
     if state.base != bases.model {
         return changed("model.name", config.model.name.clone(), "the model in this folder", "--model");
     }

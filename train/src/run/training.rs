@@ -10,7 +10,7 @@ use lowrank_optim::{Assignment, Hooks, StateMeter};
 use super::allocation::allocation_hook;
 use super::checkpoint::{Checkpoints, TrainerState, save_training, state_bytes};
 use super::clock::Clock;
-use super::report::{Console, EndedBy, Logs, Metrics, RankFile, Summary};
+use super::report::{Console, EndedBy, Logs, Metrics, ModuleFile, RankFile, Summary};
 use super::validation::Validation;
 use super::{RunError, RunFolder};
 use crate::build::{self, Architecture, Listener, StageData};
@@ -323,6 +323,9 @@ impl<M: Architecture> Training<M> {
         self.summary.checkpoint = Some(path);
         if let Some(view) = &self.allocation {
             self.folder.write("rank.json", &RankFile::of(self.trainer.step, view).text())?;
+            if let Some(selected) = ModuleFile::of(self.trainer.step, view) {
+                self.folder.write("modules.json", &selected.text())?;
+            }
         }
         Ok(())
     }

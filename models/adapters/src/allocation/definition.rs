@@ -11,6 +11,7 @@ use lowrank_optim::registry::{Entry, OptionError, Options, Registered};
 use lowrank_optim::{HookError, Part, StepInfo};
 use serde::de::DeserializeOwned;
 
+use super::diffora::DifforaSearch;
 use super::model::AllocatedModel;
 use super::record::AllocationRecord;
 use super::view::LayerAllocation;
@@ -35,11 +36,6 @@ pub trait Allocation: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Rejects runs of the program, where only a caller of the library can drive the search.
-    fn check_program(&self) -> Result<(), AdapterError> {
-        Ok(())
-    }
-
     /// Rejects optimizers that the allocation does not support.
     fn check_optimizer(&self, _method: &str) -> Result<(), AdapterError> {
         Ok(())
@@ -50,9 +46,15 @@ pub trait Allocation: Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Number of stages that train one after another, each with a learning-rate schedule of its own.
-    fn stages(&self) -> usize {
-        1
+    /// Steps of the stages that train one after another, each with a learning-rate schedule of its own, in a run that its settings give a number
+    /// of steps; none of them has a number if a time limit ends the run. Rejects a number that is too small.
+    fn stages(&self, steps: Option<u64>) -> Result<Vec<Option<u64>>, AdapterError> {
+        Ok(vec![steps])
+    }
+
+    /// Fraction of the examples that the first stage searches with and does not learn from; none without a search.
+    fn search_fraction(&self) -> Option<f64> {
+        None
     }
 
     /// Bytes that the allocation keeps for a layer in addition to the adapter's parameters and their optimizer state, in
@@ -169,6 +171,16 @@ pub trait Allocator: Debug + Send {
     /// Called before the first forward pass of a step.
     fn begin_step(&mut self, step: &StepInfo, part: &dyn Part) -> Result<(), HookError> {
         Ok(())
+    }
+
+    /// The search that changes the model before each step; called after [`Allocator::begin_step`].
+    fn search(&mut self) -> Option<&mut DifforaSearch> {
+        None
+    }
+
+    /// Returns true if there is a search.
+    fn searches(&self) -> bool {
+        false
     }
 
     /// Term of shape `[1]` that is added to the mean loss of the step, once a step.

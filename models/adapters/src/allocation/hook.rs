@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord, SgdConfig};
 use burn::tensor::Tensor;
-use lowrank_optim::{Hook, HookError, Part, StepInfo};
+use lowrank_optim::{Hook, HookError, Losses, Part, StepInfo};
 
 use super::definition::{Allocation, AllocationRun, Allocator};
 use super::model::Model;
@@ -64,6 +64,17 @@ impl<M: Module> Hook<M> for AllocationHook {
         match self.failed.take() {
             Some(error) => Err(error),
             None => self.allocator.begin_step(step, model),
+        }
+    }
+
+    fn searches(&self) -> bool {
+        self.allocator.searches()
+    }
+
+    fn search(&mut self, step: &StepInfo, model: &M, losses: &mut dyn Losses<M>) -> Result<M, HookError> {
+        match self.allocator.search() {
+            Some(search) => search.step(step.lr, model, losses),
+            None => Ok(model.clone()),
         }
     }
 

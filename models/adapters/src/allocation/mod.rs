@@ -34,8 +34,8 @@ pub use adalora::{AdaLora, BudgetSchedule};
 pub use bayesian::Bayesian;
 pub use definition::{Allocation, AllocationEntry, AllocationRun, Allocator, Rates};
 pub use diffora::{
-    DiffoRa, DifforaGradients, DifforaSearch, LayerGrid, SELECTED, SearchOrder, SearchRelaxation, SearchScope,
-    SharedPairs, Sharing, architecture_gradients, layer_weights, logit_gradients, selected_layers,
+    DiffoRa, DifforaSearch, LayerGrid, SELECTED, SearchOrder, SearchRelaxation, SearchScope, SharedPairs, Sharing,
+    architecture_gradients, layer_weights, logit_gradients, selected_layers,
 };
 pub use dylora::DyLora;
 pub use hook::AllocationHook;

@@ -203,8 +203,8 @@ impl Allocation for SoRa {
         Ok(())
     }
 
-    fn stages(&self) -> usize {
-        self.all_thresholds().len()
+    fn stages(&self, steps: Option<u64>) -> Result<Vec<Option<u64>>, AdapterError> {
+        Ok(vec![steps; self.all_thresholds().len()])
     }
 
     fn allocator(&self, run: &AllocationRun) -> Box<dyn Allocator> {

@@ -12,6 +12,6 @@ pub use burn_logger::TensorBoardLogger;
 pub(super) use logs::Logs;
 pub use metrics::{Metrics, MetricsFile};
 pub use progress::{Console, StepView};
-pub use ranks::RankFile;
+pub use ranks::{ModuleFile, RankFile};
 pub use summary::{EndedBy, Summary};
 pub use tensorboard::TensorBoard;

@@ -10,10 +10,11 @@ use lowrank_kernels::host::values as host;
 use lowrank_optim::{HookError, Part, StepInfo};
 
 use super::options::{DiffoRa, Sharing};
-use super::search::{layers, selection};
+use super::search::{DifforaSearch, layers, selection};
 use super::sharing::SharedPairs;
 use crate::allocation::definition::{AllocationRun, Allocator};
 use crate::allocation::model::{AllocatedModel, Rebuild};
+use crate::allocation::record::AllocationRecord;
 use crate::allocation::view::LayerAllocation;
 use crate::ground::any::AnyStructure;
 use crate::ground::entry::StructureEntry;
@@ -25,6 +26,9 @@ use crate::structures::Diffora;
 /// Figure of a layer: 1 if it keeps an adapter of its own, otherwise 0.
 pub const SELECTED: &str = "selected";
 
+/// Name of the search's moments in a record.
+const MOMENTS: &str = "moments";
+
 /// The search in its first stage, the training of the selected layers in the second.
 #[derive(Debug)]
 pub(super) struct Selecting {
@@ -35,12 +39,17 @@ pub(super) struct Selecting {
     pairs: SharedPairs,
     frozen: Vec<ParamId>,
     ended: bool,
+    /// The search, from the first step on.
+    search: Option<DifforaSearch>,
+    /// Moments of the search, of a checkpoint.
+    moments: AllocationRecord,
 }
 
 impl Selecting {
     pub fn new(options: DiffoRa, run: AllocationRun) -> Self {
         let (selected, pairs) = (BTreeMap::new(), SharedPairs::default());
-        Self { options, run, selected, pairs, frozen: Vec::new(), ended: false }
+        let moments = AllocationRecord::default();
+        Self { options, run, selected, pairs, frozen: Vec::new(), ended: false, search: None, moments }
     }
 
     /// Gives selected layers factors of their own, the others those of their type or none; all weights become 1.
@@ -99,9 +108,24 @@ impl Allocator for Selecting {
                 self.pairs = SharedPairs::of(part, name, &is_selected)?;
             }
         }
+        if self.run.stage == 0 && self.search.is_none() {
+            let mut search = DifforaSearch::new(self.options.clone(), part, name)?;
+            if let Some(moments) = self.moments.take(MOMENTS).and_then(|data| data.try_into_vec().ok()) {
+                search.load_bytes(moments)?;
+            }
+            self.search = Some(search);
+        }
         self.frozen = layers(part, name).iter().map(|layer| layer.structure.gamma.id).collect();
         self.frozen.extend(self.pairs.followers());
         Ok(())
+    }
+
+    fn search(&mut self) -> Option<&mut DifforaSearch> {
+        self.search.as_mut()
+    }
+
+    fn searches(&self) -> bool {
+        self.run.stage == 0
     }
 
     fn before_clipping(
@@ -126,6 +150,7 @@ impl Allocator for Selecting {
         if self.run.stage == 0 && self.run.total_steps == Some(self.run.index(step) + 1) {
             self.discretise(model)?;
             self.ended = true;
+            self.search = None;
         }
         Ok(())
     }
@@ -136,6 +161,18 @@ impl Allocator for Selecting {
 
     fn frozen(&self) -> &[ParamId] {
         &self.frozen
+    }
+
+    fn record(&self) -> AllocationRecord {
+        let Some(search) = &self.search else { return self.moments.clone() };
+        let bytes = search.to_bytes();
+        let mut record = AllocationRecord::default();
+        record.put(MOMENTS, TensorData::new(bytes.clone(), [bytes.len()]));
+        record
+    }
+
+    fn restore(&mut self, record: AllocationRecord) {
+        self.moments = record;
     }
 
     fn layer(&self, path: &str, adapter: &Adapter) -> LayerAllocation {

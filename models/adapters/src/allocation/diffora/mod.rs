@@ -20,7 +20,7 @@ use crate::ground::site::Place;
 pub use allocator::SELECTED;
 pub use grid::{LayerGrid, layer_weights, logit_gradients, selected_layers};
 pub use options::{DiffoRa, SearchOrder, SearchRelaxation, SearchScope, Sharing};
-pub use search::{DifforaGradients, DifforaSearch, architecture_gradients};
+pub use search::{DifforaSearch, architecture_gradients};
 pub use sharing::SharedPairs;
 
 pub(super) static ENTRY: AllocationEntry = AllocationEntry {
@@ -30,32 +30,21 @@ pub(super) static ENTRY: AllocationEntry = AllocationEntry {
             place: "2502.08905",
         }],
         needs: &["the structure diffora"],
-        refuses: &["runs of this program, which have no gradients of held-out data: the search is in the library"],
+        refuses: &["the per-layer backward mode", "runs without a number of steps"],
         options: || OptionList::of(&DiffoRa::default()),
         ..Entry::plain(
             Kind::Allocation,
             "diffora",
-            "searches for the layers that are worth an adapter (in the library alone); our reading of a paper without code",
+            "searches for the layers that are worth an adapter; our reading of a paper without code",
         )
     },
     structures: &["diffora"],
     read: |options| read::<DiffoRa>(&ENTRY, options),
 };
 
-/// Stages of a run: the search, and the training of what it selected.
-const STAGES: usize = 2;
-
 impl Allocation for DiffoRa {
     fn entry(&self) -> &'static AllocationEntry {
         &ENTRY
-    }
-
-    fn check_program(&self) -> Result<(), AdapterError> {
-        refused(
-            "allocation.name",
-            "diffora",
-            "a run takes no gradients of held-out data, without which no layer is stronger than another; search with DifforaSearch of the library, or set another allocation",
-        )
     }
 
     fn check(&self, run: &AllocationRun, layers: &[Place]) -> Result<(), AdapterError> {
@@ -72,8 +61,22 @@ impl Allocation for DiffoRa {
         Ok(())
     }
 
-    fn stages(&self) -> usize {
-        STAGES
+    /// The search, and the training of what it selected.
+    fn stages(&self, steps: Option<u64>) -> Result<Vec<Option<u64>>, AdapterError> {
+        let Some(steps) = steps else { return Ok(vec![None; 2]) };
+        let search = self.steps_of_search(steps);
+        if search >= steps {
+            return refused(
+                "allocation.options.search_steps",
+                search,
+                format!("the search takes all {steps} steps of the run; lower it, or raise train.steps"),
+            );
+        }
+        Ok(vec![Some(search), Some(steps - search)])
+    }
+
+    fn search_fraction(&self) -> Option<f64> {
+        Some(self.val_fraction)
     }
 
     fn state_bytes(&self, _place: &Place, _micro_batches: u64) -> usize {

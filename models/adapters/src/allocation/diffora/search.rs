@@ -1,12 +1,13 @@
 //! The search: logits learn from held-out data, factors from the training data.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Bytes, Tensor, TensorData};
 use lowrank_kernels::host::values as host;
-use lowrank_optim::{AdamWConfig, HookError, Part};
+use lowrank_optim::{AdamWConfig, HookError, Losses, Part};
 
 use super::grid::{LayerGrid, layer_weights, logit_gradients, selected_layers};
 use super::options::{DiffoRa, SearchOrder};
@@ -14,9 +15,6 @@ use crate::allocation::values::{Put, put};
 use crate::ground::error::AdapterError;
 use crate::ground::stack::each_adapter;
 use crate::structures::Diffora;
-
-/// Gradients of a loss at a model.
-pub type DifforaGradients<'a, M> = dyn FnMut(&M) -> Result<GradientsParams, HookError> + 'a;
 
 /// Size of the finite difference, over the norm of the gradient it goes along.
 const DIFFERENCE: f64 = 0.01;
@@ -52,9 +50,18 @@ fn vector(value: f64, like: &Diffora) -> Tensor<1> {
     Tensor::from_data(TensorData::new(vec![value as f32], [1]), &device)
 }
 
+impl fmt::Debug for DifforaSearch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DifforaSearch")
+            .field("options", &self.options)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 impl DifforaSearch {
     /// Creates a search over the layers of the adapter of this name.
-    pub fn new<M: Module>(options: DiffoRa, model: &M, name: &str) -> Result<Self, AdapterError> {
+    pub fn new(options: DiffoRa, model: &dyn Part, name: &str) -> Result<Self, AdapterError> {
         let layers = layers(model, name);
         if layers.is_empty() {
             return Err(AdapterError::Refused(format!(
@@ -94,15 +101,21 @@ impl DifforaSearch {
         &self,
         model: &M,
         xi: f64,
-        held_out: &mut DifforaGradients<'_, M>,
-        train: &mut DifforaGradients<'_, M>,
+        losses: &mut dyn Losses<M>,
     ) -> Result<Vec<Vec<f64>>, HookError> {
         let xi = match self.options.order {
             SearchOrder::First => 0.0,
             SearchOrder::Second => self.options.xi.unwrap_or(xi),
         };
-        let found = architecture_gradients(model, &self.name, xi, held_out, train)?;
+        let found = architecture_gradients(model, &self.name, xi, losses)?;
         Ok(logit_gradients(&self.logits(model), self.options.relaxation, &in_rows(&self.grid, &found)))
+    }
+
+    /// Returns the model after a step of the logits; the inner step of the second order is one of the learning rate `xi` where no other is set.
+    pub fn step<M: Module>(&mut self, xi: f64, model: &M, losses: &mut dyn Losses<M>) -> Result<M, HookError> {
+        let model = self.apply(model.clone());
+        let gradients = self.gradients(&model, xi, losses)?;
+        Ok(self.update(model, &gradients))
     }
 
     /// Updates the logits with their gradients, and the weights with them.
@@ -124,14 +137,19 @@ impl DifforaSearch {
     }
 
     /// Moments of the logits, for a checkpoint.
-    pub fn to_record(&self) -> OptimizerRecord {
-        self.optimizer.to_record()
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self.optimizer.to_record().into_bytes() {
+            Ok(bytes) => bytes.to_vec(),
+            Err(error) => unreachable!("the state of an optimizer makes a record: {error}"),
+        }
     }
 
     /// Restores the moments.
-    pub fn load_record(&mut self, record: OptimizerRecord) {
+    pub fn load_bytes(&mut self, bytes: Vec<u8>) -> Result<(), HookError> {
+        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))?;
         let fresh = AdamWConfig::new().with_weight_decay(self.options.wd_theta).init();
         self.optimizer = fresh.load_record(record);
+        Ok(())
     }
 }
 
@@ -164,8 +182,7 @@ pub fn architecture_gradients<M: Module>(
     model: &M,
     name: &str,
     xi: f64,
-    held_out: &mut DifforaGradients<'_, M>,
-    train: &mut DifforaGradients<'_, M>,
+    losses: &mut dyn Losses<M>,
 ) -> Result<BTreeMap<String, f64>, HookError> {
     let layers = layers(model, name);
     let of_weights = |grads: &mut GradientsParams| -> BTreeMap<String, f64> {
@@ -187,11 +204,11 @@ pub fn architecture_gradients<M: Module>(
         (factors, squares.sqrt())
     };
     if xi == 0.0 {
-        return Ok(of_weights(&mut held_out(model)?));
+        return Ok(of_weights(&mut losses.held_out(model)?));
     }
-    let (step, _) = of_factors(train(model)?);
+    let (step, _) = of_factors(losses.training(model)?);
     let ahead = put(model.clone(), step, Put::Plus(-xi));
-    let mut grads = held_out(&ahead)?;
+    let mut grads = losses.held_out(&ahead)?;
     drop(ahead);
     let found = of_weights(&mut grads);
     let (along, norm) = of_factors(grads);
@@ -206,7 +223,7 @@ pub fn architecture_gradients<M: Module>(
                 copy.register(id, grad);
             }
         }
-        Ok(of_weights(&mut train(&put(model.clone(), copy, Put::Plus(sign * size)))?))
+        Ok(of_weights(&mut losses.training(&put(model.clone(), copy, Put::Plus(sign * size)))?))
     };
     let (above, below) = (beside(1.0)?, beside(-1.0)?);
     let second = |path: &String| (above[path] - below[path]) / (2.0 * size);
