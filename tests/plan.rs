@@ -114,6 +114,25 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
         "f32",
     ]);
     assert_eq!(fixed.lines().filter(|line| line.contains("galore")).count(), 1, "{fixed}");
+    let dry = String::from_utf8(
+        succeeded(shop.run(&[
+            "pretrain",
+            "--dry-run",
+            "--model",
+            "llama-9m",
+            "--set",
+            "tokenizer.vocab_size=512",
+            "--steps",
+            "100",
+        ]))
+        .stdout,
+    )
+    .expect("text");
+    for part in ["q_proj", "128 x 352", "TFLOP", "GFLOP/s", "peak memory", "100 steps"] {
+        assert!(dry.contains(part), "{part} is not in:\n{dry}");
+    }
+    assert!(!shop.path("runs").exists(), "nothing is trained");
+    refused(&shop.run(&["pretrain", "--dry-run", "--model", "vit-micro", "--data", "."]), &["--dry-run", "language"]);
     assert!(plan(&["--memory", "auto"]).contains("uses:"), "what is free holds a small model");
     assert!(plan(&["--memory", "50MiB"]).contains("nothing fits"));
     refused(&shop.run(&["plan", "--model", "llama-60n"]), &["llama-60n", "llama-60m"]);

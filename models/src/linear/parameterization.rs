@@ -92,6 +92,13 @@ pub trait LinearMethod: Debug {
     /// Elements that the forward pass of a layer keeps for the backward pass in addition to its input, for each row of it, on the CPU backend.
     fn kept(&self, d_in: usize) -> usize;
 
+    /// Floating-point operations of the products of a forward pass over `rows` rows in place of a weight `[d_in, d_out]`, and of its backward
+    /// pass.
+    fn operations(&self, shape: [usize; 2], rows: usize) -> [u64; 2] {
+        let forward = 2 * (rows * self.values(shape)) as u64;
+        [forward, 2 * forward]
+    }
+
     /// Returns true if the SwiGLU part keeps the non-linearity of its gate.
     fn keeps_gate(&self) -> bool {
         true

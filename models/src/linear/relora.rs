@@ -96,6 +96,12 @@ impl LinearMethod for ReLoraOptions {
         self.rank
     }
 
+    /// The dense weight passes gradients on and has none.
+    fn operations(&self, [d_in, d_out]: [usize; 2], rows: usize) -> [u64; 2] {
+        let [dense, factors] = [d_in * d_out, self.rank * (d_in + d_out)].map(|values| 2 * (rows * values) as u64);
+        [dense + factors, dense + 2 * factors]
+    }
+
     fn restarts(&self) -> Option<RestartPlan> {
         Some(RestartPlan {
             every: self.reset_every,

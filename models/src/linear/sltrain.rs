@@ -80,6 +80,12 @@ impl LinearMethod for SlTrainOptions {
         0
     }
 
+    /// The weight is formed in both passes, and its gradient is multiplied with both factors.
+    fn operations(&self, [d_in, d_out]: [usize; 2], rows: usize) -> [u64; 2] {
+        let [dense, formed] = [rows, self.rank].map(|depth| 2 * (depth * d_in * d_out) as u64);
+        [dense + formed, 2 * dense + 3 * formed]
+    }
+
     fn build(
         &self,
         builder: &mut Builder,

@@ -7,6 +7,7 @@ mod chat;
 mod compare;
 mod compose;
 mod config;
+mod dry_run;
 mod embed;
 mod eval;
 mod eval_examples;

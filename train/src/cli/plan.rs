@@ -54,39 +54,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--parameterization", "model.parameterization.name", args.parameterization.as_deref());
     layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
     let job = if args.finetune { Job::Finetune } else { Job::Pretrain };
-    let mut config = layers.resolve(&Config::of(job)).map_err(BuildError::from)?;
-    let tuned = if args.finetune { Some(TrainedModel::of_folder(&config)?) } else { None };
-    let ids = if args.finetune { 1 } else { vocabulary(&config)? };
-    let llama = |config: &Config| match &tuned {
-        Some(tuned) => Ok(tuned.hub.llama.clone()),
-        None => model_config(&config.model, ids, None).map(|hub| hub.llama),
-    };
-    let shape = llama(&config)?;
-    usual_rank(&mut config, shape.hidden_size);
-    set_usual_layer_rank(&mut config.model, &shape)?;
-    check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;
-    let limit = limit(&config)?;
+    let shaped = Shaped::of(layers.resolve(&Config::of(job)).map_err(BuildError::from)?, job)?;
+    let (llama, Shaped { config, shape, tuned, .. }) = (shaped.llama(), &shaped);
+    let limit = limit(config)?;
     let plain = PlainRule {};
     let rule = tuned.as_ref().map_or(&plain as &dyn Rule, |tuned| &*tuned.rule);
     let adapter = tuned.as_ref().and_then(TrainedModel::adapter);
     let allocation = tuned.as_ref().and_then(|tuned| tuned.allocation.as_deref());
     let forecaster = Forecaster::new(&llama, adapter, rule, allocation);
     let freedom = Freedom::of(&layers, job);
-    let mut found = candidates(&config, freedom, shape.hidden_size, &|config| forecaster.forecast(config))?;
+    let mut found = candidates(config, freedom, shape.hidden_size, &|config| forecaster.forecast(config))?;
     let fits = |candidate: &Candidate| limit.is_none_or(|limit| candidate.forecast.peak <= limit);
     // If none fits, the nearest one is the most interesting.
     found.sort_by_key(|candidate| if fits(candidate) { (false, 0) } else { (true, candidate.forecast.peak) });
     let mut rows = vec![HEAD.map(String::from).to_vec()];
     rows.extend(found.iter().map(|candidate| row(candidate, limit.map(|_| fits(candidate)))));
-    let mut text = format!(
-        "{} hidden, {} layers, vocabulary {}, {} tokens in a sequence; {} values when dense\n\n{}",
-        count(shape.hidden_size as u64),
-        shape.num_hidden_layers,
-        count(shape.vocab_size as u64),
-        config.train.seq_len,
-        count(dense_values(&shape)),
-        table(&rows)
-    );
+    let mut text = format!("{}\n\n{}", summary(shape, config), table(&rows));
     match (limit, found.first()) {
         (Some(limit), Some(first)) if fits(first) => {
             text.push_str(&format!("\nwithin {} `lowrank {}` uses: {}\n", bytes(limit), job.name(), first.describe()));
@@ -98,6 +81,52 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A configuration with the shape of its model, and the model that is fine-tuned.
+pub struct Shaped {
+    pub config: Config,
+    pub shape: LlamaConfig,
+    tuned: Option<TrainedModel>,
+    ids: usize,
+}
+
+impl Shaped {
+    /// Completes a configuration without reading the data. Rejects sizes that no machine has.
+    pub fn of(mut config: Config, job: Job) -> Result<Self, BuildError> {
+        let (tuned, ids) = match job {
+            Job::Finetune => (Some(TrainedModel::of_folder(&config)?), 1),
+            Job::Pretrain => (None, vocabulary(&config)?),
+        };
+        let shape = match &tuned {
+            Some(tuned) => tuned.hub.llama.clone(),
+            None => model_config(&config.model, ids, None)?.llama,
+        };
+        usual_rank(&mut config, shape.hidden_size);
+        set_usual_layer_rank(&mut config.model, &shape)?;
+        check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;
+        Ok(Self { config, shape, tuned, ids })
+    }
+
+    /// The shape of the model of a variant of the configuration.
+    pub fn llama(&self) -> impl Fn(&Config) -> Result<LlamaConfig, BuildError> + '_ {
+        |config| match &self.tuned {
+            Some(tuned) => Ok(tuned.hub.llama.clone()),
+            None => model_config(&config.model, self.ids, None).map(|hub| hub.llama),
+        }
+    }
+}
+
+/// One line about a model and its sequences.
+pub fn summary(shape: &LlamaConfig, config: &Config) -> String {
+    format!(
+        "{} hidden, {} layers, vocabulary {}, {} tokens in a sequence; {} values when dense",
+        count(shape.hidden_size as u64),
+        shape.num_hidden_layers,
+        count(shape.vocab_size as u64),
+        config.train.seq_len,
+        count(dense_values(shape)),
+    )
 }
 
 const HEAD: [&str; 12] = [

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::dry_run::dry_run;
 use super::training::{TrainingArgs, last_name, texts};
 use crate::build::BuildError;
 use crate::config::Job;
@@ -17,6 +18,7 @@ Examples:
   lowrank pretrain --data books/ --model llama-20m --steps 5000 --out runs/books
   lowrank pretrain --data stories.jsonl --set data.field=story --set tokenizer.vocab_size=8192
   lowrank pretrain --resume --out runs/books
+  lowrank pretrain --model llama-60m --batch 16 --steps 10000 --dry-run
   lowrank pretrain --model vit-micro --data images/ --batch 32 --epochs 20 --set data.images.flip=true
   lowrank pretrain --parameterization low-rank --set model.parameterization.options.rank=64
   lowrank pretrain --config run.toml --set optimizer.options.beta_2=0.99
@@ -36,6 +38,9 @@ pub struct Args {
     /// tokenizer.json, or `bytes`; without it one is trained on the data
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<String>,
+    /// Print shapes, memory, work and time of a step, and train nothing; data is not read, a vocabulary that would be trained counts as full
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     training: TrainingArgs,
 }
@@ -46,6 +51,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     layers.optional("--parameterization", "model.parameterization.name", args.parameterization.as_deref());
     layers.optional("--data", "data.path", (!args.data.is_empty()).then(|| texts(&args.data)));
     layers.optional("--tokenizer", "tokenizer.path", args.tokenizer.as_deref());
+    if args.dry_run {
+        dry_run(&layers)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let name = |config: &crate::config::Config| last_name(&config.model.name).unwrap_or_else(|| "pretrain".into());
     args.training.run(Job::Pretrain, layers, name, |_| ())
 }

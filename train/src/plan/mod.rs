@@ -8,8 +8,10 @@ mod forecast;
 mod inventory;
 mod parts;
 mod search;
+mod work;
 
 pub use forecast::{Forecast, Forecaster};
 pub use inventory::Inventory;
 pub use parts::{ModelBytes, SegmentBytes};
 pub use search::{Candidate, Freedom, candidates, choose, limit, mode};
+pub use work::{operations, speed};
