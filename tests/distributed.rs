@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{Workshop, checkpoints, refused, stderr, succeeded, summary, tensors};
+use program::{Workshop, checkpoints, metrics, refused, stderr, succeeded, summary, tensors};
 
 /// `mpirun` with this number of processes of one thread each, which may share the cores of a small machine.
 fn mpirun(shop: &Workshop, ranks: usize, args: &[&str]) -> Command {
@@ -58,6 +58,13 @@ fn same_bits(shop: &Workshop, job: &str, ranks: usize, more: &[&str]) {
     succeeded(run(&args("several", &["--overwrite"])));
     let (one, many) = (saved(&shop.path("alone")), saved(&shop.path("several")));
     assert!(one.keys().eq(many.keys()) && one.len() > 1, "{:?} {:?}", one.keys(), many.keys());
+    let logged = |run: &str| metrics(&shop.path(run)).into_iter().next_back().expect("a line");
+    let (several, ranks_as_f64) = (logged("several"), ranks as f64);
+    let [sent, gradients] = ["sent_bytes", "gradient_bytes"].map(|key| several[key].as_f64().expect("a number"));
+    let expected = 2.0 * (ranks_as_f64 - 1.0) / ranks_as_f64 * gradients;
+    assert!((expected..=1.02 * expected + 4096.0).contains(&sent), "{sent} bytes sent, {expected} by the formula");
+    assert!(several["communication_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{several}");
+    assert!(logged("alone")["sent_bytes"].is_null());
     for (name, bytes) in &one {
         assert!(bytes == &many[name], "{name} differs with {ranks} processes and {more:?}");
     }

@@ -114,6 +114,17 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
         "f32",
     ]);
     assert_eq!(fixed.lines().filter(|line| line.contains("galore")).count(), 1, "{fixed}");
+    let several = plan(&["--batch", "2", "--ranks", "6", "--bandwidth", "8 Gbit/s"]);
+    // 33,694,208 values of 4 bytes, of which two thirds are sent to the two others and come back as sums.
+    let sent = 2.0 * 4.0 * (33_694_208.0 / 6.0f64).ceil() * 5.0;
+    for part in ["PROCESSES", "12", &format!("{:.0} MiB", sent / 1024.0 / 1024.0), &format!("{:.3} s", sent / 1e9)] {
+        assert!(several.contains(part), "{part} is not in:\n{several}");
+    }
+    for (flags, part) in [(["--ranks", "6"], "fast"), (["--ranks", "2000"], "8Gbit/s")] {
+        let args = [&["plan", "--model", "llama-9m"][..], &flags, &["--bandwidth", part]].concat();
+        let refusal = shop.run(&args);
+        assert!(refusal.status.code() == Some(2) && !stderr(&refusal).is_empty(), "{args:?}");
+    }
     let dry = String::from_utf8(
         succeeded(shop.run(&[
             "pretrain",

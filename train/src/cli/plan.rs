@@ -12,9 +12,10 @@ use super::training::SettingArgs;
 use crate::build::{
     BEYOND_ANY_MACHINE, BuildError, check_sizes, model_config, model_folder, set_usual_layer_rank, usual_rank,
 };
-use crate::config::{Config, Job, bytes, count};
+use crate::config::{Config, Job, bytes, count, parse_bytes};
 use crate::data::Tokenizer;
 use crate::plan::{Candidate, Forecaster, Freedom, candidates, limit, mode};
+use crate::process::sum_bytes;
 use crate::recipe::TrainedModel;
 
 /// Estimate the memory of a pretraining run and list cheaper variants.
@@ -28,6 +29,7 @@ Examples:
   lowrank plan --model llama-60m --memory 600MiB
   lowrank plan --model llama-1b --memory 8GiB --set tokenizer.vocab_size=32000
   lowrank plan --finetune --model SmolLM2-135M --memory 400MiB
+  lowrank plan --model llama-350m --ranks 8 --bandwidth 10Gbit/s
   lowrank plan --model llama-130m --optimizer galore --set optimizer.options.rank=256 --batch 8
 
 The process is counted as a whole, at its peak; token files that are read are mapped and not counted. On a GPU more is needed.")]
@@ -44,6 +46,12 @@ pub struct Args {
     /// tokenizer.json, or `bytes`; without it the vocabulary has tokenizer.vocab_size ids
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<String>,
+    /// Processes under mpirun, up to which the traffic of a step is listed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1024))]
+    ranks: Option<u32>,
+    /// Speed of the network between them, such as 10Gbit/s or 1.2GB/s
+    #[arg(long, value_name = "SPEED", requires = "ranks")]
+    bandwidth: Option<String>,
     #[command(flatten)]
     settings: SettingArgs,
 }
@@ -79,8 +87,48 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         _ => {}
     }
+    if let (Some(ranks), Some(first)) = (args.ranks, found.first()) {
+        let speed = args.bandwidth.as_deref().map(bandwidth).transpose()?;
+        text.push_str(&format!("\n{}", table(&traffic(first, ranks, speed))));
+    }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes a second of a text such as `10Gbit/s` or `1.2GB/s`.
+fn bandwidth(text: &str) -> Result<f64, BuildError> {
+    let units = [("bit/s", 8.0), ("b/s", 1.0)];
+    let lower = text.trim().to_ascii_lowercase();
+    let parsed = units.into_iter().find_map(|(unit, divisor)| {
+        let amount = parse_bytes(&format!("{}b", lower.strip_suffix(unit)?))?;
+        Some(amount as f64 / divisor)
+    });
+    let problem = format!("--bandwidth {text}: write it as a number with a unit, such as 10Gbit/s or 1.2GB/s");
+    parsed.ok_or(BuildError::Settings(problem))
+}
+
+/// What each process sends in a step of a variant, for 1, 2, 4 and so on processes up to a number.
+fn traffic(candidate: &Candidate, ranks: u32, speed: Option<f64>) -> Vec<Vec<String>> {
+    let Candidate { config, forecast, .. } = candidate;
+    let mut head = ["PROCESSES", "ROWS IN A STEP", "MEMORY OF EACH", "EACH SENDS IN A STEP"].map(String::from).to_vec();
+    head.extend(speed.map(|_| "AT THIS SPEED".to_string()));
+    let mut rows = vec![head];
+    let mut numbers: Vec<u64> = (0..).map(|power| 1 << power).take_while(|number| *number < u64::from(ranks)).collect();
+    numbers.push(u64::from(ranks));
+    // Values are f32 in sums, whatever their storage.
+    let values = forecast.trained / 4;
+    for number in numbers {
+        let sent = sum_bytes(values, number);
+        let mut row = vec![
+            count(number),
+            count(number * (config.train.batch * config.train.accumulation) as u64),
+            bytes(forecast.peak),
+            bytes(sent),
+        ];
+        row.extend(speed.map(|speed| format!("{:.3} s", sent as f64 / speed)));
+        rows.push(row);
+    }
+    rows
 }
 
 /// A configuration with the shape of its model, and the model that is fine-tuned.

@@ -49,6 +49,8 @@ impl<M: SegmentedModel> Means<'_, M> {
             tokens: self.counted.iter().sum(),
             seconds: 0.0,
             data_seconds: 0.0,
+            sent_bytes: 0,
+            communication_seconds: 0.0,
             skipped: false,
         }
     }

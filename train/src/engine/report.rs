@@ -25,6 +25,10 @@ pub struct StepReport {
     pub seconds: f64,
     /// Seconds of it spent reading the samples.
     pub data_seconds: f64,
+    /// Bytes that this process has sent to sum gradients with others.
+    pub sent_bytes: u64,
+    /// Seconds of these sums, waiting for other processes included.
+    pub communication_seconds: f64,
     /// True if the update was skipped because of a non-finite value.
     pub skipped: bool,
 }

@@ -144,7 +144,7 @@ impl<M: SegmentedModel> Trainer<M> {
         streams: &Streams<'_, M::Batch>,
         observe: &mut dyn FnMut(&M, &GradientsParams),
     ) -> Result<StepReport, TrainError> {
-        let begin = Instant::now();
+        let (begin, before) = (Instant::now(), self.peers.traffic());
         let step = self.step_info();
         let first = streams.get(&self.objective.terms()[0].stream)?.batch() as u64;
         let samples = self.samples - self.before_stage[1];
@@ -171,6 +171,9 @@ impl<M: SegmentedModel> Trainer<M> {
         report.activation_bytes = self.activations.most();
         report.seconds = begin.elapsed().as_secs_f64();
         report.data_seconds = data_seconds;
+        let now = self.peers.traffic();
+        report.sent_bytes = now.sent - before.sent;
+        report.communication_seconds = (now.nanoseconds - before.nanoseconds) as f64 / 1e9;
         Ok(report)
     }
 

@@ -21,6 +21,8 @@ pub struct Forecast {
     pub weights: u64,
     /// Maximum gradients that exist at a time.
     pub gradients: u64,
+    /// All trained tensors, whose gradients processes sum.
+    pub trained: u64,
     /// Optimizer state.
     pub state: u64,
     /// Maximum memory that a forward pass keeps for the backward pass.
@@ -170,6 +172,7 @@ impl<'a> Step<'a> {
         Forecast {
             weights: total.weights,
             gradients,
+            trained: total.trained,
             state: total.state,
             activations,
             peak: program.max(begun) + total.weights + total.state + work,

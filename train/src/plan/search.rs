@@ -214,7 +214,7 @@ pub fn choose(
     let Some(smallest) = found.iter().min_by_key(|candidate| candidate.forecast.peak) else {
         unreachable!("the configuration itself is a candidate or was refused");
     };
-    let Forecast { weights, gradients, state, activations, peak } = smallest.forecast;
+    let Forecast { weights, gradients, state, activations, peak, .. } = smallest.forecast;
     let cure = match weights > limit {
         true => "the weights alone are larger; take a smaller model",
         false => "raise it, shorten train.seq_len, lower model.parameterization.options.rank, or take a smaller model",
@@ -270,7 +270,7 @@ mod tests {
         ] {
             peak *= if saves { share } else { 1.0 };
         }
-        Ok(Forecast { weights: 100, gradients: 0, state: 0, activations: 0, peak: peak as u64 })
+        Ok(Forecast { weights: 100, gradients: 0, trained: 0, state: 0, activations: 0, peak: peak as u64 })
     }
 
     #[test]

@@ -10,5 +10,5 @@ mod signals;
 pub use allocator::BlockAllocator;
 pub use device::{DeviceError, device, set_threads};
 pub use memory::{MemoryUse, free_memory, machine_memory};
-pub use peers::{Peers, PeersError, Session};
+pub use peers::{Peers, PeersError, Session, Traffic, sum_bytes};
 pub use signals::{Signal, Signals, send};

@@ -4,6 +4,9 @@
 //! by accumulating over `n` micro-batches.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(feature = "mpi")]
+use std::time::Instant;
 
 #[cfg(feature = "mpi")]
 use mpi::environment::Universe;
@@ -18,6 +21,18 @@ pub struct Peers {
     rank: usize,
     size: usize,
 }
+
+/// What sums of gradients have sent and taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that this process has sent.
+    pub sent: u64,
+    /// Nanoseconds in sums, waiting for other processes included.
+    pub nanoseconds: u64,
+}
+
+static SENT: AtomicU64 = AtomicU64::new(0);
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
 /// Launch that this build or its MPI library does not support.
 #[derive(Debug, thiserror::Error)]
@@ -189,6 +204,7 @@ impl Peers {
         if self.is_alone() {
             return values;
         }
+        let begin = Instant::now();
         let (count, part) = (values.len(), values.len().div_ceil(self.size));
         let mut values = values;
         values.resize(part * self.size, 0.0);
@@ -201,6 +217,8 @@ impl Peers {
         }
         world.all_gather_into(&*sums, &mut values[..]);
         values.truncate(count);
+        SENT.fetch_add(sum_bytes(count as u64, self.size as u64), Ordering::Relaxed);
+        NANOSECONDS.fetch_add(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
         values
     }
 
@@ -243,7 +261,17 @@ impl Peers {
     }
 }
 
+/// Bytes that each of `processes` sends to sum `values` of 4 bytes: a part of them to each other process, and its part of the sum to each.
+pub fn sum_bytes(values: u64, processes: u64) -> u64 {
+    2 * 4 * values.div_ceil(processes) * (processes - 1)
+}
+
 impl Peers {
+    /// What sums of gradients have sent and taken since the process began.
+    pub fn traffic(self) -> Traffic {
+        Traffic { sent: SENT.load(Ordering::Relaxed), nanoseconds: NANOSECONDS.load(Ordering::Relaxed) }
+    }
+
     /// Numbers of each process in the order of the ranks.
     pub fn all(self, numbers: &[u64]) -> Vec<Vec<u64>> {
         self.gather(numbers).chunks(numbers.len().max(1)).map(<[u64]>::to_vec).collect()

@@ -72,6 +72,8 @@ impl<M: Architecture> Training<M> {
             grad_norm: Some(report.grad_norm).filter(|norm| norm.is_finite()),
             tokens_per_second: Some(report.tokens as f64 / report.seconds),
             data_seconds: Some(report.data_seconds),
+            sent_bytes: (!self.peers.is_alone()).then_some(report.sent_bytes),
+            communication_seconds: (!self.peers.is_alone()).then_some(report.communication_seconds),
             rss_bytes: Some(memory.rss),
             peak_rss_bytes: Some(memory.peak),
             weight_bytes: Some(self.summary.weight_bytes),

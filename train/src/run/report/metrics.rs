@@ -37,6 +37,12 @@ pub struct Metrics {
     /// Seconds of the step spent reading its samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_seconds: Option<f64>,
+    /// Bytes that each process sent in the step to sum gradients; of a run of one process there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
+    /// Seconds of the step in these sums, waiting for other processes included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub communication_seconds: Option<f64>,
     /// Resident memory of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
@@ -93,6 +99,8 @@ impl Metrics {
             ("validation/accuracy", self.accuracy),
             ("speed/tokens_per_second", self.tokens_per_second),
             ("speed/data_seconds", self.data_seconds),
+            ("speed/sent_bytes", bytes(self.sent_bytes)),
+            ("speed/communication_seconds", self.communication_seconds),
             ("memory/rss_bytes", bytes(self.rss_bytes)),
             ("memory/peak_rss_bytes", bytes(self.peak_rss_bytes)),
             ("memory/weight_bytes", bytes(self.weight_bytes)),
