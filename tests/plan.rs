@@ -63,6 +63,10 @@ fn the_peak_is_what_was_forecast() {
         println!("{name}: {} of {}, {ratio:.3}", number("forecast_bytes"), number("peak_rss_bytes"));
         assert!((0.9..1.1).contains(&ratio), "{name}: {ratio}");
         assert!(number("activation_bytes") > 0.0, "{name}");
+        // Neither reading nor evaluation nor saving needs more than a step.
+        let [step, others @ ..] = ["step", "start", "evaluation", "save"].map(|phase| summary["peaks"][phase].as_f64());
+        let (step, others) = (step.expect("a number"), others.into_iter().flatten().fold(0.0, f64::max));
+        assert!(others <= 1.05 * step, "{name}: {}", summary["peaks"]);
     }
 }
 

@@ -114,6 +114,7 @@ impl<M: Architecture> Training<M> {
             self.open_logs();
         }
         self.introduce();
+        self.summary.peaks.note(|peaks| &mut peaks.start);
         let before = if self.trainer.step == 0 { self.sample()? } else { None };
         let (begin, earlier) = (Instant::now(), self.state.seconds);
         let mut ending = self.stage(&signals, begin, earlier)?;
@@ -139,6 +140,7 @@ impl<M: Architecture> Training<M> {
                 break ending;
             }
             let report = self.step()?;
+            self.summary.peaks.note(|peaks| &mut peaks.step);
             // The clock of the first process and a signal to any of them count for all.
             let seconds = earlier + begin.elapsed().as_secs_f64();
             let (seconds, signal) = self.peers.agree(seconds, signals.requested().map_or(0, Signal::number));
@@ -285,6 +287,7 @@ impl<M: Architecture> Training<M> {
             line.push_str(&format!(", {:.4} on all held-out {}", all.loss(), data.of_all()));
         }
         let scores = model.scores(data, if whole { None } else { self.validation.starts() }, device)?;
+        self.summary.peaks.note(|peaks| &mut peaks.evaluation);
         metrics.accuracy = scores.accuracy;
         if let Some(accuracy) = scores.accuracy {
             line.push_str(&format!(", accuracy {:.2} %", 100.0 * accuracy));
@@ -321,6 +324,7 @@ impl<M: Architecture> Training<M> {
         let files = self.subject.files(&self.config, &self.current().data);
         let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;
         self.summary.checkpoint = Some(path);
+        self.summary.peaks.note(|peaks| &mut peaks.save);
         if let Some(view) = &self.allocation {
             self.folder.write("rank.json", &RankFile::of(self.trainer.step, view).text())?;
             if let Some(selected) = ModuleFile::of(self.trainer.step, view) {

@@ -13,5 +13,5 @@ pub(super) use logs::Logs;
 pub use metrics::{Metrics, MetricsFile};
 pub use progress::{Console, StepView};
 pub use ranks::{ModuleFile, RankFile};
-pub use summary::{EndedBy, Summary};
+pub use summary::{EndedBy, Peaks, Summary};
 pub use tensorboard::TensorBoard;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::MemoryUse;
+
 /// Reason for the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -14,6 +16,33 @@ pub enum EndedBy {
     Clock,
     /// A signal.
     Signal,
+}
+
+/// Largest resident memory that was reached in each phase, where it exceeded all that had been before; none for a phase that never needed more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peaks {
+    /// Reading data, model and state.
+    pub start: Option<u64>,
+    /// Steps.
+    pub step: Option<u64>,
+    /// Evaluations.
+    pub evaluation: Option<u64>,
+    /// Writing checkpoints.
+    pub save: Option<u64>,
+    #[serde(skip)]
+    seen: u64,
+}
+
+impl Peaks {
+    /// Notes the largest resident memory at the end of a phase.
+    pub fn note(&mut self, phase: fn(&mut Self) -> &mut Option<u64>) {
+        let peak = MemoryUse::now().peak;
+        if peak > self.seen {
+            *phase(self) = Some(peak);
+            self.seen = peak;
+        }
+    }
 }
 
 /// Figures of a run.
@@ -46,6 +75,9 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,
+    /// The same by phase.
+    #[serde(default)]
+    pub peaks: Peaks,
     /// Expected peak, if the run has a memory limit.
     pub forecast_bytes: Option<u64>,
     /// Bytes of all weights.
