@@ -473,3 +473,59 @@ fn a_search_selects_layers_resumes_and_its_choice_serves_another_run() {
         assert_eq!(SafeTensors::deserialize(&file).expect("safetensors").len(), 16);
     }
 }
+
+#[test]
+fn bits_and_sparsity_are_shared_resumed_and_leave_as_peft_reads_them() {
+    let shop = Workshop::with_model(60);
+    let every_step = ["--set", "checkpoint.every=1", "--set", "checkpoint.keep_last=9"];
+    for (name, more) in
+        [("snella", vec!["--steps", "8", "--rank", "2"]), ("bayesian", vec!["--steps", "8", "--rank", "3"])]
+    {
+        let args = [&["--allocation", name][..], &more, &every_step].concat();
+        succeeded(shop.run(&shop.tuned(name, &args)));
+        let run = shop.path(name);
+        let whole = values(&checkpoints(&run)[7]);
+        for from in ["step-000002", "step-000005"] {
+            succeeded(shop.run(&["finetune", "--quiet", "--resume-from", from, "--out", name]));
+            assert!(values(&checkpoints(&run)[7]) == whole, "{name}: {from}");
+        }
+        let adapter = checkpoints(&run).pop().expect("a checkpoint");
+        let adapter = adapter.to_str().expect("a path");
+        let exported = format!("{name}-exported");
+        let form = if name == "snella" { vec!["--as", "shira"] } else { vec![] };
+        let args = ["export", "--model", "model", "--adapter", adapter, "--out", &exported];
+        succeeded(shop.run(&[&args[..], &form].concat()));
+        let config =
+            std::fs::read_to_string(shop.path(&exported).join("adapter_config.json")).expect("a configuration");
+        let kind = if name == "snella" { "SHIRA" } else { "LORA" };
+        assert!(config.contains(&format!("\"peft_type\": \"{kind}\"")), "{name}: {config}");
+        let loss = |adapter: &str| -> f64 {
+            let args = [
+                "eval",
+                "--quiet",
+                "--data",
+                "examples.jsonl",
+                "--seq-len",
+                "48",
+                "--model",
+                "model",
+                "--adapter",
+                adapter,
+            ];
+            let text = String::from_utf8(succeeded(shop.run(&args)).stdout).expect("text");
+            let number = text.split_whitespace().find_map(|word| word.parse().ok());
+            number.unwrap_or_else(|| panic!("no loss in {text}"))
+        };
+        assert!((loss(adapter) - loss(&exported)).abs() < 1e-4, "{name}");
+    }
+    let (snell, lora) = ("snella-exported", "bayesian-exported");
+    for (args, parts) in [
+        (vec!["--adapter", lora, "--as", "shira", "--model", "model"], vec!["--as shira", "not sparse", "--as lora"]),
+        (vec!["--adapter", snell, "--as", "shira"], vec!["--as shira", "--model"]),
+        (vec!["--adapter", snell, "--as", "lora"], vec!["--as lora", "--rank"]),
+        (vec!["--adapter", snell, "--as", "shira", "--rank", "3", "--model", "model"], vec!["--as shira", "--rank"]),
+    ] {
+        refused(&shop.run(&[&["export", "--out", "none"][..], &args].concat()), &parts);
+        assert!(!shop.path("none").exists());
+    }
+}

@@ -18,7 +18,7 @@ use crate::process::device;
 ///
 /// With --adapter, the adapter is written instead of the model: in the layout of peft if it has such a structure, or as the plain LoRA that it
 /// equals; others are refused. With --as lora, any update becomes a plain LoRA of a rank, by truncated singular value
-/// decompositions. An adapter whose update depends on the weights needs its model.
+/// decompositions; with --as shira, one that has few non-zero elements, such as that of snell, becomes peft's SHiRA, exactly. An adapter whose update depends on the weights needs its model.
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("rank", |rank| rank.help(
     "Rank of the adapter converted with --as; without it the rank, from 1 to their own, at which adapters trained by the allocation dylora are written"
@@ -29,7 +29,8 @@ use crate::process::device;
   lowrank export --model merged --format gguf --dtype q8_0 --out merged-q8_0.gguf
   lowrank export --model SmolLM2-135M --adapter runs/SmolLM2-135M-lora-001/checkpoints/step-000300 --format gguf --out lora.gguf
   lowrank export --adapter runs/SmolLM2-135M-nola-001/checkpoints/step-000300 --out for-peft
-  lowrank export --adapter dora --model SmolLM2-135M --as lora --rank 16 --out plain")]
+  lowrank export --adapter dora --model SmolLM2-135M --as lora --rank 16 --out plain
+  lowrank export --adapter runs/SmolLM2-135M-snell-001/checkpoints/step-000300 --model SmolLM2-135M --as shira --out sparse")]
 pub struct Args {
     /// Checkpoint or model folder, or GGUF file; with --adapter the model that it is attached to
     #[arg(long, value_name = "DIR", required_unless_present = "dirs")]
@@ -44,14 +45,32 @@ pub struct Args {
     #[command(flatten)]
     adapters: Adapters,
     /// Structure to convert the adapter to
-    #[arg(long = "as", value_name = "NAME", requires = "dirs", requires = "rank", value_parser = ["lora"])]
-    convert: Option<String>,
+    #[arg(long = "as", value_name = "NAME", requires = "dirs", value_enum)]
+    convert: Option<Convert>,
     /// Print the residual of each layer of a converted adapter as JSON
     #[arg(long, requires = "convert")]
     json: bool,
     /// Folder or file to write; it must not exist yet
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
+}
+
+/// Structure that an adapter is converted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Convert {
+    /// Plain LoRA of --rank
+    Lora,
+    /// Sparse values at their positions
+    Shira,
+}
+
+impl Convert {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Shira => "shira",
+        }
+    }
 }
 
 /// Form of the result.
@@ -69,9 +88,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = |problem: String| Err(BuildError::Settings(problem).into());
     let dtype = args.dtype.as_deref();
     if args.format == Format::Gguf {
-        if let Some(name) = &args.convert {
+        if let Some(convert) = args.convert {
             return settings(format!(
-                "--as {name}: a converted adapter is a folder; leave out --format gguf, and export the folder after that"
+                "--as {}: a converted adapter is a folder; leave out --format gguf, and export the folder after that",
+                convert.name()
             ));
         }
         let Some(model) = &args.model else {
@@ -91,14 +111,26 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return settings(format!("--dtype {dtype}: adapters are written in f32; leave it out"));
     }
     let model = args.model.as_deref();
-    let converted_rank = args.adapters.rank.filter(|_| args.convert.is_some());
-    let text = match (args.adapters.paths(), model, converted_rank) {
+    let text = match (args.adapters.paths(), model, args.convert) {
         ([], Some(model), _) => {
             dense(model, dtype, &args.out)?;
             String::new()
         }
         ([], None, _) => unreachable!("a model or an adapter is required"),
-        ([adapter], model, Some(rank)) => export_adapter::as_lora(adapter, model, rank, args.json, &args.out)?,
+        ([adapter], model, Some(Convert::Lora)) => match args.adapters.rank {
+            Some(rank) => export_adapter::as_lora(adapter, model, rank, args.json, &args.out)?,
+            None => return settings("--as lora: add --rank, the rank of the result".into()),
+        },
+        ([adapter], Some(model), Some(Convert::Shira)) => {
+            if args.adapters.rank.is_some() || args.json {
+                return settings("--as shira: leave out --rank and --json; all non-zero elements are kept".into());
+            }
+            export_adapter::as_shira(adapter, model, &args.out)?;
+            String::new()
+        }
+        ([_], None, Some(Convert::Shira)) => {
+            return settings("--as shira: add --model, the model that the adapter is attached to".into());
+        }
         ([adapter], Some(model), None) => {
             export_adapter::with_model(&args.adapters, adapter, model, &args.out)?;
             String::new()

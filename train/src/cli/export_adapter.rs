@@ -1,15 +1,15 @@
 //! Adapters of `lowrank export`: the form of Python's peft, and plain LoRA of a rank.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use lowrank_models::ModelError;
 use lowrank_models::adapter::compose::{Composite, Composition, Layer, Matrix, Source, SvdSum};
-use lowrank_models::adapter::{AdapterError, Factors, each_adapted};
+use lowrank_models::adapter::{AdapterConfig, AdapterError, Attach, Factors, GivenTensors, Targets, each_adapted};
 use lowrank_models::hub::ModelFolder;
-use lowrank_models::hub::peft::{Form, PeftFolder, PlainLora, PlainSettings, save_as};
+use lowrank_models::hub::peft::{Form, PeftFolder, PlainLora, PlainSettings, save, save_as};
 use serde_json::json;
 
 use super::folder;
@@ -125,6 +125,85 @@ fn converted(adapter: &Path, model: Option<&Path>, rank: usize, out: &Path) -> a
         Ok(plain.finish(settings).map_err(BuildError::from)?)
     })?;
     Ok(residuals)
+}
+
+/// Writes an adapter whose updates have few non-zero elements as peft's SHiRA, which has one rank for all layers: values beyond those of a layer are
+/// zero.
+pub fn as_shira(adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> {
+    let (adapted, base_model) = attached(adapter, model)?;
+    let (mut layers, mut failed) = (BTreeMap::new(), None);
+    each_adapted(&adapted, |path, weight, adapters| {
+        let Some(adapter) = adapters.stack.first().filter(|_| failed.is_none()) else { return };
+        match delta(path, weight, adapter) {
+            Ok(delta) => drop(layers.insert(path.to_string(), Sparse::of(&delta))),
+            Err(error) => failed = Some(error),
+        }
+    });
+    drop(adapted);
+    if let Some(error) = failed {
+        return Err(BuildError::from(error).into());
+    }
+    let rank = layers.values().map(Sparse::rank).max().unwrap_or(0).max(1);
+    if let Some((path, sparse)) = layers.iter().find(|(_, sparse)| !sparse.holds(rank)) {
+        let [d_out, d_in] = sparse.shape;
+        let problem = format!(
+            "--as shira: rank {rank}, which the updates need, has {} values at {path}, of {} elements; these updates are not sparse: use --as lora",
+            rank * (d_in + d_out),
+            d_in * d_out
+        );
+        return Err(BuildError::Settings(problem).into());
+    }
+    let tensors = layers.iter().map(|(path, sparse)| (path.clone(), sparse.tensors(rank))).collect();
+    let config =
+        AdapterConfig::new("shira").with_rank(rank).with_targets(Targets::Names(layers.keys().cloned().collect()));
+    let device = device("cpu").map_err(BuildError::from)?;
+    let base = ModelFolder::open(model).and_then(|from| from.load(&device)).map_err(BuildError::from)?;
+    let (sparse, _) = base.attach(Attach::new(config).with_tensors(tensors)).map_err(BuildError::from)?;
+    let base = base_model.unwrap_or_else(|| model.to_string_lossy().into_owned());
+    folder::whole(out, |dir| Ok(save(&sparse, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?))
+}
+
+/// The non-zero elements of an update `[d_out, d_in]`.
+struct Sparse {
+    shape: [usize; 2],
+    elements: Vec<(usize, f32)>,
+}
+
+impl Sparse {
+    fn of(delta: &Matrix) -> Self {
+        let (d_out, d_in) = delta.shape();
+        let value = |place: usize| (place, delta[(place / d_in, place % d_in)] as f32);
+        let elements = (0..d_out * d_in).map(value).filter(|(_, value)| *value != 0.0).collect();
+        Self { shape: [d_out, d_in], elements }
+    }
+
+    /// Least rank with as many values.
+    fn rank(&self) -> usize {
+        self.elements.len().div_ceil(self.shape.iter().sum())
+    }
+
+    /// True if the matrix has as many elements as a rank has values.
+    fn holds(&self, rank: usize) -> bool {
+        rank * self.shape.iter().sum::<usize>() <= self.shape.iter().product()
+    }
+
+    /// Values and their rows and columns, with zeros at the first free places.
+    fn tensors(&self, rank: usize) -> GivenTensors {
+        let count = rank * self.shape.iter().sum::<usize>();
+        let mut elements = self.elements.clone();
+        let taken: BTreeSet<usize> = elements.iter().map(|(place, _)| *place).collect();
+        let free = (0..self.shape.iter().product()).filter(|place| !taken.contains(place));
+        elements.extend(free.take(count - taken.len()).map(|place| (place, 0.0)));
+        elements.sort_unstable_by_key(|(place, _)| *place);
+        let d_in = self.shape[1];
+        let values = elements.iter().map(|(_, value)| *value).collect::<Vec<_>>();
+        let rows = elements.iter().map(|(place, _)| (place / d_in) as f32);
+        let places: Vec<f32> = rows.chain(elements.iter().map(|(place, _)| (place % d_in) as f32)).collect();
+        GivenTensors::from([
+            ("weight".to_string(), TensorData::new(values, [count])),
+            ("indices".to_string(), TensorData::new(places, [2, count])),
+        ])
+    }
 }
 
 /// Fingerprint of the base weights that an adapter folder states.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use burn::module::ParamId;
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::{Device, Tensor, TensorData};
+use lowrank_kernels::host::values as host;
 use lowrank_optim::registry::{Entry, Kind, OptionList, Paper};
 use lowrank_optim::{AdamWConfig, AdamWState, HookError, Part, StepInfo};
 use schemars::JsonSchema;
@@ -77,7 +78,7 @@ impl Allocation for Bayesian {
     }
 
     fn allocator(&self, _run: &AllocationRun) -> Box<dyn Allocator> {
-        Box::new(Gates { options: self.clone(), states: BTreeMap::new(), grads: BTreeMap::new() })
+        Box::new(Gates { options: self.clone(), states: BTreeMap::new(), grads: BTreeMap::new(), still: Vec::new() })
     }
 }
 
@@ -87,6 +88,8 @@ struct Gates {
     states: BTreeMap<ParamId, AdamWState<1>>,
     /// Gradients of the part that is being updated.
     grads: BTreeMap<ParamId, Tensor<1>>,
+    /// Gates and ranges whose gradient is zero: of an update that is zero no range matters.
+    still: Vec<ParamId>,
 }
 
 /// Gates and ranges of one adapter: ids, values, and true for ranges.
@@ -115,6 +118,7 @@ impl Allocator for Gates {
         mut grads: GradientsParams,
     ) -> Result<GradientsParams, HookError> {
         self.grads.clear();
+        self.still.clear();
         each(part, |own| {
             for (id, value, _) in gates(own) {
                 let [count] = value.dims();
@@ -123,7 +127,12 @@ impl Allocator for Gates {
                     true => grads.remove::<2>(id).map(|grad| grad.reshape([count])),
                     false => grads.remove::<1>(id),
                 };
-                self.grads.extend(grad.map(|grad| (id, grad)));
+                if let Some(grad) = grad {
+                    if host(grad.clone()).iter().all(|value| *value == 0.0) {
+                        self.still.push(id);
+                    }
+                    self.grads.insert(id, grad);
+                }
             }
         });
         Ok(grads)
@@ -143,6 +152,10 @@ impl Allocator for Gates {
         });
         model.assign(values);
         Ok(())
+    }
+
+    fn frozen(&self) -> &[ParamId] {
+        &self.still
     }
 
     fn layer(&self, _path: &str, adapter: &Adapter) -> LayerAllocation {
