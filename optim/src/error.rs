@@ -41,9 +41,11 @@ pub enum OptimError {
         paths: String,
     },
     /// A rank above the projected side of every matrix.
-    #[error("the rank is larger than the projected side of every hidden matrix (the largest is {shapes}); lower it")]
+    #[error(
+        "the rank is larger than the projected side of every hidden matrix, of which {} x {} is the largest; lower it", .largest[0], .largest[1]
+    )]
     NothingFits {
-        /// The largest matrix.
-        shapes: String,
+        /// Rows and columns of the largest matrix.
+        largest: [usize; 2],
     },
 }

@@ -185,8 +185,8 @@ impl ParameterRoles {
         if C::NEEDS_MATRICES {
             self.group()?;
             if !shapes.iter().any(|shape| config.takes(*shape)) {
-                let [rows, columns] = shapes.iter().max_by_key(|[rows, columns]| rows.min(columns)).unwrap_or(&[0, 0]);
-                return Err(OptimError::NothingFits { shapes: format!("{rows} x {columns}") });
+                let largest = shapes.into_iter().max_by_key(|[rows, columns]| *rows.min(columns)).unwrap_or_default();
+                return Err(OptimError::NothingFits { largest });
             }
         }
         let plain = |decays: bool| {

@@ -71,8 +71,16 @@ pub fn optimizer<M: Architecture>(
         None => method.init(&options, &hidden, meter),
     }
     .map_err(|error| match error {
-        OptimError::Option(error) => OptimError::Option(error.under("optimizer")),
-        other => other,
+        OptimError::Option(error) => BuildError::from(OptimError::Option(error.under("optimizer"))),
+        OptimError::NothingFits { largest: [rows, columns] } => {
+            let stated = || method.options().get("rank").and_then(|option| option.default.clone());
+            let rank = options.get("rank").cloned().or_else(stated).unwrap_or_default();
+            BuildError::Settings(format!(
+                "optimizer.options.rank = {rank}: larger than the projected side of every hidden matrix, of which {rows} x {columns} is the largest; set it to at most {}",
+                rows.min(columns)
+            ))
+        }
+        other => other.into(),
     })?;
     let mut hooks = Hooks::new();
     if let Some(rule) = rule.gradients(model, &options, meter)? {

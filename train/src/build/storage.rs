@@ -48,13 +48,6 @@ pub fn matrix_storage(config: &Config, llama: &LlamaConfig, adapted: bool) -> Re
     }
     let parameterization = &llama.parameterization;
     let name = parameterization.name();
-    if trained == WeightStorage::Int8 && !parameterization.is_dense() {
-        return refuse(
-            "storage",
-            &trained,
-            format!("the layers of {name} have no dense weight; set it to bf16 or 24bit"),
-        );
-    }
     let run = RunFacts { seed: config.train.seed, width: llama.hidden_size };
     let steps: Option<Box<dyn LinearSteps>> = parameterization.method().steps(run);
     if steps.is_some() {
@@ -62,6 +55,13 @@ pub fn matrix_storage(config: &Config, llama: &LlamaConfig, adapted: bool) -> Re
             "storage",
             &trained,
             format!("{name} changes its weights in f32 besides the optimizer's steps; set it to f32"),
+        );
+    }
+    if trained == WeightStorage::Int8 && !parameterization.is_dense() {
+        return refuse(
+            "storage",
+            &trained,
+            format!("the layers of {name} have no dense weight; set it to bf16 or 24bit"),
         );
     }
     let grid = config.optimizer.options.get("weight_bits").and_then(|bits| bits.as_u64());

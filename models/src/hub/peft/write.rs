@@ -272,7 +272,7 @@ fn as_factors(layers: &BTreeMap<String, Adapter>, config: AdapterConfig) -> Resu
     for (path, layer) in layers {
         let Some([mut a, mut b]) = layer.structure().as_factors() else {
             return Err(AdapterError::Refused(format!(
-                "peft has no adapter like {}, and its update is no product of two factors: keep it in its own form, or merge it",
+                "peft has no adapter like {}, and its update is no product of two factors: keep it in its own form, merge it, or convert it with --as lora or --as shira",
                 config.structure
             ))
             .into());
