@@ -529,3 +529,28 @@ fn bits_and_sparsity_are_shared_resumed_and_leave_as_peft_reads_them() {
         assert!(!shop.path("none").exists());
     }
 }
+
+#[test]
+fn every_allocation_trains_in_every_backward_mode_that_it_has() {
+    let shop = Workshop::with_model(30);
+    let modes: [&[&str]; 3] =
+        [&[], &["--backward", "checkpointed"], &["--backward", "per-layer", "--set", "optimizer.clip=0"]];
+    for (entry, mode) in ALLOCATIONS.iter().flat_map(|entry| modes.map(|mode| (entry, mode))) {
+        let name = entry.entry.name;
+        let options: &[&str] = match name {
+            "increlora" => {
+                &["--set", "allocation.options.init_warmup=2", "--set", "allocation.options.increment_interval=3"]
+            }
+            _ => &[],
+        };
+        let args = [&["--allocation", name, "--steps", "12", "--overwrite"][..], options, mode].concat();
+        let output = shop.run(&shop.tuned("run", &args));
+        if output.status.code() == Some(2) && mode.contains(&"per-layer") {
+            refused(&output, &["train.backward = per-layer", name, "needs all gradients"]);
+            continue;
+        }
+        succeeded(output);
+        let losses = metrics(&shop.path("run"));
+        assert!(losses.iter().all(|line| line["loss"].as_f64().is_some_and(f64::is_finite)), "{name} {mode:?}");
+    }
+}

@@ -47,6 +47,16 @@ fn an_adapter_learns_and_is_saved_alone() {
 }
 
 #[test]
+fn steps_that_are_given_replace_the_epochs_of_the_default() {
+    let shop = Workshop::with_model(20);
+    // Three epochs would be about 30 steps.
+    succeeded(shop.run(&shop.tuned("steps", &["--rank", "2", "--steps", "50"])));
+    assert_eq!(summary(&shop.path("steps"))["steps"], 50);
+    succeeded(shop.run(&shop.tuned("both", &["--rank", "2", "--steps", "50", "--epochs", "1"])));
+    assert_eq!(summary(&shop.path("both"))["steps"], 10);
+}
+
+#[test]
 fn an_adapter_of_a_folder_is_trained_on() {
     let shop = Workshop::with_model(60);
     let first = ["--rank", "4", "--alpha", "8", "--epochs", "6", "--init", "pissa", "--lr", "0.002"];

@@ -17,6 +17,17 @@ pub fn allocation(section: &AllocationSection) -> Result<Option<Box<dyn Allocati
     }
 }
 
+/// The schedule of a run over what is left of it. A warm-up that does not end within it takes the share of it that it takes of the run.
+fn rest(schedule: &Schedule, left: Option<u64>) -> Schedule {
+    let mut rest = Schedule { total_steps: left, ..schedule.clone() };
+    if let (Some(left), Some(total)) = (left, schedule.total_steps)
+        && rest.warmup_steps >= left
+    {
+        rest.warmup_steps = rest.warmup_steps * left / total.max(1);
+    }
+    rest
+}
+
 /// Hook of an allocation for a stage of a run, which has `before` steps before it. Rejects what the layers of the model,
 /// the optimizer or the length of the stage do not allow.
 pub fn allocation_hook<M: Module>(
@@ -41,7 +52,7 @@ pub fn allocation_hook<M: Module>(
         // the run.
         rates: Rates::new(move |step, total| match step {
             0 => 0.0,
-            _ => Schedule { total_steps: total.map(|total| total.saturating_sub(1)), ..rates.clone() }.rate(step),
+            _ => rest(&rates, total.map(|total| total.saturating_sub(1))).rate(step),
         }),
     };
     let layers: Vec<_> = linear_weights(model)?.into_values().collect();

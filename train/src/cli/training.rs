@@ -162,11 +162,13 @@ impl TrainingArgs {
             _ => Config::of(job),
         };
         let mut config = layers.resolve(&base).map_err(BuildError::from)?;
-        if ["train.steps", "train.tokens", "train.epochs"].iter().any(|key| layers.has(key))
-            && !layers.has("train.minutes")
-        {
-            // An explicit length of the run replaces the minutes of the default job.
+        // An explicit length of the run replaces that of the default job.
+        let counted = ["train.steps", "train.tokens"].iter().any(|key| layers.has(key));
+        if (counted || layers.has("train.epochs")) && !layers.has("train.minutes") {
             config.train.minutes = 0.0;
+        }
+        if counted && !layers.has("train.epochs") {
+            config.train.epochs = 0.0;
         }
         if !resumed {
             adjust(&mut config);

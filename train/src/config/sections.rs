@@ -294,7 +294,7 @@ section! {
         /// Tokens of the run; 0: no limit.
         #[schemars(range(max = 1_000_000_000_000_000_000_u64))]
         tokens: u64 = 0,
-        /// Passes over the data; 0: no limit.
+        /// Passes over the data; 0: no limit, as where steps or tokens are given and this is not.
         #[schemars(range(min = 0.0, max = 1e6))]
         epochs: f64 = 0.0,
         /// Limit of time in minutes, resumes included, which the learning rate follows; 0: no limit, as where steps, tokens or epochs are given and this
