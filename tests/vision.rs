@@ -221,6 +221,16 @@ fn a_model_is_pretrained_adapted_measured_merged_and_embedded() {
     succeeded(shop.run(&["merge", "--model", &base, "--adapter", &tuned, "--out", "merged"]));
     let merged = succeeded(shop.run(&["eval", "--quiet", "--model", "merged", "--data", "more"])).stdout;
     assert_eq!(accuracy(&merged), accuracy(&measured));
+    // For peft, with its classes.
+    succeeded(shop.run(&["export", "--model", &base, "--adapter", &tuned, "--out", "exported"]));
+    let config = std::fs::read_to_string(shop.path("exported/adapter_config.json")).expect("a configuration");
+    assert!(config.contains("LORA") && config.contains("classifier"), "{config}");
+    let args = ["eval", "--quiet", "--model", &base, "--adapter", "exported", "--data", "more"];
+    assert_eq!(accuracy(&succeeded(shop.run(&args)).stdout), accuracy(&measured));
+    for (folder, parts) in [("merged", ["vit", "classifier.weight"]), ("exported", ["lora", "classifier"])] {
+        let shown = String::from_utf8(succeeded(shop.run(&["inspect", folder])).stdout).expect("text");
+        assert!(parts.iter().all(|part| shown.contains(part)), "{shown}");
+    }
     // It is trained on, and its classifier with it.
     let on = ["--adapter", tuned.as_str(), "--steps", "2"];
     succeeded(shop.run(&tiny("finetune", &base, "further", "more", &on)));
@@ -232,6 +242,24 @@ fn a_model_is_pretrained_adapted_measured_merged_and_embedded() {
     assert_eq!(file.tensor("embeddings").unwrap().shape(), [48, 16]);
     assert_eq!(file.tensor("labels").unwrap().shape(), [48]);
     refused(&shop.run(&embed), &["e.safetensors", "exists"]);
+}
+
+#[test]
+fn allocations_have_their_stages_on_images_too() {
+    let shop = Workshop::new(0);
+    draw(&shop, "images", &["red", "green"], 12);
+    succeeded(shop.run(&tiny("pretrain", "vit-micro", "base", "images", &["--steps", "2"])));
+    let base = newest(&shop, "base");
+    let last = |run: &str, args: &[&str]| {
+        succeeded(shop.run(&tiny("finetune", &base, run, "images", args)));
+        checkpoints(&shop.path(run)).pop().and_then(|path| Some(path.file_name()?.to_owned())).expect("a checkpoint")
+    };
+    let thresholds = ["--allocation", "sora", "--steps", "3", "--set", "allocation.options.thresholds=[0.01, 0.02]"];
+    assert_eq!(last("staged", &thresholds), "step-000006");
+    let search = ["--allocation", "diffora", "--steps", "6", "--set", "allocation.options.search_steps=3"];
+    assert_eq!(last("searched", &search), "step-000006");
+    let selected = std::fs::read_to_string(shop.path("searched/modules.json")).expect("what was selected");
+    assert!(selected.contains("modules"), "{selected}");
 }
 
 #[test]

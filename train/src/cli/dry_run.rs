@@ -7,7 +7,7 @@ use lowrank_models::adapter::PlainRule;
 
 use super::output::{print, table};
 use super::plan::{Shaped, summary};
-use crate::build::{BuildError, Listener, is_vision};
+use crate::build::{BuildError, Listener};
 use crate::config::{Config, Job, Layers, bytes, count, duration};
 use crate::plan::{Forecaster, Freedom, choose, limit, operations, speed};
 use crate::process::set_threads;
@@ -19,10 +19,6 @@ const MEASURED: Duration = Duration::from_secs(1);
 /// Prints what a pretraining run would be: shapes, memory, work of a step, and the time that it takes on this machine.
 pub fn dry_run(layers: &Layers) -> anyhow::Result<()> {
     let config = layers.resolve(&Config::of(Job::Pretrain)).map_err(BuildError::from)?;
-    if is_vision(&config.model)? {
-        let problem = "--dry-run: forecasts are of language models; leave it out, or give such a model";
-        return Err(BuildError::Settings(problem.into()).into());
-    }
     let shaped = Shaped::of(config, Job::Pretrain)?;
     let llama = shaped.llama();
     let forecaster = Forecaster::new(&llama, None, &PlainRule {}, None);

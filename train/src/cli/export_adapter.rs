@@ -4,28 +4,48 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
+use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use lowrank_models::ModelError;
 use lowrank_models::adapter::compose::{Composite, Composition, Layer, Matrix, Source, SvdSum};
 use lowrank_models::adapter::{AdapterConfig, AdapterError, Attach, Factors, GivenTensors, Targets, each_adapted};
-use lowrank_models::hub::ModelFolder;
 use lowrank_models::hub::peft::{Form, PeftFolder, PlainLora, PlainSettings, save, save_as};
+use lowrank_models::hub::{ModelFolder, VisionFolder, VisionModel};
 use serde_json::json;
 
 use super::folder;
 use super::on_model::Adapters;
 use super::output::table;
+use super::vision_folder::VisionOf;
 use crate::build::BuildError;
 use crate::process::device;
+use crate::recipe::LABELS;
 
 /// Writes an adapter of a model in the form of peft.
 pub fn with_model(adapters: &Adapters, adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> {
     let device = device("cpu").map_err(BuildError::from)?;
+    if VisionFolder::is_one(model).map_err(BuildError::from)? {
+        return match VisionOf::open(model)?.load(adapters, &device)? {
+            VisionModel::Vit(adapted) => write(&*adapted, adapter, model, out),
+            VisionModel::ClipVision(adapted) => write(&*adapted, adapter, model, out),
+            VisionModel::Clip(adapted) => write(&*adapted, adapter, model, out),
+        };
+    }
     let base = ModelFolder::open(model).and_then(|from| from.load(&device)).map_err(BuildError::from)?;
-    let adapted = adapters.on(base)?;
+    write(&adapters.on(base)?, adapter, model, out)
+}
+
+/// Writes the adapter of an adapted model, with the classes that an adapter of images states.
+fn write<M: Module>(adapted: &M, adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> {
     let (name, base) = (adapter.to_string_lossy(), model.to_string_lossy());
+    let labels = adapter.join(LABELS);
     folder::whole(out, |dir| {
-        Ok(save_as(&adapted, &name, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?)
+        save_as(adapted, &name, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?;
+        if labels.exists() {
+            let text = std::fs::read(&labels).with_context(|| format!("cannot read {LABELS}"))?;
+            std::fs::write(dir.join(LABELS), text).with_context(|| format!("cannot write {LABELS}"))?;
+        }
+        Ok(())
     })
 }
 

@@ -7,7 +7,7 @@ use lowrank_models::adapter::compose::Source;
 use lowrank_models::hub::compose::PoolFolder;
 use lowrank_models::hub::gguf::GgufFile;
 use lowrank_models::hub::peft::PeftFolder;
-use lowrank_models::hub::{HubConfig, TensorFiles};
+use lowrank_models::hub::{HubConfig, TensorFiles, VisionFolder};
 
 use super::output::{print, table};
 use crate::build::BuildError;
@@ -135,8 +135,14 @@ fn pool(dir: &Path) -> anyhow::Result<String> {
 }
 
 fn model(args: &Args) -> anyhow::Result<String> {
-    let config = HubConfig::read(&args.dir.join("config.json")).map_err(BuildError::from)?;
     let tensors = TensorFiles::open(&args.dir).map_err(BuildError::from)?;
+    let config = match VisionFolder::is_one(&args.dir).map_err(BuildError::from)? {
+        true => VisionFolder::open(&args.dir).map_err(BuildError::from)?.config.to_json(tensors.types().usual()),
+        false => {
+            let config = HubConfig::read(&args.dir.join("config.json")).map_err(BuildError::from)?;
+            config.to_json(tensors.types().usual())
+        }
+    };
     let mut text = String::new();
     if let Some(manifest) = checked(&args.dir)? {
         let state = TrainerState::read(&args.dir).map_err(RunError::Damaged)?;
@@ -170,7 +176,7 @@ fn model(args: &Args) -> anyhow::Result<String> {
         }
     }
     text.push_str("configuration\n");
-    for line in config.to_json(tensors.types().usual()).lines().filter(|line| !line.starts_with(['{', '}'])) {
+    for line in config.lines().filter(|line| !line.starts_with(['{', '}'])) {
         text.push_str(&format!("{}\n", line.trim_end_matches(',')));
     }
     text.push_str(&listed(tensors.shapes()));

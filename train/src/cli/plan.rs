@@ -10,7 +10,8 @@ use lowrank_optim::WeightStorage;
 use super::output::{print, table};
 use super::training::SettingArgs;
 use crate::build::{
-    BEYOND_ANY_MACHINE, BuildError, check_sizes, model_config, model_folder, set_usual_layer_rank, usual_rank,
+    BEYOND_ANY_MACHINE, BuildError, check_sizes, is_vision, model_config, model_folder, set_usual_layer_rank,
+    usual_rank,
 };
 use crate::config::{Config, Job, bytes, count, parse_bytes};
 use crate::data::Tokenizer;
@@ -142,6 +143,12 @@ pub struct Shaped {
 impl Shaped {
     /// Completes a configuration without reading the data. Rejects sizes that no machine has.
     pub fn of(mut config: Config, job: Job) -> Result<Self, BuildError> {
+        if is_vision(&config.model)? {
+            return Err(BuildError::Settings(format!(
+                "model.name = {}: memory and time are forecast of language models alone; a vision transformer is measured by some steps of a run",
+                config.model.name
+            )));
+        }
         let (tuned, ids) = match job {
             Job::Finetune => (Some(TrainedModel::of_folder(&config)?), 1),
             Job::Pretrain => (None, vocabulary(&config)?),

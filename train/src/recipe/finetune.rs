@@ -8,6 +8,7 @@ use lowrank_models::Llama;
 use lowrank_models::hub::{HubConfig, ModelFolder};
 
 use super::memory::{complete, fitting};
+use super::stage::searched;
 use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
 use crate::build::{Architecture, BuildError, Listener, held_out, source};
 use crate::config::{Config, count};
@@ -35,19 +36,7 @@ impl Recipe {
         let parts = fraction.map(|fraction| examples.parts(&config, fraction)).transpose()?;
         let data = examples.into_rows(&config)?;
         let steps = config.total_steps(data.train.rows());
-        let steps = match &model.allocation {
-            Some(allocation) => allocation.stages(steps)?,
-            None => vec![steps],
-        };
-        let mut stages: Vec<Stage> = match steps.as_slice() {
-            [steps] => vec![Stage::new("finetune", data, *steps)],
-            all => {
-                let stage = |(number, steps): (usize, &Option<u64>)| {
-                    Stage::new(format!("finetune-{}", number + 1), data.clone(), *steps)
-                };
-                all.iter().enumerate().map(stage).collect()
-            }
-        };
+        let mut stages: Vec<Stage> = Stage::of_allocation("finetune", data, model.allocation.as_deref(), steps)?;
         if let (Some([learned, searched]), Some(stage)) = (parts, stages.first_mut()) {
             stage.data.train = learned;
             stage.streams.push((SEARCH.into(), Box::new(searched)));
@@ -102,12 +91,7 @@ impl ReadExamples {
     pub fn parts(&self, config: &Config, fraction: f64) -> Result<[TokenStream; 2], BuildError> {
         let examples = &self.examples.train;
         let count = examples.len();
-        let searched = (fraction * count as f64).round() as usize;
-        if searched == 0 || searched >= count {
-            return Err(BuildError::Settings(format!(
-                "allocation.options.val_fraction = {fraction}: of {count} examples it takes {searched} to search with; a search needs some of them, and others to learn from: change it, or give more examples"
-            )));
-        }
+        let searched = searched(fraction, count)?;
         let order = NonZeroU64::new(count as u64).map(|count| Order::new(count, config.train.seed));
         let drawn: BTreeSet<usize> =
             order.iter().flat_map(|order| (0..searched as u64).map(|place| order.window(place).1 as usize)).collect();

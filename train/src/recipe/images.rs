@@ -12,11 +12,12 @@ use super::{Recipe, Stage, TrainedModel};
 use crate::build::{BuildError, Listener, check_vision, model_folder, names_adapter_folder, vit_config};
 use crate::config::{Config, Job, bytes};
 use crate::data::images::{ImageSet, ImageSettings};
+use crate::objective::{SEARCH, Stream};
 use crate::plan::Freedom;
 use crate::process::machine_memory;
 
 impl Recipe<VisionTransformer> {
-    /// Training of a vision transformer: one stage on images.
+    /// Training of a vision transformer: one stage on images, or as many as the allocation has.
     pub fn images(mut config: Config, _: Freedom, listener: &mut dyn Listener) -> Result<Self, BuildError> {
         let folder = model_folder(&config.model).map(Path::to_path_buf);
         check_vision(&config, folder.as_deref())?;
@@ -52,7 +53,7 @@ impl Recipe<VisionTransformer> {
         with_usual_rank(&mut config, hub.config.encoder.hidden_size, listener);
         let first = config.data.path.first().map(|path| path.display().to_string()).unwrap_or_default();
         let data = ImageData::new(train, validation, &config, format!("eval MODEL --data {first}"))?;
-        let (job, steps) = (config.run.job, config.total_steps(crate::objective::Stream::rows(&data.train)));
+        let (job, steps) = (config.run.job, config.total_steps(data.train.rows()));
         let model = match (job, folder) {
             (Job::Finetune, None) => {
                 return Err(BuildError::Settings(format!(
@@ -63,7 +64,15 @@ impl Recipe<VisionTransformer> {
             (Job::Finetune, Some(folder)) => TrainedModel::fine_tuned(&config, hub, folder)?,
             (Job::Pretrain, folder) => TrainedModel::whole(hub, folder),
         };
-        Ok(Self { config, model, stages: vec![Stage::new(job.name(), data, steps)], forecast: None })
+        let allocation = model.allocation.as_deref();
+        let parts = allocation.and_then(|allocation| allocation.search_fraction());
+        let parts = parts.map(|fraction| data.parts(&config, fraction)).transpose()?;
+        let mut stages: Vec<Stage<VisionTransformer>> = Stage::of_allocation(job.name(), data, allocation, steps)?;
+        if let (Some([learned, searched]), Some(stage)) = (parts, stages.first_mut()) {
+            stage.data.train = learned;
+            stage.streams.push((SEARCH.into(), Box::new(searched)));
+        }
+        Ok(Self { config, model, stages, forecast: None })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Stages of a run.
 
 use lowrank_models::Llama;
+use lowrank_models::adapter::Allocation;
 use lowrank_optim::Hooks;
 
 use super::TrainedModel;
@@ -40,6 +41,41 @@ impl<M: Architecture> Stage<M> {
             steps,
         }
     }
+}
+
+impl<M: Architecture> Stage<M>
+where
+    M::Data: Clone,
+{
+    /// The stages of a run on the same data, as its allocation has them.
+    pub(super) fn of_allocation(
+        name: &str,
+        data: M::Data,
+        allocation: Option<&dyn Allocation>,
+        steps: Option<u64>,
+    ) -> Result<Vec<Self>, BuildError> {
+        let steps = allocation.map_or(Ok(vec![steps]), |allocation| allocation.stages(steps))?;
+        Ok(match steps.as_slice() {
+            [steps] => vec![Self::new(name, data, *steps)],
+            all => {
+                let stage = |(number, steps): (usize, &Option<u64>)| {
+                    Self::new(format!("{name}-{}", number + 1), data.clone(), *steps)
+                };
+                all.iter().enumerate().map(stage).collect()
+            }
+        })
+    }
+}
+
+/// Number of the examples that a search searches with. Rejects one that leaves nothing on a side.
+pub(super) fn searched(fraction: f64, examples: usize) -> Result<usize, BuildError> {
+    let searched = (fraction * examples as f64).round() as usize;
+    if searched == 0 || searched >= examples {
+        return Err(BuildError::Settings(format!(
+            "allocation.options.val_fraction = {fraction}: of {examples} examples it takes {searched} to search with; a search needs some of them, and others to learn from: change it, or give more examples"
+        )));
+    }
+    Ok(searched)
 }
 
 /// Run of one model through stages that train it in order. Optimizer and moments continue from one stage to the next;

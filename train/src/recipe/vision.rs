@@ -12,9 +12,10 @@ use lowrank_models::{ImageBatch, MatrixStorage, ModelError, Parameterization, Vi
 use serde_json::{Map, Value, json};
 
 use super::llama::other_shape;
+use super::stage::searched;
 use crate::build::{Architecture, BuildError, Scores, StageData};
 use crate::config::{Config, Job};
-use crate::data::images::{ImageSettings, PREPROCESSOR};
+use crate::data::images::{ImageSet, ImageSettings, PREPROCESSOR};
 use crate::engine::TrainError;
 use crate::objective::{Classified, ImageStream, Stream, grid};
 
@@ -30,6 +31,7 @@ pub struct VitHub {
 }
 
 /// Images of a stage.
+#[derive(Clone)]
 pub struct ImageData {
     /// Training images.
     pub train: ImageStream,
@@ -78,7 +80,7 @@ impl StageData<ImageBatch> for ImageData {
 }
 
 /// Name of the file with the classes of an adapter, beside its own files.
-const LABELS: &str = "labels.json";
+pub const LABELS: &str = "labels.json";
 /// Pictures of held-out images in the logs.
 const SHOWN: usize = 32;
 
@@ -170,14 +172,26 @@ fn write(path: &Path, text: &str) -> Result<(), BuildError> {
 }
 
 impl ImageData {
+    /// Images in the order of training, with their random changes.
+    fn stream(set: ImageSet, config: &Config) -> Result<ImageStream, BuildError> {
+        let stream = ImageStream::new(Arc::new(set), config.train.batch);
+        let stream = stream.shuffled(crate::build::augment(config), config.train.seed);
+        match config.data.images.balance_domains {
+            true => stream.balanced().map_err(BuildError::Settings),
+            false => Ok(stream),
+        }
+    }
+
+    /// Training images in two parts: those of the steps of a search, and the fraction that it searches with.
+    pub(super) fn parts(&self, config: &Config, fraction: f64) -> Result<[ImageStream; 2], BuildError> {
+        let set = self.train.set();
+        let (learned, searched) = set.drawn(searched(fraction, set.len())?, config.train.seed);
+        Ok([Self::stream(learned, config)?, Self::stream(searched, config)?])
+    }
+
     /// Training and held-out images with their random changes.
-    pub(super) fn new(
-        train: crate::data::images::ImageSet,
-        validation: crate::data::images::ImageSet,
-        config: &Config,
-        ask: String,
-    ) -> Result<Self, BuildError> {
-        let (batch, seed) = (config.train.batch, config.train.seed);
+    pub(super) fn new(train: ImageSet, validation: ImageSet, config: &Config, ask: String) -> Result<Self, BuildError> {
+        let batch = config.train.batch;
         let count = |count: usize| crate::config::count(count as u64);
         let mut description = format!(
             "{} images of {} classes to learn from, {} held out",
@@ -191,15 +205,10 @@ impl ImageData {
         }
         let settings = train.settings().clone();
         let (fingerprint, held_out_fingerprint) = (train.fingerprint(), validation.fingerprint());
-        let train = ImageStream::new(Arc::new(train), batch).shuffled(crate::build::augment(config), seed);
-        let train = match config.data.images.balance_domains {
-            true => train.balanced().map_err(BuildError::Settings)?,
-            false => train,
-        };
         Ok(Self {
             fingerprint,
             held_out_fingerprint,
-            train,
+            train: Self::stream(train, config)?,
             validation: ImageStream::new(Arc::new(validation), batch),
             settings,
             description,

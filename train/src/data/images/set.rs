@@ -201,6 +201,11 @@ impl ImageSet {
             );
             return Err(DataError::Split { problem });
         }
+        Ok(self.drawn(count, seed))
+    }
+
+    /// All but `count` images drawn by the seed, and those.
+    pub fn drawn(&self, count: usize, seed: u64) -> (Self, Self) {
         let mut random = generator(seed, key_of(STREAM), 0);
         let mut chosen = vec![false; self.len()];
         sample(&mut random, self.len(), count).into_iter().for_each(|number| chosen[number as usize] = true);
@@ -208,7 +213,7 @@ impl ImageSet {
             let images = self.images.iter().zip(&chosen).filter(|(_, chosen)| **chosen == aside);
             Self { images: images.map(|(image, _)| image.clone()).collect(), ..self.emptied() }
         };
-        Ok((part(false), part(true)))
+        (part(false), part(true))
     }
 
     fn emptied(&self) -> Self {
