@@ -85,9 +85,10 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         // Same Jinja settings as `transformers`.
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
         environment.set_formatter(python::write);
         environment.add_filter("tojson", python::tojson);
+        environment.add_filter("indent", python::indent);
         environment.add_function("raise_exception", |message: String| -> Result<Jinja, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });

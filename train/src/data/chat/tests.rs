@@ -34,6 +34,25 @@ fn the_turns_of_the_assistant_are_found() {
 }
 
 #[test]
+fn what_templates_call_gives_what_jinja_and_python_give() {
+    let written = |source: &str| template(source).prompt(&conversation_of_two()).unwrap();
+    for (source, expected) in [
+        ("{% for m in messages %}{{ loop.previtem.role if loop.previtem is defined else '-' }}{% endfor %}", "-system"),
+        ("{% for m in messages %}{{ loop.nextitem is defined }}{% endfor %}", "TrueFalse"),
+        ("{{ 'a\nb\n\nc\n' | indent(2) }}|{{ 'a\nb' | indent(1, first=true) }}", "a\n  b\n\n  c\n| a\n b"),
+        ("{{ \"it's <so>\".title() }}", "It'S <So>"),
+        ("{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a-b'.rsplit('-') }}", "['a-b', 'c']['a', 'b']"),
+        ("{{ 'a=b=c'.partition('=')[2] }}{{ 'xay'.removeprefix('x').removesuffix('y') }}", "b=ca"),
+    ] {
+        assert_eq!(written(source), expected, "{source}");
+    }
+}
+
+fn conversation_of_two() -> Conversation {
+    Conversation::asking(Some("s"), "u")
+}
+
+#[test]
 fn turns_that_do_not_count_are_left_out() {
     for said in [r#""weight": 0"#, r#""weight": 0.0"#, r#""train": false"#, r#""training": false"#] {
         let line = LINE.replacen(r#""content": "2""#, &format!(r#""content": "2", {said}"#), 1);
