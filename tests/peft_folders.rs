@@ -142,6 +142,48 @@ fn a_head_that_shares_the_table_is_left_alone_by_an_adapter_of_the_embedding() {
 }
 
 #[test]
+fn peft_trains_one_of_two_that_share_a_table_as_a_copy_of_its_own() {
+    let tied = LlamaConfig { tie_word_embeddings: true, ..base().config().clone() };
+    let tied = || Llama::random(&tied, 5, &Device::default().autodiff()).unwrap();
+    for saved in ["embed_tokens", "lm_head"] {
+        let saved = AdapterConfig { modules_to_save: vec![saved.into()], ..lora("q_proj") };
+        let (model, _) = tied().with_own_head().attach(Attach::new(saved)).unwrap();
+        let model = trained(model, 5);
+        let dir = tempfile::tempdir().expect("a folder");
+        save(&model, "default", Form::Peft, None, dir.path()).unwrap();
+        // As peft writes it, without the mark of this program.
+        edit(dir.path(), |name, shape, data| Some((name.to_string(), shape, data)));
+        let folder = || open(dir.path());
+        assert!(folder().has_own_head());
+        let refused = folder().attach(tied()).expect_err("one table for both").to_string();
+        assert!(refused.contains("head apart from the embedding") && refused.contains("merge"), "{refused}");
+        let (again, _) = folder().attach(tied().with_own_head()).unwrap();
+        assert_eq!(logits(&again), logits(&model));
+        assert_eq!(logits(&merged(again).unwrap()).len(), logits(&model).len());
+        // One that keeps the tie is read into the tied model.
+        set(dir.path(), "ensure_weight_tying", json!(true));
+        assert!(!folder().has_own_head());
+    }
+}
+
+#[test]
+fn layers_of_a_whole_path_are_adapted_beside_those_of_the_blocks() {
+    let config = AdapterConfig { layers: Some(vec![1]), ..lora("q_proj,lm_head") };
+    let (_, report) = base().attach(Attach::new(config)).unwrap();
+    let paths: Vec<&str> = report.layers.iter().map(|layer| layer.place.path.as_str()).collect();
+    assert_eq!(paths, ["model.layers.1.self_attn.q_proj", "lm_head"]);
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+}
+
+#[test]
+fn an_embedding_starts_at_zero_whatever_the_other_layers_start_from() {
+    let (model, _) =
+        base().attach(Attach::new(AdapterConfig { init: "olora".into(), ..lora("embed_tokens,q_proj") })).unwrap();
+    let table = model.model.embed_tokens.weight.base();
+    assert_eq!(table.to_data(), base().model.embed_tokens.weight.val().to_data());
+}
+
+#[test]
 fn tokens_that_were_added_come_with_their_embedding_and_head() {
     let saved = AdapterConfig { modules_to_save: vec!["embed_tokens".into(), "lm_head".into()], ..lora("q_proj") };
     let (model, _) = tracked().with_vocabulary(64).attach(Attach::new(saved)).unwrap();

@@ -130,6 +130,16 @@ impl Llama {
         self
     }
 
+    /// The same model whose head is a copy of the embedding's table, if it was the table itself.
+    pub fn with_own_head(mut self) -> Self {
+        if self.lm_head.is_none() {
+            let table = ops::widened(self.model.embed_tokens.weight.val().detach());
+            self.lm_head = Some(Dense::from_parts(table.transpose().detach(), None));
+            self.config.tie_word_embeddings = false;
+        }
+        self
+    }
+
     /// Attaches an adapter to the matching linear layers and freezes everything else.
     pub fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
         if !self.config.parameterization.is_dense() {

@@ -73,7 +73,11 @@ impl Adapters {
             self.refuse_twice(place)?;
             model = match dir.is_file() {
                 true => GgufAdapter::open(dir)?.named(&dir.to_string_lossy()).attach(model)?.0,
-                false => folder(dir)?.attach(model)?.0,
+                false => {
+                    let folder = folder(dir)?;
+                    let model = if folder.has_own_head() { model.with_own_head() } else { model };
+                    folder.attach(model)?.0
+                }
             };
         }
         self.at_rank(model)

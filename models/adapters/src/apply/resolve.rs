@@ -146,7 +146,7 @@ impl AdapterConfig {
         }
         for part in self.layers.iter().flat_map(|_| self.targets.parts()) {
             let matcher = part.matcher()?;
-            let within = |layer: &&LinearLayer| block_of(&layer.path).is_some_and(|number| self.in_blocks(number));
+            let within = |layer: &&LinearLayer| self.is_within(&layer.path);
             let mut matching = found.iter().filter(|layer| matcher.matches(&layer.path)).peekable();
             if matching.peek().is_some() && !matching.any(|layer| within(&layer)) {
                 idle.push(format!(
@@ -162,8 +162,11 @@ impl AdapterConfig {
         Ok(idle)
     }
 
-    fn in_blocks(&self, number: usize) -> bool {
-        self.layers.as_ref().is_none_or(|layers| layers.contains(&number))
+    /// True if a layer stands in one of the blocks, or, as in `peft`, if the targets have its whole path.
+    fn is_within(&self, path: &str) -> bool {
+        let named = matches!(&self.targets, Targets::Names(names) if names.iter().any(|name| name == path));
+        let in_blocks = |number| self.layers.as_ref().is_none_or(|layers| layers.contains(&number));
+        named || block_of(path).is_some_and(in_blocks)
     }
 
     fn chosen<'a>(&self, found: &'a [LinearLayer]) -> Result<Vec<&'a LinearLayer>, AdapterError> {
@@ -176,7 +179,7 @@ impl AdapterConfig {
             chosen.retain(|layer| !exclude.matches(&layer.path));
         }
         if let Some(layers) = self.layers.as_ref().filter(|_| !chosen.is_empty()) {
-            chosen.retain(|layer| block_of(&layer.path).is_some_and(|number| layers.contains(&number)));
+            chosen.retain(|layer| self.is_within(&layer.path));
             if chosen.is_empty() {
                 let last = found.iter().filter_map(|layer| block_of(&layer.path)).max();
                 return Err(AdapterError::Setting {

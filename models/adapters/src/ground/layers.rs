@@ -148,7 +148,8 @@ pub fn saved_parameters<M: Module>(module: &M, names: &[String]) -> Result<BTree
                 let ends = |module: &str| module == name.as_str() || module.ends_with(&format!(".{name}"));
                 self.depth == 0 && modules.clone().any(ends)
             };
-            if let Some(name) = self.names.iter().find(own) {
+            // Several names may be of one module.
+            for name in self.names.iter().filter(own) {
                 self.met.insert(name);
                 self.found.insert(path.clone(), param.id);
             }

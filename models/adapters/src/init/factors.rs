@@ -49,8 +49,8 @@ pub(crate) fn start(site: &Site<'_>) -> Result<Start, AdapterError> {
         return Ok(Start::default());
     }
     let ([d_in, d_out], rank) = (site.place.shape, site.place.rank);
-    if site.place.embedding && site.place.init == "default" {
-        // As in peft: rows that are never looked up stay as they are.
+    if site.place.embedding {
+        // As in peft, whatever the initialisation of the other layers: rows that are never looked up stay as they are.
         return Ok(Start { a: vec![0.0; d_in * rank], b: site.normal("b", rank * d_out, 1.0) });
     }
     Ok(match of(site.place) {

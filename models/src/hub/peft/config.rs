@@ -20,6 +20,8 @@ pub(super) struct Read {
     pub base_model: Option<String>,
     /// Ranks that are left of layers, by the paths of the layers.
     pub ranks: BTreeMap<String, usize>,
+    /// Embedding and head that share a table keep sharing it when one of them is trained whole.
+    pub keeps_tie: bool,
     pub warnings: Vec<String>,
 }
 
@@ -66,7 +68,8 @@ pub(super) fn parse(text: &str) -> Result<Read, String> {
         Some(which) => return Err(format!("bias is \"{which}\"; it must be none, all or those of the adapted layers")),
     };
     config.validate().map_err(|error| error.to_string())?;
-    Ok(Read { config, layout, base_model, ranks, warnings: keys.finish()? })
+    let keeps_tie = keys.flag("ensure_weight_tying")?;
+    Ok(Read { config, layout, base_model, ranks, keeps_tie, warnings: keys.finish()? })
 }
 
 /// A value that may be an object whose order counts.

@@ -13,10 +13,9 @@ pub(super) struct Keys {
 }
 
 /// Keys that do not affect the computation.
-const NEUTRAL: [&str; 16] = [
+const NEUTRAL: [&str; 15] = [
     "auto_mapping",
     "corda_config",
-    "ensure_weight_tying",
     "eva_config",
     "inference_mode",
     "lora_ga_config",

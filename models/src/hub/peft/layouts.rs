@@ -377,7 +377,10 @@ impl Layout {
                     "peft_type is \"{kind}\": a mixture of adapters that depends on the input, not one adapter; attach the folder of one of its experts"
                 ),
                 true => format!("peft_type is \"{kind}\" with use_dora, which cannot be read"),
-                false => format!("peft_type is \"{kind}\"; known are {}", known.join(", ")),
+                false => format!(
+                    "peft_type is \"{kind}\"; known are {}: let peft merge it (merge_and_unload) and use the merged model",
+                    known.join(", ")
+                ),
             }
         })
     }

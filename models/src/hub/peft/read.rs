@@ -34,6 +34,8 @@ pub struct PeftFolder {
     pub(super) layout: Option<&'static Layout>,
     pub(super) mark: Mark,
     pub(super) files: TensorFiles,
+    /// Embedding and head that share a table keep sharing it when one of them is trained whole.
+    keeps_tie: bool,
 }
 
 impl PeftFolder {
@@ -46,7 +48,8 @@ impl PeftFolder {
         }
         let text = read_text(&path)?;
         let bad = |reason| ModelError::File { path: path.clone(), reason };
-        let config::Read { config, layout, base_model, ranks, warnings } = config::parse(&text).map_err(bad)?;
+        let config::Read { config, layout, base_model, ranks, keeps_tie, warnings } =
+            config::parse(&text).map_err(bad)?;
         let weights = dir.join(WEIGHTS);
         let pickled = dir.join("adapter_model.bin");
         if !weights.exists() && pickled.exists() {
@@ -55,14 +58,18 @@ impl PeftFolder {
         }
         let (mut files, mut metadata) = TensorFiles::of_file(&weights)?;
         files.rename(canonical)?;
-        let mark: Mark = match metadata.remove(OURS) {
+        let ours = metadata.remove(OURS);
+        let marked = ours.is_some();
+        let mark: Mark = match ours {
             None => Mark::default(),
             Some(text) => serde_json::from_str(&text).map_err(|error| ModelError::File {
                 path: weights.clone(),
                 reason: format!("{OURS} in the header: {error}"),
             })?,
         };
-        let mut folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, files };
+        // Those of this program keep the tie.
+        let keeps_tie = keeps_tie || marked;
+        let mut folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, files, keeps_tie };
         if let Some(ours) = folder.mark.adapter.clone() {
             (folder.config.seed, folder.config.options) = (ours.seed, ours.options);
         }
@@ -139,6 +146,15 @@ impl PeftFolder {
         rows("lm_head.weight").is_none_or(|head| head == embedding).then_some(embedding)
     }
 
+    /// Returns true if the adapter was trained on a head apart from the embedding: as an adapted layer, or because `peft` trained one of two that
+    /// share a table as a copy of its own.
+    pub fn has_own_head(&self) -> bool {
+        let mut inner = self.files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL));
+        let is_head = |name: &str| self.layer_of(name).is_some_and(|(layer, _)| layer == "lm_head");
+        let whole = |name: &String| ["embed_tokens", "lm_head"].iter().any(|module| name.ends_with(module));
+        inner.any(is_head) || !self.keeps_tie && self.config.modules_to_save.iter().any(whole)
+    }
+
     fn is_brought(&self, inner: &str) -> bool {
         let own = self.layout.is_some() || is_of(inner, &self.config.modules_to_save);
         own && brought::is_plain(inner) && self.layer_of(inner).is_none()
@@ -210,8 +226,13 @@ impl PeftFolder {
 
     /// Attaches the adapter to a model, in addition to existing ones. Everything but the adapter is frozen.
     ///
-    /// Rejected: tensors that are missing, left over or of another shape, by name; another base than the adapter was trained on.
+    /// Rejected: tensors that are missing, left over or of another shape, by name; another base than the adapter was trained on; a head that is the
+    /// table of the embedding where [`PeftFolder::has_own_head`]: see [`Llama::with_own_head`].
     pub fn attach(self, model: Llama) -> Result<(Llama, Report), ModelError> {
+        if model.lm_head.is_none() && self.has_own_head() {
+            let reason = "was trained on a head apart from the embedding, and this model's is its table: give the model a head of its own, or merge the adapter into it and train on";
+            return Err(ModelError::File { path: self.dir.join(CONFIG), reason: reason.into() });
+        }
         let (before, after) = (model.config().vocab_size, self.vocabulary().unwrap_or(0));
         if after > before {
             let head = format!("{MODEL}lm_head.weight");
