@@ -162,11 +162,9 @@ impl AdapterConfig {
         Ok(idle)
     }
 
-    /// True if a layer stands in one of the blocks, or, as in `peft`, if the targets have its whole path.
+    /// True if a layer stands in one of the blocks.
     fn is_within(&self, path: &str) -> bool {
-        let named = matches!(&self.targets, Targets::Names(names) if names.iter().any(|name| name == path));
-        let in_blocks = |number| self.layers.as_ref().is_none_or(|layers| layers.contains(&number));
-        named || block_of(path).is_some_and(in_blocks)
+        block_of(path).is_some_and(|number| self.layers.as_ref().is_none_or(|layers| layers.contains(&number)))
     }
 
     fn chosen<'a>(&self, found: &'a [LinearLayer]) -> Result<Vec<&'a LinearLayer>, AdapterError> {

@@ -85,7 +85,12 @@ impl PeftFolder {
         drop_idle(&mut folder.config.alpha_pattern, &layers, &mut folder.warnings).map_err(file)?;
         let (targets, exclude) = (&folder.config.targets, &folder.config.exclude);
         // The tensors say which layers are adapted; an expression that is not supported is not needed.
-        if [Some(targets), exclude.as_ref()].into_iter().flatten().any(|targets| targets.validate().is_err()) {
+        let foreign =
+            [Some(targets), exclude.as_ref()].into_iter().flatten().any(|targets| targets.validate().is_err());
+        // Of a layer that is named by its whole path peft does not ask for the block.
+        let whole = |names: &[String]| names.iter().any(|name| layers.contains(name));
+        let beside = folder.config.layers.is_some() && matches!(targets, Targets::Names(names) if whole(names));
+        if foreign || beside {
             folder.config.targets = Targets::Names(layers.into_iter().collect());
             (folder.config.exclude, folder.config.layers) = (None, None);
         }
