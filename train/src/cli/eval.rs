@@ -60,7 +60,7 @@ pub struct Args {
     /// Sequences in a batch
     #[arg(long, default_value_t = 8)]
     batch: u32,
-    /// Tokens in a sequence; 256 of text and of --data (or all that the model has positions for, if they are fewer), all that the model has positions for of --examples
+    /// Tokens in a sequence; of text and of --data 256 where the model has as many positions, of --examples all that it has positions for
     #[arg(long)]
     seq_len: Option<u32>,
     /// Seed with which documents were set aside

@@ -18,7 +18,8 @@ use crate::process::device;
 ///
 /// With --adapter, the adapter is written instead of the model: in the layout of peft if it has such a structure, or as the plain LoRA that it
 /// equals; others are refused. With --as lora, any update becomes a plain LoRA of a rank, by truncated singular value
-/// decompositions; with --as shira, one that has few non-zero elements, such as that of snell, becomes peft's SHiRA, exactly. An adapter whose update depends on the weights needs its model.
+/// decompositions; with --as shira, one that has few non-zero elements, such as that of snell, becomes peft's SHiRA, exactly. An adapter
+/// whose update depends on the weights needs its model.
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("rank", |rank| rank.help(
     "Rank of the adapter converted with --as; without it the rank, from 1 to their own, at which adapters trained by the allocation dylora are written"

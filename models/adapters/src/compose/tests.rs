@@ -114,36 +114,6 @@ fn signs_are_elected_whatever_the_order() {
 }
 
 #[test]
-fn trimming_keeps_exactly_the_share_and_the_first_of_equal_elements() {
-    let ones = Matrix::from_element(2, 5, 1.0);
-    let kept = sparse::trimmed(ones, 0.35).unwrap();
-    assert_eq!(kept.row(0).iter().copied().collect::<Vec<_>>(), [1.0, 1.0, 1.0, 0.0, 0.0]);
-    assert_eq!(kept.row(1).sum(), 0.0);
-    let error = sparse::trimmed(Matrix::from_element(2, 2, 1.0), 0.2).unwrap_err().to_string();
-    assert!(error.contains("density = 0.2") && error.contains("at least 0.25"), "{error}");
-}
-
-#[test]
-fn trimming_is_exact_where_a_sample_misleads() {
-    // One element of 16 is looked at first; these are larger, or smaller, than all others.
-    let side = 300;
-    let looked_at = |place: usize| place % 16 == place / 16 * 7919 % 16;
-    for [sampled, other] in [[2.0, 1.0], [1.0, 2.0], [1.0, 1.0]] {
-        let value = |place: usize| if looked_at(place) { sampled } else { other } + (place % 7) as f64 / 16.0;
-        let matrix = Matrix::from_fn(side, side, |r, c| value(r * side + c));
-        for density in [0.01, 0.05, 0.5, 0.95] {
-            let kept = sparse::trimmed(matrix.clone(), density).unwrap();
-            let mut order: Vec<usize> = (0..side * side).collect();
-            order.sort_by(|x, y| value(*y).total_cmp(&value(*x)));
-            let mut expected = Matrix::zeros(side, side);
-            let count = (density * (side * side) as f64) as usize;
-            order[..count].iter().for_each(|place| expected[(place / side, place % side)] = value(*place));
-            assert_eq!(kept, expected, "{sampled} {density}");
-        }
-    }
-}
-
-#[test]
 fn updates_that_are_read_in_blocks_merge_as_whole_ones() {
     // More elements than a block, and than share a magnitude when the cut is searched; whole numbers, so that many are equal.
     let [d_out, d_in] = [1100, 1000];
