@@ -9,6 +9,13 @@ use crate::error::ModelError;
 /// Name of a chat template in a file of its own.
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
+/// Folder of further chat templates.
+const FURTHER_TEMPLATES: &str = "additional_chat_templates";
+
+fn is_template(name: &std::ffi::OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|end| end == "jinja")
+}
+
 /// Files that go with the weights unchanged.
 const COMPANIONS: [&str; 8] = [
     "tokenizer.json",
@@ -37,12 +44,23 @@ pub fn companion(model: &Path, name: &str) -> Result<Option<Vec<u8>>, ModelError
     Ok(Some(bytes))
 }
 
-/// Copies tokenizer, chat template, generation and image settings of one model, if present, into the folder of another.
+/// Copies tokenizer, chat templates, generation and image settings of one model, if present, into the folder of another.
 pub fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
     for name in COMPANIONS {
         if let Some(bytes) = companion(from, name)? {
             // Written instead of copied, so that the umask determines the permissions.
             std::fs::write(to.join(name), bytes).map_err(ModelError::io(to.join(name)))?;
+        }
+    }
+    let further = from.join(FURTHER_TEMPLATES);
+    if further.is_dir() {
+        let into = to.join(FURTHER_TEMPLATES);
+        std::fs::create_dir_all(&into).map_err(ModelError::io(&into))?;
+        for entry in std::fs::read_dir(&further).map_err(ModelError::io(&further))? {
+            let name = entry.map_err(ModelError::io(&further))?.file_name();
+            if let (true, Some(bytes)) = (is_template(&name), companion(&further, &name.to_string_lossy())?) {
+                std::fs::write(into.join(&name), bytes).map_err(ModelError::io(into.join(&name)))?;
+            }
         }
     }
     Ok(())

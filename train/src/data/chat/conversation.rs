@@ -18,6 +18,8 @@ pub struct Conversation {
 /// Key by which data marks trained turns, as a number or as a flag.
 const WEIGHT: &str = "weight";
 const TRAIN: [&str; 2] = ["train", "training"];
+/// Another such key of a turn.
+const LOSS: &str = "loss";
 /// Variables of a template that a line may have in addition to the turns.
 const VARIABLES: [&str; 2] = ["tools", "documents"];
 const MORE_VARIABLES: &str = "chat_template_kwargs";
@@ -110,6 +112,24 @@ fn turns(value: &Json, field: &str) -> Result<Vec<Json>, String> {
     Ok(messages.to_vec())
 }
 
+/// Rejects a line that itself says how much it counts: turns do, lines cannot.
+pub(in crate::data) fn refuse_weight(line: &Json) -> Result<(), String> {
+    for key in [WEIGHT].iter().chain(&TRAIN) {
+        let counts = match line.get(key) {
+            Some(Json::Bool(flag)) => *flag,
+            Some(Json::Number(number)) => number.as_f64() == Some(1.0),
+            _ => true,
+        };
+        if !counts {
+            return Err(format!(
+                "\"{key}\" of the line is {}; lines count wholly: leave the line out, or rename the key if it means something else",
+                line.get(key).unwrap_or(&Json::Null)
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Returns true if a turn is trained on; `usual` is the default if the turn itself does not specify it.
 fn counts(turn: usize, message: &Json, usual: bool) -> Result<bool, String> {
     let mut said = None;
@@ -120,7 +140,7 @@ fn counts(turn: usize, message: &Json, usual: bool) -> Result<bool, String> {
         Json::Number(number) if number.as_f64() == Some(1.0) => Ok(Some(true)),
         other => Err(format!("\"{key}\" of turn {} is {other}; a turn counts wholly (1) or not (0)", turn + 1)),
     };
-    for key in [WEIGHT].iter().chain(&TRAIN) {
+    for key in [WEIGHT, LOSS].iter().chain(&TRAIN) {
         if let Some(value) = message.get(key) {
             said = flag(key, value)?.or(said);
         }

@@ -12,6 +12,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value as Jinja};
 use serde_json::Value;
 
 pub use conversation::Conversation;
+pub(super) use conversation::refuse_weight;
 
 use self::conversation::is_assistant;
 use super::DataError;
@@ -24,7 +25,7 @@ use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG, json_file};
 pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Texts of special tokens by their keys.
-    tokens: Vec<(&'static str, String)>,
+    tokens: Vec<(String, String)>,
     /// True if the template itself marks the assistant's text, by `{% generation %}`.
     marks: bool,
 }
@@ -38,6 +39,10 @@ pub(super) struct Written {
 }
 
 const FILE: &str = "chat_template.jinja";
+/// Folder of further templates by name.
+const FURTHER: &str = "additional_chat_templates";
+/// Name of the template that is used where no other is asked for.
+const DEFAULT: &str = "default";
 /// Name of the template, and of the one for conversations with tools where there is one.
 const PLAIN: &str = "chat";
 const WITH_TOOLS: &str = "tool_use";
@@ -58,30 +63,41 @@ impl ChatTemplate {
         let (path, config) = (dir.join(FILE), dir.join(TOKENIZER_CONFIG));
         let bad = |path: &Path, problem: String| DataError::Template { path: path.to_path_buf(), problem };
         let settings = json_file(&config)?;
-        let own = model_text(&path)?;
-        let (from, sources) = match (own, &settings["chat_template"]) {
-            (Some(source), _) => (&path, vec![(PLAIN, source)]),
-            (None, Value::String(source)) => (&config, vec![(PLAIN, source.clone())]),
-            // Several named templates.
-            (None, Value::Array(named)) => {
-                let source = |name: &str| {
-                    let one = named.iter().find(|one| one["name"] == name)?;
-                    one["template"].as_str().map(str::to_string)
-                };
-                let Some(plain) = source("default") else {
-                    return Err(bad(&config, "has several chat templates, but none named \"default\"".into()));
-                };
-                let with_tools = source(WITH_TOOLS).map(|source| (WITH_TOOLS, source));
-                (&config, [(PLAIN, plain)].into_iter().chain(with_tools).collect())
-            }
-            _ => return Ok(None),
+        // Files come before the settings, as in `transformers`.
+        let further = |name: &str| model_text(&dir.join(FURTHER).join(format!("{name}.jinja")));
+        let own = match model_text(&path)? {
+            Some(own) => Some(own),
+            None => further(DEFAULT)?,
         };
-        Self::new(sources, SpecialTokens::read(dir)?.texts)
+        let stated = |name: &str| match &settings["chat_template"] {
+            Value::String(source) => (name == DEFAULT).then(|| source.clone()),
+            Value::Array(named) => {
+                let one = named.iter().find(|one| one["name"] == name)?;
+                one["template"].as_str().map(str::to_string)
+            }
+            named => named[name].as_str().map(str::to_string),
+        };
+        let in_files = own.is_some() || dir.join(FURTHER).exists();
+        let (from, plain, with_tools) = match in_files {
+            true => (&path, own, further(WITH_TOOLS)?),
+            false => (&config, stated(DEFAULT), stated(WITH_TOOLS)),
+        };
+        let Some(plain) = plain else {
+            if !in_files && settings["chat_template"].is_null() {
+                return Ok(None);
+            }
+            return Err(bad(from, "has several chat templates, but none named \"default\"".into()));
+        };
+        let with_tools = with_tools.map(|source| (WITH_TOOLS, source));
+        let sources = [(PLAIN, plain)].into_iter().chain(with_tools).collect();
+        let SpecialTokens { texts, more, .. } = SpecialTokens::read(dir)?;
+        let tokens = texts.into_iter().map(|(key, text)| (key.to_string(), text)).chain(more).collect();
+        Self::new(sources, tokens)
             .map(Some)
             .map_err(|error| bad(from, format!("the chat template cannot be read: {error:#}")))
     }
 
-    fn new(sources: Vec<(&'static str, String)>, tokens: Vec<(&'static str, String)>) -> Result<Self, Error> {
+    fn new(sources: Vec<(&'static str, String)>, tokens: Vec<(String, String)>) -> Result<Self, Error> {
         let mut environment = Environment::new();
         // Same Jinja settings as `transformers`.
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -103,7 +119,8 @@ impl ChatTemplate {
                 let problem = format!("it has {} bytes, more than the {MOST_BYTES} that are allowed", source.len());
                 return Err(Error::new(ErrorKind::SyntaxError, problem));
             }
-            let (source, found) = with_calls(&source);
+            // As Jinja reads it.
+            let (source, found) = with_calls(&source.replace("\r\n", "\n").replace('\r', "\n"));
             marks |= found;
             compiled.push((name, source));
         }
@@ -181,7 +198,7 @@ impl ChatTemplate {
                 }
                 false => {
                     return Err(format!(
-                        "turns of the assistant that do not count cannot be message: the chat template marks {} parts of {} such turns; give `prompt` and `completion`",
+                        "turns of the assistant that do not count cannot be told apart: the chat template marks {} parts of {} such turns; give `prompt` and `completion`",
                         marked.len(),
                         own.len()
                     ));

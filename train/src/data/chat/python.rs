@@ -32,6 +32,8 @@ pub(super) fn tojson(value: &Value, ascii: Option<bool>, options: Kwargs) -> Res
 
 /// Maximum indent in spaces.
 const MOST_INDENT: usize = 64;
+/// Maximum length of a value's text in bytes: values that share their parts can be far longer than what holds them.
+const MOST_TEXT: usize = 1 << 24;
 /// Maximum nesting of values; `serde_json` has the same limit.
 const DEPTH: usize = 128;
 
@@ -52,6 +54,9 @@ impl Dump {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > DEPTH {
             return Err(wrong("tojson: values are nested too deeply"));
+        }
+        if self.out.len() > MOST_TEXT {
+            return Err(wrong("tojson: the text is too long"));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
@@ -183,12 +188,15 @@ fn repr(value: &Value, depth: usize) -> Result<String, Error> {
     if depth > DEPTH {
         return Err(wrong("values are nested too deeply"));
     }
+    let mut length = 0;
     Ok(match value.kind() {
         ValueKind::Number => number(value, ["nan", "inf"]),
         ValueKind::String => repr_text(value.as_str().unwrap_or_default()),
         ValueKind::Seq => {
-            let items: Result<Vec<String>, Error> = value.try_iter()?.map(|item| repr(&item, depth + 1)).collect();
-            let items = items?;
+            let mut items = Vec::new();
+            for item in value.try_iter()? {
+                items.push(within(repr(&item, depth + 1)?, &mut length)?);
+            }
             match (value.is_tuple(), items.as_slice()) {
                 (true, [one]) => format!("({one},)"),
                 (true, _) => format!("({})", items.join(", ")),
@@ -198,12 +206,22 @@ fn repr(value: &Value, depth: usize) -> Result<String, Error> {
         ValueKind::Map => {
             let mut entries = Vec::new();
             for key in value.try_iter()? {
-                entries.push(format!("{}: {}", repr(&key, depth + 1)?, repr(&value.get_item(&key)?, depth + 1)?));
+                let entry = format!("{}: {}", repr(&key, depth + 1)?, repr(&value.get_item(&key)?, depth + 1)?);
+                entries.push(within(entry, &mut length)?);
             }
             format!("{{{}}}", entries.join(", "))
         }
         _ => value.to_string(),
     })
+}
+
+/// A part of a text, which is added to its length. Rejects a text that is too long.
+fn within(part: String, length: &mut usize) -> Result<String, Error> {
+    *length += part.len();
+    match *length > MOST_TEXT {
+        true => Err(wrong("the text of a value is too long")),
+        false => Ok(part),
+    }
 }
 
 fn repr_text(text: &str) -> String {
@@ -285,13 +303,22 @@ fn swapped(text: &str) -> String {
 }
 
 /// Filter `indent` of Jinja: lines after the first are indented, empty ones only on request; line breaks at the end stay.
-pub(super) fn indent(text: String, width: Option<Value>, options: Kwargs) -> Result<String, Error> {
+pub(super) fn indent(
+    text: String,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<String, Error> {
     let width = match width {
         Some(width) => Some(width),
         None => options.get::<Option<Value>>("width")?,
     };
-    let first: bool = options.get::<Option<bool>>("first")?.unwrap_or(false);
-    let blank: bool = options.get::<Option<bool>>("blank")?.unwrap_or(false);
+    let flag = |given: Option<bool>, name: &str| match given {
+        Some(given) => Ok(given),
+        None => Ok::<_, Error>(options.get::<Option<bool>>(name)?.unwrap_or(false)),
+    };
+    let (first, blank) = (flag(first, "first")?, flag(blank, "blank")?);
     options.assert_all_used()?;
     let space = match width {
         None => " ".repeat(4),

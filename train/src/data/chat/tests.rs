@@ -18,7 +18,7 @@ fn conversation() -> Conversation {
 }
 
 fn template(source: &str) -> ChatTemplate {
-    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(key, text)| (key, text.to_string()));
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(key, text)| (key.to_string(), text.to_string()));
     ChatTemplate::new(vec![(PLAIN, source.into())], tokens.to_vec()).unwrap()
 }
 
@@ -40,6 +40,8 @@ fn what_templates_call_gives_what_jinja_and_python_give() {
         ("{% for m in messages %}{{ loop.previtem.role if loop.previtem is defined else '-' }}{% endfor %}", "-system"),
         ("{% for m in messages %}{{ loop.nextitem is defined }}{% endfor %}", "TrueFalse"),
         ("{{ 'a\nb\n\nc\n' | indent(2) }}|{{ 'a\nb' | indent(1, first=true) }}", "a\n  b\n\n  c\n| a\n b"),
+        ("{{ 'a\nb' | indent(1, true) }}|{{ 'a\n\nb' | indent(2, false, true) }}", " a\n b|a\n  \n  b"),
+        ("a\r\n{{ 'b\r\nc' }}\rd", "a\nb\nc\nd"),
         ("{{ \"it's <so>\".title() }}", "It'S <So>"),
         ("{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a-b'.rsplit('-') }}", "['a-b', 'c']['a', 'b']"),
         ("{{ 'a=b=c'.partition('=')[2] }}{{ 'xay'.removeprefix('x').removesuffix('y') }}", "b=ca"),
@@ -57,6 +59,14 @@ fn turns_that_do_not_count_are_left_out() {
     for said in [r#""weight": 0"#, r#""weight": 0.0"#, r#""train": false"#, r#""training": false"#] {
         let line = LINE.replacen(r#""content": "2""#, &format!(r#""content": "2", {said}"#), 1);
         assert_eq!(answers(&template(CHATML).write(&of(&line).unwrap()).unwrap()), ["Yes.<|im_end|>\n"], "{said}");
+    }
+    let line = LINE.replacen(r#""content": "2""#, r#""content": "2", "loss": false"#, 1);
+    assert_eq!(answers(&template(CHATML).write(&of(&line).unwrap()).unwrap()), ["Yes.<|im_end|>\n"]);
+    for (said, refused) in
+        [(r#""weight": 0"#, true), (r#""train": false"#, true), (r#""weight": 1"#, false), (r#""train": "x""#, false)]
+    {
+        let line: Json = serde_json::from_str(&LINE.replacen('{', &format!("{{{said}, "), 1)).unwrap();
+        assert_eq!(refuse_weight(&line).is_err(), refused, "{said}");
     }
     for (said, part) in [(r#""weight": 0.5"#, "weight"), (r#""train": "no""#, "train")] {
         let line = LINE.replacen(r#""content": "2""#, &format!(r#""content": "2", {said}"#), 1);
@@ -201,4 +211,49 @@ fn what_cannot_be_written_says_why() {
     assert_eq!(read().unwrap().unwrap().prompt(&with_tools).unwrap(), "tools");
     std::fs::write(dir.path().join(FILE), "from its own file").unwrap();
     assert_eq!(read().unwrap().unwrap().prompt(&asked).unwrap(), "from its own file");
+}
+
+#[test]
+fn values_that_share_their_parts_are_not_written_out_without_end() {
+    for end in ["{{ ns.s }}", "{{ ns.s | tojson }}"] {
+        let doubled =
+            "{% set ns = namespace(s=['x']) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}";
+        let refused = template(&format!("{doubled}{end}")).prompt(&conversation()).unwrap_err();
+        assert!(refused.contains("too long"), "{refused}");
+    }
+}
+
+/// A model folder with these files.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn templates_and_tokens_are_found_wherever_folders_have_them() {
+    let with_tools = of(&LINE.replacen('{', r#"{"tools": [{"x": 1}], "#, 1)).unwrap();
+    let written = |files: &[(&str, &str)], conversation: &Conversation| {
+        ChatTemplate::read(folder(files).path()).unwrap().unwrap().prompt(conversation).unwrap()
+    };
+    let further = [("chat_template.jinja", "plain"), ("additional_chat_templates/tool_use.jinja", "tools")];
+    assert_eq!((written(&further, &conversation()), written(&further, &with_tools)), ("plain".into(), "tools".into()));
+    assert_eq!(written(&[("additional_chat_templates/default.jinja", "own")], &conversation()), "own");
+    let object = r#"{"chat_template": {"default": "a", "tool_use": "b"}}"#;
+    assert_eq!(written(&[("tokenizer_config.json", object)], &with_tools), "b");
+    let tokens = [
+        ("chat_template.jinja", "{{ bos_token }}{{ eos_token }}{{ eot_token }}{{ image_token }}"),
+        ("special_tokens_map.json", r#"{"bos_token": "<s>", "eos_token": {"content": "<old>"}}"#),
+        (
+            "tokenizer_config.json",
+            r#"{"eos_token": "</s>", "eot_token": "<eot>", "extra_special_tokens": {"image_token": "<img>"}}"#,
+        ),
+    ];
+    assert_eq!(written(&tokens, &conversation()), "<s></s><eot><img>");
+    let nameless = folder(&[("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "x"}]}"#)]);
+    assert!(ChatTemplate::read(nameless.path()).unwrap_err().to_string().contains("default"));
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::example::Example;
 use super::options::{ExampleOptions, TooLong};
+use crate::data::chat::refuse_weight;
 use crate::data::json::Json;
 use crate::data::{Conversation, DataError, Fields, IGNORE, Tokenizer};
 
@@ -106,6 +107,7 @@ impl<'a> Encoder<'a> {
 
     fn tokens(&self, line: &Json) -> Result<Learned, Problem> {
         let field = &self.options.source.field;
+        refuse_weight(line)?;
         if let Some(messages) = line.get("messages") {
             return self.conversation(&Conversation::of_messages(messages, line)?);
         }
