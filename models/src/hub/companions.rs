@@ -7,14 +7,10 @@ use super::open::open;
 use crate::error::ModelError;
 
 /// Name of a chat template in a file of its own.
-pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// Folder of further chat templates.
-const FURTHER_TEMPLATES: &str = "additional_chat_templates";
-
-fn is_template(name: &std::ffi::OsStr) -> bool {
-    Path::new(name).extension().is_some_and(|end| end == "jinja")
-}
+pub const FURTHER_TEMPLATES: &str = "additional_chat_templates";
 
 /// Files that go with the weights unchanged.
 const COMPANIONS: [&str; 8] = [
@@ -64,4 +60,8 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<(), ModelError> {
         }
     }
     Ok(())
+}
+
+fn is_template(name: &std::ffi::OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|end| end == "jinja")
 }

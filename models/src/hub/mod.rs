@@ -24,7 +24,7 @@ mod vision_config;
 mod vision_names;
 mod write;
 
-pub use companions::{companion, copy_companions};
+pub use companions::{CHAT_TEMPLATE, FURTHER_TEMPLATES, companion, copy_companions};
 pub use config::HubConfig;
 pub use file_type::{FileType, FileTypes};
 pub use generation::Generation;

@@ -100,8 +100,7 @@ fn rank_file(section: &AdapterSection) -> Result<Option<LayerRanks>, BuildError>
     struct Ranks {
         layers: BTreeMap<String, Layer>,
     }
-    let read = std::fs::read_to_string(name).map_err(|error| error.to_string());
-    let ranks: Ranks = match read.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string())) {
+    let ranks: Ranks = match json_of(name) {
         Ok(ranks) => ranks,
         Err(error) => {
             return refuse(format!("@{name}: {error}; name the rank.json of a run that was trained with --allocation"));
@@ -123,12 +122,17 @@ fn modules_of_file(name: &str) -> Result<Targets, BuildError> {
         modules: Vec<String>,
     }
     let refuse = |reason: String| Err(BuildError::Settings(format!("adapter.targets = @{name}: {reason}")));
-    let read = std::fs::read_to_string(name).map_err(|error| error.to_string());
-    match read.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string())) {
+    match json_of(name) {
         Ok(Selected { modules }) if modules.is_empty() => refuse("the file selects no layer".into()),
         Ok(Selected { modules }) => Ok(Targets::Names(modules)),
         Err(error) => refuse(format!("{error}; name the modules.json of a run that selected layers")),
     }
+}
+
+/// A JSON file of a run, or the reason why it cannot be read as such.
+fn json_of<T: serde::de::DeserializeOwned>(name: &str) -> Result<T, String> {
+    let text = std::fs::read_to_string(name).map_err(|error| error.to_string())?;
+    serde_json::from_str(&text).map_err(|error| error.to_string())
 }
 
 /// Name that stands for no adapter.

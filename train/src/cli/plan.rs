@@ -108,7 +108,7 @@ fn bandwidth(text: &str) -> Result<f64, BuildError> {
     parsed.ok_or(BuildError::Settings(problem))
 }
 
-/// What each process sends in a step of a variant, for 1, 2, 4 and so on processes up to a number.
+/// Table of the traffic of a step of a variant, with a row for 1, 2, 4 and so on processes up to a number.
 fn traffic(candidate: &Candidate, ranks: u32, speed: Option<f64>) -> Vec<Vec<String>> {
     let Candidate { config, forecast, .. } = candidate;
     let mut head = ["PROCESSES", "ROWS IN A STEP", "MEMORY OF EACH", "EACH SENDS IN A STEP"].map(String::from).to_vec();

@@ -22,7 +22,7 @@ pub struct Peers {
     size: usize,
 }
 
-/// What sums of gradients have sent and taken.
+/// Bytes sent and time spent by sums of gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes that this process has sent.
@@ -267,7 +267,7 @@ pub fn sum_bytes(values: u64, processes: u64) -> u64 {
 }
 
 impl Peers {
-    /// What sums of gradients have sent and taken since the process began.
+    /// Traffic of all sums of gradients since the process began.
     pub fn traffic(self) -> Traffic {
         Traffic { sent: SENT.load(Ordering::Relaxed), nanoseconds: NANOSECONDS.load(Ordering::Relaxed) }
     }

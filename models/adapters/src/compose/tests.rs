@@ -115,7 +115,7 @@ fn signs_are_elected_whatever_the_order() {
 
 #[test]
 fn updates_that_are_read_in_blocks_merge_as_whole_ones() {
-    // More elements than a block, and than share a magnitude when the cut is searched; whole numbers, so that many are equal.
+    // More elements than a block; whole numbers, so that many magnitudes are equal.
     let [d_out, d_in] = [1100, 1000];
     let whole = |rows: usize, columns: usize, shift: usize| {
         Matrix::from_fn(rows, columns, |r, c| ((r * 31 + c * 17 + shift * 7) % 13) as f64 - 6.0)

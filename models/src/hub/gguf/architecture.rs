@@ -15,8 +15,8 @@ pub(super) struct Architecture {
     pub family: Family,
     /// Queries and keys are stored for a rotation of neighbouring values; otherwise of the halves of a head, as in Hugging Face's files.
     pub neighbours: bool,
-    /// Biases of attention and feed-forward part may be there, and a tensor of divisors of the frequencies.
-    optional_parts: bool,
+    /// A file may have biases of attention and feed-forward part, and a tensor of divisors of the frequencies, which its keys do not state.
+    pub optional_parts: bool,
 }
 
 const ARCHITECTURES: [Architecture; 6] = [
@@ -50,11 +50,6 @@ impl Architecture {
             Family::SmolLm3 => (0..layers).filter(|layer| (layer + 1).is_multiple_of(4)).collect(),
             _ => Vec::new(),
         }
-    }
-
-    /// True if a file may have biases that its keys do not state.
-    pub fn may_have_biases(&self) -> bool {
-        self.optional_parts
     }
 
     /// Rejects a model that other programs would compute otherwise.

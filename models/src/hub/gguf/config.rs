@@ -217,7 +217,7 @@ fn scaling(keys: &mut Keys, head_dim: usize, theta: f64) -> Result<Option<RopeSc
 fn features(keys: &mut Keys, layers: usize, head_dim: usize) -> Result<Features, ModelError> {
     let (file, architecture) = (keys.file, keys.architecture);
     let mut features = Features { unrotated_layers: architecture.unrotated(layers), ..architecture.family.features() };
-    if architecture.may_have_biases() {
+    if architecture.optional_parts {
         let present = |layer: &str| file.shape(&format!("blk.0.{layer}.bias")).is_some();
         features.qkv_bias = present("attn_q");
         features.output_bias = present("attn_output");

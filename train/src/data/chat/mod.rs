@@ -1,11 +1,13 @@
 //! Chat templates: the format of a model's conversations.
 
 mod conversation;
+mod methods;
 mod python;
 
 use std::ops::Range;
 use std::path::Path;
 
+use lowrank_models::hub::{CHAT_TEMPLATE, FURTHER_TEMPLATES};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, State, Value as Jinja};
@@ -38,9 +40,6 @@ pub(super) struct Written {
     pub answers: Vec<Range<usize>>,
 }
 
-const FILE: &str = "chat_template.jinja";
-/// Folder of further templates by name.
-const FURTHER: &str = "additional_chat_templates";
 /// Name of the template that is used where no other is asked for.
 const DEFAULT: &str = "default";
 /// Name of the template, and of the one for conversations with tools where there is one.
@@ -60,11 +59,11 @@ const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 impl ChatTemplate {
     /// Reads the template of a folder; none if the folder has none.
     pub fn read(dir: &Path) -> Result<Option<Self>, DataError> {
-        let (path, config) = (dir.join(FILE), dir.join(TOKENIZER_CONFIG));
+        let (path, config) = (dir.join(CHAT_TEMPLATE), dir.join(TOKENIZER_CONFIG));
         let bad = |path: &Path, problem: String| DataError::Template { path: path.to_path_buf(), problem };
         let settings = json_file(&config)?;
         // Files come before the settings, as in `transformers`.
-        let further = |name: &str| model_text(&dir.join(FURTHER).join(format!("{name}.jinja")));
+        let further = |name: &str| model_text(&dir.join(FURTHER_TEMPLATES).join(format!("{name}.jinja")));
         let own = match model_text(&path)? {
             Some(own) => Some(own),
             None => further(DEFAULT)?,
@@ -77,7 +76,7 @@ impl ChatTemplate {
             }
             named => named[name].as_str().map(str::to_string),
         };
-        let in_files = own.is_some() || dir.join(FURTHER).exists();
+        let in_files = own.is_some() || dir.join(FURTHER_TEMPLATES).exists();
         let (from, plain, with_tools) = match in_files {
             true => (&path, own, further(WITH_TOOLS)?),
             false => (&config, stated(DEFAULT), stated(WITH_TOOLS)),
@@ -101,10 +100,10 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         // Same Jinja settings as `transformers`.
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.set_unknown_method_callback(python::method);
+        environment.set_unknown_method_callback(methods::method);
         environment.set_formatter(python::write);
         environment.add_filter("tojson", python::tojson);
-        environment.add_filter("indent", python::indent);
+        environment.add_filter("indent", methods::indent);
         environment.add_function("raise_exception", |message: String| -> Result<Jinja, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });

@@ -1,4 +1,4 @@
-//! Template values as Python writes them: `json.dumps`, `repr` and `strftime`, and methods and filters as Python has them.
+//! Template values as Python writes them: `json.dumps`, `repr` and `strftime`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,10 +12,7 @@ pub(super) fn tojson(value: &Value, ascii: Option<bool>, options: Kwargs) -> Res
         None => options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
     };
     let indent: Option<Value> = options.get("indent")?;
-    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| match indent.as_str() {
-        Some(text) => text.to_string(),
-        None => " ".repeat(indent.as_usize().unwrap_or(0).min(MOST_INDENT)),
-    });
+    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| indentation(&indent));
     let separators: Option<Vec<String>> = options.get("separators")?;
     let [item, key] = match separators.as_deref() {
         None if indent.is_some() => [",", ": "].map(String::from),
@@ -36,6 +33,14 @@ const MOST_INDENT: usize = 64;
 const MOST_TEXT: usize = 1 << 24;
 /// Maximum nesting of values; `serde_json` has the same limit.
 const DEPTH: usize = 128;
+
+/// One level of indentation: the text itself, or that many spaces.
+pub(super) fn indentation(width: &Value) -> String {
+    match width.as_str() {
+        Some(text) => text.to_string(),
+        None => " ".repeat(width.as_usize().unwrap_or(0).min(MOST_INDENT)),
+    }
+}
 
 fn wrong(problem: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, problem.into())
@@ -242,105 +247,6 @@ fn repr_text(text: &str) -> String {
     out
 }
 
-/// A method of a value, as Python has it.
-pub(super) fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else {
-        return minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments);
-    };
-    let given = |place: usize| arguments.get(place).and_then(Value::as_str);
-    Ok(match (name, arguments.len()) {
-        ("title", 0) => titled(text).into(),
-        ("swapcase", 0) => swapped(text).into(),
-        ("removeprefix", 1) => given(0).and_then(|start| text.strip_prefix(start)).unwrap_or(text).into(),
-        ("removesuffix", 1) => given(0).and_then(|end| text.strip_suffix(end)).unwrap_or(text).into(),
-        ("partition", 1) if given(0).is_some_and(|middle| !middle.is_empty()) => {
-            let middle = given(0).unwrap_or_default();
-            match text.split_once(middle) {
-                Some((before, after)) => texts([before, middle, after]),
-                None => texts([text, "", ""]),
-            }
-        }
-        ("rsplit", 1 | 2) if given(0).is_some_and(|middle| !middle.is_empty()) => {
-            let middle = given(0).unwrap_or_default();
-            let most = arguments.get(1).and_then(|most| i64::try_from(most.clone()).ok()).unwrap_or(-1);
-            let mut parts: Vec<&str> = match usize::try_from(most) {
-                Ok(most) => text.rsplitn(most + 1, middle).collect(),
-                Err(_) => text.rsplit(middle).collect(),
-            };
-            parts.reverse();
-            texts(parts)
-        }
-        _ => return minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments),
-    })
-}
-
-fn texts<'a>(parts: impl IntoIterator<Item = &'a str>) -> Value {
-    parts.into_iter().map(str::to_string).collect::<Vec<_>>().into()
-}
-
-/// Letters after anything but a letter in upper case, all others in lower case.
-fn titled(text: &str) -> String {
-    let (mut out, mut within) = (String::with_capacity(text.len()), false);
-    for c in text.chars() {
-        match within {
-            true => out.extend(c.to_lowercase()),
-            false => out.extend(c.to_uppercase()),
-        }
-        within = c.is_alphabetic();
-    }
-    out
-}
-
-fn swapped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_uppercase() {
-            true => out.extend(c.to_lowercase()),
-            false => out.extend(c.to_uppercase()),
-        }
-    }
-    out
-}
-
-/// Filter `indent` of Jinja: lines after the first are indented, empty ones only on request; line breaks at the end stay.
-pub(super) fn indent(
-    text: String,
-    width: Option<Value>,
-    first: Option<bool>,
-    blank: Option<bool>,
-    options: Kwargs,
-) -> Result<String, Error> {
-    let width = match width {
-        Some(width) => Some(width),
-        None => options.get::<Option<Value>>("width")?,
-    };
-    let flag = |given: Option<bool>, name: &str| match given {
-        Some(given) => Ok(given),
-        None => Ok::<_, Error>(options.get::<Option<bool>>(name)?.unwrap_or(false)),
-    };
-    let (first, blank) = (flag(first, "first")?, flag(blank, "blank")?);
-    options.assert_all_used()?;
-    let space = match width {
-        None => " ".repeat(4),
-        Some(width) => match width.as_str() {
-            Some(text) => text.to_string(),
-            None => " ".repeat(width.as_usize().unwrap_or(0).min(MOST_INDENT)),
-        },
-    };
-    let mut out = String::new();
-    for (number, line) in text.split('\n').enumerate() {
-        if number > 0 {
-            out.push('\n');
-        }
-        let indented = if number == 0 { first } else { blank || !line.is_empty() };
-        if indented {
-            out.push_str(&space);
-        }
-        out.push_str(line);
-    }
-    Ok(out)
-}
-
 const MONTHS: [&str; 12] = [
     "January",
     "February",
@@ -443,12 +349,6 @@ mod tests {
             assert_eq!(number(&Value::from(x), ["NaN", "Infinity"]), text);
         }
         assert_eq!(number(&Value::from(7), ["NaN", "Infinity"]), "7");
-    }
-
-    #[test]
-    fn words_have_the_case_that_python_gives_them() {
-        assert_eq!(titled("be <brief> & 'good' it's 3d ÉTÉ"), "Be <Brief> & 'Good' It'S 3D Été");
-        assert_eq!(swapped("bE É"), "Be é");
     }
 
     #[test]

@@ -209,7 +209,7 @@ fn what_cannot_be_written_says_why() {
     let turn = serde_json::from_str(r#"[{"role": "user", "content": ""}]"#).unwrap();
     let with_tools = Conversation::of_messages(&turn, &line).unwrap();
     assert_eq!(read().unwrap().unwrap().prompt(&with_tools).unwrap(), "tools");
-    std::fs::write(dir.path().join(FILE), "from its own file").unwrap();
+    std::fs::write(dir.path().join(CHAT_TEMPLATE), "from its own file").unwrap();
     assert_eq!(read().unwrap().unwrap().prompt(&asked).unwrap(), "from its own file");
 }
 
