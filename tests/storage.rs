@@ -138,6 +138,7 @@ fn storages_that_a_run_cannot_have_are_refused_with_the_reason() {
         refused(&shop.run(&shop.tuned("refused", &[&["--steps", "2"], more].concat())), &parts);
         assert!(!shop.path("refused").exists(), "{more:?} left a folder");
     }
-    let args = ["generate", "--model", "model", "--prompt", "the", "--weights", "int4"];
-    refused(&shop.run(&args), &["int4", "nf4"]);
+    for (storage, parts) in [("int4", &["int4", "nf4"][..]), ("q8_0", &["down_proj", "48 inputs", "q8_0", "int8"])] {
+        refused(&shop.run(&["generate", "--model", "model", "--prompt", "the", "--weights", storage]), parts);
+    }
 }

@@ -6,6 +6,7 @@ use burn::tensor::{Bytes, DType, Device, Shape, Tensor, TensorData, f16};
 use lowrank_kernels::host::transpose_into;
 use lowrank_kernels::narrow::bf16::{nearest, widened};
 use lowrank_kernels::narrow::four_bit::FourBit;
+use lowrank_kernels::narrow::ggml::{BlockType, Blocks};
 use lowrank_kernels::narrow::groups::{Rounding, quantise_groups};
 use lowrank_kernels::narrow::packed::{Codes, PackedMatrix, carrier};
 use lowrank_optim::WeightStorage;
@@ -35,9 +36,18 @@ pub enum BaseStorage {
     /// Half a byte a weight: codes of a map for normal values, in blocks of 64, their scales in 8 bits. Embedding and head keep the type
     /// of the file.
     Nf4,
+    /// 1.06 bytes a weight: integers of 8 bits with a scale in f16 for each 32 inputs, as llama.cpp's `Q8_0`; embedding and head too.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// In the blocks of a GGUF file; as a choice, `file` means them.
+    #[serde(skip)]
+    Blocks(BlockType),
 }
 
 impl BaseStorage {
+    /// Those that a user can choose.
+    pub const CHOICES: [Self; 6] = [Self::File, Self::F32, Self::Bf16, Self::Int8, Self::Q8_0, Self::Nf4];
+
     /// Name in configurations.
     pub fn name(self) -> &'static str {
         match self {
@@ -46,6 +56,8 @@ impl BaseStorage {
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Nf4 => "nf4",
+            Self::Q8_0 => "q8_0",
+            Self::Blocks(_) => "file",
         }
     }
 }
@@ -86,29 +98,62 @@ impl MatrixStorage {
             }
             Self::Frozen(BaseStorage::Int8) | Self::Trained(WeightStorage::Int8) => count + 5 * count.div_ceil(GROUP),
             Self::Frozen(BaseStorage::Nf4) => FourBit::bytes(count, NF4_BLOCK, true),
+            Self::Frozen(BaseStorage::Q8_0) => block_bytes(BlockType::Q8_0, count),
+            Self::Frozen(BaseStorage::Blocks(kind)) => block_bytes(kind, count),
             Self::Frozen(BaseStorage::Bf16) | Self::Trained(_) => 2 * count,
         }
     }
 
-    /// Stores the values of a matrix `shape`, given in the model's order.
-    pub(crate) fn of(self, values: Vec<f32>, shape: [usize; 2], layout: Layout) -> StoredMatrix {
-        match self {
+    /// Stores the values of a matrix `shape`, given in the model's order. Rejected, with the reason: blocks that do not divide the rows of a
+    /// file.
+    pub(crate) fn of(self, values: Vec<f32>, shape: [usize; 2], layout: Layout) -> Result<StoredMatrix, String> {
+        Ok(match self {
             Self::Wide | Self::Frozen(BaseStorage::File | BaseStorage::F32) | Self::Trained(WeightStorage::F32) => {
                 StoredMatrix::Wide(values)
             }
-            Self::Frozen(BaseStorage::Bf16) => StoredMatrix::bf16(&values),
-            Self::Frozen(BaseStorage::Int8) => StoredMatrix::int8(&values, shape),
-            Self::Frozen(BaseStorage::Nf4) => {
+            Self::Frozen(BaseStorage::Int8) | Self::Trained(WeightStorage::Int8) => StoredMatrix::int8(&values, shape),
+            Self::Frozen(BaseStorage::Bf16) | Self::Trained(_) => StoredMatrix::bf16(&values),
+            Self::Frozen(BaseStorage::Nf4 | BaseStorage::Q8_0) => {
                 let values = match layout {
                     Layout::AsStored => values,
                     Layout::Transposed => transpose(&values, shape[0], shape[1]),
                 };
-                StoredMatrix::nf4_of_file(&values, shape, layout)
+                return self.of_file(values, shape, layout);
             }
-            Self::Trained(WeightStorage::Int8) => StoredMatrix::int8(&values, shape),
-            Self::Trained(_) => StoredMatrix::bf16(&values),
+            // Zero bytes are zeros in every kind of block. Other values have no single right encoding.
+            Self::Frozen(BaseStorage::Blocks(kind)) if values.iter().all(|x| *x == 0.0) => {
+                let bytes = vec![0; block_bytes(kind, values.len())];
+                StoredMatrix::in_codes(Codes::Blocks(Blocks { kind, bytes }), shape, layout)
+            }
+            Self::Frozen(BaseStorage::Blocks(_)) => StoredMatrix::Wide(values),
+        })
+    }
+
+    /// [`MatrixStorage::of`] for values in the order of a file, which codes keep.
+    pub(crate) fn of_file(self, values: Vec<f32>, shape: [usize; 2], layout: Layout) -> Result<StoredMatrix, String> {
+        let [rows, columns] = if layout == Layout::Transposed { [shape[1], shape[0]] } else { shape };
+        match self {
+            Self::Frozen(BaseStorage::Nf4) => {
+                let codes = Codes::FourBit(FourBit::nf4(&values, NF4_BLOCK).double());
+                Ok(StoredMatrix::in_codes(codes, shape, layout))
+            }
+            Self::Frozen(BaseStorage::Q8_0) => {
+                let block = BlockType::Q8_0.values();
+                if !columns.is_multiple_of(block) {
+                    return Err(format!(
+                        "has {columns} inputs, which the blocks of {block} of q8_0 do not divide; use int8"
+                    ));
+                }
+                Ok(StoredMatrix::in_codes(Codes::Blocks(Blocks::q8_0(&values)), shape, layout))
+            }
+            _ if layout == Layout::Transposed => self.of(transpose(&values, rows, columns), shape, layout),
+            _ => self.of(values, shape, layout),
         }
     }
+}
+
+fn block_bytes(kind: BlockType, count: usize) -> usize {
+    count.div_ceil(kind.values()) * kind.bytes()
 }
 
 /// The values of a matrix.
@@ -132,9 +177,8 @@ impl StoredMatrix {
         Self::Packed(PackedMatrix { shape, transposed: false, codes })
     }
 
-    /// NF4 codes, in the order of a file, of values in that order.
-    pub(crate) fn nf4_of_file(values: &[f32], shape: [usize; 2], layout: Layout) -> Self {
-        let codes = Codes::FourBit(FourBit::nf4(values, NF4_BLOCK).double());
+    /// Codes in the order of a file.
+    pub(crate) fn in_codes(codes: Codes, shape: [usize; 2], layout: Layout) -> Self {
         Self::Packed(PackedMatrix { shape, transposed: layout == Layout::Transposed, codes })
     }
 

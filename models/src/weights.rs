@@ -28,7 +28,8 @@ pub trait WeightSource {
         init: Init,
         storage: MatrixStorage,
     ) -> Result<StoredMatrix, ModelError> {
-        Ok(storage.of(self.matrix(path, shape, layout, init)?, shape, layout))
+        let stored = storage.of(self.matrix(path, shape, layout, init)?, shape, layout);
+        stored.map_err(|reason| ModelError::Config(format!("{path} {reason}")))
     }
     /// Values of a vector.
     fn vector(&mut self, path: &str, len: usize, init: Init) -> Result<Vec<f32>, ModelError>;

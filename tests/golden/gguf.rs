@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
 use lowrank_models::hub::gguf::{GgufAdapter, GgufFile, TensorType, quantised, save_adapter_gguf, save_gguf};
 use lowrank_models::hub::peft::PeftFolder;
 use lowrank_models::hub::{self, MAX_SHARD_BYTES, ModelFolder, TensorFiles};
-use lowrank_models::{Llama, ModelError, ids_tensor};
+use lowrank_models::{BaseStorage, Llama, MatrixStorage, ModelError, ids_tensor};
+use lowrank_optim::narrow::packed::stored_bytes;
 use lowrank_train::data::Tokenizer;
 use serde_json::{Map, Value, json};
 
@@ -60,6 +62,7 @@ fn types(case: &Case, file: &GgufFile) -> Outcome {
 fn model(case: &Case, file: &GgufFile, tokenizer: &Path, probes: &Path) -> Outcome {
     let model = load(file.path()).map_err(message)?;
     logits(case, &model)?;
+    in_own_bytes(case, file, &model)?;
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let folder = dir.path().join("model");
     std::fs::create_dir(&folder).map_err(|error| error.to_string())?;
@@ -101,6 +104,55 @@ fn model(case: &Case, file: &GgufFile, tokenizer: &Path, probes: &Path) -> Outco
         remark.push_str("; so does the tokenizer, both ways");
     }
     Ok(remark)
+}
+
+/// Matrices that stay in the bytes of the file take no more than they do there, and give the bits of the dequantised ones.
+fn in_own_bytes(case: &Case, file: &GgufFile, model: &Llama) -> Result<(), String> {
+    let ids = case.array("input_ids")?;
+    let bits = |model: &Llama| -> Vec<u32> {
+        let logits = model.logits(ids_tensor(&ids.i32(), ids.shape[0], &Device::default()), None);
+        host(logits).into_iter().map(f32::to_bits).collect()
+    };
+    let stored = |storage| {
+        let folder = ModelFolder::open(file.path())?;
+        folder.load_stored(MatrixStorage::Frozen(storage), &Device::default())
+    };
+    let own = stored(BaseStorage::File).map_err(message)?;
+    if bits(&own) != bits(model) {
+        return Err("weights in the bytes of the file give other bits".into());
+    }
+    let bytes: usize =
+        file.tensors().filter_map(|(name, ..)| file.bytes(name).ok()).map(|(_, bytes)| bytes.len()).sum();
+    // Marks of matrices in codes; nothing else may be stored with them.
+    let marks: usize = file.tensors().map(|(_, shape, _)| 4 * (8 + shape.iter().max().unwrap_or(&0))).sum();
+    let taken = TensorBytes::of(&own);
+    if taken > bytes + marks {
+        return Err(format!("the weights take {taken} bytes; the file has {bytes}"));
+    }
+    let eight = stored(BaseStorage::Q8_0).map_err(message)?;
+    let is_eight = file.tensors().all(|(_, shape, kind)| shape.len() < 2 || kind.name() == "Q8_0");
+    match is_eight && bits(&eight) != bits(model) {
+        true => Err("8-bit blocks were rounded again".into()),
+        false => Ok(()),
+    }
+}
+
+/// Bytes of the stored values of a model.
+#[derive(Default)]
+struct TensorBytes(usize);
+
+impl TensorBytes {
+    fn of(model: &Llama) -> usize {
+        let mut bytes = Self::default();
+        model.visit(&mut bytes);
+        bytes.0
+    }
+}
+
+impl ModuleVisitor for TensorBytes {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0 += stored_bytes(&param.val());
+    }
 }
 
 fn load(path: &Path) -> Result<Llama, ModelError> {

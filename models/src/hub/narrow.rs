@@ -8,6 +8,7 @@ use lowrank_optim::WeightStorage;
 use safetensors::Dtype;
 
 use super::four_bit::{self, STATE, State};
+use super::gguf::{BlockType, GgufFile};
 use super::read::ModelFolder;
 use super::tensor_files::TensorFiles;
 use crate::error::ModelError;
@@ -21,7 +22,9 @@ const ZEROS: &str = ".zeros";
 impl ModelFolder {
     /// Storage that the matrices of its blocks have in the file.
     pub fn stores(&self) -> Result<BaseStorage, ModelError> {
-        let Some(files) = self.headers()? else { return Ok(BaseStorage::F32) };
+        let Some(files) = self.headers()? else {
+            return Ok(self.gguf.as_ref().map_or(BaseStorage::F32, blocks_of));
+        };
         let of = |is: &dyn Fn(&str) -> bool| files.names().any(is);
         Ok(match () {
             () if of(&|name| name.contains(STATE)) => BaseStorage::Nf4,
@@ -34,6 +37,26 @@ impl ModelFolder {
             }
             () => BaseStorage::F32,
         })
+    }
+}
+
+/// Storage of the matrices of a GGUF file's blocks, for forecasts. Files mix types: the one that takes as many bytes a weight as they do
+/// together, or the next larger one.
+fn blocks_of(file: &GgufFile) -> BaseStorage {
+    let (mut values, mut bytes) = (0, 0);
+    for (name, shape, kind) in file.tensors() {
+        if name.starts_with("blk.") && shape.len() == 2 {
+            let count: usize = shape.iter().product();
+            values += count;
+            bytes += count / kind.block_values() * kind.block_bytes();
+        }
+    }
+    let takes = |kind: BlockType| values * kind.bytes() >= bytes * kind.values();
+    let fitting = BlockType::ALL.into_iter().filter(|kind| takes(*kind));
+    match fitting.min_by(|a, b| (a.bytes() * b.values()).cmp(&(b.bytes() * a.values()))) {
+        Some(kind) => BaseStorage::Blocks(kind),
+        None if bytes <= 2 * values => BaseStorage::Bf16,
+        None => BaseStorage::F32,
     }
 }
 
@@ -58,7 +81,13 @@ impl TensorFiles {
                     | (Codes::Groups(..), MatrixStorage::Trained(WeightStorage::Int8))
             );
             let stored = StoredMatrix::Packed(packed);
-            return Ok(Some(if stays { stored } else { storage.of(stored.widened(shape), shape, layout) }));
+            return match stays {
+                true => Ok(Some(stored)),
+                false => {
+                    let stored = storage.of(stored.widened(shape), shape, layout);
+                    stored.map(Some).map_err(|reason| self.tensor_error(name, reason))
+                }
+            };
         }
         let dtype = match self.dtype(name) {
             Some(Dtype::BF16) => DType::BF16,
@@ -173,6 +202,13 @@ pub(super) fn parts(name: &str, tensor: &Tensor<2>) -> Vec<Part> {
     let Some(matrix) = packed(tensor) else { unreachable!("the tensor holds codes") };
     match &matrix.codes {
         Codes::FourBit(_) => four_bit::tensors(name, &matrix, "float32"),
+        // Folders have no such blocks.
+        Codes::Blocks(blocks) => {
+            let [rows, columns] = matrix.shape;
+            let shape = if matrix.transposed { vec![columns, rows] } else { vec![rows, columns] };
+            let bytes = blocks.restored().iter().flat_map(|x| x.to_le_bytes()).collect();
+            vec![(name.to_string(), Dtype::F32, shape, bytes)]
+        }
         Codes::Groups(groups, _) => {
             let (count, scales) = (groups.scales.len(), groups.scales.iter().flat_map(|x| x.to_le_bytes()).collect());
             let zeros = groups.zeros.iter().map(|zero| *zero as u8).collect();

@@ -23,7 +23,7 @@ pub struct ModelFolder {
     /// Content of `config.json`.
     pub config: HubConfig,
     /// The model file, in place of a folder.
-    gguf: Option<GgufFile>,
+    pub(super) gguf: Option<GgufFile>,
 }
 
 impl ModelFolder {

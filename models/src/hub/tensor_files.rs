@@ -12,7 +12,7 @@ use super::file_type::{FileType, FileTypes};
 use super::names::{INDEX, WEIGHTS};
 use super::open::{open, read_text};
 use crate::error::ModelError;
-use crate::storage::{BaseStorage, MatrixStorage, StoredMatrix, transpose};
+use crate::storage::{MatrixStorage, StoredMatrix};
 use crate::weights::{Choose, Init, Layout, WeightSource};
 
 /// The tensors of a folder, each read once from the file that holds it.
@@ -222,12 +222,7 @@ impl WeightSource for TensorFiles {
         }
         let [rows, columns] = if layout == Layout::Transposed { [shape[1], shape[0]] } else { shape };
         let values = self.take(path, &[rows, columns])?;
-        Ok(match (storage, layout) {
-            // The codes keep the order of the file.
-            (MatrixStorage::Frozen(BaseStorage::Nf4), _) => StoredMatrix::nf4_of_file(&values, shape, layout),
-            (_, Layout::AsStored) => storage.of(values, shape, layout),
-            (_, Layout::Transposed) => storage.of(transpose(&values, rows, columns), shape, layout),
-        })
+        storage.of_file(values, shape, layout).map_err(|reason| self.tensor_error(path, reason))
     }
 
     fn vector(&mut self, path: &str, len: usize, _init: Init) -> Result<Vec<f32>, ModelError> {

@@ -42,14 +42,15 @@ pub fn check_sizes(config: &Config, llama: &LlamaConfig, memory: u64) -> Result<
 /// Bytes that this number of weights takes at least.
 fn least_bytes(config: &Config, parameters: u128) -> u128 {
     let adapted = config.run.job == Job::Finetune && config.adapter.name != "none";
-    let half_bytes = match (adapted, config.weights.base, config.weights.storage) {
-        (true, BaseStorage::F32, _) | (false, _, WeightStorage::F32) => 8,
-        (true, BaseStorage::Nf4, _) => 1,
-        (true, BaseStorage::Int8, _) | (false, _, WeightStorage::Int8) => 2,
-        // What a file holds may have four bytes, too.
-        _ => 4,
+    let bits = match (adapted, config.weights.base, config.weights.storage) {
+        (true, BaseStorage::F32, _) | (false, _, WeightStorage::F32) => 32,
+        (true, BaseStorage::Nf4, _) => 4,
+        (true, BaseStorage::Int8 | BaseStorage::Q8_0, _) | (false, _, WeightStorage::Int8) => 8,
+        // A file may hold codes of two bits.
+        (true, BaseStorage::File | BaseStorage::Blocks(_), _) => 2,
+        _ => 16,
     };
-    half_bytes * parameters / 2
+    bits * parameters / 8
 }
 
 fn shown(count: u128) -> String {

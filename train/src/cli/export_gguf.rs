@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use lowrank_models::hub::ModelFolder;
-use lowrank_models::hub::gguf::{TensorType, save_adapter_gguf, save_gguf};
+use lowrank_models::hub::gguf::{BlockType, TensorType, save_adapter_gguf, save_gguf};
 use lowrank_models::hub::peft::PeftFolder;
 
 use super::on_model::Adapters;
@@ -16,11 +16,11 @@ const TYPES: [(&str, TensorType); 8] = [
     ("f32", TensorType::F32),
     ("f16", TensorType::F16),
     ("bf16", TensorType::BF16),
-    ("q8_0", TensorType::Q8_0),
-    ("q5_1", TensorType::Q5_1),
-    ("q5_0", TensorType::Q5_0),
-    ("q4_1", TensorType::Q4_1),
-    ("q4_0", TensorType::Q4_0),
+    ("q8_0", TensorType::Blocks(BlockType::Q8_0)),
+    ("q5_1", TensorType::Blocks(BlockType::Q5_1)),
+    ("q5_0", TensorType::Blocks(BlockType::Q5_0)),
+    ("q4_1", TensorType::Blocks(BlockType::Q4_1)),
+    ("q4_0", TensorType::Blocks(BlockType::Q4_0)),
 ];
 
 /// Writes a model with its tokenizer.

@@ -53,7 +53,7 @@ pub struct Args {
     /// How ranks, bits and modules are distributed over the layers in training, see `lowrank methods`
     #[arg(long, value_name = "NAME")]
     allocation: Option<String>,
-    /// Storage of the frozen weights below the adapter: file (as they are), f32, bf16, int8 or nf4
+    /// Storage of the frozen weights below the adapter: file (as they are), f32, bf16, int8, q8_0 or nf4
     #[arg(long, value_name = "STORAGE")]
     base: Option<String>,
     /// Rank of the adapter

@@ -30,7 +30,7 @@ pub struct Args {
     /// Type of the weights: f32, f16 or bf16; when not given, each has the type that it has in the model's files
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
-    /// Storage of the weights that the adapters were trained on: file, f32, bf16, int8 or nf4
+    /// Storage of the weights that the adapters were trained on: file, f32, bf16, int8, q8_0 or nf4
     #[arg(long, value_name = "STORAGE", default_value = "file", value_parser = base_storage)]
     base: BaseStorage,
     /// Folder to write; it must not exist yet

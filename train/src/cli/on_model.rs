@@ -16,7 +16,7 @@ use crate::build::BuildError;
 /// Storage of the weights of a model that is only read.
 #[derive(Debug, clap::Args)]
 pub struct Storage {
-    /// Storage of the weights: file (bf16, f16 and codes as they are), f32, bf16, int8 or nf4
+    /// Storage of the weights: file (bf16, f16 and codes as they are), f32, bf16, int8, q8_0 or nf4
     #[arg(long = "weights", value_name = "STORAGE", default_value = "file", value_parser = base_storage)]
     storage: BaseStorage,
 }
@@ -40,7 +40,7 @@ impl Storage {
 
 /// A storage by its name.
 pub fn base_storage(name: &str) -> Result<BaseStorage, String> {
-    let known = [BaseStorage::File, BaseStorage::F32, BaseStorage::Bf16, BaseStorage::Int8, BaseStorage::Nf4];
+    let known = BaseStorage::CHOICES;
     let found = known.into_iter().find(|storage| storage.name() == name);
     found.ok_or_else(|| format!("must be one of {}", known.map(BaseStorage::name).join(", ")))
 }

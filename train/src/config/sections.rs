@@ -316,7 +316,7 @@ section! {
         memory: String = String::new(),
         /// Seed of weights, order and samples.
         seed: u64 = 42,
-        /// `cpu`, or a GPU of a build with that feature: `cuda`, `vulkan`, `wgpu`, `metal`, `rocm`, with `:N` for the N-th.
+        /// `cpu`, or a GPU of a build with that feature: `cuda`, `vulkan`, `wgpu`, `metal`, `rocm`, with `:N` for the N-th card; `wgpu:cpu` for a software Vulkan driver.
         device: String = "cpu".into(),
         /// CPU threads; 0: one per core.
         #[schemars(range(max = 4096))]

@@ -1,6 +1,8 @@
 //! Devices by name.
 
 use burn::tensor::Device;
+#[cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu", feature = "vulkan", feature = "metal"))]
+use burn::tensor::DeviceType;
 
 /// Device that does not exist or that this build does not support.
 #[derive(Debug, thiserror::Error)]
@@ -12,42 +14,104 @@ pub struct DeviceError {
     reason: String,
 }
 
-/// Returns the plain device (without autodiff) of a name such as `cpu`, `cuda` or `cuda:1`.
+/// Which of several adapters a name such as `wgpu:1` or `wgpu:cpu` means.
+#[derive(Clone, Copy)]
+enum Choice {
+    /// The backend's own choice.
+    Default,
+    /// The n-th graphics card.
+    #[allow(dead_code, reason = "read by builds with a GPU")]
+    Card(usize),
+    /// A software driver.
+    Software,
+}
+
+/// Returns the plain device (without autodiff) of a name such as `cpu`, `cuda`, `cuda:1` or `wgpu:cpu`.
 pub fn device(name: &str) -> Result<Device, DeviceError> {
     let refuse = |reason: String| DeviceError { name: name.to_string(), reason };
-    let (kind, number) = match name.split_once(':') {
+    let (kind, choice) = match name.split_once(':') {
+        Some((kind @ ("wgpu" | "vulkan"), "cpu")) => (kind, Choice::Software),
         Some((kind, number)) => {
-            (kind, Some(number.parse::<usize>().map_err(|_| refuse(format!("\"{number}\" is no number")))?))
+            (kind, Choice::Card(number.parse().map_err(|_| refuse(format!("\"{number}\" is not a number")))?))
         }
-        None => (name, None),
+        None => (name, Choice::Default),
     };
-    match (kind, number) {
+    match (kind, choice) {
         #[cfg(feature = "flex")]
-        ("cpu", None) => Ok(Device::flex()),
+        ("cpu", Choice::Default) => Ok(Device::flex()),
         #[cfg(feature = "cuda")]
-        ("cuda", number) => Ok(Device::cuda(number.unwrap_or(0))),
+        ("cuda", choice) => gpu::present(Device::cuda(gpu::index(choice)), DeviceType::Cuda, choice).map_err(refuse),
         #[cfg(feature = "rocm")]
-        ("rocm", number) => Ok(Device::rocm(number.unwrap_or(0))),
+        ("rocm", choice) => gpu::present(Device::rocm(gpu::index(choice)), DeviceType::Rocm, choice).map_err(refuse),
         #[cfg(feature = "wgpu")]
-        ("wgpu", number) => Ok(Device::wgpu(kind_of(number))),
+        ("wgpu", choice) => gpu::present(Device::wgpu(gpu::kind(choice)), DeviceType::Wgpu, choice).map_err(refuse),
         #[cfg(feature = "vulkan")]
-        ("vulkan", number) => Ok(Device::vulkan(kind_of(number))),
+        ("vulkan", choice) => {
+            gpu::present(Device::vulkan(gpu::kind(choice)), DeviceType::Vulkan, choice).map_err(refuse)
+        }
         #[cfg(feature = "metal")]
-        ("metal", number) => Ok(Device::metal(kind_of(number))),
-        ("cpu", Some(_)) => Err(refuse("there is one CPU device; write `cpu`".into())),
+        ("metal", choice) => gpu::present(Device::metal(gpu::kind(choice)), DeviceType::Metal, choice).map_err(refuse),
+        ("cpu", _) => Err(refuse("there is one CPU device; write `cpu`".into())),
         #[cfg(not(feature = "flex"))]
-        ("cpu", None) => Err(refuse("this build has no CPU support; build with `--features flex`".into())),
+        ("cpu", Choice::Default) => Err(refuse("this build has no CPU support; build with `--features flex`".into())),
         #[allow(unreachable_patterns)] // those that this build has stand above
         ("cuda" | "rocm" | "wgpu" | "vulkan" | "metal", _) => {
             Err(refuse(format!("this build has no {kind} support; build with `--features {kind}`")))
         }
-        _ => Err(refuse("known are cpu, cuda, rocm, wgpu, vulkan and metal, the latter with `:N` for the N-th".into())),
+        _ => Err(refuse(
+            "known are cpu, cuda, rocm, wgpu, vulkan and metal, those of GPUs with `:N` for the N-th card, and \
+             wgpu:cpu and vulkan:cpu for a software driver"
+                .into(),
+        )),
     }
 }
 
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn kind_of(number: Option<usize>) -> burn::tensor::DeviceKind {
-    number.map_or(burn::tensor::DeviceKind::DefaultDevice, burn::tensor::DeviceKind::DiscreteGpu)
+/// Returns the name that the driver gives to a GPU; none for the CPU.
+pub fn adapter_name(device: &Device) -> Option<String> {
+    #[cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu", feature = "vulkan", feature = "metal"))]
+    return device.identity().map(|identity| identity.name);
+    #[cfg(not(any(feature = "cuda", feature = "rocm", feature = "wgpu", feature = "vulkan", feature = "metal")))]
+    {
+        let _ = device;
+        None
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu", feature = "vulkan", feature = "metal"))]
+mod gpu {
+    use burn::tensor::{Device, DeviceType};
+
+    use super::Choice;
+
+    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+    pub fn kind(choice: Choice) -> burn::tensor::DeviceKind {
+        match choice {
+            Choice::Default => burn::tensor::DeviceKind::DefaultDevice,
+            Choice::Card(number) => burn::tensor::DeviceKind::DiscreteGpu(number),
+            Choice::Software => burn::tensor::DeviceKind::Cpu,
+        }
+    }
+
+    #[cfg(any(feature = "cuda", feature = "rocm"))]
+    pub fn index(choice: Choice) -> usize {
+        match choice {
+            Choice::Card(number) => number,
+            Choice::Default | Choice::Software => 0,
+        }
+    }
+
+    /// Rejects a device that this machine does not have: the backends panic when one is first used.
+    pub fn present(device: Device, of: DeviceType, choice: Choice) -> Result<Device, String> {
+        let known = Device::enumerate(of);
+        if known.is_empty() {
+            return Err("no such device was found; install its driver, or use `cpu`".into());
+        }
+        if !matches!(choice, Choice::Default) && !known.contains(&device) {
+            let known: Vec<String> = known.iter().map(|device| format!("{device:?}")).collect();
+            return Err(format!("this machine has {}", known.join(", ")));
+        }
+        Ok(device)
+    }
 }
 
 /// Limits the CPU threads of the whole process; 0 means one per core. Only the first call of a process has an effect.
@@ -67,9 +131,13 @@ mod tests {
         device("cpu").unwrap();
         let message = |name: &str| device(name).unwrap_err().to_string();
         assert!(message("gpu").contains("cuda"));
-        assert!(message("cuda:x").contains("no number"));
+        assert!(message("cuda:x").contains("not a number"));
         assert!(message("cpu:1").contains("one CPU"));
+        assert!(message("cuda:cpu").contains("not a number"));
+        assert!(message("gpu").contains("wgpu:cpu"));
         #[cfg(not(feature = "cuda"))]
         assert!(message("cuda").contains("--features cuda"));
+        #[cfg(not(feature = "wgpu"))]
+        assert!(message("wgpu:cpu").contains("--features wgpu"));
     }
 }

@@ -8,7 +8,7 @@ mod peers;
 mod signals;
 
 pub use allocator::BlockAllocator;
-pub use device::{DeviceError, device, set_threads};
+pub use device::{DeviceError, adapter_name, device, set_threads};
 pub use memory::{MemoryUse, free_memory, machine_memory};
 pub use peers::{Peers, PeersError, Session, Traffic, sum_bytes};
 pub use signals::{Signal, Signals, send};

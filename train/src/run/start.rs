@@ -21,7 +21,7 @@ use crate::build::{self, Architecture, BuildError, HeldOut, Listener, Size, Stag
 use crate::config::Config;
 use crate::engine::{Schedule, Trainer, TrainerOptions};
 use crate::plan::{Forecast, Freedom};
-use crate::process::{Peers, device, set_threads};
+use crate::process::{Peers, adapter_name, device, set_threads};
 use crate::recipe::{ModelFiles, Recipe, Stage, TrainedModel};
 
 /// Start of a run.
@@ -142,6 +142,10 @@ impl<M: Architecture> Training<M> {
     ) -> Result<Self, RunError> {
         let Recipe { mut config, model: subject, mut stages, forecast } = recipe;
         let device = device(&config.train.device).map_err(BuildError::from)?;
+        let adapter = adapter_name(&device);
+        if let Some(adapter) = &adapter {
+            console.line(&format!("device {}: {adapter}", config.train.device));
+        }
         let (records, bases) = (records(&stages), bases(&subject)?);
         let loaded = load(start, opened.as_ref(), &config, &records, &bases, &console)?;
         let state = loaded.as_ref().map(|loaded| loaded.state.clone()).unwrap_or_default();
@@ -160,7 +164,7 @@ impl<M: Architecture> Training<M> {
         if loaded.is_some() {
             resume::refuse_other_rests(&state, &model, stage.steps, total)?;
         }
-        let summary = sizes(&model, stage.data.held_out(), forecast);
+        let summary = Summary { device: adapter, ..sizes(&model, stage.data.held_out(), forecast) };
         let meter = StateMeter::new();
         let hook = allocation_hook(&config, &subject, &model, &schedule, (state.stage, state.stage_step), &console)?;
         let allocation = hook.as_ref().map(AllocationHook::view);

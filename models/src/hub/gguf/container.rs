@@ -113,9 +113,7 @@ impl GgufFile {
     /// Values of a tensor, row after row, dequantised.
     pub fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let (kind, bytes) = self.bytes(name)?;
-        let mut values = Vec::with_capacity(bytes.len() / kind.block_bytes() * kind.block_values());
-        dequantise(kind, bytes, &mut values);
-        Ok(values)
+        Ok(dequantise(kind, bytes))
     }
 
     /// A text of the metadata.

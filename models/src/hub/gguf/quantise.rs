@@ -2,6 +2,8 @@
 
 use burn::tensor::{bf16, f16};
 
+use lowrank_kernels::narrow::ggml::{BlockType, encode_q8_0};
+
 use super::types::TensorType;
 use crate::error::ModelError;
 
@@ -29,11 +31,11 @@ pub(super) fn quantise(kind: TensorType, values: &[f32], out: &mut Vec<u8>) -> R
             }
         }
         TensorType::BF16 => out.extend(values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes())),
-        TensorType::Q4_0 => blocks(values, |block| q4_0(block, out))?,
-        TensorType::Q4_1 => blocks(values, |block| q4_1(block, out))?,
-        TensorType::Q5_0 => blocks(values, |block| q5_0(block, out))?,
-        TensorType::Q5_1 => blocks(values, |block| q5_1(block, out))?,
-        TensorType::Q8_0 => blocks(values, |block| q8_0(block, out))?,
+        TensorType::Blocks(BlockType::Q4_0) => blocks(values, |block| q4_0(block, out))?,
+        TensorType::Blocks(BlockType::Q4_1) => blocks(values, |block| q4_1(block, out))?,
+        TensorType::Blocks(BlockType::Q5_0) => blocks(values, |block| q5_0(block, out))?,
+        TensorType::Blocks(BlockType::Q5_1) => blocks(values, |block| q5_1(block, out))?,
+        TensorType::Blocks(BlockType::Q8_0) => blocks(values, |block| q8_0(block, out))?,
         other => {
             return Err(format!(
                 "cannot be written as {}: there is no single right way; let llama.cpp quantise an F32 file",
@@ -83,11 +85,13 @@ fn push_fifth_bits(q: &[u8; 32], out: &mut Vec<u8>) {
     out.extend(bits.to_le_bytes());
 }
 
-fn q8_0(block: &[f32; 32], out: &mut Vec<u8>) -> Result<(), String> {
-    let d = greatest(block).abs() / 127.0;
-    let by = inverse(d);
-    push_half(d, out)?;
-    out.extend(block.iter().map(|value| (value * by).round() as i8 as u8));
+fn q8_0(values: &[f32; 32], out: &mut Vec<u8>) -> Result<(), String> {
+    let mut block = [0; 34];
+    encode_q8_0(values, &mut block);
+    if f16::from_le_bytes([block[0], block[1]]).is_nan() {
+        return push_half(greatest(values).abs() / 127.0, out);
+    }
+    out.extend(block);
     Ok(())
 }
 

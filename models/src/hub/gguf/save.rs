@@ -10,7 +10,7 @@ use super::config;
 use super::names::{Heads, interleaved, to_gguf};
 use super::rope;
 use super::tokenizer::{self, Texts};
-use super::types::TensorType;
+use super::types::{BlockType, TensorType};
 use super::write::{Entry, Metadata, Written, write};
 use crate::error::ModelError;
 use crate::hub::FileTypes;
@@ -66,7 +66,7 @@ pub fn save_gguf(
         };
         let shape = stored.shape().to_vec();
         let own = kind_of(kind, &name, &shape);
-        if own != kind && shape.len() > 1 && own != TensorType::Q8_0 {
+        if own != kind && shape.len() > 1 && own != TensorType::Blocks(BlockType::Q8_0) {
             report.others.push((name.clone(), own));
         }
         let values = Box::new(move || {
@@ -86,7 +86,9 @@ pub fn save_gguf(
 fn kind_of(kind: TensorType, name: &str, shape: &[usize]) -> TensorType {
     let outside = !name.starts_with("blk.");
     let kind = match kind {
-        TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q5_0 | TensorType::Q5_1 if outside => TensorType::Q8_0,
+        TensorType::Blocks(BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Q5_0 | BlockType::Q5_1) if outside => {
+            TensorType::Blocks(BlockType::Q8_0)
+        }
         kind => kind,
     };
     match shape {

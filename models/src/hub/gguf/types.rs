@@ -1,5 +1,7 @@
 //! Types of tensors: how many values a block has, in how many bytes.
 
+pub use lowrank_kernels::narrow::ggml::BlockType;
+
 /// Type of a tensor: plain numbers, or blocks of quantised ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are those of the format
@@ -7,18 +9,7 @@ pub enum TensorType {
     F32,
     F16,
     BF16,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
-    Iq4Nl,
-    Iq4Xs,
+    Blocks(BlockType),
 }
 
 /// Description of a type.
@@ -39,22 +30,26 @@ const fn facts(kind: TensorType, name: &'static str, [id, file_type]: [u32; 2], 
     Facts { kind, name, id, file_type, values, bytes }
 }
 
+const fn blocks(kind: BlockType, name: &'static str, ids: [u32; 2]) -> Facts {
+    facts(TensorType::Blocks(kind), name, ids, [kind.values(), kind.bytes()])
+}
+
 const TYPES: [Facts; 15] = [
     facts(TensorType::F32, "F32", [0, 0], [1, 4]),
     facts(TensorType::F16, "F16", [1, 1], [1, 2]),
     facts(TensorType::BF16, "BF16", [30, 32], [1, 2]),
-    facts(TensorType::Q4_0, "Q4_0", [2, 2], [32, 18]),
-    facts(TensorType::Q4_1, "Q4_1", [3, 3], [32, 20]),
-    facts(TensorType::Q5_0, "Q5_0", [6, 8], [32, 22]),
-    facts(TensorType::Q5_1, "Q5_1", [7, 9], [32, 24]),
-    facts(TensorType::Q8_0, "Q8_0", [8, 7], [32, 34]),
-    facts(TensorType::Q2K, "Q2_K", [10, 10], [256, 84]),
-    facts(TensorType::Q3K, "Q3_K", [11, 12], [256, 110]),
-    facts(TensorType::Q4K, "Q4_K", [12, 15], [256, 144]),
-    facts(TensorType::Q5K, "Q5_K", [13, 17], [256, 176]),
-    facts(TensorType::Q6K, "Q6_K", [14, 18], [256, 210]),
-    facts(TensorType::Iq4Nl, "IQ4_NL", [20, 25], [32, 18]),
-    facts(TensorType::Iq4Xs, "IQ4_XS", [23, 30], [256, 136]),
+    blocks(BlockType::Q4_0, "Q4_0", [2, 2]),
+    blocks(BlockType::Q4_1, "Q4_1", [3, 3]),
+    blocks(BlockType::Q5_0, "Q5_0", [6, 8]),
+    blocks(BlockType::Q5_1, "Q5_1", [7, 9]),
+    blocks(BlockType::Q8_0, "Q8_0", [8, 7]),
+    blocks(BlockType::Q2K, "Q2_K", [10, 10]),
+    blocks(BlockType::Q3K, "Q3_K", [11, 12]),
+    blocks(BlockType::Q4K, "Q4_K", [12, 15]),
+    blocks(BlockType::Q5K, "Q5_K", [13, 17]),
+    blocks(BlockType::Q6K, "Q6_K", [14, 18]),
+    blocks(BlockType::Iq4Nl, "IQ4_NL", [20, 25]),
+    blocks(BlockType::Iq4Xs, "IQ4_XS", [23, 30]),
 ];
 
 /// Types that exist and cannot be read.

@@ -9,6 +9,7 @@ use burn::tensor::{Bytes, DType, Device, Shape, Tensor, TensorData};
 use burn_flex::{FlexTensor, Layout};
 
 use super::four_bit::{FourBit, NESTED_BLOCK, Scales, restore};
+use super::ggml::{BlockType, Blocks};
 use super::groups::QuantisedGroups;
 use super::matrix::{Codes, PackedMatrix};
 use crate::ops::on_flex;
@@ -23,6 +24,8 @@ const SECOND_MARK: u32 = 0x4b43_4150;
 const GROUPS: u32 = 0;
 const PLAIN: u32 = 1;
 const DOUBLE: u32 = 2;
+/// That of the first of [`BlockType::ALL`]; the others follow.
+const BLOCKS: u32 = 16;
 
 /// Memory of a matrix: a row of NaN, a header and the codes. A word before the row keeps a single one from being taken for all of the memory.
 fn words(matrix: &PackedMatrix) -> Vec<u32> {
@@ -32,6 +35,7 @@ fn words(matrix: &PackedMatrix) -> Vec<u32> {
         Codes::Groups(_, group) => (GROUPS, *group),
         Codes::FourBit(FourBit { scales: Scales::Plain(_), block, .. }) => (PLAIN, *block),
         Codes::FourBit(FourBit { block, .. }) => (DOUBLE, *block),
+        Codes::Blocks(Blocks { kind, .. }) => (BLOCKS + number_of(*kind), kind.values()),
     };
     words.extend([SECOND_MARK, kind, d_in as u32, d_out as u32, u32::from(matrix.transposed), block as u32]);
     let bytes = |words: &mut Vec<u32>, bytes: &[u8]| {
@@ -61,8 +65,14 @@ fn words(matrix: &PackedMatrix) -> Vec<u32> {
             }
             bytes(&mut words, &stored.packed);
         }
+        Codes::Blocks(blocks) => bytes(&mut words, &blocks.bytes),
     }
     words
+}
+
+/// Place of a kind in the list of all.
+fn number_of(kind: BlockType) -> u32 {
+    BlockType::ALL.iter().position(|known| *known == kind).unwrap_or_default() as u32
 }
 
 /// A matrix in codes, in the memory of its tensor.
@@ -77,11 +87,12 @@ pub(crate) struct View<'a> {
 #[derive(Clone, Copy, Debug)]
 enum Values<'a> {
     Groups { codes: &'a [u8], scales: Floats<'a>, zeros: &'a [u8] },
-    FourBit { packed: &'a [u8], map: Floats<'a>, scales: Blocks<'a> },
+    FourBit { packed: &'a [u8], map: Floats<'a>, scales: BlockScales<'a> },
+    Blocks { kind: BlockType, bytes: &'a [u8] },
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Blocks<'a> {
+enum BlockScales<'a> {
     Plain(Floats<'a>),
     Double { codes: &'a [u8], nested: Floats<'a>, map: Floats<'a>, offset: f32 },
 }
@@ -136,14 +147,18 @@ impl<'a> View<'a> {
                 let (scales, zeros) = (parts.floats(blocks), parts.bytes(blocks));
                 Values::Groups { codes: parts.bytes(count), scales, zeros }
             }
+            kind if kind >= BLOCKS => {
+                let kind = *BlockType::ALL.get((kind - BLOCKS) as usize)?;
+                Values::Blocks { kind, bytes: parts.bytes(blocks * kind.bytes()) }
+            }
             kind => {
                 let map = parts.floats(16);
                 let scales = match kind {
-                    PLAIN => Blocks::Plain(parts.floats(blocks)),
+                    PLAIN => BlockScales::Plain(parts.floats(blocks)),
                     _ => {
                         let (offset, map) = (parts.floats(1).at(0), parts.floats(256));
                         let nested = parts.floats(blocks.div_ceil(NESTED_BLOCK));
-                        Blocks::Double { codes: parts.bytes(blocks), nested, map, offset }
+                        BlockScales::Double { codes: parts.bytes(blocks), nested, map, offset }
                     }
                 };
                 Values::FourBit { packed: parts.bytes(count.div_ceil(2)), map, scales }
@@ -170,14 +185,15 @@ impl<'a> View<'a> {
             Values::FourBit { packed, map, scales } => {
                 let map: [f32; 16] = std::array::from_fn(|code| map.at(code));
                 let scale = |block: usize| match &scales {
-                    Blocks::Plain(scales) => scales.at(block),
-                    Blocks::Double { codes, nested, map, offset } => {
+                    BlockScales::Plain(scales) => scales.at(block),
+                    BlockScales::Double { codes, nested, map, offset } => {
                         let scaled = map.at(usize::from(codes[block])) * nested.at(block / NESTED_BLOCK);
                         scaled + offset
                     }
                 };
                 restore(packed, &map, self.block, &scale, first, to);
             }
+            Values::Blocks { kind, bytes } => kind.restore(bytes, first, to),
         }
     }
 
@@ -195,8 +211,8 @@ impl<'a> View<'a> {
                 block,
                 count: shape[0] * shape[1],
                 scales: match scales {
-                    Blocks::Plain(scales) => Scales::Plain(scales.to_vec()),
-                    Blocks::Double { codes, nested, map, offset } => Scales::Double {
+                    BlockScales::Plain(scales) => Scales::Plain(scales.to_vec()),
+                    BlockScales::Double { codes, nested, map, offset } => Scales::Double {
                         codes: codes.to_vec(),
                         nested: nested.to_vec(),
                         map: Box::new(std::array::from_fn(|code| map.at(code))),
@@ -204,6 +220,7 @@ impl<'a> View<'a> {
                     },
                 },
             }),
+            Values::Blocks { kind, bytes } => Codes::Blocks(Blocks { kind, bytes: bytes.to_vec() }),
         };
         PackedMatrix { shape, transposed, codes }
     }
@@ -295,7 +312,11 @@ mod tests {
             let values: Vec<f32> = (0..d_in * d_out).map(|i| (i as f32 * 0.7).sin()).collect();
             let four = FourBit::nf4(&values, 32);
             let eight = quantise_groups(&values, 8, 16, Rounding::Nearest);
-            for codes in [Codes::Groups(eight, 16), Codes::FourBit(four.clone()), Codes::FourBit(four.double())] {
+            let mut codes = vec![Codes::Groups(eight, 16), Codes::FourBit(four.clone()), Codes::FourBit(four.double())];
+            if values.len().is_multiple_of(32) {
+                codes.push(Codes::Blocks(Blocks::q8_0(&values)));
+            }
+            for codes in codes {
                 for transposed in [false, true] {
                     all.push(PackedMatrix { shape, transposed, codes: codes.clone() });
                 }

@@ -1,6 +1,7 @@
 //! Matrices in codes.
 
 use super::four_bit::{FourBit, Scales};
+use super::ggml::Blocks;
 use super::groups::QuantisedGroups;
 
 /// Stored form of the values of a matrix.
@@ -10,6 +11,8 @@ pub enum Codes {
     Groups(QuantisedGroups, usize),
     /// 4-bit codes.
     FourBit(FourBit),
+    /// Blocks of llama.cpp.
+    Blocks(Blocks),
 }
 
 /// A matrix in codes.
@@ -29,6 +32,7 @@ impl PackedMatrix {
         match &self.codes {
             Codes::Groups(groups, group) => groups.restored(*group),
             Codes::FourBit(stored) => stored.restored(),
+            Codes::Blocks(blocks) => blocks.restored(),
         }
     }
 
@@ -39,6 +43,7 @@ impl PackedMatrix {
             Codes::FourBit(stored) => {
                 FourBit::bytes(stored.count, stored.block, matches!(stored.scales, Scales::Double { .. }))
             }
+            Codes::Blocks(blocks) => blocks.bytes.len(),
         }
     }
 }

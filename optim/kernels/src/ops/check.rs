@@ -14,6 +14,24 @@ pub fn random(shape: &[usize], seed: u64) -> Vec<f32> {
     .collect()
 }
 
+/// Device of the inputs of a function under test, for what it needs besides them.
+pub fn device(inputs: &[Tensor<1>]) -> Device {
+    inputs[0].device().without_autodiff()
+}
+
+/// Every value within a fraction of the largest of its output.
+fn assert_near(ours: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32, what: &str) {
+    assert_eq!(ours.len(), expected.len(), "{what}");
+    for (place, (ours, expected)) in ours.iter().zip(expected).enumerate() {
+        assert_eq!(ours.len(), expected.len(), "output or gradient {place}, {what}");
+        let size = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+        for (ours, expected) in ours.iter().zip(expected) {
+            let near = (ours - expected).abs() <= tolerance * size + 1e-30;
+            assert!(near, "output or gradient {place}, {what}: {ours} instead of {expected} (largest {size})");
+        }
+    }
+}
+
 /// Inputs, flat; functions under test reshape them.
 pub struct Check {
     inputs: Vec<Vec<f32>>,
@@ -26,21 +44,19 @@ impl Check {
         Self { inputs: inputs.to_vec() }
     }
 
-    /// Both functions give the same values, the same gradients with any one input frozen, and the same bits when run again.
+    /// Both functions give the same values, the same gradients with any one input frozen, and the same bits when run again. With the
+    /// feature `wgpu`, the operation gives them on the default GPU too.
     pub fn equal(&self, fused: impl Fn(&[Tensor<1>]) -> Tensor<1>, composed: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
         let frozen = (0..self.inputs.len()).map(Some).chain([None]);
         for frozen in frozen {
-            let ours = self.run(&fused, frozen);
-            assert!(ours == self.run(&fused, frozen), "the same input gives other bits");
-            for (place, (ours, expected)) in ours.iter().zip(self.run(&composed, frozen)).enumerate() {
-                let size = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
-                for (ours, expected) in ours.iter().zip(&expected) {
-                    let near = (ours - expected).abs() <= 2e-5 * size + 1e-30;
-                    assert!(
-                        near,
-                        "output or gradient {place}, frozen {frozen:?}: {ours} instead of {expected} (largest {size})"
-                    );
-                }
+            let cpu = Device::default();
+            let ours = self.run(&fused, frozen, &cpu);
+            assert!(ours == self.run(&fused, frozen, &cpu), "the same input gives other bits");
+            assert_near(&ours, &self.run(&composed, frozen, &cpu), 2e-5, &format!("frozen {frozen:?}"));
+            #[cfg(feature = "wgpu")]
+            {
+                let gpu = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+                assert_near(&self.run(&fused, frozen, &gpu), &ours, 1e-4, &format!("on the GPU, frozen {frozen:?}"));
             }
         }
     }
@@ -82,8 +98,7 @@ impl Check {
     }
 
     /// The output, then the gradients of a weighted sum of it.
-    fn run(&self, function: Function, frozen: Option<usize>) -> Vec<Vec<f32>> {
-        let plain = Device::default();
+    fn run(&self, function: Function, frozen: Option<usize>, plain: &Device) -> Vec<Vec<f32>> {
         let tensors: Vec<Tensor<1>> = self
             .inputs
             .iter()
@@ -91,7 +106,7 @@ impl Check {
             .map(|(place, values)| {
                 let data = TensorData::new(values.clone(), [values.len()]);
                 match frozen == Some(place) {
-                    true => Tensor::from_data(data, &plain),
+                    true => Tensor::from_data(data, plain),
                     false => Tensor::from_data(data, &plain.clone().autodiff()).require_grad(),
                 }
             })
@@ -103,7 +118,7 @@ impl Check {
             return vec![host(output)];
         }
         let values = host(output.clone().inner());
-        let weights = Tensor::<1>::from_data(TensorData::new(random(&[values.len()], 99), [values.len()]), &plain);
+        let weights = Tensor::<1>::from_data(TensorData::new(random(&[values.len()], 99), [values.len()]), plain);
         let mut grads = (output * weights).sum().backward();
         let tracked = tensors.iter().enumerate().filter(|(place, _)| frozen != Some(*place));
         let slopes: Vec<Vec<f32>> = tracked.map(|(_, tensor)| host(tensor.grad_remove(&mut grads).unwrap())).collect();

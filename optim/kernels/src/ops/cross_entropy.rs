@@ -229,7 +229,7 @@ mod tests {
     #[cfg(feature = "flex")]
     #[test]
     fn the_fused_form_equals_the_composed_one() {
-        use crate::ops::check::{Check, random};
+        use crate::ops::check::{Check, device, random};
         for (rows, width, vocabulary, scale) in
             [(1, 3, 5, 1.0), (7, 8, 33, 3.0), (300, 16, 40, 1.0), (513, 4, 20, 100.0)]
         {
@@ -237,13 +237,14 @@ mod tests {
             let check = Check::new(&[x, random(&[width, vocabulary], 6)]);
             let ids: Vec<i32> =
                 (0..rows as i32).map(|i| if i % 5 == 3 { IGNORE } else { i * 7 % vocabulary as i32 }).collect();
-            let targets = || Tensor::<1, Int>::from_data(TensorData::new(ids.clone(), [rows]), &Device::default());
+            let targets =
+                |x: &[Tensor<1>]| Tensor::<1, Int>::from_data(TensorData::new(ids.clone(), [rows]), &device(x));
             let split = |x: &[Tensor<1>]| (x[0].clone().reshape([rows, width]), x[1].clone());
             let plain = |x: &[Tensor<1>]| (split(x).0, split(x).1.reshape([width, vocabulary]));
             let tied = |x: &[Tensor<1>]| (split(x).0, split(x).1.reshape([vocabulary, width]).transpose());
             let form = |x: &[Tensor<1>]| {
                 let (a, b) = plain(x);
-                composed(a, b, targets())
+                composed(a, b, targets(x))
             };
             if scale == 1.0 {
                 check.gradients(form);
@@ -251,18 +252,18 @@ mod tests {
             check.equal(
                 |x| {
                     let (a, b) = plain(x);
-                    linear_cross_entropy(a, b, targets())
+                    linear_cross_entropy(a, b, targets(x))
                 },
                 form,
             );
             check.equal(
                 |x| {
                     let (a, b) = tied(x);
-                    linear_cross_entropy(a, b, targets())
+                    linear_cross_entropy(a, b, targets(x))
                 },
                 |x| {
                     let (a, b) = tied(x);
-                    composed(a, b, targets())
+                    composed(a, b, targets(x))
                 },
             );
         }

@@ -118,7 +118,7 @@ mod fused {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::ops::check::{Check, random};
+    use crate::ops::check::{Check, device, random};
     use burn::tensor::{Device, TensorData};
 
     #[test]
@@ -135,7 +135,10 @@ mod tests {
             let ids = Tensor::<2, Int>::from_data(data, &Device::default());
             let run = |form: fn(Tensor<2>, Tensor<2, Int>) -> Tensor<3>| {
                 let ids = ids.clone();
-                move |x: &[Tensor<1>]| form(x[0].clone().reshape([vocabulary, width]), ids.clone()).flatten::<1>(0, 2)
+                move |x: &[Tensor<1>]| {
+                    let ids = ids.clone().to_device(&device(x));
+                    form(x[0].clone().reshape([vocabulary, width]), ids).flatten::<1>(0, 2)
+                }
             };
             for scale in [1.0, 1e-4, 1e4] {
                 let table = random(&[vocabulary, width], 1).into_iter().map(|x| x * scale).collect();

@@ -240,8 +240,8 @@ mod fused {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::ops::check::{Check, random};
-    use burn::tensor::{Device, TensorData};
+    use crate::ops::check::{Check, device, random};
+    use burn::tensor::TensorData;
 
     type Form = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>, Tensor<1>) -> Tensor<2>;
 
@@ -264,7 +264,7 @@ mod tests {
                     move |inputs: &[Tensor<1>]| {
                         let matrix = |place: usize| inputs[place].clone().reshape(shapes[place]);
                         let output_lr_scale = TensorData::new(random(&[d_out], 9), [d_out]);
-                        let output_lr_scale = Tensor::from_data(output_lr_scale, &Device::default().autodiff());
+                        let output_lr_scale = Tensor::from_data(output_lr_scale, &device(inputs).autodiff());
                         form(matrix(0), matrix(1), matrix(2), matrix(3), output_lr_scale).reshape([rows * d_out])
                     }
                 };
@@ -279,7 +279,7 @@ mod tests {
                     move |learning: &[Tensor<1>]| {
                         let plain = |values: &[f32]| {
                             let data = TensorData::new(values.to_vec(), [values.len()]);
-                            Tensor::<1>::from_data(data, &Device::default().autodiff())
+                            Tensor::<1>::from_data(data, &device(learning).autodiff())
                         };
                         run(&[learning[0].clone(), plain(&w), plain(&a), learning[1].clone()])
                     }

@@ -244,7 +244,7 @@ mod fused {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::ops::check::{Check, random};
+    use crate::ops::check::{Check, device, random};
     use burn::tensor::{Device, TensorData};
 
     #[test]
@@ -264,8 +264,14 @@ mod tests {
                 let a = a.clone().narrow(1, 0, d);
                 move |inputs: &[Tensor<1>]| {
                     let matrix = |place: usize| inputs[place].clone().reshape(shapes[place]);
-                    form(matrix(0), matrix(1), matrix(2), a.clone().cast(inputs[0].dtype()), transposed)
-                        .reshape([count * outputs])
+                    form(
+                        matrix(0),
+                        matrix(1),
+                        matrix(2),
+                        a.clone().cast(inputs[0].dtype()).to_device(&device(inputs)),
+                        transposed,
+                    )
+                    .reshape([count * outputs])
                 }
             };
             let check = Check::new(&inputs);

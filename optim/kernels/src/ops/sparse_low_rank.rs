@@ -199,7 +199,7 @@ mod fused {
     #[cfg(test)]
     mod tests {
         use super::*;
-        use crate::ops::check::{Check, random};
+        use crate::ops::check::{Check, device, random};
         use burn::tensor::{Device, TensorData};
 
         #[test]
@@ -219,7 +219,14 @@ mod fused {
                     let index = index.clone();
                     move |inputs: &[Tensor<1>]| {
                         let matrix = |place: usize| inputs[place].clone().reshape(shapes[place]);
-                        let y = form(matrix(0), matrix(1), matrix(2), inputs[3].clone(), index.clone(), 0.7);
+                        let y = form(
+                            matrix(0),
+                            matrix(1),
+                            matrix(2),
+                            inputs[3].clone(),
+                            index.clone().to_device(&device(inputs)),
+                            0.7,
+                        );
                         y.reshape([rows * d_out])
                     }
                 };

@@ -97,6 +97,9 @@ pub struct Summary {
     /// Instruction set of loops and matrix products on the CPU.
     #[serde(default)]
     pub instruction_set: String,
+    /// Name that the driver gives to the GPU of the run; none for the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Number of subspace renewals that kept the previous subspace, because the gradient was zero or not finite.
     #[serde(default)]
     pub kept_subspaces: u64,

@@ -68,7 +68,7 @@ fn equals_the_definition_with_groups_documents_and_earlier_positions() {
 #[cfg(feature = "flex")]
 #[test]
 fn the_fused_form_equals_the_composed_one() {
-    use crate::ops::check::{Check, random};
+    use crate::ops::check::{Check, device, random};
     for (batch, queries, heads, width, keys, kv_heads) in
         [(1, 1, 1, 2, 1, 1), (2, 5, 4, 6, 5, 2), (1, 130, 2, 16, 130, 1), (2, 3, 3, 8, 70, 3), (1, 65, 6, 4, 100, 2)]
     {
@@ -91,26 +91,27 @@ fn the_fused_form_equals_the_composed_one() {
         };
         for (starts, scale) in [(None, None), (Some(starts()), None), (None, Some(1.25))] {
             let causal = Form { causal: true, scale };
+            let starts = |x: &[Tensor<1>]| starts.clone().map(|starts| starts.to_device(&device(x)));
             let form = |x: &[Tensor<1>]| {
                 let (q, k, v) = shaped(x);
-                composed(q, k, v, starts.clone(), causal).flatten::<1>(0, 3)
+                composed(q, k, v, starts(x), causal).flatten::<1>(0, 3)
             };
             check.gradients(form);
             check.equal(
                 |x| {
                     let (q, k, v) = shaped(x);
-                    scaled_causal_attention(q, k, v, starts.clone(), scale).flatten::<1>(0, 3)
+                    scaled_causal_attention(q, k, v, starts(x), scale).flatten::<1>(0, 3)
                 },
                 form,
             );
             check.equal(
                 |x| {
                     let (q, k, v) = viewed(x);
-                    scaled_causal_attention(q, k, v, starts.clone(), scale).flatten::<1>(0, 3)
+                    scaled_causal_attention(q, k, v, starts(x), scale).flatten::<1>(0, 3)
                 },
                 |x| {
                     let (q, k, v) = viewed(x);
-                    composed(q, k, v, starts.clone(), causal).flatten::<1>(0, 3)
+                    composed(q, k, v, starts(x), causal).flatten::<1>(0, 3)
                 },
             );
         }
