@@ -88,7 +88,6 @@ impl Method for Gated {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "GATED",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "gate", role: TensorRole::Vector, transposed: false },

@@ -11,6 +11,8 @@ The operations themselves: BURN_DEVICE=flex cargo test --release -p lowrank-kern
 """
 
 import argparse
+import concurrent.futures
+import itertools
 import json
 import math
 import os
@@ -126,6 +128,7 @@ def main():
     parser.add_argument("--device", default="wgpu", help="device to compare with the CPU (default: wgpu)")
     parser.add_argument("--software", action="store_true", help="use the software driver SwiftShader")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="runs whose name contains TEXT; may be repeated")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--json", type=pathlib.Path, help="file for the losses and norms of all runs")
     parser.add_argument("--work", type=pathlib.Path, help="folder for the runs, kept (default: a temporary one)")
     args = parser.parse_args()
@@ -147,24 +150,35 @@ def main():
             return None, done.stderr.strip().splitlines()[-1]
         return figures(work / out), json.loads((work / out / "summary.json").read_text()).get("device")
 
+    def compared(number, flags, settings):
+        """Figures of both sides, name of the adapter or reason of the failure, worst differences."""
+        cpu, error = train(flags, settings, "cpu", f"cpu-{number}" if number else "base")
+        gpu, name = train(flags, settings, device, f"gpu-{number}") if cpu else (None, error)
+        if not gpu:
+            return {"cpu": cpu, "gpu": gpu}, name, [math.inf, math.inf]
+        differences = [worst(gpu["losses"], cpu["losses"], False), worst(gpu["norms"], cpu["norms"], True)]
+        return {"cpu": cpu, "gpu": gpu}, name, differences
+
+    chosen = [
+        (number, *run)
+        for number, run in enumerate(runs(program))
+        if number == 0 or not args.only or any(text in run[0] for text in args.only)
+    ]
     results, failed, adapter = {}, 0, None
     print("worst difference from the CPU: of a loss, nats; of a gradient's norm, relative")
-    for number, (label, flags, settings) in enumerate(runs(program)):
-        if number > 0 and args.only and not any(text in label for text in args.only):
-            continue
-        cpu, error = train(flags, settings, "cpu", "base" if number == 0 else "cpu")
-        gpu, name = train(flags, settings, device, "gpu") if cpu else (None, error)
-        if number == 0 and gpu:
-            adapter = name
-            print(f"device {device}: {adapter}")
-        loss, norm = math.inf, math.inf
-        if gpu:
-            loss, norm = worst(gpu["losses"], cpu["losses"], False), worst(gpu["norms"], cpu["norms"], True)
-        good = loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE
-        failed += not good
-        note = "" if good else f"  FAILED {name if gpu is None else ''}"
-        print(f"{loss:8.1e} {norm:8.1e}  {label}{note}", flush=True)
-        results[label] = {"cpu": cpu, "gpu": gpu, "loss": f"{loss:.1e}", "norm": f"{norm:.1e}"}
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        # The others start from the base that the first one trains.
+        first = compared(chosen[0][0], *chosen[0][2:])
+        adapter = first[1] if first[0]["gpu"] else None
+        print(f"device {device}: {adapter}")
+        others = [pool.submit(compared, number, flags, settings) for number, _, flags, settings in chosen[1:]]
+        outcomes = itertools.chain([first], (other.result() for other in others))
+        for (_, label, *_), (sides, name, (loss, norm)) in zip(chosen, outcomes):
+            good = loss <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE
+            failed += not good
+            note = "" if good else f"  FAILED {'' if sides['gpu'] else name}"
+            print(f"{loss:8.1e} {norm:8.1e}  {label}{note}", flush=True)
+            results[label] = sides | {"loss": f"{loss:.1e}", "norm": f"{norm:.1e}"}
     if args.json:
         args.json.write_text(json.dumps({"device": device, "adapter": adapter, "runs": results}, indent=1) + "\n")
     if not args.work:

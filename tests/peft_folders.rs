@@ -64,7 +64,8 @@ fn modules_that_are_trained_whole_are_written_and_read_with_the_adapter() {
         let dir = tempfile::tempdir().expect("a folder");
         save(&model, "default", form, None, dir.path()).unwrap();
         let folder = open(dir.path());
-        assert_eq!(folder.config.modules_to_save, saved.modules_to_save);
+        // By their whole paths: peft compares the ends of names.
+        assert_eq!(folder.config.modules_to_save, ["lm_head", "model.embed_tokens"]);
         assert_eq!(folder.brings(), ["lm_head.weight", "model.embed_tokens.weight"]);
         assert_eq!(logits(&back(dir.path())), logits(&model));
         // They go on being trained.

@@ -89,7 +89,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         written = plain.bytes();
         let targets = matches!(config.targets, Targets::Names(_)).then(|| config.targets.clone());
-        let settings = PlainSettings { targets, base_model: args.base_model.clone(), base: None };
+        let settings = PlainSettings { targets, base_model: args.base_model.clone(), ..PlainSettings::default() };
         Ok(plain.finish(settings).map_err(BuildError::from)?)
     })?;
     let rows = [

@@ -211,8 +211,9 @@ fn composed(args: &Args, method: &str, mut sources: Sources) -> anyhow::Result<R
     }
     match &args.model {
         None => folder::whole(&args.out, |dir| {
-            let mut plain = PlainLora::create(dir).map_err(BuildError::from)?;
             let settings = sources.settings();
+            let plain = PlainLora::create(dir).map_err(BuildError::from)?;
+            let mut plain = plain.with_embeddings(settings.embeddings.clone());
             let taken = sources.compose(&mut *composition, RunOptions::default(), |layer| {
                 let LayerOutcome { path, outcome: Outcome::Factors(factors), report: figures } = layer else {
                     unreachable!("factors were asked for")
@@ -227,7 +228,8 @@ fn composed(args: &Args, method: &str, mut sources: Sources) -> anyhow::Result<R
         Some(model) => folder::whole(&args.out, |dir| {
             sources.prepare(&mut *composition).map_err(BuildError::from)?;
             let layers: BTreeMap<String, [usize; 2]> = sources.layers().clone();
-            let merged = merge_into(model, &layers, dtype, dir, MAX_SHARD_BYTES, |path| {
+            let embeddings = sources.settings().embeddings;
+            let merged = merge_into(model, &layers, &embeddings, dtype, dir, MAX_SHARD_BYTES, |path| {
                 let Some(layer) = sources.compose_layer(&*composition, path)? else { return Ok(None) };
                 let Outcome::Whole(made) = layer.outcome else { unreachable!("an update was asked for") };
                 let rank = match &made {

@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 use lowrank_models::ModelError;
 use lowrank_models::adapter::compose::{Composite, Composition, Layer, Matrix, Source, SvdSum};
 use lowrank_models::adapter::{AdapterConfig, AdapterError, Attach, Factors, GivenTensors, Targets, each_adapted};
-use lowrank_models::hub::peft::{Form, PeftFolder, PlainLora, PlainSettings, save, save_as};
+use lowrank_models::hub::peft::{FolderFactors, Form, PeftFolder, PlainLora, PlainSettings, save, save_as};
 use lowrank_models::hub::{ModelFolder, VisionFolder, VisionModel};
 use serde_json::json;
 
@@ -71,6 +71,7 @@ fn attached(adapter: &Path, model: &Path) -> Result<(lowrank_models::Llama, Opti
     let folder = open(adapter)?;
     let base = folder.base_model.clone();
     let model = ModelFolder::open(model)?.load(&device("cpu")?)?;
+    let model = if folder.has_own_head() { model.with_own_head() } else { model };
     Ok((folder.attach(model)?.0, base))
 }
 
@@ -88,9 +89,10 @@ pub fn alone(adapter: &Path, out: &Path) -> anyhow::Result<()> {
         });
     }
     let factors = opened.factors().map_err(BuildError::from)?;
-    let settings = PlainSettings { targets: None, base_model: factors.base_model.clone(), base: factors.base.clone() };
+    let settings = settings_of(&factors);
     folder::whole(out, |dir| {
-        let mut plain = PlainLora::create(dir).map_err(BuildError::from)?;
+        let plain = PlainLora::create(dir).map_err(BuildError::from)?;
+        let mut plain = plain.with_embeddings(settings.embeddings.clone());
         for layer in factors {
             let layer = layer.map_err(BuildError::from)?;
             plain.push(&layer.path, &layer.factors).map_err(BuildError::from)?;
@@ -99,30 +101,41 @@ pub fn alone(adapter: &Path, out: &Path) -> anyhow::Result<()> {
     })
 }
 
+/// Settings of a plain LoRA made of the factors of a folder.
+fn settings_of(factors: &FolderFactors) -> PlainSettings {
+    PlainSettings {
+        targets: None,
+        base_model: factors.base_model.clone(),
+        base: factors.base.clone(),
+        embeddings: factors.embeddings(),
+    }
+}
+
 /// Writes an adapter as plain LoRA of a rank; returns the share of the norm that each layer loses.
 fn converted(adapter: &Path, model: Option<&Path>, rank: usize, out: &Path) -> anyhow::Result<BTreeMap<String, f64>> {
     let mut residuals = BTreeMap::new();
     folder::whole(out, |dir| {
-        let mut plain = PlainLora::create(dir).map_err(BuildError::from)?;
-        let mut push = |path: &str, factors: &Factors, residual: f64| {
-            residuals.insert(path.to_string(), residual);
-            plain.push(path, factors)
-        };
-        let settings = match model {
+        let plain = PlainLora::create(dir).map_err(BuildError::from)?;
+        let (plain, settings) = match model {
             None => {
                 let layers = open(adapter)?.factors().map_err(BuildError::from)?;
-                let (base_model, base) = (layers.base_model.clone(), layers.base.clone());
+                let settings = settings_of(&layers);
+                let mut plain = plain.with_embeddings(settings.embeddings.clone());
                 for layer in layers {
                     let layer = layer.map_err(BuildError::from)?;
                     let source = Source::of("adapter", layer.factors, None);
                     let (factors, residual) = truncated_factors(&layer.path, source, rank).map_err(BuildError::from)?;
-                    push(&layer.path, &factors, residual).map_err(BuildError::from)?;
+                    residuals.insert(layer.path.clone(), residual);
+                    plain.push(&layer.path, &factors).map_err(BuildError::from)?;
                 }
-                PlainSettings { targets: None, base_model, base }
+                (plain, settings)
             }
             Some(model) => {
                 let (model, base_model) = attached(adapter, model)?;
-                let base = base_of(adapter)?;
+                let (base, besides) =
+                    (base_of(adapter)?, PeftFolder::open(adapter).and_then(|mut from| from.besides()));
+                let embeddings = embeddings_of(&model);
+                let mut plain = plain.with_embeddings(embeddings.clone());
                 let mut failed = None;
                 each_adapted(&model, |path, weight, adapters| {
                     let Some(adapter) = adapters.stack.first().filter(|_| failed.is_none()) else { return };
@@ -132,14 +145,16 @@ fn converted(adapter: &Path, model: Option<&Path>, rank: usize, out: &Path) -> a
                         let Some((factors, residual)) = made.into_factors() else {
                             unreachable!("an update has factors")
                         };
-                        push(path, &factors, residual)
+                        residuals.insert(path.to_string(), residual);
+                        plain.push(path, &factors)
                     });
                     failed = made.err();
                 });
                 if let Some(error) = failed {
                     return Err(BuildError::from(error).into());
                 }
-                PlainSettings { targets: None, base_model, base }
+                plain.push_besides(besides.map_err(BuildError::from)?).map_err(BuildError::from)?;
+                (plain, PlainSettings { targets: None, base_model, base, embeddings })
             }
         };
         Ok(plain.finish(settings).map_err(BuildError::from)?)
@@ -151,6 +166,7 @@ fn converted(adapter: &Path, model: Option<&Path>, rank: usize, out: &Path) -> a
 /// zero.
 pub fn as_shira(adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> {
     let (adapted, base_model) = attached(adapter, model)?;
+    refuse_besides(adapter)?;
     let (mut layers, mut failed) = (BTreeMap::new(), None);
     each_adapted(&adapted, |path, weight, adapters| {
         let Some(adapter) = adapters.stack.first().filter(|_| failed.is_none()) else { return };
@@ -181,6 +197,29 @@ pub fn as_shira(adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> 
     let (sparse, _) = base.attach(Attach::new(config).with_tensors(tensors)).map_err(BuildError::from)?;
     let base = base_model.unwrap_or_else(|| model.to_string_lossy().into_owned());
     folder::whole(out, |dir| Ok(save(&sparse, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?))
+}
+
+/// Rejects an adapter folder with weights that belong to no layer of the adapter.
+fn refuse_besides(adapter: &Path) -> Result<(), BuildError> {
+    let folder = PeftFolder::open(adapter)?;
+    match folder.brings().iter().find(|name| !name.ends_with(".base_layer.weight")) {
+        None => Ok(()),
+        Some(name) => Err(BuildError::Settings(format!(
+            "--as shira: {} holds {name} besides its adapter, which would be lost; use --as lora, or merge it (lowrank merge)",
+            adapter.display()
+        ))),
+    }
+}
+
+/// Paths of the adapted embeddings of a model.
+fn embeddings_of(model: &lowrank_models::Llama) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    each_adapted(model, |path, _, adapters| {
+        if adapters.stack.iter().any(|adapter| adapter.place().embedding) {
+            found.insert(path.to_string());
+        }
+    });
+    found
 }
 
 /// The non-zero elements of an update `[d_out, d_in]`.

@@ -33,13 +33,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let number = pool.number(&args.name).map_err(BuildError::from)?;
     let paths: Vec<String> = pool.layers().map(|(path, ..)| path.to_string()).collect();
     folder::whole(&args.out, |dir| {
-        let mut plain = PlainLora::create(dir).map_err(BuildError::from)?;
+        let settings = pool.settings().plain;
+        let plain = PlainLora::create(dir).map_err(BuildError::from)?;
+        let mut plain = plain.with_embeddings(settings.embeddings.clone());
         for path in &paths {
             let (a, b, scale) = pool.take(path).map_err(BuildError::from)?.revert(number);
             let source = Source { adapter: args.name.clone(), a, b, scale, weight: None, basis: None };
             plain.push(path, &source.factors()).map_err(BuildError::from)?;
         }
-        Ok(plain.finish(pool.settings().plain).map_err(BuildError::from)?)
+        Ok(plain.finish(settings).map_err(BuildError::from)?)
     })?;
     print(&format!("{}\n", args.out.display()))?;
     Ok(ExitCode::SUCCESS)

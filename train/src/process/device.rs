@@ -107,8 +107,11 @@ mod gpu {
             return Err("no such device was found; install its driver, or use `cpu`".into());
         }
         if !matches!(choice, Choice::Default) && !known.contains(&device) {
-            let known: Vec<String> = known.iter().map(|device| format!("{device:?}")).collect();
-            return Err(format!("this machine has {}", known.join(", ")));
+            let names = known.iter().map(|device| super::adapter_name(device).unwrap_or_default());
+            return Err(format!(
+                "this machine has: {}; cards are counted from 0, and a software driver is `:cpu`",
+                names.collect::<Vec<_>>().join(", ")
+            ));
         }
         Ok(device)
     }

@@ -35,8 +35,6 @@ pub struct Spec {
     pub merges: Result<(), &'static str>,
     /// True if merging needs a bias on the layer, or changes one.
     pub changes_bias: bool,
-    /// `peft_type` in `adapter_config.json`.
-    pub peft_type: &'static str,
     /// Tensors of the structure.
     pub tensors: &'static [TensorSpec],
 }

@@ -90,7 +90,6 @@ impl Method for Allora {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LORA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

@@ -71,7 +71,6 @@ impl Method for BlockLora {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "BLOCK_LORA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: false },

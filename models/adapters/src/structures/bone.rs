@@ -197,7 +197,6 @@ impl Method for Bone {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "BONE",
         tensors: &[TensorSpec { name: "block", role: TensorRole::Block, transposed: false }],
     };
 

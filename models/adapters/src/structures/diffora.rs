@@ -58,7 +58,6 @@ impl Method for Diffora {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "DIFFORA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

@@ -140,7 +140,6 @@ impl Method for Dora {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LORA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

@@ -129,7 +129,6 @@ impl Method for FourierFt {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "FOURIERFT",
         tensors: &[TensorSpec { name: "spectrum", role: TensorRole::Block, transposed: false }],
     };
 

@@ -86,7 +86,6 @@ impl Method for Gated {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "GATED",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             // Decay would close gates that the threshold leaves open.

@@ -67,7 +67,6 @@ impl Method for Hira {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "HIRA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

@@ -210,7 +210,6 @@ impl Method for Hydra {
         dropout: true,
         merges: Ok(()),
         changes_bias: true,
-        peft_type: "HYDRA",
         tensors: &[
             TensorSpec { name: "par_a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "par_b", role: TensorRole::B, transposed: true },

@@ -107,7 +107,6 @@ impl Method for Ia3 {
         dropout: false,
         merges: Ok(()),
         changes_bias: true,
-        peft_type: "IA3",
         tensors: &[TensorSpec { name: "l", role: TensorRole::Transform, transposed: true }],
     };
 

@@ -143,7 +143,6 @@ impl Method for Loca {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LOCA",
         tensors: &[
             TensorSpec { name: "coef", role: TensorRole::Vector, transposed: false },
             TensorSpec { name: "loc", role: TensorRole::Position, transposed: false },

@@ -67,7 +67,6 @@ impl Method for LoHa {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LOHA",
         tensors: &[
             TensorSpec { name: "w1_a", role: TensorRole::B, transposed: true },
             TensorSpec { name: "w1_b", role: TensorRole::A, transposed: true },

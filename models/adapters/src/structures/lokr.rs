@@ -153,7 +153,6 @@ impl Method for LoKr {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LOKR",
         tensors: &[
             TensorSpec { name: "w1", role: TensorRole::B, transposed: true },
             TensorSpec { name: "w1_a", role: TensorRole::B, transposed: true },

@@ -120,7 +120,6 @@ impl Method for LoLdu {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LOLDU",
         tensors: &[
             TensorSpec { name: "permuted_lower", role: TensorRole::Frozen, transposed: true },
             TensorSpec { name: "upper", role: TensorRole::Frozen, transposed: true },

@@ -41,7 +41,6 @@ impl Method for LoraAdapter {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LORA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

@@ -124,7 +124,6 @@ impl Method for LoraXs {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "LORA_XS",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::Frozen, transposed: true },
             TensorSpec { name: "core", role: TensorRole::Core, transposed: true },

@@ -130,7 +130,6 @@ impl Method for Nested {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "NESTED",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

@@ -146,7 +146,6 @@ impl Method for Nola {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "NOLA",
         tensors: &[
             TensorSpec { name: "coef_a", role: TensorRole::Vector, transposed: false },
             TensorSpec { name: "coef_b", role: TensorRole::Vector, transposed: false },

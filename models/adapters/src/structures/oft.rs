@@ -238,7 +238,6 @@ impl Method for Oft {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "OFT",
         tensors: &[TensorSpec { name: "r", role: TensorRole::Block, transposed: false }],
     };
 

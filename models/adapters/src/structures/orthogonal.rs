@@ -91,7 +91,6 @@ impl Method for Orthogonal {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "ORTHOGONAL",
         tensors: &[
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },
             TensorSpec { name: "indices", role: TensorRole::Frozen, transposed: false },

@@ -164,7 +164,6 @@ impl Method for Pego {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "PEGO",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

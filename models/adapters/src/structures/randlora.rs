@@ -180,7 +180,6 @@ impl Method for RandLora {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "RANDLORA",
         tensors: &[
             TensorSpec { name: "lambda", role: TensorRole::Vector, transposed: false },
             TensorSpec { name: "gamma", role: TensorRole::Vector, transposed: false },

@@ -220,7 +220,6 @@ impl Method for Salt {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "SALT",
         tensors: &[
             TensorSpec { name: "u", role: TensorRole::Frozen, transposed: true },
             TensorSpec { name: "s", role: TensorRole::Frozen, transposed: false },

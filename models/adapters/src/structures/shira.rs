@@ -81,7 +81,6 @@ impl Method for Shira {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "SHIRA",
         tensors: &[
             TensorSpec { name: "weight", role: TensorRole::Block, transposed: false },
             TensorSpec { name: "indices", role: TensorRole::Frozen, transposed: false },

@@ -159,7 +159,6 @@ impl Method for Snell {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "SNELL",
         tensors: &[
             TensorSpec { name: "p", role: TensorRole::A, transposed: false },
             TensorSpec { name: "q", role: TensorRole::B, transposed: false },

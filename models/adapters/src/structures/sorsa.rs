@@ -102,7 +102,6 @@ impl Method for Sorsa {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "SORSA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "s", role: TensorRole::Vector, transposed: false },

@@ -81,7 +81,6 @@ impl Method for SvFit {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "SVFIT",
         tensors: &[
             TensorSpec { name: "u", role: TensorRole::Frozen, transposed: true },
             TensorSpec { name: "vt", role: TensorRole::Frozen, transposed: true },

@@ -177,7 +177,6 @@ impl Method for Tera {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "TERA",
         tensors: &[
             TensorSpec { name: "d", role: TensorRole::Vector, transposed: false },
             TensorSpec { name: "core", role: TensorRole::Frozen, transposed: false },

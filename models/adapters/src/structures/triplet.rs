@@ -200,7 +200,6 @@ impl Method for Triplet {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "TRIPLET",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             // As the core of a decomposition: decay pulls it toward the base model.

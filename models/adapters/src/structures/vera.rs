@@ -97,7 +97,6 @@ impl Method for Vera {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "VERA",
         tensors: &[
             TensorSpec { name: "lambda_d", role: TensorRole::Vector, transposed: false },
             TensorSpec { name: "lambda_b", role: TensorRole::Vector, transposed: false },

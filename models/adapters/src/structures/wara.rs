@@ -136,7 +136,6 @@ impl Method for Wara {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "WARA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "b", role: TensorRole::B, transposed: true },

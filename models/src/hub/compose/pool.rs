@@ -1,6 +1,6 @@
 //! Pools: folders that hold several adapters in less room and give each one back (`pool.json` and `pool.safetensors`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lowrank_adapters::Targets;
@@ -28,6 +28,8 @@ struct Manifest {
     base_model: Option<String>,
     base: Option<String>,
     targets: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    embeddings: BTreeSet<String>,
     layers: BTreeMap<String, LayerEntry>,
     /// SHA-256 of the tensors.
     sha256: String,
@@ -110,6 +112,7 @@ impl PoolWriter {
             base_model: plain.base_model,
             base: plain.base,
             targets,
+            embeddings: plain.embeddings,
             layers: self.layers,
             sha256,
         };
@@ -192,8 +195,8 @@ impl PoolFolder {
 
     /// Settings for another pool or for an adapter of it.
     pub fn settings(&self) -> PoolSettings {
-        let Manifest { method, names, base_model, base, targets, .. } = self.manifest.clone();
-        let plain = PlainSettings { targets: targets.map(Targets::Names), base_model, base };
+        let Manifest { method, names, base_model, base, targets, embeddings, .. } = self.manifest.clone();
+        let plain = PlainSettings { targets: targets.map(Targets::Names), base_model, base, embeddings };
         PoolSettings { method, names, plain }
     }
 

@@ -127,6 +127,13 @@ impl AdapterSource {
         }
     }
 
+    fn embeddings(&self) -> BTreeSet<String> {
+        match &self.kind {
+            Kind::Adapter(factors) => factors.embeddings(),
+            Kind::Tuned(_) => BTreeSet::new(),
+        }
+    }
+
     fn rank(&self, path: &str) -> usize {
         match &self.kind {
             Kind::Adapter(factors) => factors.rank(path).unwrap_or(0),
@@ -166,6 +173,8 @@ pub struct Sources {
     /// Layers and sides.
     layers: BTreeMap<String, [usize; 2]>,
     missing: BTreeSet<String>,
+    /// Layers that are embeddings.
+    embeddings: BTreeSet<String>,
 }
 
 impl Sources {
@@ -202,7 +211,20 @@ impl Sources {
             }
             missing.extend(lacks.into_iter().cloned());
         }
-        let all = Self { sources, layers, missing };
+        let mut embeddings = BTreeSet::new();
+        for source in &sources {
+            embeddings.extend(source.embeddings());
+        }
+        for source in &sources {
+            let (own, known) = (source.layers(), source.embeddings());
+            if let Some(path) = embeddings.iter().find(|path| own.contains_key(*path) && !known.contains(*path)) {
+                return refused(format!(
+                    "{path} is an embedding in one adapter and a linear layer in {}; compose adapters of one model",
+                    source.name
+                ));
+            }
+        }
+        let all = Self { sources, layers, missing, embeddings };
         all.check_base()?;
         Ok(all)
     }
@@ -290,6 +312,7 @@ impl Sources {
             targets,
             base_model: common(&|factors| factors.base_model.clone()),
             base: common(&|factors| factors.base.clone()).filter(|_| self.missing.is_empty()),
+            embeddings: self.embeddings.clone(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Updates added to the weights of a model folder of any architecture, tensor by tensor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::tensor::{bf16, f16};
@@ -17,11 +17,13 @@ use crate::hub::{FileType, TensorFiles, copy_companions};
 /// Writes the model of a folder with updates added to its linear layers into an existing folder, with tokenizer and settings. Sums are computed in
 /// f64 and written in `dtype`, or in the type that each tensor has in the model's files; other tensors are copied.
 ///
-/// `update` gives the update `[d_out, d_in]` of the layer with a path, if it has one; `layers` are the paths that have one, each with its `[d_in, d_out]`. Weights
-/// that the model does not have, or of other sides, are rejected.
+/// `update` gives the update `[d_out, d_in]` of the layer with a path, if it has one; `layers` are the paths that have one, each with its `[d_in, d_out]`, and
+/// `embeddings` those of them whose weight is stored as `[d_in, d_out]`. Weights that the model does not have, or of other sides, and an embedding that
+/// serves as head too are rejected.
 pub fn merge_into(
     model: &Path,
     layers: &BTreeMap<String, [usize; 2]>,
+    embeddings: &BTreeSet<String>,
     dtype: Option<FileType>,
     out: &Path,
     max_shard_bytes: u64,
@@ -32,12 +34,23 @@ pub fn merge_into(
         files.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
     let known: BTreeMap<&str, &[usize]> =
         shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let path = model.join(CONFIG);
+    let mut config: Map<String, Value> = serde_json::from_str(&read_text(&path)?)
+        .map_err(|error| ModelError::File { path, reason: format!("not a JSON object: {error}") })?;
+    let tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true)) || !known.contains_key("lm_head.weight");
     for (path, [d_in, d_out]) in layers {
         let tensor = format!("{path}.weight");
         let reason = match known.get(tensor.as_str()) {
-            Some(shape) if **shape == [*d_out, *d_in] => continue,
+            Some(shape) if embeddings.contains(path) && **shape == [*d_in, *d_out] => match tied {
+                false => continue,
+                true => "serves as head too (tie_word_embeddings), which the adapters do not change; compose without --model, and let `lowrank merge` give \
+                         the model a head of its own"
+                    .into(),
+            },
+            Some(shape) if !embeddings.contains(path) && **shape == [*d_out, *d_in] => continue,
             Some(shape) => {
-                format!("has shape {shape:?}, the adapters [{d_out}, {d_in}]: give the model that they were trained on")
+                let sides = if embeddings.contains(path) { [d_in, d_out] } else { [d_out, d_in] };
+                format!("has shape {shape:?}, the adapters {sides:?}: give the model that they were trained on")
             }
             None => "is missing, and the adapters change it: give the model that they were trained on".into(),
         };
@@ -51,6 +64,10 @@ pub fn merge_into(
         let (mut bytes, mut kind) = files.entry(&name, &shape)?;
         let path = name.strip_suffix(".weight").filter(|path| layers.contains_key(*path));
         let delta = path.map(&mut update).transpose()?.flatten();
+        let delta = match path.is_some_and(|path| embeddings.contains(path)) {
+            true => delta.map(|delta| delta.transpose()),
+            false => delta,
+        };
         let is_float = matches!(kind, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64);
         if let Some(asked) =
             (is_float && (delta.is_some() || dtype.is_some())).then(|| dtype.unwrap_or(types.get(&name)))
@@ -98,9 +115,6 @@ pub fn merge_into(
         let text = format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": index}));
         std::fs::write(out.join(INDEX), text).map_err(ModelError::io(out.join(INDEX)))?;
     }
-    let path = model.join(CONFIG);
-    let mut config: Map<String, Value> = serde_json::from_str(&read_text(&path)?)
-        .map_err(|error| ModelError::File { path, reason: format!("not a JSON object: {error}") })?;
     for key in ["dtype", "torch_dtype"] {
         if let (Some(named), Some(asked)) = (config.get_mut(key), dtype) {
             *named = json!(asked.torch_name());

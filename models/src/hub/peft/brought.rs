@@ -39,8 +39,8 @@ pub(super) const COPY: &str = ".base_layer";
 /// End of the name of rows that replace those of a module.
 pub(super) const ROWS: &str = ".token_adapter.trainable_tokens_delta";
 /// The tied head, and the embedding that serves as one.
-const HEAD: &str = "lm_head.weight";
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// The module that rows belong to, by the name of the tensor.
 pub(super) fn module_of_rows(name: &str) -> Option<&str> {

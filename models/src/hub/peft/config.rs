@@ -141,10 +141,16 @@ fn own(ours: Ours, kind: &str, keys: &mut Keys) -> Result<AdapterConfig, String>
         ..AdapterConfig::new(&ours.structure)
     };
     let spec = config.entry().map_err(|error| error.to_string())?.spec;
-    match spec.peft_type == kind {
+    let known = own_type(spec.name);
+    match known == kind {
         true => Ok(config),
-        false => Err(format!("peft_type is \"{kind}\"; {} has \"{}\"", spec.name, spec.peft_type)),
+        false => Err(format!("peft_type is \"{kind}\"; folders of {} have \"{known}\"", spec.name)),
     }
+}
+
+/// `peft_type` of a folder in our own form, which `peft` rejects whatever types it learns: it would compute another adapter.
+fn own_type(structure: &str) -> String {
+    format!("LOWRANK_{}", structure.to_uppercase().replace('-', "_"))
 }
 
 /// Initialisation, which matters only if it changes the base weights: the stored tensors replace all others.
@@ -189,6 +195,8 @@ pub(super) struct Written<'a> {
     /// Paths of the adapted layers.
     pub paths: Vec<&'a str>,
     pub base_model: Option<&'a str>,
+    /// The head serves as the embedding that is saved whole.
+    pub ties: bool,
 }
 
 #[derive(Serialize)]
@@ -213,6 +221,10 @@ impl Written<'_> {
         let saved = (!config.modules_to_save.is_empty()).then_some(&config.modules_to_save);
         put("modules_to_save", json!(saved));
         put("base_model_name_or_path", json!(self.base_model));
+        // Only the configuration of LoRA has the key.
+        if self.ties && self.layout.as_ref().is_none_or(|(layout, _)| layout.structure == Layout::lora().structure) {
+            put("ensure_weight_tying", json!(true));
+        }
         let adapted = self.layout.as_ref().map_or(Some("adapted_only"), |(layout, _)| layout.bias);
         match (adapted, config.bias) {
             (_, TrainedBiases::All) => put("bias", json!("all")),
@@ -264,7 +276,7 @@ impl Written<'_> {
                     Ok(entry) => entry.spec,
                     Err(error) => unreachable!("the adapter was built: {error}"),
                 };
-                put("peft_type", json!(spec.peft_type));
+                put("peft_type", json!(own_type(spec.name)));
                 put("r", json!(config.rank));
                 put("lora_alpha", alpha);
                 put("lora_dropout", json!(config.dropout));

@@ -1,6 +1,6 @@
 //! Adapter folders as data: the factors of every layer, without a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use burn::tensor::TensorData;
@@ -74,7 +74,13 @@ impl PeftFolder {
         let mut layers = Vec::new();
         for (layer, fields) in &names {
             match self.shape(layer, fields) {
-                Some(shape) => layers.push(LinearLayer { path: layer.clone(), shape, bias: false, embedding: false }),
+                Some(shape) => {
+                    let embedding = self.mark.embeddings.contains(layer)
+                        || self
+                            .layout
+                            .is_some_and(|layout| fields.values().any(|name| is_at_embedding(layout, layer, name)));
+                    layers.push(LinearLayer { path: layer.clone(), shape, bias: false, embedding });
+                }
                 None => {
                     return refused(format!(
                         "the sides of {layer} do not follow from its tensors; attach the adapter to its model and save it again"
@@ -138,7 +144,19 @@ impl PeftFolder {
     }
 }
 
+/// Returns true if a tensor of a layer has the name that it has at an embedding.
+fn is_at_embedding(layout: &Layout, layer: &str, name: &str) -> bool {
+    let rest =
+        name.strip_prefix(MODEL).and_then(|name| name.strip_prefix(layer)).and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|rest| layout.is_of_embedding(rest))
+}
+
 impl FolderFactors {
+    /// Paths of the layers that are embeddings and have not been read.
+    pub fn embeddings(&self) -> BTreeSet<String> {
+        self.places.values().filter(|place| place.embedding).map(|place| place.path.clone()).collect()
+    }
+
     /// Layers that have not been read, by path.
     pub fn layers(&self) -> impl Iterator<Item = &Place> {
         self.places.values()

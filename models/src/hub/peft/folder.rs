@@ -1,6 +1,6 @@
 //! Parts shared by reading and writing adapter folders: file names, marks, and the adapter of a name on a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -44,6 +44,9 @@ pub(super) struct Mark {
     /// `[d_in, d_out]` of the layers, where they cannot be derived from the tensors.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shapes: BTreeMap<String, [usize; 2]>,
+    /// Layers that are embeddings, where the names of their tensors do not show it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub embeddings: BTreeSet<String>,
     /// Settings that the configuration does not hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<Ours>,

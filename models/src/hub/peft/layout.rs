@@ -73,6 +73,12 @@ impl Layout {
         all.clone().find(|(_, name)| is_named(rest, name)).map(|(field, _)| *field)
     }
 
+    /// Returns true if a tensor has the name that a field has at an embedding, and at no linear layer.
+    pub fn is_of_embedding(&self, rest: &str) -> bool {
+        let named = |all: &[(&str, &str)]| all.iter().any(|(_, name)| is_named(rest, name));
+        named(self.embedding) && !named(self.tensors)
+    }
+
     /// The shared field of a tensor by the end of its name, and its extra axis.
     pub fn shared_field(&self, rest: &str) -> Option<(&'static str, Option<usize>)> {
         self.shared.iter().find(|(_, name, _)| is_named(rest, name)).map(|(field, _, axis)| (*field, *axis))

@@ -24,7 +24,7 @@ mod xlora;
 
 pub use factors::FolderFactors;
 pub use folder::adapter_dir;
-pub use plain::{PlainLora, PlainSettings};
+pub use plain::{Besides, PlainLora, PlainSettings};
 pub use read::PeftFolder;
 pub use write::{Form, save, save_as};
 pub use xlora::XLora;

@@ -9,7 +9,7 @@ use super::layout::Layout;
 use crate::error::ModelError;
 use crate::hub::spool::TensorSpool;
 use crate::weights::host;
-use lowrank_adapters::{AdapterConfig, AdapterError, Factors, Scaling, Targets};
+use lowrank_adapters::{AdapterConfig, AdapterError, Factors, Scaling, Targets, TrainedBiases};
 
 /// A folder of a plain LoRA in the making, as `peft` reads it.
 pub struct PlainLora {
@@ -18,6 +18,8 @@ pub struct PlainLora {
     /// Rank and alpha by layer.
     sizes: BTreeMap<String, (usize, f64)>,
     empty: Vec<String>,
+    embeddings: BTreeSet<String>,
+    besides: Option<Besides>,
 }
 
 /// Settings of a folder of a plain LoRA.
@@ -29,13 +31,47 @@ pub struct PlainSettings {
     pub base_model: Option<String>,
     /// Fingerprint of the base weights.
     pub base: Option<String>,
+    /// Paths of the layers that are embeddings.
+    pub embeddings: BTreeSet<String>,
+}
+
+/// Weights of a folder that belong to no layer of its adapter: modules trained whole, biases and rows of tables.
+#[derive(Clone, Debug)]
+pub struct Besides {
+    pub(super) modules_to_save: Vec<String>,
+    pub(super) token_rows: Vec<(String, Vec<usize>)>,
+    pub(super) bias: TrainedBiases,
+    pub(super) keeps_tie: bool,
+    /// Shapes and values by their names in the file.
+    pub(super) tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
 impl PlainLora {
     /// Starts a folder, which exists and is empty: use a new one and rename it at the end.
     pub fn create(dir: &Path) -> Result<Self, ModelError> {
         let spool = TensorSpool::create(&dir.join(WEIGHTS))?;
-        Ok(Self { dir: dir.to_path_buf(), spool, sizes: BTreeMap::new(), empty: Vec::new() })
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            spool,
+            sizes: BTreeMap::new(),
+            empty: Vec::new(),
+            embeddings: BTreeSet::new(),
+            besides: None,
+        })
+    }
+
+    /// Layers with these paths are embeddings, whose factors have names of their own.
+    pub fn with_embeddings(self, embeddings: BTreeSet<String>) -> Self {
+        Self { embeddings, ..self }
+    }
+
+    /// Appends what another folder holds besides its adapter.
+    pub fn push_besides(&mut self, besides: Besides) -> Result<(), ModelError> {
+        for (name, (shape, values)) in &besides.tensors {
+            self.spool.push(name, shape, values)?;
+        }
+        self.besides = Some(Besides { tensors: BTreeMap::new(), ..besides });
+        Ok(())
     }
 
     /// Appends the update of a layer. One of rank 0 is left out, as `peft` has no rank 0.
@@ -45,9 +81,10 @@ impl PlainLora {
             self.empty.push(path.to_string());
             return Ok(());
         }
-        let values =
-            [(&factors.a, "lora_A.weight", [rank, d_in], "A"), (&factors.b, "lora_B.weight", [d_out, rank], "B")];
-        for (tensor, name, shape, letter) in values {
+        let embedding = self.embeddings.contains(path);
+        let values = [(&factors.a, "a", [rank, d_in], "A"), (&factors.b, "b", [d_out, rank], "B")];
+        for (tensor, field, shape, letter) in values {
+            let Some(name) = Layout::lora().name(field, embedding) else { unreachable!("LoRA has both factors") };
             let values = host(tensor.clone().without_autodiff().transpose());
             if let Some(value) = values.iter().find(|value| !value.is_finite()) {
                 let reason =
@@ -86,7 +123,12 @@ impl PlainLora {
             others(&|size| size.1 != alpha).into_iter().map(|path| (regex::escape(&path), self.sizes[&path].1));
         let paths: Vec<&str> = self.sizes.keys().map(String::as_str).collect();
         let whole = settings.targets.filter(|_| self.empty.is_empty());
+        let besides = self.besides.as_ref();
+        let ties = besides.is_some_and(|besides| besides.keeps_tie && !besides.modules_to_save.is_empty());
         let config = AdapterConfig {
+            modules_to_save: besides.map(|besides| besides.modules_to_save.clone()).unwrap_or_default(),
+            token_rows: besides.map(|besides| besides.token_rows.clone()).unwrap_or_default(),
+            bias: besides.map_or(TrainedBiases::None, |besides| besides.bias),
             rank: Some(rank),
             alpha: Some(alpha),
             scaling: Some(Scaling::Rank),
@@ -98,7 +140,7 @@ impl PlainLora {
         let layout = Layout::lora();
         let keys = (layout.write)(&config).map_err(AdapterError::Refused)?;
         let base_model = settings.base_model.as_deref();
-        let text = Written { config: &config, layout: Some((layout, keys)), paths, base_model }.text();
+        let text = Written { config: &config, layout: Some((layout, keys)), paths, base_model, ties }.text();
         let mark = Mark { base: settings.base, ..Mark::default() };
         let Ok(mark) = serde_json::to_string(&mark) else { unreachable!("texts are JSON") };
         self.spool.finish(BTreeMap::from([(OURS, mark)]))?;

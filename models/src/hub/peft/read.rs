@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 
-use super::brought::{self, Brought, Rows};
+use super::brought::{self, Brought, COPY, Rows};
 use super::config;
 use super::distribute::{Distributed, TensorNames};
 use super::folder::{CONFIG, MODEL, Mark, OURS, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
 use super::names::{aliases, canonical, renamed};
+use super::plain::Besides;
 use super::saved::is_of;
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
@@ -67,8 +68,9 @@ impl PeftFolder {
                 reason: format!("{OURS} in the header: {error}"),
             })?,
         };
-        // Those of this program keep the tie.
-        let keeps_tie = keeps_tie || marked;
+        // Other configurations than that of LoRA have no key for it; folders of this program keep the tie.
+        let keeps_tie =
+            keeps_tie || marked && layout.is_some_and(|layout| layout.structure != Layout::lora().structure);
         let mut folder = Self { dir: dir.to_path_buf(), config, base_model, warnings, layout, mark, files, keeps_tie };
         if let Some(ours) = folder.mark.adapter.clone() {
             (folder.config.seed, folder.config.options) = (ours.seed, ours.options);
@@ -139,6 +141,25 @@ impl PeftFolder {
     pub fn brings(&self) -> Vec<&str> {
         let inner = self.files.shapes().filter_map(|(name, _)| name.strip_prefix(MODEL));
         inner.filter(|name| self.is_brought(name)).collect()
+    }
+
+    /// What the folder holds besides its adapter, to be written with another form of it. Copies of base weights are left out.
+    pub fn besides(&mut self) -> Result<Besides, ModelError> {
+        let names: Vec<(String, Vec<usize>)> = self
+            .files
+            .shapes()
+            .filter(|(name, _)| name.strip_prefix(MODEL).is_some_and(|inner| self.is_brought(inner)))
+            .filter(|(name, _)| !name.ends_with(&format!("{COPY}.weight")))
+            .map(|(name, shape)| (name.to_string(), shape.to_vec()))
+            .collect();
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in names {
+            let values = self.files.take(&name, &shape)?;
+            tensors.insert(name, (shape, values));
+        }
+        let AdapterConfig { modules_to_save, token_rows, bias, .. } = self.config.clone();
+        let bias = if tensors.keys().any(|name| name.ends_with(".bias")) { bias } else { TrainedBiases::None };
+        Ok(Besides { modules_to_save, token_rows, bias, keeps_tie: self.keeps_tie, tensors })
     }
 
     /// Number of tokens of the embedding that the folder brings whole, with the head if the file has one of that size.

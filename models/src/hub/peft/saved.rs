@@ -38,10 +38,23 @@ pub(super) fn trained_modules<M: Module>(module: &M) -> BTreeSet<String> {
     walk.modules
 }
 
+/// Whole paths of the modules that parameters with these names belong to. `peft` compares the ends of names without regard to dots: "norm" would
+/// take `input_layernorm` too.
+pub(super) fn whole_paths<'a>(parameters: impl Iterator<Item = &'a String>, modules: &[String]) -> Vec<String> {
+    let own = |name: &'a String| {
+        let around = name.match_indices('.').map(|(dot, _)| &name[..dot]);
+        around.into_iter().find(|module| modules.iter().any(|saved| ends_with(module, saved))).map(str::to_string)
+    };
+    parameters.filter_map(own).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn ends_with(module: &str, saved: &str) -> bool {
+    module == saved || module.ends_with(&format!(".{saved}"))
+}
+
 /// Returns true if a parameter with this name belongs to one of the modules, as `peft` compares them: by the end of the path of a module
 /// around it.
 pub(super) fn is_of(name: &str, modules: &[String]) -> bool {
     let around = name.match_indices('.').map(|(dot, _)| &name[..dot]);
-    let ends = |module: &str, saved: &str| module == saved || module.ends_with(&format!(".{saved}"));
-    around.into_iter().any(|module| modules.iter().any(|saved| ends(module, saved)))
+    around.into_iter().any(|module| modules.iter().any(|saved| ends_with(module, saved)))
 }

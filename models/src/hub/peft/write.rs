@@ -9,11 +9,11 @@ use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde_json::{Map, json};
 
-use super::brought::{COPY, Held, Parameters, ROWS};
+use super::brought::{COPY, EMBEDDING, HEAD, Held, Parameters, ROWS};
 use super::config::Written;
 use super::folder::{CONFIG, MODEL, Mark, OURS, Ours, SHARED, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::{Layout, Stored};
-use super::saved::{is_of, trained_modules};
+use super::saved::{is_of, trained_modules, whole_paths};
 use crate::error::ModelError;
 use crate::weights::host;
 use lowrank_adapters::{
@@ -98,7 +98,17 @@ pub fn save_as<M: Module>(
             saved.push(trained);
         }
     }
+    let parameters = saved_parameters(module, &folder.config.modules_to_save)?;
+    folder.config.modules_to_save = whole_paths(parameters.keys(), &folder.config.modules_to_save);
     folder.tensors.extend(beside(module, &folder.config, &layers)?);
+    let (table, head) = (format!("{MODEL}{EMBEDDING}"), format!("{MODEL}{HEAD}"));
+    let tied = !Parameters::of(module, Some(BTreeSet::new())).contains_key(HEAD);
+    let tied = folder.tensors.get(&table).filter(|_| tied).cloned();
+    let ties = tied.is_some();
+    if let Some(table) = tied {
+        // peft expects the tied head under its own name too.
+        folder.tensors.insert(head, table);
+    }
     let base = Some(digits(base_fingerprint(module, &layers.keys().cloned().collect())));
     let shared = match folder.layout {
         Some(_) => None,
@@ -110,11 +120,15 @@ pub fn save_as<M: Module>(
         None => layers.iter().map(|(path, layer)| (path.clone(), layer.place().shape)).collect(),
     };
     let sizes = if form == Form::Own { sizes } else { BTreeMap::new() };
-    let mark = Mark { base, shared, sizes, shapes, adapter };
+    let embeddings = match folder.layout {
+        Some(_) => BTreeSet::new(),
+        None => layers.iter().filter(|(_, layer)| layer.place().embedding).map(|(path, _)| path.clone()).collect(),
+    };
+    let mark = Mark { base, shared, sizes, shapes, embeddings, adapter };
     std::fs::create_dir_all(&dir).map_err(ModelError::io(&dir))?;
     write_tensors(&dir.join(WEIGHTS), folder.tensors, &mark)?;
     let paths = layers.keys().map(String::as_str).collect();
-    let text = Written { config: &folder.config, layout: folder.layout, paths, base_model }.text();
+    let text = Written { config: &folder.config, layout: folder.layout, paths, base_model, ties }.text();
     let path = dir.join(CONFIG);
     std::fs::write(&path, text).map_err(ModelError::io(path))
 }

@@ -44,20 +44,29 @@ impl Check {
         Self { inputs: inputs.to_vec() }
     }
 
-    /// Both functions give the same values, the same gradients with any one input frozen, and the same bits when run again. With the
-    /// feature `wgpu`, the operation gives them on the default GPU too.
+    /// [`Check::equal_on_cpu`]; with the feature `wgpu`, the operation gives the same values and gradients on the default GPU too.
     pub fn equal(&self, fused: impl Fn(&[Tensor<1>]) -> Tensor<1>, composed: impl Fn(&[Tensor<1>]) -> Tensor<1>) {
-        let frozen = (0..self.inputs.len()).map(Some).chain([None]);
-        for frozen in frozen {
-            let cpu = Device::default();
+        self.equal_on_cpu(&fused, composed);
+        #[cfg(feature = "wgpu")]
+        for frozen in (0..self.inputs.len()).map(Some).chain([None]) {
+            let gpu = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+            let expected = self.run(&fused, frozen, &Device::default());
+            let what = format!("on the GPU, frozen {frozen:?}");
+            assert_near(&self.run(&fused, frozen, &gpu), &expected, 1e-4, &what);
+        }
+    }
+
+    /// Both functions give the same values, the same gradients with any one input frozen, and the same bits when run again.
+    pub fn equal_on_cpu(
+        &self,
+        fused: impl Fn(&[Tensor<1>]) -> Tensor<1>,
+        composed: impl Fn(&[Tensor<1>]) -> Tensor<1>,
+    ) {
+        let cpu = Device::default();
+        for frozen in (0..self.inputs.len()).map(Some).chain([None]) {
             let ours = self.run(&fused, frozen, &cpu);
             assert!(ours == self.run(&fused, frozen, &cpu), "the same input gives other bits");
             assert_near(&ours, &self.run(&composed, frozen, &cpu), 2e-5, &format!("frozen {frozen:?}"));
-            #[cfg(feature = "wgpu")]
-            {
-                let gpu = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
-                assert_near(&self.run(&fused, frozen, &gpu), &ours, 1e-4, &format!("on the GPU, frozen {frozen:?}"));
-            }
         }
     }
 

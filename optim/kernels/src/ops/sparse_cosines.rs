@@ -364,14 +364,16 @@ mod fused {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::ops::check::{Check, random};
+    use crate::ops::check::{Check, device, random};
+
+    type Form = fn(Tensor<2>, Tensor<1>, Tensor<2>, usize, f64) -> Tensor<2>;
 
     #[test]
     fn the_fast_form_equals_the_matrices() {
         for [rows, d_in, d_out, n] in [[5, 12, 16, 10], [70, 33, 7, 40], [1, 1, 5, 3]] {
             // Coefficients of which some exceed the gradient bounds.
             let inputs = [random(&[rows, d_in], 1), random(&[n], 2), random(&[2 * n], 3)];
-            let run = |form: fn(Tensor<2>, Tensor<1>, Tensor<2>, usize, f64) -> Tensor<2>| {
+            let run = |form: Form| {
                 move |inputs: &[Tensor<1>]| {
                     let x = inputs[0].clone().reshape([rows, d_in]);
                     // Beyond both ends of the learnable range.
@@ -379,7 +381,17 @@ mod tests {
                     form(x, inputs[1].clone(), positions, d_out, 0.7).reshape([rows * d_out])
                 }
             };
-            Check::new(&inputs).equal(run(sparse_cosines), run(composed));
+            // On a GPU positions have no gradient.
+            Check::new(&inputs).equal_on_cpu(run(sparse_cosines), run(composed));
+            let [x, coefficients, positions] = inputs;
+            let still = |form: Form| {
+                let (run, positions) = (run(form), positions.clone());
+                move |inputs: &[Tensor<1>]| {
+                    let data = TensorData::new(positions.clone(), [positions.len()]);
+                    run(&[inputs[0].clone(), inputs[1].clone(), Tensor::from_data(data, &device(inputs))])
+                }
+            };
+            Check::new(&[x, coefficients]).equal(still(sparse_cosines), still(composed));
         }
     }
 }

@@ -231,7 +231,7 @@ mod fused {
                     }
                 };
                 let check = Check::new(&inputs);
-                check.equal(run(sparse_low_rank), run(super::super::composed));
+                check.equal(run(super::super::sparse_low_rank), run(super::super::composed));
                 check.gradients(run(super::super::composed));
             }
         }

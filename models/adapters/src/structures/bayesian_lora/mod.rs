@@ -305,7 +305,6 @@ impl Method for BayesianLora {
         dropout: true,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "BAYESIAN_LORA",
         tensors: &[
             TensorSpec { name: "a", role: TensorRole::A, transposed: true },
             TensorSpec { name: "e", role: TensorRole::Vector, transposed: false },

@@ -173,7 +173,6 @@ impl Method for TLora {
         dropout: false,
         merges: Ok(()),
         changes_bias: false,
-        peft_type: "TLORA",
         tensors: &[
             TensorSpec { name: "t", role: TensorRole::Transform, transposed: false },
             TensorSpec { name: "b", role: TensorRole::Block, transposed: false },
