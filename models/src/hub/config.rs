@@ -43,8 +43,14 @@ impl HubConfig {
         if let Some(found) = map.remove("hidden_act").filter(|found| *found != json!("silu")) {
             return Err(format!("hidden_act is {found}; only \"silu\" is supported"));
         }
+        // Since version 5 `transformers` lets every token see the later ones too unless this is true.
+        if let Some(found) = map.get("is_causal").filter(|found| **found != json!(true)) {
+            return Err(format!(
+                "is_causal is {found}; only true is supported, since tokens are predicted from those before them: remove the key, or take a causal model"
+            ));
+        }
         let defaults = Defaults::of(family);
-        let rope = rope::Settings::take(&mut map, defaults.max_position_embeddings)?;
+        let rope = rope::Settings::take(&mut map, &defaults)?;
         let mut keys = Keys { map };
         let hidden_size = keys.count("hidden_size", None)?;
         let heads = keys.count("num_attention_heads", None)?;
@@ -242,6 +248,8 @@ mod tests {
             ("hidden_act", json!("gelu")),
             ("num_experts", json!(4)),
             ("sliding_window", json!(8)),
+            ("is_causal", json!(false)),
+            ("is_causal", Value::Null),
             ("logits_scaling", json!(2.0)),
             ("rope_scaling", json!({"type": "longrope"})),
             ("rope_parameters", json!({"rope_type": "yarn"})),

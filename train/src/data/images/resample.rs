@@ -90,13 +90,10 @@ fn weights(filter: Filter, from: usize, to: usize) -> Vec<Weights> {
 /// A picture of another size.
 pub fn resized(picture: &Picture, width: usize, height: usize, filter: Filter) -> Picture {
     if filter == Filter::Nearest {
-        let place = |at: usize, from: usize, to: usize| {
-            (((at as f64 + 0.5) * (from as f64 / to as f64)) as usize).min(from - 1)
-        };
+        let [columns, rows] = [nearest(picture.width, width), nearest(picture.height, height)];
         let mut pixels = Vec::with_capacity(3 * width * height);
-        for y in 0..height {
-            let row = place(y, picture.height, height);
-            (0..width).for_each(|x| pixels.extend(picture.at(place(x, picture.width, width), row)));
+        for row in rows {
+            columns.iter().for_each(|column| pixels.extend(picture.at(*column, row)));
         }
         return Picture { width, height, pixels };
     }
@@ -106,6 +103,15 @@ pub fn resized(picture: &Picture, width: usize, height: usize, filter: Filter) -
         true => across(&down(picture, height, filter), width, filter),
         false => down(&across(picture, width, filter), height, filter),
     }
+}
+
+/// Nearest input pixel of each output pixel.
+///
+/// Pillow adds the scale up pixel by pixel, and its rounding decides between two pixels that are equally near.
+fn nearest(from: usize, to: usize) -> Vec<usize> {
+    let scale = from as f64 / to as f64;
+    let centres = std::iter::successors(Some(scale * 0.5), |centre| Some(centre + scale));
+    centres.take(to).map(|centre| (centre as usize).min(from - 1)).collect()
 }
 
 /// A picture of another width.
@@ -252,6 +258,29 @@ mod tests {
         (
             [6, 6, 6, 6],
             [(13737, 812089), (13737, 812089), (13737, 812089), (13737, 812089), (13737, 812089), (13737, 812089)],
+        ),
+        // Pixels that are equally near: the rounding of the centres decides.
+        (
+            [4, 10, 15, 37],
+            [
+                (211385, 191110519),
+                (211724, 190936001),
+                (211844, 191109184),
+                (211716, 191128277),
+                (210635, 189675241),
+                (211781, 191083599),
+            ],
+        ),
+        (
+            [10, 4, 37, 22],
+            [
+                (312170, 409309668),
+                (309507, 408640540),
+                (310521, 408215885),
+                (310131, 409264387),
+                (313674, 412169058),
+                (310603, 408759074),
+            ],
         ),
     ];
 }
