@@ -3,7 +3,14 @@
 #[path = "program.rs"]
 mod program;
 
+use std::collections::BTreeSet;
+
+use lowrank_models::BaseStorage;
+use lowrank_models::linear::PARAMETERIZATIONS;
+use lowrank_optim::WeightStorage;
+use lowrank_optim::registry::METHODS;
 use program::{Workshop, refused, stderr, succeeded, summary};
+use serde_json::Value;
 
 /// Large enough for the model to outweigh the program.
 const SHAPE: [&str; 11] = [
@@ -102,9 +109,22 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
     };
     let text = plan(&["--memory", "600MiB"]);
     assert!(text.contains("yes   dense") && text.contains("no    dense") && text.contains("uses: dense"), "{text}");
-    for word in ["sltrain", "adamw-8bit", "checkpointed", "per-layer", "2 x 2"] {
+    for word in ["adamw-8bit", "checkpointed", "per-layer", "2 x 2", "bf16", "combinations of settings"] {
         assert!(text.contains(word), "{word}: {text}");
     }
+    let all = plan(&["--memory", "600MiB", "--batch", "4", "--set", "train.accumulation=1", "--all"]);
+    for method in METHODS {
+        assert!(all.contains(method.name), "{}: {all}", method.name);
+    }
+    for entry in PARAMETERIZATIONS {
+        assert!(all.contains(entry.spec().name), "{}: {all}", entry.spec().name);
+    }
+    for storage in WeightStorage::ALL {
+        assert!(all.contains(storage.name()), "{storage}: {all}");
+    }
+    let narrowed =
+        plan(&["--optimizer", "galore,muon", "--optimizer", "fira", "--set", "optimizer.options.lr_scale=2"]);
+    println!("{narrowed}");
     let fixed = plan(&[
         "--batch",
         "4",
@@ -154,6 +174,86 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
     assert!(plan(&["--memory", "auto"]).contains("uses:"), "what is free holds a small model");
     assert!(plan(&["--memory", "50MiB"]).contains("nothing fits"));
     refused(&shop.run(&["plan", "--model", "llama-60n"]), &["llama-60n", "llama-60m"]);
+    for (more, parts) in [
+        (["--optimizer", "muon,galroe"], ["galroe", "did you mean \"galore\"?"]),
+        (["--parameterization", "sltrian,dense"], ["sltrian", "did you mean \"sltrain\"?"]),
+        (["--weights", "f32,f8"], ["weights.storage", "bf16"]),
+        (["--backward", "whole,half"], ["train.backward", "per-layer"]),
+        (["--seq-len", "100000"], ["train.seq_len = 100000", "positions"]),
+        (["--model", "vit-micro"], ["vit-micro", "language"]),
+    ] {
+        let args = [&["plan", "--set", "log.every=1"][..], &more].concat();
+        refused(&shop.run(&args), &parts);
+    }
+}
+
+/// Rows of a plan in JSON.
+fn rows(shop: &Workshop, args: &[&str]) -> Vec<Value> {
+    let output = succeeded(shop.run(&[&["plan", "--json"][..], args].concat()));
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rows = plan["rows"].as_array().expect("rows").clone();
+    assert!(plan["searched"].as_u64() >= Some((rows.len() as u64) + plan["rejected"].as_u64().expect("a number")));
+    rows
+}
+
+/// Arguments that set what a row says.
+fn set(row: &Value) -> Vec<&str> {
+    let settings = row["settings"].as_array().expect("settings").iter().filter_map(Value::as_str);
+    settings.flat_map(|setting| ["--set", setting]).collect()
+}
+
+/// Rows with something that no row before them has, and some others.
+fn sample(rows: &[Value]) -> Vec<&Value> {
+    let mut seen = BTreeSet::new();
+    let mut new = |(number, row): (usize, &Value)| {
+        let keys = ["adapter", "parameterization", "optimizer", "storage", "backward"];
+        let marks = keys.map(|key| format!("{key} {}", row[key]));
+        marks.into_iter().fold(number % 701 == 700, |new, mark| seen.insert(mark) || new)
+    };
+    rows.iter().enumerate().filter(|row| new(*row)).map(|(_, row)| row).collect()
+}
+
+/// A run of a row has the sizes that the row says.
+fn same_sizes(row: &Value, summary: &Value) {
+    for (key, measured) in [
+        ("trained_parameters", "parameters"),
+        ("weight_bytes", "weight_bytes"),
+        ("gradient_bytes", "gradient_bytes"),
+        ("state_bytes", "optimizer_state_bytes"),
+    ] {
+        let [planned, measured] = [&row[key], &summary[measured]].map(|value| value.as_f64().expect("a number"));
+        // Codes lie in whole rows.
+        let codes = ["int8", "nf4"].iter().any(|codes| row["storage"] == *codes);
+        let allowed = if codes && key == "weight_bytes" { 0.05 * measured } else { 0.0 };
+        assert!((planned - measured).abs() <= allowed, "{}: {key} {planned}, {measured} measured", row["describe"]);
+    }
+    let [planned, of_run] =
+        [&row["peak_bytes"], &summary["forecast_bytes"]].map(|value| value.as_u64().expect("a number"));
+    // Beyond the plan, a run knows what it has read already.
+    assert!((planned..planned + (40 << 20)).contains(&of_run), "{}: {planned}, {of_run}", row["describe"]);
+}
+
+#[test]
+fn every_row_is_a_run_of_the_sizes_that_it_says() {
+    let shop = Workshop::new(20);
+    let of_model = ["--model", "llama-9m", "--tokenizer", "bytes", "--seq-len", "32"];
+    let all = rows(&shop, &[&of_model[..], &["--all"]].concat());
+    assert!(all.len() > 2000 && all.iter().all(|row| row["fits"].is_null()), "{}", all.len());
+    let sample = sample(&all);
+    assert!(sample.len() > METHODS.len() + PARAMETERIZATIONS.len(), "{}", sample.len());
+    for (number, row) in sample.into_iter().enumerate() {
+        let out = format!("run{number}");
+        let mut args =
+            vec!["pretrain", "--quiet", "--out", &out, "--data", "text", "--steps", "1", "--memory", "20GiB"];
+        args.extend(["--set", "data.cache=cache", "--set", "log.sample_tokens=0", "--set", "eval.every=0"]);
+        args.extend(set(row));
+        succeeded(shop.run(&args));
+        same_sizes(row, &summary(&shop.path(&out)));
+        // Planned by itself, with all of its settings, it is the same row.
+        let mut alone = rows(&shop, &[set(row), vec!["--all"]].concat());
+        assert_eq!(alone.len(), 1, "{}", row["describe"]);
+        assert_eq!(alone.remove(0), *row);
+    }
 }
 
 #[test]
@@ -164,6 +264,35 @@ fn fine_tuning_stays_within_a_limit_too() {
     let summary = summary(&shop.path("tuned"));
     assert!(summary["forecast_bytes"].as_u64().is_some_and(|bytes| bytes < 200 << 20), "{summary}");
     refused(&shop.run(&shop.tuned("small", &["--memory", "1MiB", "--steps", "3"])), &["1.00 MiB", "nothing fits"]);
+
+    // The rows of a plan are such runs.
+    let plan = ["--finetune", "--model", "model", "--seq-len", "48", "--batch", "2"];
+    let more = ["--adapter", "lora,vera,none", "--rank", "4", "--set", "train.accumulation=1", "--all"];
+    let all = rows(&shop, &[&plan[..], &more].concat());
+    for base in BaseStorage::CHOICES {
+        assert!(all.iter().any(|row| row["storage"] == base.name() && row["adapter"] == "vera"), "{base}");
+    }
+    for (number, row) in sample(&all).into_iter().enumerate() {
+        let out = format!("row{number}");
+        let mut args = vec!["finetune", "--quiet", "--out", &out, "--data", "examples.jsonl", "--steps", "1"];
+        args.extend(["--memory", "20GiB", "--set", "eval.every=0", "--set", "log.sample_tokens=0"]);
+        args.extend(set(row));
+        succeeded(shop.run(&args));
+        same_sizes(row, &program::summary(&shop.path(&out)));
+    }
+    let text = String::from_utf8(succeeded(shop.run(&[&["plan"], &plan[..], &["--memory", "1MiB"]].concat())).stdout);
+    let text = text.expect("text");
+    assert!(text.contains("nothing fits 1.00 MiB; the least is") && text.contains("ADAPTER"), "{text}");
+    let text =
+        succeeded(shop.run(&[&["plan"], &plan[..], &["--memory", "1GiB", "--base", "nf4,int8"]].concat())).stdout;
+    let text = String::from_utf8(text).expect("text");
+    assert!(text.contains("nf4") && text.contains("int8") && !text.contains("bf16"), "{text}");
+
+    std::fs::create_dir(shop.path("vit")).expect("a folder");
+    std::fs::write(shop.path("vit/config.json"), "{\"model_type\": \"vit\"}").expect("a file");
+    refused(&shop.run(&["plan", "--finetune", "--model", "vit"]), &["model.name = vit", "language models alone"]);
+    refused(&shop.run(&["plan", "--finetune", "--model", "model", "--adapter", "lroa"]), &["lroa", "lora"]);
+    refused(&shop.run(&["plan", "--model", "llama-9m", "--base", "nf4"]), &["--finetune"]);
 }
 
 /// A fixed number would be more than the layers of a small model have, and little for a large one.

@@ -41,6 +41,11 @@ pub trait MethodConfig: Config {
     /// Bytes of state for a matrix of this shape.
     fn state_bytes(&self, shape: [usize; 2]) -> usize;
 
+    /// Share of the hidden matrices that have their state at a time.
+    fn active_share(&self) -> f64 {
+        1.0
+    }
+
     /// The optimizer of an embedding or head; none where AdamW steps it.
     fn of_table(&self, _table: Table) -> Option<Self::Optimizer> {
         None

@@ -49,6 +49,10 @@ pub enum WeightStorage {
 }
 
 impl WeightStorage {
+    /// All storages.
+    pub const ALL: [Self; 7] =
+        [Self::F32, Self::Bf16, Self::Bf16Nearest, Self::Bf16Kahan, Self::Bf16Plus8, Self::Bf16Plus16, Self::Int8];
+
     /// Name in configurations.
     pub fn name(self) -> &'static str {
         match self {

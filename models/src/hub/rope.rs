@@ -47,7 +47,7 @@ impl Settings {
         };
         let (new, old) = (object(PARAMETERS)?, object(SCALING)?);
         Self::partial("", map)?;
-        let mut read = |place: &str, settings: &Map<String, Value>| Self::read(place, settings.clone(), map, defaults);
+        let read = |place: &str, settings: &Map<String, Value>| Self::read(place, settings.clone(), map, defaults);
         match (new, old) {
             (Some(new), Some(old)) => {
                 let settings = [read(PARAMETERS, &new)?, read(SCALING, &old)?];

@@ -123,19 +123,22 @@ pub(crate) const GALORE: Method = method!(
 );
 
 /// Registry entry.
-pub(crate) const GALORE_8BIT: Method = method!(
-    GaLoreConfig,
-    GaLoreConfig::eight_bit(128),
-    Entry {
-        papers: &[Paper {
-            title: "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
-            place: "2403.03507"
-        }],
-        memory: "2 n_max r bytes + n_min r",
-        needs: &["hidden matrices whose projected side is at least the rank"],
-        ..Entry::plain(Kind::Optimizer, "galore-8bit", "GaLore with 8-bit moments")
-    }
-);
+pub(crate) const GALORE_8BIT: Method = Method {
+    saves_state_of: Some("galore"),
+    ..method!(
+        GaLoreConfig,
+        GaLoreConfig::eight_bit(128),
+        Entry {
+            papers: &[Paper {
+                title: "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
+                place: "2403.03507"
+            }],
+            memory: "2 n_max r bytes + n_min r",
+            needs: &["hidden matrices whose projected side is at least the rank"],
+            ..Entry::plain(Kind::Optimizer, "galore-8bit", "GaLore with 8-bit moments")
+        }
+    )
+};
 
 /// Registry entry.
 pub(crate) const Q_GALORE: Method = method!(

@@ -406,6 +406,12 @@ impl ProjectedConfig {
         moments * self.storage().bytes(low) + subspace + rest
     }
 
+    /// Share of the hidden matrices that have their state at a time.
+    pub fn active_share(&self) -> f64 {
+        let block = self.projector == ProjectorKind::Block && self.on_renewal == OnRenewal::Reset;
+        if block { self.density } else { 1.0 }
+    }
+
     pub(super) fn storage(&self) -> Storage {
         Storage { min_size: self.min_8bit_size, ..self.moments.into() }
     }

@@ -57,6 +57,10 @@ macro_rules! named {
             fn state_bytes(&self, shape: [usize; 2]) -> usize {
                 self.projected().state_bytes(shape)
             }
+
+            fn active_share(&self) -> f64 {
+                self.projected().active_share()
+            }
         }
     };
 }

@@ -1,6 +1,8 @@
 //! Description of a method, the same for every kind.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::options::{OptionError, OptionList, Options};
 
@@ -104,17 +106,30 @@ impl Entry {
 
     /// Options with their defaults.
     pub fn options(&self) -> OptionList {
-        (self.options)()
+        self.list().as_ref().clone()
+    }
+
+    /// The same, read off once: that takes much longer than any use of them.
+    fn list(&self) -> Arc<OptionList> {
+        static LISTS: Mutex<BTreeMap<(usize, &str), Arc<OptionList>>> = Mutex::new(BTreeMap::new());
+        let key = (self.options as usize, self.name);
+        let lists = || LISTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = lists().get(&key) {
+            return list.clone();
+        }
+        // Without the lock: a list may be made of others.
+        let list = Arc::new((self.options)());
+        lists().entry(key).or_insert(list).clone()
     }
 
     /// Rejects unknown options, missing ones and values that are not allowed.
     pub fn check(&self, given: &Options) -> Result<(), OptionError> {
-        self.options().check(self.name, given)
+        self.list().check(self.name, given)
     }
 
     /// Configuration with the given options on top of the defaults.
     pub fn configure<C: serde::de::DeserializeOwned>(&self, given: &Options) -> Result<C, OptionError> {
-        self.options().configure(self.name, given)
+        self.list().configure(self.name, given)
     }
 }
 

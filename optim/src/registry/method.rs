@@ -23,6 +23,7 @@ pub struct Method {
     /// Check of the combination of options.
     pub(crate) check: fn(&Entry, &Options) -> Result<(), OptimError>,
     pub(crate) bytes: fn(&Entry, &Options, [usize; 2]) -> Result<usize, OptimError>,
+    pub(crate) active_share: fn(&Entry, &Options) -> Result<f64, OptimError>,
     pub(crate) table_bytes: TableBytes,
     pub(crate) build: fn(&Entry, &Options, &ParameterRoles, &StateMeter) -> Result<Built, OptimError>,
     /// None if a reset of the state is not defined.
@@ -54,6 +55,9 @@ macro_rules! method {
             },
             bytes: |entry, options, shape| {
                 Ok($crate::method::MethodConfig::state_bytes(&entry.configure::<$config>(options)?, shape))
+            },
+            active_share: |entry, options| {
+                Ok($crate::method::MethodConfig::active_share(&entry.configure::<$config>(options)?))
             },
             table_bytes: |entry, options, table, shape| {
                 let config = entry.configure::<$config>(options)?;
@@ -90,9 +94,14 @@ impl Method {
         (self.check)(&self.entry, given)
     }
 
-    /// Bytes of state for a matrix of this shape.
+    /// Bytes of state for a matrix of this shape, while it is active.
     pub fn state_bytes(&self, given: &Options, shape: [usize; 2]) -> Result<usize, OptimError> {
         (self.bytes)(&self.entry, given, shape)
+    }
+
+    /// Share of the hidden matrices that are active at a time: the others have no state.
+    pub fn active_share(&self, given: &Options) -> Result<f64, OptimError> {
+        (self.active_share)(&self.entry, given)
     }
 
     /// Bytes of state for an embedding or head of this shape; none where AdamW steps it.

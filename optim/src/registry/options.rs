@@ -173,7 +173,7 @@ impl OptionList {
         let mut specs = Vec::new();
         collect(schema.as_value(), &standard, &[], &mut specs);
         // The schema lists fields by name; the text has them in the order of their declaration.
-        specs.sort_by_key(|spec| text.find(&format!("\"{}\":", spec.name)).unwrap_or(usize::MAX));
+        specs.sort_by_cached_key(|spec| text.find(&format!("\"{}\":", spec.name)).unwrap_or(usize::MAX));
         Self { help: help(schema.as_value()), specs, standard }
     }
 

@@ -39,6 +39,17 @@ pub fn check_sizes(config: &Config, llama: &LlamaConfig, memory: u64) -> Result<
     Ok(())
 }
 
+/// Rejects rows that are longer than the model's positions.
+pub fn check_length(config: &Config, llama: &LlamaConfig) -> Result<(), BuildError> {
+    let (seq_len, positions) = (config.train.seq_len, llama.longest_sequence());
+    match seq_len > positions {
+        true => Err(BuildError::Settings(format!(
+            "train.seq_len = {seq_len} is longer than the model's {positions} positions; shorten it or raise model.max_position_embeddings"
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// Bytes that this number of weights takes at least.
 fn least_bytes(config: &Config, parameters: u128) -> u128 {
     let adapted = config.run.job == Job::Finetune && config.adapter.name != "none";

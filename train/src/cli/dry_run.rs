@@ -26,8 +26,7 @@ pub fn dry_run(layers: &Layers) -> anyhow::Result<()> {
         None => (shaped.config.clone(), forecaster.forecast(&shaped.config)?),
         Some(limit) => {
             let freedom = Freedom::of(layers, Job::Pretrain);
-            let chosen =
-                choose(&shaped.config, freedom, shaped.shape.hidden_size, &|config| forecaster.forecast(config))?;
+            let chosen = choose(&shaped.config, freedom, &shaped.shape, &|config| forecaster.forecast(config))?;
             Console::new(false).line(&format!("within {}: {}", bytes(limit), chosen.describe()));
             (chosen.config, chosen.forecast)
         }

@@ -12,30 +12,21 @@ use crate::process::Peers;
 use crate::run::report::{Console, EndedBy};
 use crate::run::{Finished, Place, RunError, RunFolder, RunFolderError, Start, train};
 
-/// Flags that decide how much memory a run takes.
+/// Flags that decide how much memory a run takes, besides its methods.
 #[derive(Debug, clap::Args)]
-pub struct SettingArgs {
+pub struct SizeArgs {
     /// File with settings (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A setting, as section.key=value; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Optimizer, see `lowrank methods`
-    #[arg(long)]
-    optimizer: Option<String>,
-    /// whole; checkpointed (less memory, more time); per-layer (each block is updated at once)
-    #[arg(long, value_name = "MODE")]
-    backward: Option<String>,
     /// Sequences in a batch
     #[arg(long)]
     batch: Option<u32>,
     /// Tokens in a sequence
     #[arg(long)]
     seq_len: Option<u32>,
-    /// Storage of trained weights: f32, bf16, bf16-kahan, 24bit or int8
-    #[arg(long, value_name = "STORAGE")]
-    weights: Option<String>,
     /// Memory limit of the process, such as 8GiB, or auto for what is free; settings left unset are changed as little as possible to fit
     #[arg(long, value_name = "BYTES")]
     memory: Option<String>,
@@ -48,7 +39,16 @@ pub struct SettingArgs {
 #[derive(Debug, clap::Args)]
 pub struct TrainingArgs {
     #[command(flatten)]
-    settings: SettingArgs,
+    sizes: SizeArgs,
+    /// Optimizer, see `lowrank methods`
+    #[arg(long)]
+    optimizer: Option<String>,
+    /// whole; checkpointed (less memory, more time); per-layer (each block is updated at once)
+    #[arg(long, value_name = "MODE")]
+    backward: Option<String>,
+    /// Storage of trained weights: f32, bf16, bf16-kahan, 24bit or int8
+    #[arg(long, value_name = "STORAGE")]
+    weights: Option<String>,
     /// Steps of the run
     #[arg(long)]
     steps: Option<u32>,
@@ -84,7 +84,7 @@ pub struct TrainingArgs {
 /// Parent of the folders of runs without an explicit one.
 const RUNS: &str = "runs";
 
-impl SettingArgs {
+impl SizeArgs {
     /// Layers of file, settings and flags in order of precedence.
     pub fn layers(&self) -> Result<Layers, ConfigError> {
         let mut layers = Layers::default();
@@ -94,13 +94,7 @@ impl SettingArgs {
         for setting in &self.set {
             layers.set(setting)?;
         }
-        let texts = [
-            ("--optimizer", "optimizer.name", &self.optimizer),
-            ("--device", "train.device", &self.device),
-            ("--backward", "train.backward", &self.backward),
-            ("--weights", "weights.storage", &self.weights),
-            ("--memory", "train.memory", &self.memory),
-        ];
+        let texts = [("--device", "train.device", &self.device), ("--memory", "train.memory", &self.memory)];
         for (flag, key, value) in texts {
             layers.optional(flag, key, value.as_deref());
         }
@@ -115,7 +109,15 @@ impl SettingArgs {
 impl TrainingArgs {
     /// Layers of file, settings and flags in order of precedence.
     pub fn layers(&self) -> Result<Layers, ConfigError> {
-        let mut layers = self.settings.layers()?;
+        let mut layers = self.sizes.layers()?;
+        let texts = [
+            ("--optimizer", "optimizer.name", &self.optimizer),
+            ("--backward", "train.backward", &self.backward),
+            ("--weights", "weights.storage", &self.weights),
+        ];
+        for (flag, key, value) in texts {
+            layers.optional(flag, key, value.as_deref());
+        }
         for (flag, key, value) in [("--steps", "train.steps", self.steps), ("--seed", "train.seed", self.seed)] {
             layers.optional(flag, key, value);
         }

@@ -4,13 +4,19 @@ use super::Config;
 use super::error::{ConfigError, Origin};
 use crate::engine::BackwardMode;
 
+impl Config {
+    /// Rejects incompatible settings of a configuration that was changed after it was resolved.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check(self, &|_| Origin::Default)
+    }
+}
+
 /// Rejects incompatible settings; the allowed values of a single key are in its section.
 pub fn check(config: &Config, origin_of: &dyn Fn(&str) -> Origin) -> Result<(), ConfigError> {
-    let entries = config.entries();
     let refuse = |key: &str, reason: &str| {
         Err(ConfigError::Value {
             key: key.to_string(),
-            value: entries.get(key).cloned().unwrap_or_default(),
+            value: config.entries().remove(key).unwrap_or_default(),
             origin: origin_of(key),
             reason: reason.to_string(),
         })

@@ -8,9 +8,9 @@ use lowrank_models::adapter::{AdapterConfig, Allocation, Rule};
 use lowrank_models::{LlamaConfig, MatrixStorage, ops};
 use lowrank_optim::WeightStorage;
 
-use super::inventory::Inventory;
+use super::inventory::{Blueprint, Inventory};
 use super::parts::{ModelBytes, SegmentBytes};
-use crate::build::BuildError;
+use crate::build::{self, BuildError};
 use crate::config::{Config, OptimizerSection};
 use crate::engine::BackwardMode;
 
@@ -43,6 +43,8 @@ pub struct Forecaster<'a> {
     rule: &'a dyn Rule,
     allocation: Option<&'a dyn Allocation>,
     begun: u64,
+    /// The last model, with the settings that determine it.
+    blueprint: RefCell<Option<(String, Blueprint)>>,
     /// Inventories by the settings that determine the tensors, to avoid building them again for every backward mode and
     /// batch.
     inventories: RefCell<BTreeMap<String, Inventory>>,
@@ -56,7 +58,15 @@ impl<'a> Forecaster<'a> {
         rule: &'a dyn Rule,
         allocation: Option<&'a dyn Allocation>,
     ) -> Self {
-        Self { llama, adapter, rule, allocation, begun: 0, inventories: RefCell::default() }
+        Self {
+            llama,
+            adapter,
+            rule,
+            allocation,
+            begun: 0,
+            blueprint: RefCell::default(),
+            inventories: RefCell::default(),
+        }
     }
 
     /// Counts bytes that the process already uses.
@@ -64,23 +74,60 @@ impl<'a> Forecaster<'a> {
         Self { begun, ..self }
     }
 
-    /// Hidden size of the model of a configuration.
-    pub fn hidden_size(&self, config: &Config) -> Result<usize, BuildError> {
-        Ok((self.llama)(config)?.hidden_size)
+    /// Shape of the model of a configuration.
+    pub fn shape(&self, config: &Config) -> Result<LlamaConfig, BuildError> {
+        (self.llama)(config)
+    }
+
+    /// Rejects a configuration that a run would reject, as far as that follows without its data and the forecast does not show it.
+    pub fn check(&self, config: &Config) -> Result<(), BuildError> {
+        config.check()?;
+        // The length of an epoch is not known.
+        let steps = if config.train.epochs > 0.0 { None } else { config.total_steps(0) };
+        build::schedule(config, &(self.llama)(config)?.parameterization, steps)?;
+        if self.adapter.is_some() {
+            self.rule.check_adapter_alone(&build::optimizer_options(config))?;
+        }
+        if let Some(allocation) = self.allocation {
+            allocation.check_optimizer(&config.optimizer.name)?;
+        }
+        Ok(())
     }
 
     /// Forecasts the run of a configuration.
     pub fn forecast(&self, config: &Config) -> Result<Forecast, BuildError> {
         let optimizer = OptimizerSection { clip: 0.0, block_clip: 0.0, ..config.optimizer.clone() };
-        let key = format!("{:?} {:?} {optimizer:?} {}", config.model, config.weights, config.train.accumulation);
+        let micro_batches = self.allocation.map_or(0, |_| config.train.accumulation);
+        let key = format!("{:?} {:?} {optimizer:?} {micro_batches}", config.model, config.weights);
         let mut inventories = self.inventories.borrow_mut();
         let inventory = match inventories.entry(key) {
             Entry::Occupied(made) => made.into_mut(),
-            Entry::Vacant(place) => {
-                place.insert(Inventory::of(config, &(self.llama)(config)?, self.adapter, self.rule, self.allocation)?)
+            Entry::Vacant(place) => place.insert(self.inventory(config)?),
+        };
+        if let (BackwardMode::PerLayer, Some((hook, reason))) = (config.train.backward, &inventory.all_gradients) {
+            return Err(BuildError::Settings(format!(
+                "train.backward = per-layer: {hook} needs all gradients at once, {reason}; set it to whole or checkpointed"
+            )));
+        }
+        Ok(Step::of(config, inventory).forecast(self.begun))
+    }
+
+    /// Inventory of a configuration; the model is built again only if its settings have changed.
+    fn inventory(&self, config: &Config) -> Result<Inventory, BuildError> {
+        let key = format!("{:?}", config.model);
+        let mut last = self.blueprint.borrow_mut();
+        if last.as_ref().is_none_or(|(made, _)| *made != key) {
+            // Two models at a time would take twice the addresses.
+            last.take();
+        }
+        let (_, blueprint) = match &mut *last {
+            Some(made) => made,
+            None => {
+                let llama = (self.llama)(config)?;
+                last.insert((key, Blueprint::of(config, &llama, self.adapter, self.rule, self.allocation)?))
             }
         };
-        Ok(Step::of(config, inventory).forecast(self.begun))
+        Inventory::of(config, blueprint, self.adapter, self.rule, self.allocation)
     }
 }
 

@@ -12,25 +12,18 @@ use crate::config::Config;
 use crate::process;
 use crate::process::BlockAllocator;
 
-/// Tensors of a run.
-#[derive(Clone, Debug)]
-pub struct Inventory {
-    /// Configuration of the model.
-    pub llama: LlamaConfig,
-    /// Bytes of its segments.
-    pub bytes: ModelBytes,
-    /// Storage of its matrices.
-    pub storage: MatrixStorage,
-    /// Sum of the inner widths of the adapters on a block's linear layers.
-    pub branches: usize,
-    /// Elements of dense updates that adapters form in the forward pass of a block.
-    pub dense_updates: usize,
+/// Model of a run with its adapter, of zeros that are never touched and take no memory.
+///
+/// All blocks are alike, so that it has only one, unless patterns of the optimizer choose among them.
+pub struct Blueprint {
+    llama: LlamaConfig,
+    /// None only while it is dropped.
+    model: Option<Llama>,
+    report: Option<Report>,
 }
 
-impl Inventory {
-    /// Builds the inventory of the run of a configuration, with its model shape and its adapter.
-    ///
-    /// The model consists of zeros that are never touched, and takes no memory for them.
+impl Blueprint {
+    /// Builds the model of a configuration, with its shape and its adapter.
     pub fn of(
         config: &Config,
         llama: &LlamaConfig,
@@ -38,14 +31,11 @@ impl Inventory {
         rule: &dyn Rule,
         allocation: Option<&dyn Allocation>,
     ) -> Result<Self, BuildError> {
-        // The initialisation of an adapter may be slow: it runs on one block, since all blocks are alike.
-        let built = match adapter {
-            Some(_) => LlamaConfig { num_hidden_layers: 1, ..llama.clone() },
-            None => llama.clone(),
-        };
-        let storage = build::matrix_storage(config, llama, adapter.is_some())?;
-        let kept = kept(config, storage)?;
+        let chosen = !config.optimizer.include.is_empty() || !config.optimizer.exclude.is_empty();
+        // The initialisation of an adapter may be slow.
+        let layers = if adapter.is_some() || !chosen { 1 } else { llama.num_hidden_layers };
         let device = process::device(&config.train.device)?.autodiff();
+        let built = LlamaConfig { num_hidden_layers: layers, ..llama.clone() };
         let model = Llama::build(&built, &mut Blank, &device)?;
         let (model, report) = match adapter {
             Some(adapter) => {
@@ -62,18 +52,65 @@ impl Inventory {
             }
             None => (model, None),
         };
+        Ok(Self { llama: llama.clone(), model: Some(model), report })
+    }
+}
+
+impl Drop for Blueprint {
+    fn drop(&mut self) {
+        drop(self.model.take());
+        // Kept blocks would be filled with zeros the next time.
+        BlockAllocator::begin_anew();
+    }
+}
+
+/// Tensors of a run.
+#[derive(Clone, Debug)]
+pub struct Inventory {
+    /// Configuration of the model.
+    pub llama: LlamaConfig,
+    /// Bytes of its segments.
+    pub bytes: ModelBytes,
+    /// Storage of its matrices.
+    pub storage: MatrixStorage,
+    /// Sum of the inner widths of the adapters on a block's linear layers.
+    pub branches: usize,
+    /// Elements of dense updates that adapters form in the forward pass of a block.
+    pub dense_updates: usize,
+    /// Hook that needs all gradients at once, and why.
+    pub all_gradients: Option<(&'static str, String)>,
+}
+
+impl Inventory {
+    /// Takes the inventory of the run of a configuration on its model.
+    pub fn of(
+        config: &Config,
+        blueprint: &Blueprint,
+        adapter: Option<&AdapterConfig>,
+        rule: &dyn Rule,
+        allocation: Option<&dyn Allocation>,
+    ) -> Result<Self, BuildError> {
+        let Blueprint { llama, model: Some(model), report } = blueprint else {
+            unreachable!("the model is there until it is dropped");
+        };
+        let storage = build::matrix_storage(config, llama, adapter.is_some())?;
+        let kept = kept(config, storage)?;
         let mut inventory = Self {
             storage,
             llama: llama.clone(),
-            bytes: ModelBytes::of(&model, kept),
+            bytes: ModelBytes::of(model, kept),
             branches: report.iter().map(branches).sum(),
             dense_updates: report.iter().map(dense_updates).sum(),
+            all_gradients: None,
         };
         let meter = StateMeter::new();
         let method = find(&config.optimizer.name)?;
         let options = build::optimizer_options(config);
         let options = rule.options(method.name, options)?;
-        for assignment in build::optimizer(config, rule, &model, &meter)?.parameters {
+        let active = method.active_share(&options)?;
+        let built = build::optimizer(config, rule, model, &meter)?;
+        inventory.all_gradients = built.hooks.needs_all_gradients();
+        for assignment in built.parameters {
             let parameter = &assignment.parameter;
             let values: usize = parameter.shape.iter().product();
             let shape = match parameter.shape.as_slice() {
@@ -81,7 +118,7 @@ impl Inventory {
                 _ => [values, 1],
             };
             let state = match assignment.optimizer {
-                AssignedTo::Method(_) => method.state_bytes(&options, shape)?,
+                AssignedTo::Method(_) => (active * method.state_bytes(&options, shape)? as f64) as usize,
                 AssignedTo::Table(_, table) => method.table_bytes(&options, table, shape)?.unwrap_or(8 * values),
                 AssignedTo::Descent => 0,
                 AssignedTo::TooSmall(_) | AssignedTo::AdamW => 8 * values,
@@ -98,15 +135,14 @@ impl Inventory {
                 .map_or(0, |allocation| allocation.state_bytes(&layer.place, config.train.accumulation as u64));
             inventory.bytes.blocks[0].state += (rule.state_bytes(layer.place.shape) + allocated) as u64;
         }
-        if let (Some(adapter), [block]) = (adapter, inventory.bytes.blocks.as_slice()) {
-            let (block, plain) = (*block, plain_block(llama, kept[0]));
-            let adapted = |layer| adapter.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
-            let blocks = (0..llama.num_hidden_layers).map(|layer| if adapted(layer) { block } else { plain });
-            inventory.bytes.blocks = blocks.collect();
+        if let [block] = *inventory.bytes.blocks {
+            let adapted = |layer| match adapter {
+                Some(AdapterConfig { layers: Some(layers), .. }) => layers.contains(&layer),
+                _ => true,
+            };
+            let of = |layer| if adapted(layer) { block } else { plain_block(llama, kept[0]) };
+            inventory.bytes.blocks = (0..llama.num_hidden_layers).map(of).collect();
         }
-        drop(model);
-        // Kept blocks would be filled with zeros the next time.
-        BlockAllocator::begin_anew();
         Ok(inventory)
     }
 

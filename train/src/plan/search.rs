@@ -1,213 +1,75 @@
 //! Search for the smallest change of settings that makes a run fit.
 
-use lowrank_models::BaseStorage;
-use lowrank_models::linear::PARAMETERIZATIONS;
-use lowrank_optim::WeightStorage;
-use lowrank_optim::registry::{METHODS, Method};
+use std::collections::BTreeMap;
 
-use super::Forecast;
-use crate::build::BuildError;
-use crate::config::{Config, Job, Layers, bytes, parse_bytes};
-use crate::engine::BackwardMode;
+use lowrank_models::LlamaConfig;
+
+use super::vary::variations;
+use super::{Candidate, Forecast, Freedom};
+use crate::build::{self, BuildError};
+use crate::config::{Config, bytes, parse_bytes};
 use crate::process::{MemoryUse, free_memory};
 
-/// Settings of a run that may be changed to make it fit: those that were left unset.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Freedom {
-    parameterization: bool,
-    storage: bool,
-    optimizer: bool,
-    backward: bool,
-    batch: bool,
-    clip: bool,
+/// Result of a search.
+pub struct Found {
+    /// Candidates, cheapest first, and those of the same cost by their memory.
+    pub candidates: Vec<Candidate>,
+    /// Number of combinations of settings that a run would reject.
+    pub rejected: usize,
 }
 
-impl Freedom {
-    /// Finds the settings that the layers leave unset.
-    pub fn of(layers: &Layers, job: Job) -> Self {
-        let free = |key: &str| !layers.has(key);
-        Self {
-            parameterization: job == Job::Pretrain && free("model.parameterization.name"),
-            storage: free("weights.storage") && free("weights.base"),
-            optimizer: free("optimizer.name"),
-            backward: free("train.backward"),
-            batch: free("train.batch") && free("train.accumulation"),
-            clip: free("optimizer.clip") && free("optimizer.block_clip") && free("train.max_skipped_steps"),
-        }
-    }
-}
-
-/// Candidate settings of a run.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    /// Whole configuration.
-    pub config: Config,
-    /// Memory forecast.
-    pub forecast: Forecast,
-    /// Cost of its differences from the requested settings; 0 for none.
-    pub cost: f64,
-}
-
-impl Candidate {
-    /// Describes the candidate in the words of the settings.
-    pub fn describe(&self) -> String {
-        let Config { model, weights, optimizer, train, .. } = &self.config;
-        let mut text = String::new();
-        if self.config.run.job == Job::Pretrain {
-            text.push_str(&model.parameterization.name);
-            if let Some(rank) = model.parameterization.options.get("rank") {
-                text.push_str(&format!(" of rank {rank}"));
-            }
-            text.push_str(", ");
-        }
-        match (weights.storage, weights.base) {
-            (WeightStorage::F32, BaseStorage::File) => {}
-            (WeightStorage::F32, base) => text.push_str(&format!("{base} base, ")),
-            (storage, _) => text.push_str(&format!("{storage} weights, ")),
-        }
-        text.push_str(&format!("{}, {} backward, batch {}", optimizer.name, mode(train.backward), train.batch));
-        if train.accumulation > 1 {
-            text.push_str(&format!(" x {}", train.accumulation));
-        }
-        text
-    }
-}
-
-/// Name of a mode, as in settings.
-pub fn mode(backward: BackwardMode) -> &'static str {
-    match backward {
-        BackwardMode::Whole => "whole",
-        BackwardMode::Checkpointed => "checkpointed",
-        BackwardMode::PerLayer => "per-layer",
-    }
-}
-
-/// Cost of each change, in order of preference: first changes that only cost time, then small changes of the optimizer,
-/// then other clipping, then rounded weights, then another model, and last fewer tokens per step.
-const CHECKPOINTED: f64 = 1.0;
-const SPLIT: f64 = 0.1;
-const SMALLER_STATE: f64 = 2.0;
-const PER_LAYER: f64 = 4.0;
-const NARROW: f64 = 6.0;
-const SMALLER: f64 = 8.0;
-const FEWER: f64 = 16.0;
-
-/// All candidates within the freedom, cheapest first. Rejected ones are left out; if all are, the first rejection is
-/// returned.
+/// All candidates within the freedom that are `admitted`. Combinations that a run would reject are left out and counted; if nothing else
+/// is left, the first rejection is returned.
 pub fn candidates(
     config: &Config,
     freedom: Freedom,
-    hidden_size: usize,
+    shape: &LlamaConfig,
+    admitted: &dyn Fn(&Config) -> bool,
     forecast: &dyn Fn(&Config) -> Result<Forecast, BuildError>,
-) -> Result<Vec<Candidate>, BuildError> {
-    let (mut found, mut refused) = (Vec::new(), None);
-    for (config, cost) in variations(config, freedom, hidden_size) {
-        match forecast(&config) {
+) -> Result<Found, BuildError> {
+    let (mut found, mut refused, mut rejected) = (Vec::new(), None, 0);
+    let mut varied = variations(config, freedom, shape.hidden_size);
+    varied.retain(|(config, _)| admitted(config));
+    for (mut config, cost) in varied {
+        let complete = build::set_usual_layer_rank(&mut config.model, shape);
+        build::usual_rank(&mut config, shape.hidden_size);
+        match complete.and_then(|_| forecast(&config)) {
             Ok(forecast) => found.push(Candidate { config, forecast, cost }),
-            Err(error) => drop(refused.get_or_insert(error)),
+            Err(error) => {
+                rejected += 1;
+                refused.get_or_insert(error);
+            }
         }
     }
     found.sort_by(|a, b| a.cost.total_cmp(&b.cost).then(a.forecast.peak.cmp(&b.forecast.peak)));
     match (found.is_empty(), refused) {
         (true, Some(error)) => Err(error),
-        _ => Ok(found),
+        _ => Ok(Found { candidates: found, rejected }),
     }
 }
 
-fn variations(config: &Config, freedom: Freedom, hidden_size: usize) -> Vec<(Config, f64)> {
-    let mut all = vec![(config.clone(), 0.0)];
-    let mut vary = |free: bool, more: &dyn Fn(&Config) -> Vec<(Config, f64)>| {
-        if free {
-            let varied: Vec<_> = all
-                .iter()
-                .flat_map(|(config, cost)| more(config).into_iter().map(move |(config, more)| (config, cost + more)))
-                .collect();
-            all.extend(varied);
-        }
+/// Candidates that need less memory than all cheaper ones of the same group.
+pub fn savings<G: Ord>(candidates: Vec<Candidate>, group: impl Fn(&Config) -> G) -> Vec<Candidate> {
+    let mut least = BTreeMap::new();
+    let mut saves = |candidate: &Candidate| {
+        let peak = candidate.forecast.peak;
+        let least = least.entry(group(&candidate.config)).or_insert(u64::MAX);
+        let saves = peak < *least;
+        *least = peak.min(*least);
+        saves
     };
-    vary(freedom.parameterization && config.model.parameterization.name == "dense", &|config| {
-        let offered =
-            PARAMETERIZATIONS.iter().filter_map(|entry| Some((entry.spec().name, entry.spec().saves_memory?)));
-        let with = |(name, divisor): (&str, usize)| {
-            let mut smaller = config.clone();
-            smaller.model.parameterization.name = name.into();
-            smaller.model.parameterization.options.insert("rank".into(), (hidden_size / divisor).max(1).into());
-            (smaller, SMALLER)
-        };
-        offered.map(with).collect()
-    });
-    vary(freedom.storage, &|config| {
-        let adapted = config.run.job == Job::Finetune && config.adapter.name != "none";
-        let trained = |storage: WeightStorage| {
-            let mut narrow = config.clone();
-            narrow.weights.storage = storage;
-            narrow
-        };
-        let frozen = |base: BaseStorage| {
-            let mut narrow = config.clone();
-            narrow.weights.base = base;
-            narrow
-        };
-        match adapted {
-            true => vec![(frozen(BaseStorage::Int8), NARROW), (frozen(BaseStorage::Nf4), NARROW + 0.5)],
-            false => vec![(trained(WeightStorage::Bf16Plus8), NARROW), (trained(WeightStorage::Bf16), NARROW + 0.5)],
-        }
-    });
-    vary(freedom.optimizer, &|config| {
-        let smaller = METHODS.iter().filter(|method| method.saves_state_of == Some(config.optimizer.name.as_str()));
-        let with = |method: &Method| {
-            let mut small = config.clone();
-            small.optimizer.name = method.name.into();
-            (small, SMALLER_STATE)
-        };
-        smaller.map(with).collect()
-    });
-    let whole = freedom.backward && config.train.backward == BackwardMode::Whole;
-    vary(whole, &|config| {
-        let mut checkpointed = config.clone();
-        checkpointed.train.backward = BackwardMode::Checkpointed;
-        let mut ways = vec![(checkpointed, CHECKPOINTED)];
-        if config.train.accumulation == 1 && freedom.clip {
-            let mut layered = config.clone();
-            layered.train.backward = BackwardMode::PerLayer;
-            layered.optimizer.block_clip = std::mem::take(&mut layered.optimizer.clip);
-            layered.train.max_skipped_steps = 0;
-            ways.push((layered, PER_LAYER));
-        }
-        ways
-    });
-    vary(freedom.batch, &|config| {
-        let halves =
-            std::iter::successors(Some(config.train.batch), |batch| batch.is_multiple_of(2).then_some(batch / 2));
-        halves
-            .enumerate()
-            .skip(1)
-            .map(|(times, batch)| {
-                let mut split = config.clone();
-                split.train.batch = batch;
-                // Blocks that are updated at once cannot wait for further micro-batches.
-                match config.train.backward {
-                    BackwardMode::PerLayer => (split, FEWER * times as f64),
-                    _ => {
-                        split.train.accumulation *= 1 << times;
-                        (split, SPLIT * times as f64)
-                    }
-                }
-            })
-            .collect()
-    });
-    all
+    candidates.into_iter().filter(|candidate| saves(candidate)).collect()
 }
 
 /// Cheapest candidate that fits `train.memory`, or the reason why there is none.
 pub fn choose(
     config: &Config,
     freedom: Freedom,
-    hidden_size: usize,
+    shape: &LlamaConfig,
     forecast: &dyn Fn(&Config) -> Result<Forecast, BuildError>,
 ) -> Result<Candidate, BuildError> {
     let limit = limit(config)?.unwrap_or(u64::MAX);
-    let mut found = candidates(config, freedom, hidden_size, forecast)?;
+    let mut found = candidates(config, freedom, shape, &|_| true, forecast)?.candidates;
     if let Some(place) = found.iter().position(|candidate| candidate.forecast.peak <= limit) {
         return Ok(found.swap_remove(place));
     }
@@ -251,6 +113,12 @@ pub fn limit(config: &Config) -> Result<Option<u64>, BuildError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Job, Layers};
+    use crate::engine::BackwardMode;
+
+    fn shape() -> LlamaConfig {
+        LlamaConfig { hidden_size: 64, ..LlamaConfig::named("llama-9m", 100).unwrap() }
+    }
 
     fn free(settings: &[&str]) -> (Config, Freedom) {
         let mut layers = Layers::default();
@@ -278,7 +146,7 @@ mod tests {
         let message = |memory: &str, settings: &[&str]| {
             let memory = format!("train.memory={memory}");
             let (config, freedom) = free(&[&[memory.as_str()], settings].concat());
-            choose(&config, freedom, 64, &shrinking).map(|candidate| candidate.describe())
+            choose(&config, freedom, &shape(), &shrinking).map(|candidate| candidate.describe())
         };
         assert_eq!(message("1000B", &[]).unwrap(), "dense, adamw, whole backward, batch 4");
         assert_eq!(message("900B", &[]).unwrap(), "dense, adamw, whole backward, batch 2 x 2");
@@ -304,7 +172,7 @@ mod tests {
     #[test]
     fn clipping_goes_with_blocks_that_are_updated_at_once() {
         let (config, freedom) = free(&["train.memory=280B"]);
-        let chosen = choose(&config, freedom, 64, &shrinking).unwrap().config;
+        let chosen = choose(&config, freedom, &shape(), &shrinking).unwrap().config;
         assert_eq!((chosen.optimizer.clip, chosen.optimizer.block_clip), (0.0, 1.0));
         assert_eq!(chosen.model.parameterization.options["rank"], 16);
         assert_eq!(chosen.train.accumulation, 1);

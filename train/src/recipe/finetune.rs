@@ -10,7 +10,7 @@ use lowrank_models::hub::{HubConfig, ModelFolder};
 use super::memory::{complete, fitting};
 use super::stage::searched;
 use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
-use crate::build::{Architecture, BuildError, Listener, held_out, source};
+use crate::build::{Architecture, BuildError, Listener, check_length, held_out, source};
 use crate::config::{Config, count};
 use crate::data::{Example, ExampleOptions, Examples, Held, Order, Rows, Samples};
 use crate::objective::{SEARCH, Stream, TokenStream};
@@ -25,7 +25,7 @@ impl Recipe {
     ) -> Result<Self, BuildError> {
         let mut model = TrainedModel::of_folder(&config)?;
         complete(&mut config, &model.hub.llama, listener)?;
-        model.check_length(config.train.seq_len)?;
+        check_length(&config, &model.hub.llama)?;
         let examples = ReadExamples::read(&config, &model.hub, listener)?;
         let llama = |_: &Config| Ok(model.hub.llama.clone());
         let forecaster = Forecaster::new(&llama, model.adapter(), &*model.rule, model.allocation.as_deref());

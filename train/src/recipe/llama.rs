@@ -9,7 +9,7 @@ use lowrank_models::linear::{LinearSteps, RunFacts};
 use lowrank_models::{Llama, LlamaSteps, MatrixStorage, Parameterization, RandomWeights, Sampling};
 use lowrank_optim::Hooks;
 
-use super::{RunData, TrainedModel};
+use super::RunData;
 use crate::build::{Architecture, BuildError, matrix_storage};
 use crate::config::{Config, Job};
 use crate::engine::{TrainError, sample_text};
@@ -107,17 +107,4 @@ impl Architecture for Llama {
 /// Refusal of a checkpoint that does not belong to its configuration.
 pub(super) fn other_shape() -> BuildError {
     BuildError::Settings("the checkpoint holds a model of another shape than the configuration".into())
-}
-
-impl TrainedModel {
-    /// Rejects rows that are longer than the model's positions.
-    pub fn check_length(&self, seq_len: usize) -> Result<(), BuildError> {
-        let positions = self.hub.llama.longest_sequence();
-        match seq_len > positions {
-            true => Err(BuildError::Settings(format!(
-                "train.seq_len = {seq_len} is longer than the model's {positions} positions; shorten it or raise model.max_position_embeddings"
-            ))),
-            false => Ok(()),
-        }
-    }
 }

@@ -19,14 +19,14 @@ pub(super) fn fitting(
     if config.train.device != "cpu" {
         listener.warn("the forecast of memory counts what the CPU's operations keep; on a GPU more is needed");
     }
-    let hidden_size = forecaster.hidden_size(&config)?;
+    let shape = forecaster.shape(&config)?;
     // Tokenizer, examples and token files are already in memory.
     let begun = MemoryUse::now();
     if begun.peak > limit {
         listener.warn(&format!("reading the data took {} already, more than train.memory", bytes(begun.peak)));
     }
     let forecaster = forecaster.beginning_at(begun.rss + mapped);
-    let chosen = plan::choose(&config, freedom, hidden_size, &|config| forecaster.forecast(config))?;
+    let chosen = plan::choose(&config, freedom, &shape, &|config| forecaster.forecast(config))?;
     listener.line(&format!("within {}: {}; {} expected", bytes(limit), chosen.describe(), bytes(chosen.forecast.peak)));
     Ok((chosen.config, Some(chosen.forecast)))
 }

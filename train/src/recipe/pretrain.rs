@@ -6,7 +6,9 @@ use lowrank_models::adapter::PlainRule;
 
 use super::memory::{complete, fitting};
 use super::{Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
-use crate::build::{BuildError, HeldOut, Listener, matrix_storage, model_config, model_folder, prepare_data};
+use crate::build::{
+    BuildError, HeldOut, Listener, check_length, matrix_storage, model_config, model_folder, prepare_data,
+};
 use crate::config::{Config, bytes, count};
 use crate::data::{Batches, Prepared, Tokenizer};
 use crate::objective::{Stream, TokenStream};
@@ -29,7 +31,7 @@ impl Recipe {
         let forecaster = Forecaster::new(&llama, None, &PlainRule {}, None);
         let (config, forecast) = fitting(config, freedom, forecaster, mapped, listener)?;
         let model = TrainedModel::of_text(&config, &prepared.tokenizer)?;
-        model.check_length(config.train.seq_len)?;
+        check_length(&config, &model.hub.llama)?;
         let rows = model.hub.llama.vocab_size;
         if let Some(warning) = check_vocabulary(ids, rows, Path::new(&config.model.name))? {
             listener.warn(&warning);
