@@ -122,9 +122,15 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
     for storage in WeightStorage::ALL {
         assert!(all.contains(storage.name()), "{storage}: {all}");
     }
-    let narrowed =
-        plan(&["--optimizer", "galore,muon", "--optimizer", "fira", "--set", "optimizer.options.lr_scale=2"]);
-    println!("{narrowed}");
+    // Several values narrow the search to them, with the best rows of each.
+    let narrowed = plan(&["--optimizer", "galore,muon", "--optimizer", "fira", "--set", "optimizer.options.rank=64"]);
+    for method in METHODS {
+        let rows = narrowed.lines().filter(|line| line.split_whitespace().any(|word| word == method.name)).count();
+        // Muon has no rank.
+        assert_eq!(rows > 0, ["galore", "fira"].contains(&method.name), "{}: {narrowed}", method.name);
+    }
+    let modes = plan(&["--backward", "checkpointed,per-layer", "--weights", "bf16", "--memory", "20GiB"]);
+    assert!(modes.contains("per-layer") && !modes.contains("whole") && !modes.contains("f32"), "{modes}");
     let fixed = plan(&[
         "--batch",
         "4",
@@ -222,9 +228,16 @@ fn same_sizes(row: &Value, summary: &Value) {
         ("state_bytes", "optimizer_state_bytes"),
     ] {
         let [planned, measured] = [&row[key], &summary[measured]].map(|value| value.as_f64().expect("a number"));
-        // Codes lie in whole rows.
+        // The memory of codes has a mark of one row, a header and a map of their values besides.
         let codes = ["int8", "nf4"].iter().any(|codes| row["storage"] == *codes);
-        let allowed = if codes && key == "weight_bytes" { 0.05 * measured } else { 0.0 };
+        // Of matrices that take turns, those with state at a time may be larger or smaller than the others.
+        let method = METHODS.iter().find(|method| row["optimizer"] == method.name).expect("an optimizer");
+        let turns = method.active_share(&Default::default()).is_ok_and(|share| share < 1.0);
+        let allowed = match key {
+            "weight_bytes" if codes => 0.05 * measured + 32768.0,
+            "state_bytes" if turns => 0.2 * measured,
+            _ => 0.0,
+        };
         assert!((planned - measured).abs() <= allowed, "{}: {key} {planned}, {measured} measured", row["describe"]);
     }
     let [planned, of_run] =
