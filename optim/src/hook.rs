@@ -71,6 +71,12 @@ pub trait Hook<M: Module>: Send {
         None
     }
 
+    /// Reason why the hook needs the optimizer's states of all parameters in one process; none if each parameter's state is
+    /// its own.
+    fn needs_all_states(&self) -> Option<String> {
+        None
+    }
+
     /// Called before the first forward pass of a step.
     fn begin_step(&mut self, step: &StepInfo, model: &M) -> Result<(), HookError> {
         Ok(())
@@ -196,6 +202,11 @@ impl<M: Module> Hooks<M> {
     /// Name and reason of the first hook that needs all gradients at once.
     pub fn needs_all_gradients(&self) -> Option<(&'static str, String)> {
         self.iter().find_map(|hook| Some((hook.name(), hook.needs_all_gradients()?)))
+    }
+
+    /// Name and reason of the first hook that needs the states of all parameters.
+    pub fn needs_all_states(&self) -> Option<(&'static str, String)> {
+        self.iter().find_map(|hook| Some((hook.name(), hook.needs_all_states()?)))
     }
 
     /// Calls [`Hook::begin_step`] of all.

@@ -147,6 +147,10 @@ impl LinearSteps for ExactSteps {
         config.init(request.parameters, request.meter, &self.handle)
     }
 
+    fn needs_all_states(&self) -> Option<String> {
+        Some("an exact step of loro is made of the moments of both factors of a layer".into())
+    }
+
     fn begin_step(&self, step: u64) {
         self.handle.begin_step(step.is_multiple_of(self.every));
     }

@@ -40,6 +40,12 @@ pub trait LinearSteps: Debug + Send {
     /// Returns the optimizer that these steps require.
     fn optimizer(&self, request: &OptimizerRequest) -> Result<Built, OptimError>;
 
+    /// Reason why these steps need the optimizer's states of all parameters in one process, as
+    /// [`Hook::needs_all_states`](lowrank_optim::Hook::needs_all_states).
+    fn needs_all_states(&self) -> Option<String> {
+        None
+    }
+
     /// Called before the updates of a step, counted from 1.
     fn begin_step(&self, _step: u64) {}
 

@@ -15,6 +15,10 @@ impl Hook<Llama> for LlamaSteps {
         "parameterization"
     }
 
+    fn needs_all_states(&self) -> Option<String> {
+        self.0.needs_all_states()
+    }
+
     fn begin_step(&mut self, step: &StepInfo, _model: &Llama) -> Result<(), HookError> {
         self.0.begin_step(step.step);
         Ok(())

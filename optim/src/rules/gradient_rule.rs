@@ -24,6 +24,11 @@ pub trait GradientRule: Debug + Send {
         Vec::new()
     }
 
+    /// Reason why the rule needs the states of all parameters in one process, as [`Hook::needs_all_states`].
+    fn needs_all_states(&self) -> Option<String> {
+        None
+    }
+
     /// State between steps, for a checkpoint; an empty record if there is none.
     fn to_record(&self) -> OptimizerRecord {
         OptimizerRecord::default()
@@ -53,6 +58,10 @@ impl GradientRule for Box<dyn GradientRule> {
         (**self).decay_factors(lr)
     }
 
+    fn needs_all_states(&self) -> Option<String> {
+        (**self).needs_all_states()
+    }
+
     fn to_record(&self) -> OptimizerRecord {
         (**self).to_record()
     }
@@ -65,6 +74,10 @@ impl GradientRule for Box<dyn GradientRule> {
 impl<M: Module, G: GradientRule> Hook<M> for G {
     fn name(&self) -> &'static str {
         GradientRule::name(self)
+    }
+
+    fn needs_all_states(&self) -> Option<String> {
+        GradientRule::needs_all_states(self)
     }
 
     fn after_clipping(
@@ -100,6 +113,10 @@ impl GradientRule for LoraPro {
 
     fn decay_factors(&self, lr: f64) -> Vec<(ParamId, f64)> {
         LoraPro::decay_factors(self, lr)
+    }
+
+    fn needs_all_states(&self) -> Option<String> {
+        Some("the moments of the factors are its own, which changes the gradients of a pair together".into())
     }
 
     fn to_record(&self) -> OptimizerRecord {

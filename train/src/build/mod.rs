@@ -24,7 +24,7 @@ pub use error::BuildError;
 pub use limits::{BEYOND_ANY_MACHINE, check_length, check_sizes};
 pub use listener::Listener;
 pub use model::{model_config, model_folder, set_usual_layer_rank};
-pub use optimizer::{Optimizer, optimizer, optimizer_options, usual_rank};
+pub use optimizer::{Optimizer, optimizer, optimizer_options, parameter_states, usual_rank};
 pub use schedule::schedule;
 pub use size::Size;
 pub use storage::matrix_storage;

@@ -5,7 +5,7 @@ use burn::optim::ModuleOptimizer;
 use lowrank_models::adapter::{MatrixPenalty, PenaltyHook, Rule};
 use lowrank_models::linear::OptimizerRequest;
 use lowrank_optim::registry::{self, Options};
-use lowrank_optim::{Assignment, Hooks, OptimError, StateMeter};
+use lowrank_optim::{AssignedTo, Assignment, Hooks, OptimError, StateMeter, WeightStorage};
 
 use super::{Architecture, BuildError};
 use crate::config::{Config, NONE};
@@ -37,6 +37,36 @@ pub fn usual_rank(config: &mut Config, hidden_size: usize) -> Option<usize> {
     let rank = (hidden_size / 4).max(1);
     config.optimizer.options.insert("rank".into(), rank.into());
     Some(rank)
+}
+
+/// Bytes of optimizer state of each parameter with its assignment, and of the corrections of trained matrices in this
+/// storage.
+pub fn parameter_states(
+    config: &Config,
+    rule: &dyn Rule,
+    parameters: &[Assignment],
+    storage: WeightStorage,
+) -> Result<Vec<u64>, BuildError> {
+    let method = registry::optimizer(&config.optimizer.name)?;
+    let options = rule.options(method.name, optimizer_options(config))?;
+    let active = method.active_share(&options)?;
+    let state = |assignment: &Assignment| {
+        let shape = assignment.parameter.shape.as_slice();
+        let values: usize = shape.iter().product();
+        let sides = match *shape {
+            [rows, columns] => [rows, columns],
+            _ => [values, 1],
+        };
+        let state = match assignment.optimizer {
+            AssignedTo::Method(_) => (active * method.state_bytes(&options, sides)? as f64) as usize,
+            AssignedTo::Table(_, table) => method.table_bytes(&options, table, sides)?.unwrap_or(8 * values),
+            AssignedTo::Descent => 0,
+            AssignedTo::TooSmall(_) | AssignedTo::AdamW => 8 * values,
+        };
+        let corrections = if shape.len() == 2 { storage.correction_bytes(values) } else { 0 };
+        Ok((state + corrections) as u64)
+    };
+    parameters.iter().map(state).collect()
 }
 
 /// Returns the optimizer of the configuration for the trained parameters of this model.

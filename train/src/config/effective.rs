@@ -111,6 +111,7 @@ impl Config {
             "train.max_skipped_steps",
             "train.memory",
             "train.minutes",
+            "train.shard_state",
             "data.cache",
             "data.verify",
         ];

@@ -323,6 +323,8 @@ section! {
         threads: usize = 0,
         /// Maximum number of steps with non-finite loss or gradients that may be skipped.
         max_skipped_steps: u64 = 0,
+        /// Divide the optimizer's state among the processes of a run under MPI: each parameter's state is in one of them, which updates it and sends the result to the others. The weights are the same; one process holds all state.
+        shard_state: bool = false,
     }
 }
 

@@ -85,6 +85,14 @@ pub enum TrainError {
         /// Reason of the hook.
         reason: String,
     },
+    /// Hook that needs the states of all parameters while they are divided among processes.
+    #[error("train.shard_state = true: {hook} needs all optimizer state in every process: {reason}; set it to false")]
+    AllStates {
+        /// Name of the hook.
+        hook: &'static str,
+        /// Reason of the hook.
+        reason: String,
+    },
     /// Failure of a hook.
     #[error("{0}")]
     Hook(HookError),

@@ -5,6 +5,7 @@ use lowrank_models::SegmentedModel;
 use super::TrainError;
 use crate::data::DataError;
 use crate::objective::{Loss, StreamBatch};
+use crate::process::Peers;
 
 /// Result of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,4 +52,32 @@ pub fn evaluate<M: SegmentedModel>(
         }
     }
     Ok(total)
+}
+
+/// Token-weighted loss over `count` batches, which processes compute in turns. Sums are taken in the order of the batches,
+/// so that the loss does not depend on the number of processes.
+pub fn evaluate_together<M: SegmentedModel>(
+    peers: Peers,
+    model: &M,
+    loss: &dyn Loss<M>,
+    count: usize,
+    batch: impl Fn(usize) -> Result<StreamBatch<M::Batch>, DataError>,
+) -> Result<Evaluation, TrainError> {
+    let model = model.valid();
+    let mut own = vec![[0.0; 2]; count.div_ceil(peers.size())];
+    for (turn, [nats, tokens]) in own.iter_mut().enumerate() {
+        let number = turn * peers.size() + peers.rank();
+        if number < count {
+            let batch = batch(number)?;
+            let sum = loss.sum(&model, model.last_hidden(&batch.batch), &batch);
+            *nats = f64::from(sum.into_scalar::<f32>());
+            *tokens = loss.counted(&batch) as f64;
+        }
+    }
+    let all = peers.all_pairs(&own);
+    let in_order = (0..count).map(|number| all[number % peers.size()][number / peers.size()]);
+    Ok(in_order.fold(Evaluation { nats: 0.0, tokens: 0 }, |total, [nats, tokens]| Evaluation {
+        nats: total.nats + nats,
+        tokens: total.tokens + tokens as u64,
+    }))
 }

@@ -16,7 +16,6 @@ use super::micro::MicroBatch;
 use super::moved::Fingerprints;
 use super::options::{BackwardMode, TrainerOptions};
 use super::report::StepReport;
-use super::schedule::Schedule;
 use super::segments::{Gather, Measured, Update};
 use super::sums::sum_gradients;
 use super::updates::Updates;
@@ -25,14 +24,14 @@ use crate::process::Peers;
 
 /// Model in training, with its optimizer and progress.
 pub struct Trainer<M: SegmentedModel> {
-    updates: Updates<M>,
-    objective: Objective<M>,
-    options: TrainerOptions,
+    pub(super) updates: Updates<M>,
+    pub(super) objective: Objective<M>,
+    pub(super) options: TrainerOptions,
     /// Number of hooks that belong to all stages; those of the stage follow them.
-    lasting_hooks: usize,
+    pub(super) lasting_hooks: usize,
     /// Steps and samples before the stage.
-    before_stage: [u64; 2],
-    device: Device,
+    pub(super) before_stage: [u64; 2],
+    pub(super) device: Device,
     /// Processes that share the step.
     peers: Peers,
     /// Segment at which the backward pass ends; none if nothing is trained.
@@ -82,36 +81,6 @@ impl<M: SegmentedModel> Trainer<M> {
         Self { objective, ..self }
     }
 
-    /// Enters a stage with its objective, its hooks in addition to those of the whole run, and its schedule. The first
-    /// step of the stage is the one after `before` steps, its first sample the one after `before` samples.
-    pub fn enter_stage(&mut self, objective: Objective<M>, hooks: Hooks<M>, schedule: Schedule, before: [u64; 2]) {
-        self.objective = objective;
-        self.updates.hooks.truncate(self.lasting_hooks);
-        self.updates.hooks.append(hooks);
-        self.options.schedule = schedule;
-        self.before_stage = before;
-    }
-
-    /// Learning-rate schedule of the stage.
-    pub fn schedule(&self) -> &Schedule {
-        &self.options.schedule
-    }
-
-    /// Mutable access to [`Trainer::schedule`].
-    pub fn schedule_mut(&mut self) -> &mut Schedule {
-        &mut self.options.schedule
-    }
-
-    /// Hooks with their states.
-    pub fn hooks(&self) -> &Hooks<M> {
-        &self.updates.hooks
-    }
-
-    /// Mutable access to [`Trainer::hooks`].
-    pub fn hooks_mut(&mut self) -> &mut Hooks<M> {
-        &mut self.updates.hooks
-    }
-
     /// Lowest segment with a trained tensor.
     fn lowest(&self) -> Result<Segment, TrainError> {
         self.lowest.ok_or(TrainError::NothingTrained)
@@ -120,21 +89,6 @@ impl<M: SegmentedModel> Trainer<M> {
     /// Current model.
     pub fn model(&self) -> &M {
         self.updates.model()
-    }
-
-    /// Plain device (without autodiff) of the model.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// Optimizer with its state.
-    pub fn optimizer(&self) -> &ModuleOptimizer {
-        &self.updates.optimizer
-    }
-
-    /// Mutable access to [`Trainer::optimizer`].
-    pub fn optimizer_mut(&mut self) -> &mut ModuleOptimizer {
-        &mut self.updates.optimizer
     }
 
     /// Takes one step on the next samples. `observe` receives the gradients before clipping; none if blocks are updated

@@ -5,6 +5,7 @@ use lowrank_models::{Segment, SegmentedModel};
 use lowrank_optim::{Hooks, Part, StepInfo};
 
 use super::TrainError;
+use super::shards::Shards;
 
 /// Model, its optimizer and its hooks.
 pub(super) struct Updates<M: SegmentedModel> {
@@ -12,11 +13,13 @@ pub(super) struct Updates<M: SegmentedModel> {
     model: Option<M>,
     pub optimizer: ModuleOptimizer,
     pub hooks: Hooks<M>,
+    /// Division of the optimizer's state among processes, if it is divided.
+    pub shards: Option<Shards>,
 }
 
 impl<M: SegmentedModel> Updates<M> {
     pub fn new(model: M, optimizer: ModuleOptimizer, hooks: Hooks<M>) -> Self {
-        Self { model: Some(model), optimizer, hooks }
+        Self { model: Some(model), optimizer, hooks, shards: None }
     }
 
     pub fn model(&self) -> &M {
@@ -29,6 +32,14 @@ impl<M: SegmentedModel> Updates<M> {
     /// Sets the model that the step begins with.
     pub fn replace(&mut self, model: M) {
         self.model = Some(model);
+    }
+
+    /// Rejects hooks that need the states of all parameters if they are divided.
+    pub fn check_states(&self) -> Result<(), TrainError> {
+        match self.hooks.needs_all_states() {
+            Some((hook, reason)) if self.shards.is_some() => Err(TrainError::AllStates { hook, reason }),
+            _ => Ok(()),
+        }
     }
 
     /// Runs the hooks before the forward pass of a step.
@@ -60,8 +71,11 @@ impl<M: SegmentedModel> Updates<M> {
         let grads = grads.map_err(TrainError::hook)?;
         if let Some(model) = self.model.take() {
             let model = self.hooks.before_update(step, model);
-            let model = self.model.insert(self.optimizer.step(step.lr, model, grads));
-            self.hooks.after_update(step, model).map_err(TrainError::hook)?;
+            let model = match &mut self.shards {
+                Some(shards) => shards.step(&mut self.optimizer, step.lr, model, grads),
+                None => self.optimizer.step(step.lr, model, grads),
+            };
+            self.hooks.after_update(step, self.model.insert(model)).map_err(TrainError::hook)?;
         }
         Ok(())
     }

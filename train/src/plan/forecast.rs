@@ -12,7 +12,8 @@ use super::inventory::{Blueprint, Inventory};
 use super::parts::{ModelBytes, SegmentBytes};
 use crate::build::{self, BuildError};
 use crate::config::{Config, OptimizerSection};
-use crate::engine::BackwardMode;
+use crate::engine::{BackwardMode, largest_share};
+use crate::process::Peers;
 
 /// Expected memory of a run, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +95,14 @@ impl<'a> Forecaster<'a> {
         Ok(())
     }
 
-    /// Forecasts the run of a configuration.
+    /// Forecasts the run of a configuration in each of the processes of this run.
     pub fn forecast(&self, config: &Config) -> Result<Forecast, BuildError> {
+        self.forecast_for(config, Peers::of_process().size())
+    }
+
+    /// Forecasts the run of a configuration in each of as many processes, which divide the optimizer's state if the
+    /// configuration says so; the one that holds most of it counts.
+    pub fn forecast_for(&self, config: &Config, processes: usize) -> Result<Forecast, BuildError> {
         let optimizer = OptimizerSection { clip: 0.0, block_clip: 0.0, ..config.optimizer.clone() };
         let micro_batches = self.allocation.map_or(0, |_| config.train.accumulation);
         let key = format!("{:?} {:?} {optimizer:?} {micro_batches}", config.model, config.weights);
@@ -109,7 +116,12 @@ impl<'a> Forecaster<'a> {
                 "train.backward = per-layer: {hook} needs all gradients at once, {reason}; set it to whole or checkpointed"
             )));
         }
-        Ok(Step::of(config, inventory).forecast(self.begun))
+        let forecast = Step::of(config, inventory).forecast(self.begun);
+        if processes == 1 || !config.train.shard_state {
+            return Ok(forecast);
+        }
+        let elsewhere = inventory.states.iter().sum::<u64>() - largest_share(&inventory.states, processes);
+        Ok(Forecast { state: forecast.state - elsewhere, peak: forecast.peak - elsewhere, ..forecast })
     }
 
     /// Inventory of a configuration; the model is built again only if its settings have changed.

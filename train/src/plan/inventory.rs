@@ -3,8 +3,7 @@
 use lowrank_models::adapter::{AdapterConfig, Allocation, Attach, Report, Rule, linear_weights};
 use lowrank_models::hub::ModelFolder;
 use lowrank_models::{BaseStorage, Choose, Init, Layout, Llama, LlamaConfig, MatrixStorage, ModelError, WeightSource};
-use lowrank_optim::registry::optimizer as find;
-use lowrank_optim::{AssignedTo, StateMeter};
+use lowrank_optim::{Assignment, StateMeter, WeightStorage};
 
 use super::parts::{ModelBytes, SegmentBytes};
 use crate::build::{self, BuildError};
@@ -79,6 +78,8 @@ pub struct Inventory {
     pub dense_updates: usize,
     /// Hook that needs all gradients at once, and why.
     pub all_gradients: Option<(&'static str, String)>,
+    /// Bytes of optimizer state of each parameter, which processes may divide.
+    pub states: Vec<u64>,
 }
 
 impl Inventory {
@@ -102,33 +103,25 @@ impl Inventory {
             branches: report.iter().map(branches).sum(),
             dense_updates: report.iter().map(dense_updates).sum(),
             all_gradients: None,
+            states: Vec::new(),
         };
         let meter = StateMeter::new();
-        let method = find(&config.optimizer.name)?;
-        let options = build::optimizer_options(config);
-        let options = rule.options(method.name, options)?;
-        let active = method.active_share(&options)?;
         let built = build::optimizer(config, rule, model, &meter)?;
         inventory.all_gradients = built.hooks.needs_all_gradients();
-        for assignment in built.parameters {
-            let parameter = &assignment.parameter;
-            let values: usize = parameter.shape.iter().product();
-            let shape = match parameter.shape.as_slice() {
-                [rows, columns] => [*rows, *columns],
-                _ => [values, 1],
-            };
-            let state = match assignment.optimizer {
-                AssignedTo::Method(_) => (active * method.state_bytes(&options, shape)? as f64) as usize,
-                AssignedTo::Table(_, table) => method.table_bytes(&options, table, shape)?.unwrap_or(8 * values),
-                AssignedTo::Descent => 0,
-                AssignedTo::TooSmall(_) | AssignedTo::AdamW => 8 * values,
-            };
+        let trained = if let MatrixStorage::Trained(storage) = storage { storage } else { WeightStorage::F32 };
+        let states = build::parameter_states(config, rule, &built.parameters, trained)?;
+        // One block may have been built for all, or for all that have adapters.
+        let alike = match (adapter, inventory.bytes.blocks.len()) {
+            (Some(adapter), _) => adapter.layers.as_ref().map_or(llama.num_hidden_layers, Vec::len),
+            (None, 1) => llama.num_hidden_layers,
+            (None, _) => 1,
+        };
+        for (Assignment { parameter, .. }, state) in built.parameters.iter().zip(states) {
             let segment = inventory.bytes.of_parameter(parameter.id);
-            segment.trained += 4 * values as u64;
-            segment.state += state as u64;
-            if let (MatrixStorage::Trained(storage), 2) = (storage, parameter.shape.len()) {
-                segment.state += storage.correction_bytes(values) as u64;
-            }
+            segment.trained += 4 * parameter.shape.iter().product::<usize>() as u64;
+            segment.state += state;
+            let copies = if inventory.bytes.is_in_block(parameter.id) { alike } else { 1 };
+            inventory.states.extend(std::iter::repeat_n(state, copies));
         }
         for layer in report.iter().flat_map(|report| &report.layers) {
             let allocated = allocation

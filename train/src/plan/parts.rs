@@ -70,6 +70,11 @@ impl ModelBytes {
         self.segment(self.segments.get(&id).copied().unwrap_or(Segment::Head))
     }
 
+    /// Returns true if a parameter belongs to a block.
+    pub fn is_in_block(&self, id: ParamId) -> bool {
+        matches!(self.segments.get(&id), Some(Segment::Block(_)))
+    }
+
     fn segment(&mut self, segment: Segment) -> &mut SegmentBytes {
         match segment {
             Segment::Entry => &mut self.entry,

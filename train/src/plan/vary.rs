@@ -97,7 +97,9 @@ fn storages(config: &Config, freedom: Freedom) -> Vec<(Config, f64)> {
     };
     match (adapted, freedom.everything) {
         (true, false) => [BaseStorage::Int8, BaseStorage::Nf4].map(frozen).into(),
-        (true, true) => BaseStorage::CHOICES.into_iter().filter(|base| *base != config.weights.base).map(frozen).collect(),
+        (true, true) => {
+            BaseStorage::CHOICES.into_iter().filter(|base| *base != config.weights.base).map(frozen).collect()
+        }
         (false, false) => [WeightStorage::Bf16Plus8, WeightStorage::Bf16].map(trained).into(),
         (false, true) => {
             WeightStorage::ALL.into_iter().filter(|storage| *storage != config.weights.storage).map(trained).collect()

@@ -22,12 +22,12 @@ pub struct Peers {
     size: usize,
 }
 
-/// Bytes sent and time spent by sums of gradients.
+/// Bytes sent and time spent by sums of gradients and by updated weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes that this process has sent.
     pub sent: u64,
-    /// Nanoseconds in sums, waiting for other processes included.
+    /// Nanoseconds in this, waiting for other processes included.
     pub nanoseconds: u64,
 }
 
@@ -217,9 +217,14 @@ impl Peers {
         }
         world.all_gather_into(&*sums, &mut values[..]);
         values.truncate(count);
-        SENT.fetch_add(sum_bytes(count as u64, self.size as u64), Ordering::Relaxed);
-        NANOSECONDS.fetch_add(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.count_traffic(sum_bytes(count as u64, self.size as u64), begin.elapsed());
         values
+    }
+
+    /// Adds bytes that this process has sent, and the time that it took.
+    pub(super) fn count_traffic(self, sent: u64, time: std::time::Duration) {
+        SENT.fetch_add(sent, Ordering::Relaxed);
+        NANOSECONDS.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Text of the first process.
@@ -267,7 +272,7 @@ pub fn sum_bytes(values: u64, processes: u64) -> u64 {
 }
 
 impl Peers {
-    /// Traffic of all sums of gradients since the process began.
+    /// Traffic of all gradients and weights since the process began.
     pub fn traffic(self) -> Traffic {
         Traffic { sent: SENT.load(Ordering::Relaxed), nanoseconds: NANOSECONDS.load(Ordering::Relaxed) }
     }
@@ -275,6 +280,12 @@ impl Peers {
     /// Numbers of each process in the order of the ranks.
     pub fn all(self, numbers: &[u64]) -> Vec<Vec<u64>> {
         self.gather(numbers).chunks(numbers.len().max(1)).map(<[u64]>::to_vec).collect()
+    }
+
+    /// Number pairs of each process in the order of the ranks; each has as many.
+    pub fn all_pairs(self, pairs: &[[f64; 2]]) -> Vec<Vec<[f64; 2]>> {
+        let all = self.gather(&pairs.concat());
+        all.as_chunks().0.chunks(pairs.len().max(1)).map(<[[f64; 2]]>::to_vec).collect()
     }
 
     /// Sums counts of all processes.

@@ -63,7 +63,7 @@ impl RunError {
             Self::Build(error) => error.is_input(),
             Self::Train(TrainError::Data(error)) => error.is_input(),
             Self::Train(TrainError::Model(error)) => error.is_input(),
-            Self::Train(TrainError::Adapter(_)) => true,
+            Self::Train(TrainError::Adapter(_) | TrainError::AllStates { .. }) => true,
             Self::Train(_) | Self::Checkpoint(_) | Self::System { .. } => false,
             Self::Folder(error) => !matches!(error, RunFolderError::Io { .. }),
             _ => true,

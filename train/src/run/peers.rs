@@ -45,7 +45,7 @@ pub(super) fn refuse_different<M: Module, B>(
     let compared = [
         ("version of lowrank", hash(env!("CARGO_PKG_VERSION"))),
         ("instruction set (LOWRANK_SIMD sets it)", hash(instruction_set().name())),
-        ("configuration", hash(&format!("{:?} {}", resume::settings(config), config.train.max_skipped_steps))),
+        ("configuration", hash(&settings(config))),
         ("length of the run", hash(&format!("{} {:?} {:?}", config.train.minutes, steps(records), intervals(config)))),
         ("data (data.path)", hash(&format!("{:?}", records))),
         ("base model or adapter (model.name, adapter.name)", hash(&format!("{bases:?}"))),
@@ -75,6 +75,11 @@ pub(super) fn refuse_different<M: Module, B>(
         .into());
     }
     Ok(())
+}
+
+/// Settings that all processes share.
+fn settings(config: &Config) -> String {
+    format!("{:?} {} {}", resume::settings(config), config.train.max_skipped_steps, config.train.shard_state)
 }
 
 /// Intervals of work that all processes do together.

@@ -39,13 +39,45 @@ pub(super) fn load(
         },
     };
     let state = TrainerState::read(&path).map_err(RunError::Damaged)?;
-    let differences = differences(&state.settings, &settings(config));
+    let now = settings(config);
+    let differences = differences(&by_step(&state.settings), &by_step(&now));
     if !differences.is_empty() {
         return Err(RunError::OtherSettings { path: dir.to_path_buf(), differences: differences.join("\n") });
     }
     warn_of_other_instructions(&state, listener);
+    let [before, now] = [&state.settings, &now].map(|settings| in_turn(settings));
+    if before != now {
+        listener.warn(
+            "the micro-batches of a step are divided otherwise than at the checkpoint: sums are taken in another order, and results may differ in their last bits",
+        );
+    }
     Ok(Loaded { path, state })
 }
+
+/// Number of processes, and of the micro-batches of each.
+fn division(settings: &BTreeMap<String, String>) -> [u64; 2] {
+    [PROCESSES, ACCUMULATION].map(|key| settings.get(key).and_then(|count| count.parse().ok()).unwrap_or(1))
+}
+
+/// Settings with the micro-batches of a step of all processes, which may be divided otherwise when a run is resumed.
+fn by_step(settings: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let micro_batches = division(settings).iter().product::<u64>().to_string();
+    let mut settings = settings.clone();
+    settings.remove(PROCESSES);
+    settings.remove(ACCUMULATION);
+    settings.insert(format!("{ACCUMULATION} x {PROCESSES}"), micro_batches);
+    settings
+}
+
+/// Division that the order of sums depends on; none if they are taken in the order of the micro-batches.
+fn in_turn(settings: &BTreeMap<String, String>) -> Option<[u64; 2]> {
+    Some(division(settings)).filter(|division| !division.contains(&1))
+}
+
+/// Number of processes of a run of several.
+const PROCESSES: &str = "processes";
+/// Number of micro-batches of each.
+const ACCUMULATION: &str = "train.accumulation";
 
 /// Warns if the results may differ bitwise from those of the processor that the run was started on.
 fn warn_of_other_instructions(state: &TrainerState, listener: &dyn Listener) {
@@ -78,7 +110,7 @@ pub(super) fn settings(config: &Config) -> BTreeMap<String, String> {
     let peers = Peers::of_process();
     if !peers.is_alone() {
         // The rows of a step and the order of its sums.
-        entries.insert("processes".into(), peers.size().to_string());
+        entries.insert(PROCESSES.into(), peers.size().to_string());
     }
     entries
 }
@@ -219,6 +251,23 @@ fn other_length(before: Option<u64>, now: Option<u64>, reason: &str) -> BuildErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn micro_batches_may_be_divided_otherwise_and_their_order_shows_where_sums_differ() {
+        let of = |processes: u64, accumulation: u64| {
+            let mut settings = BTreeMap::from([(ACCUMULATION.to_string(), accumulation.to_string())]);
+            if processes > 1 {
+                settings.insert(PROCESSES.to_string(), processes.to_string());
+            }
+            settings
+        };
+        assert!(differences(&by_step(&of(4, 1)), &by_step(&of(2, 2))).is_empty());
+        assert_eq!(
+            differences(&by_step(&of(4, 1)), &by_step(&of(3, 1))),
+            ["  train.accumulation x processes = 4 (now 3)"]
+        );
+        assert_eq!((in_turn(&of(4, 1)), in_turn(&of(1, 4)), in_turn(&of(2, 2))), (None, None, Some([2, 2])));
+    }
 
     #[test]
     fn a_run_that_the_clock_ended_takes_no_step_more_until_it_has_more_time() {

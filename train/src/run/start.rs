@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_kernels::instructions::instruction_set;
-use lowrank_models::adapter::AllocationHook;
+use lowrank_models::adapter::{AllocationHook, Rule};
 use lowrank_optim::{AssignedTo, Assignment, Hooks, StateMeter};
 
 use super::allocation::allocation_hook;
@@ -19,7 +19,7 @@ use super::validation::Validation;
 use super::{Finished, RunError, RunFolder, Training};
 use crate::build::{self, Architecture, BuildError, HeldOut, Listener, Size, StageData};
 use crate::config::Config;
-use crate::engine::{Schedule, Trainer, TrainerOptions};
+use crate::engine::{Schedule, Shards, Trainer, TrainerOptions};
 use crate::plan::{Forecast, Freedom};
 use crate::process::{Peers, adapter_name, device, set_threads};
 use crate::recipe::{ModelFiles, Recipe, Stage, TrainedModel};
@@ -245,13 +245,26 @@ fn trainer<M: Architecture>(
     if let Some(Loaded { path, .. }) = loaded {
         expected_state(config, subject, &model)?.check(path).map_err(RunError::Damaged)?;
     }
-    let mut trainer = Trainer::new(model, optimizer, hooks, trainer_options(config, schedule.clone()));
+    let shards = shards(config, &*subject.rule, &parameters)?;
+    let mut trainer =
+        Trainer::new(model, optimizer, hooks, trainer_options(config, schedule.clone())).with_shards(shards)?;
     let before = loaded.map_or([0, 0], |Loaded { state, .. }| [state.stage_step, state.stage_samples]);
-    trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
+    trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before)?;
     if let Some(Loaded { path, state }) = loaded {
         restore_training(&mut trainer, meter, path, state)?;
     }
     Ok((trainer, parameters))
+}
+
+/// Division of the optimizer's state among the processes of the run, if the configuration asks for it.
+fn shards(config: &Config, rule: &dyn Rule, parameters: &[Assignment]) -> Result<Option<Shards>, BuildError> {
+    let peers = Peers::of_process();
+    if !config.train.shard_state || peers.is_alone() {
+        return Ok(None);
+    }
+    let bytes = build::parameter_states(config, rule, parameters, config.weights.storage)?;
+    let ids = parameters.iter().map(|assignment| assignment.parameter.id);
+    Ok(Some(Shards::new(peers, &ids.zip(bytes).collect::<Vec<_>>())))
 }
 
 /// Folder of a prepared run: results to be overwritten are removed, and the configuration is written.

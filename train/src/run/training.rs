@@ -8,12 +8,12 @@ use lowrank_models::adapter::AllocationView;
 use lowrank_optim::{Assignment, Hooks, StateMeter};
 
 use super::allocation::allocation_hook;
-use super::checkpoint::{Checkpoints, TrainerState, save_training, state_bytes};
+use super::checkpoint::{Checkpoints, TrainerState, save_training, send_training, state_bytes};
 use super::clock::Clock;
 use super::report::{Console, EndedBy, Logs, Metrics, ModuleFile, RankFile, Summary};
 use super::validation::Validation;
 use super::{RunError, RunFolder};
-use crate::build::{self, Architecture, Listener, StageData};
+use crate::build::{self, Architecture, Listener, Scores, StageData};
 use crate::config::Config;
 use crate::engine::{StepReport, Trainer};
 use crate::objective::Streams;
@@ -229,7 +229,7 @@ impl<M: Architecture> Training<M> {
             self.allocation = Some(hook.view());
             stage.hooks.append(Hooks::new().with(hook));
         }
-        self.trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before);
+        self.trainer.enter_stage(stage.objective.clone(), std::mem::take(&mut stage.hooks), schedule, before)?;
         self.validation = Validation::draw(stage.data.validation(), self.config.eval.batches, self.config.train.seed);
         let state = &mut self.state;
         (state.stage, state.stage_step, state.stage_samples) = (number, before[0], before[1]);
@@ -254,9 +254,9 @@ impl<M: Architecture> Training<M> {
             }
         })?;
         let summary = &mut self.summary;
-        if summary.optimizer_state_bytes == 0 || due(STATE_EVERY, step) {
+        if self.throughput.steps == 0 || due(STATE_EVERY, step) {
             let (optimizer, hooks) = (self.trainer.optimizer(), self.trainer.hooks());
-            summary.optimizer_state_bytes = state_bytes(optimizer, hooks, &self.meter);
+            summary.note_state(self.peers, state_bytes(optimizer, hooks, &self.meter));
         }
         summary.gradient_bytes = summary.gradient_bytes.max(report.gradient_bytes);
         summary.activation_bytes = summary.activation_bytes.max(report.activation_bytes);
@@ -271,14 +271,14 @@ impl<M: Architecture> Training<M> {
     fn evaluate(&mut self, whole: bool, metrics: &mut Metrics) -> Result<bool, RunError> {
         let (model, device) = (self.trainer.model(), self.trainer.device());
         let data = &self.stages[self.state.stage].data;
-        let drawn = self.validation.drawn(model, data.validation(), device)?;
+        let drawn = self.validation.drawn(self.peers, model, data.validation(), device)?;
         let loss = drawn.loss();
         metrics.validation_loss = Some(loss).filter(|loss| loss.is_finite());
         let mut line = format!("step {}: validation loss {loss:.4}", self.trainer.step);
         if whole {
             let all = match self.validation.is_all() {
                 true => drawn,
-                false => Validation::all(model, data.validation(), device)?,
+                false => Validation::all(self.peers, model, data.validation(), device)?,
             };
             let held_out = data.held_out();
             self.summary.final_validation_loss = Some(all.loss());
@@ -286,7 +286,9 @@ impl<M: Architecture> Training<M> {
             metrics.final_validation_loss = Some(all.loss()).filter(|loss| loss.is_finite());
             line.push_str(&format!(", {:.4} on all held-out {}", all.loss(), data.of_all()));
         }
-        let scores = model.scores(data, if whole { None } else { self.validation.starts() }, device)?;
+        let starts = if whole { None } else { self.validation.starts() };
+        // The first process reports; the others wait for it at the next step.
+        let scores = if self.peers.is_first() { model.scores(data, starts, device)? } else { Scores::default() };
         self.summary.peaks.note(|peaks| &mut peaks.evaluation);
         metrics.accuracy = scores.accuracy;
         if let Some(accuracy) = scores.accuracy {
@@ -316,10 +318,10 @@ impl<M: Architecture> Training<M> {
         Ok(Some(text))
     }
 
-    /// Saves a checkpoint; of several processes the first does so for all, since their states are equal.
+    /// Saves a checkpoint; of several processes the first does so for all, which have the same state or send it theirs.
     fn save(&mut self) -> Result<(), RunError> {
         if !self.peers.is_first() {
-            return Ok(());
+            return Ok(send_training(&self.trainer, &self.meter)?);
         }
         let files = self.subject.files(&self.config, &self.current().data);
         let path = save_training(&self.checkpoints, &self.trainer, &files, &self.meter, self.state.clone())?;

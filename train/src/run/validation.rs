@@ -6,8 +6,9 @@ use burn::tensor::Device;
 use lowrank_models::SegmentedModel;
 
 use crate::data::Order;
-use crate::engine::{Evaluation, TrainError, evaluate};
-use crate::objective::{ModelLoss, Stream, epoch};
+use crate::engine::{Evaluation, TrainError, evaluate_together};
+use crate::objective::{ModelLoss, Stream};
+use crate::process::Peers;
 
 /// Batches of the held-out rows, drawn once over all of them: every validation loss of a stage uses the same ones, so
 /// that the losses are comparable.
@@ -34,29 +35,32 @@ impl Validation {
         Self { rows }
     }
 
-    /// Computes the loss on the drawn batches.
+    /// Computes the loss on the drawn batches, which processes share.
     pub fn drawn<M: SegmentedModel>(
         &self,
+        peers: Peers,
         model: &M,
         held_out: &dyn Stream<M::Batch>,
         device: &Device,
     ) -> Result<Evaluation, TrainError> {
         match &self.rows {
-            None => Self::all(model, held_out, device),
+            None => Self::all(peers, model, held_out, device),
             Some(rows) => {
-                let batches = rows.iter().map(|row| held_out.at(*row, device));
-                evaluate(model, &ModelLoss, batches, |_| true)
+                evaluate_together(peers, model, &ModelLoss, rows.len(), |number| held_out.at(rows[number], device))
             }
         }
     }
 
-    /// Computes the loss on all batches.
+    /// Computes the loss on all batches, which processes share.
     pub fn all<M: SegmentedModel>(
+        peers: Peers,
         model: &M,
         held_out: &dyn Stream<M::Batch>,
         device: &Device,
     ) -> Result<Evaluation, TrainError> {
-        evaluate(model, &ModelLoss, epoch(held_out, device), |_| true)
+        let batch = held_out.batch() as u64;
+        let count = held_out.rows().div_ceil(batch) as usize;
+        evaluate_together(peers, model, &ModelLoss, count, |number| held_out.at(number as u64 * batch, device))
     }
 
     /// First row of each drawn batch; none for all batches.

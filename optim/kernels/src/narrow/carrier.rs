@@ -228,11 +228,15 @@ impl<'a> View<'a> {
 
 /// A tensor `[d_in, d_out]` that holds the codes of a matrix, on a device of the CPU backend.
 pub fn carrier(matrix: &PackedMatrix, device: &Device) -> Tensor<2> {
-    let ([d_in, d_out], words) = (matrix.shape, words(matrix));
+    let words = words(matrix);
     let shape = Shape::from([words.len()]);
-    let data = TensorData::from_bytes(Bytes::from_elems(words), shape, DType::F32);
+    of_memory(TensorData::from_bytes(Bytes::from_elems(words), shape, DType::F32), matrix.shape, device)
+}
+
+/// A tensor of this shape that holds the codes in such memory: that which [`memory`] returns for a tensor of the same shape.
+pub fn of_memory(memory: TensorData, [d_in, d_out]: [usize; 2], device: &Device) -> Tensor<2> {
     // A view: the codes stay behind it.
-    Tensor::<1>::from_data(data, device).narrow(0, 1, d_out).reshape([1, d_out]).expand([d_in, d_out])
+    Tensor::<1>::from_data(memory, device).narrow(0, 1, d_out).reshape([1, d_out]).expand([d_in, d_out])
 }
 
 /// The codes that a tensor holds; none if it has values of its own.
@@ -333,6 +337,8 @@ mod tests {
                 assert_eq!(x.dims(), matrix.shape);
                 assert_eq!(packed(&x.clone()).as_ref(), Some(&matrix));
                 assert_eq!(packed(&x.clone().transpose()).as_ref(), Some(&matrix));
+                let copy = of_memory(memory(x.clone()), matrix.shape, &device);
+                assert_eq!(packed(&copy).as_ref(), Some(&matrix));
                 assert_eq!(packed(&x.clone().detach()).as_ref(), Some(&matrix));
                 let read = crate::host::values(x * 1.0);
                 assert!(read.iter().all(|x| x.is_nan()));

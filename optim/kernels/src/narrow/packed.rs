@@ -1,12 +1,22 @@
 //! Matrices in codes, and tensors that hold them.
 
 #[cfg(feature = "flex")]
-pub use super::carrier::{carrier, holds_codes, memory, packed, stored_bytes};
+pub use super::carrier::{carrier, holds_codes, memory, of_memory, packed, stored_bytes};
 pub use super::matrix::{Codes, PackedMatrix};
 
 /// A tensor that holds codes: on the CPU backend alone.
 #[cfg(not(feature = "flex"))]
 pub fn carrier(_matrix: &PackedMatrix, _device: &burn::tensor::Device) -> burn::tensor::Tensor<2> {
+    unreachable!("matrices in codes are made for the CPU backend alone")
+}
+
+/// A tensor that holds the codes in such memory: on the CPU backend alone.
+#[cfg(not(feature = "flex"))]
+pub fn of_memory(
+    _memory: burn::tensor::TensorData,
+    _shape: [usize; 2],
+    _device: &burn::tensor::Device,
+) -> burn::tensor::Tensor<2> {
     unreachable!("matrices in codes are made for the CPU backend alone")
 }
 

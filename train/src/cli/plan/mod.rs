@@ -143,7 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     if let (Some(ranks), Some(first)) = (args.ranks, plan.rows.first()) {
-        text.push_str(&format!("\n{}", table(&traffic(first, ranks, speed))));
+        text.push_str(&format!("\n{}", table(&traffic(&forecaster, first, ranks, speed)?)));
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)

@@ -2,8 +2,8 @@
 
 use crate::build::BuildError;
 use crate::config::{bytes, count, parse_bytes};
-use crate::plan::Candidate;
-use crate::process::sum_bytes;
+use crate::plan::{Candidate, Forecaster};
+use crate::process::{share_bytes, sum_bytes};
 
 /// Bytes a second of a text such as `10Gbit/s` or `1.2GB/s`.
 pub fn bandwidth(text: &str) -> Result<f64, BuildError> {
@@ -18,7 +18,12 @@ pub fn bandwidth(text: &str) -> Result<f64, BuildError> {
 }
 
 /// Table of the traffic of a step of a variant, with a row for 1, 2, 4 and so on processes up to a number.
-pub fn traffic(candidate: &Candidate, ranks: u32, speed: Option<f64>) -> Vec<Vec<String>> {
+pub fn traffic(
+    forecaster: &Forecaster<'_>,
+    candidate: &Candidate,
+    ranks: u32,
+    speed: Option<f64>,
+) -> Result<Vec<Vec<String>>, BuildError> {
     let Candidate { config, forecast, .. } = candidate;
     let mut head = ["PROCESSES", "ROWS IN A STEP", "MEMORY OF EACH", "EACH SENDS IN A STEP"].map(String::from).to_vec();
     head.extend(speed.map(|_| "AT THIS SPEED".to_string()));
@@ -28,15 +33,16 @@ pub fn traffic(candidate: &Candidate, ranks: u32, speed: Option<f64>) -> Vec<Vec
     // Values are f32 in sums, whatever their storage.
     let values = forecast.trained / 4;
     for number in numbers {
-        let sent = sum_bytes(values, number);
+        let weights = if config.train.shard_state { share_bytes(forecast.trained, number) } else { 0 };
+        let sent = sum_bytes(values, number) + weights;
         let mut row = vec![
             count(number),
             count(number * (config.train.batch * config.train.accumulation) as u64),
-            bytes(forecast.peak),
+            bytes(forecaster.forecast_for(config, number as usize)?.peak),
             bytes(sent),
         ];
         row.extend(speed.map(|speed| format!("{:.3} s", sent as f64 / speed)));
         rows.push(row);
     }
-    rows
+    Ok(rows)
 }

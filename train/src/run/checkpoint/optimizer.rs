@@ -97,7 +97,29 @@ pub fn load_optimizer(
     tensors: usize,
 ) -> Result<ModuleOptimizer, CheckpointError> {
     let load = |record| optimizer.load_record(record);
-    restore(meter, files(dir, OPTIMIZER), tensors, load, |optimizer| optimizer.to_record())
+    restore(meter, files(dir, OPTIMIZER), tensors, &Whole, load, |optimizer| optimizer.to_record())
+}
+
+/// Part of a state that a process restores.
+pub(super) trait Selection {
+    /// Counters and tensors of this process.
+    fn select(&self, kept: OptimizerRecord) -> Result<OptimizerRecord, String>;
+
+    /// Number of tensors that all processes have restored, of which this one has restored `own`.
+    fn restored(&self, own: usize) -> usize;
+}
+
+/// All of a state.
+struct Whole;
+
+impl Selection for Whole {
+    fn select(&self, kept: OptimizerRecord) -> Result<OptimizerRecord, String> {
+        Ok(kept)
+    }
+
+    fn restored(&self, own: usize) -> usize {
+        own
+    }
 }
 
 /// Loads the states in a folder into hooks, like [`load_optimizer`]; `saved` is the number of tensors of each.
@@ -117,15 +139,16 @@ pub fn load_hooks<M: Module>(
             hook.load_record(record);
             hook
         };
-        restore(meter, files, *tensors, load, |hook| hook.to_record())?;
+        restore(meter, files, *tensors, &Whole, load, |hook| hook.to_record())?;
     }
     Ok(())
 }
 
-fn restore<T>(
+pub(super) fn restore<T>(
     meter: &StateMeter,
     [tensors, counters]: [PathBuf; 2],
     saved: usize,
+    selection: &dyn Selection,
     load: impl FnOnce(OptimizerRecord) -> T,
     record: impl FnOnce(&T) -> OptimizerRecord,
 ) -> Result<T, CheckpointError> {
@@ -135,10 +158,11 @@ fn restore<T>(
         .map_err(|error| refuse(&counters, error.to_string()))?;
     let reader = Reader::open(&tensors)?;
     let held = reader.len() + kept.len();
+    let kept = selection.select(kept).map_err(|reason| refuse(&counters, reason))?;
     let (mut reader, loaded) = through(meter, reader, || load(kept));
     reader.finish().map_err(CheckpointError::io(&tensors))?;
     let (listing, kept) = through(meter, Listing::default(), || record(&loaded));
-    let restored = listing.len() + kept.len();
+    let restored = selection.restored(listing.len() + kept.len());
     match held == saved && restored == saved {
         true => Ok(loaded),
         false => Err(refuse(

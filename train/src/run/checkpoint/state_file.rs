@@ -10,11 +10,12 @@ use lowrank_models::hub::read_header;
 use lowrank_optim::StateStore;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{Deserialize, Serialize};
 
 use super::CheckpointError;
 
 /// Lists the tensors of states before they are written.
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct Listing {
     tensors: Vec<(String, DType, Vec<usize>, usize)>,
 }
@@ -37,6 +38,11 @@ impl Listing {
     /// Name, type and shape of each tensor.
     pub fn entries(&self) -> impl Iterator<Item = (&str, DType, &[usize])> {
         self.tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.as_slice()))
+    }
+
+    /// Appends the tensors of another listing.
+    pub fn append(&mut self, mut more: Self) {
+        self.tensors.append(&mut more.tensors);
     }
 
     /// Bytes of all tensors together.

@@ -37,10 +37,11 @@ pub struct Metrics {
     /// Seconds of the step spent reading its samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_seconds: Option<f64>,
-    /// Bytes that each process sent in the step to sum gradients; of a run of one process there are none.
+    /// Bytes that the first process sent in the step to sum gradients and to share updated weights; of a run of one process there
+    /// are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sent_bytes: Option<u64>,
-    /// Seconds of the step in these sums, waiting for other processes included.
+    /// Seconds of the step in this, waiting for other processes included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub communication_seconds: Option<f64>,
     /// Resident memory of the process.

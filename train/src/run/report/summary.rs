@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::MemoryUse;
+use crate::process::{MemoryUse, Peers};
 
 /// Reason for the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,8 +88,11 @@ pub struct Summary {
     pub activation_bytes: Option<u64>,
     /// Maximum bytes that the device's memory pool had reserved.
     pub device_reserved_bytes: Option<u64>,
-    /// Bytes of the optimizer's state.
+    /// Bytes of the optimizer's state; of several processes, in the one that holds most.
     pub optimizer_state_bytes: u64,
+    /// Bytes of the optimizer's state in each of several processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub process_state_bytes: Vec<u64>,
     /// Number of steps skipped because of a non-finite value.
     pub skipped_steps: u64,
     /// Number of trainable parameters.
@@ -105,4 +108,13 @@ pub struct Summary {
     pub kept_subspaces: u64,
     /// The last checkpoint.
     pub checkpoint: Option<PathBuf>,
+}
+
+impl Summary {
+    /// Notes the bytes of optimizer state in this process; all processes do so together.
+    pub fn note_state(&mut self, peers: Peers, bytes: u64) {
+        let all = peers.all(&[bytes]).concat();
+        self.optimizer_state_bytes = all.iter().copied().max().unwrap_or(bytes);
+        self.process_state_bytes = if peers.is_alone() { Vec::new() } else { all };
+    }
 }
