@@ -1,74 +1,20 @@
 //! Several processes under `mpirun`: the bits of one process. Without the feature `mpi` only the refusal of
 //! such a start is tested, and the rest says that it was skipped.
 
+#[path = "distributed/endings.rs"]
+mod endings;
+#[path = "distributed/launch.rs"]
+mod launch;
+#[path = "pictures.rs"]
+mod pictures;
 #[path = "program.rs"]
 mod program;
+#[path = "distributed/shards.rs"]
+mod shards;
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-use program::{Workshop, checkpoints, metrics, refused, stderr, succeeded, summary, tensors};
-
-/// `mpirun` with this number of processes of one thread each, which may share the cores of a small machine.
-fn mpirun(shop: &Workshop, ranks: usize, args: &[&str]) -> Command {
-    let mut command = Command::new("mpirun");
-    command.args(["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", "-n"]);
-    command.arg(ranks.to_string()).arg(env!("CARGO_BIN_EXE_lowrank")).args(args);
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    command.env("RAYON_NUM_THREADS", "1").current_dir(shop.dir.path()).stdin(Stdio::null());
-    command
-}
-
-fn together(shop: &Workshop, ranks: usize, args: &[&str]) -> Output {
-    mpirun(shop, ranks, args).output().expect("mpirun starts")
-}
-
-/// Returns true, and says so, if several processes cannot run here.
-fn skipped() -> bool {
-    if !cfg!(feature = "mpi") {
-        println!("skipped: built without the feature mpi");
-        return true;
-    }
-    let found = Command::new("mpirun").arg("--version").output().is_ok_and(|output| output.status.success());
-    assert!(found, "built with the feature mpi, and mpirun is not there");
-    false
-}
-
-/// Weights and optimizer state of the last checkpoint of a run.
-fn saved(run: &Path) -> BTreeMap<String, Vec<u8>> {
-    tensors(&checkpoints(run).pop().expect("a checkpoint"))
-}
-
-/// Trains with as many processes, and in one process with as many micro-batches: the files must be equal.
-fn same_bits(shop: &Workshop, job: &str, ranks: usize, more: &[&str]) {
-    let accumulation = format!("train.accumulation={ranks}");
-    let args = |out: &'static str, first: &[&'static str]| -> Vec<String> {
-        let args = if job == "finetune" { shop.tuned(out, first) } else { shop.tiny(out, first) };
-        args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
-    };
-    let run = |args: &[String]| -> Output {
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        if args.contains(&"several") { together(shop, ranks, &args) } else { shop.run(&args) }
-    };
-    let mut alone = args("alone", &["--overwrite"]);
-    alone.extend(["--set".into(), accumulation]);
-    succeeded(run(&alone));
-    succeeded(run(&args("several", &["--overwrite"])));
-    let (one, many) = (saved(&shop.path("alone")), saved(&shop.path("several")));
-    assert!(one.keys().eq(many.keys()) && one.len() > 1, "{:?} {:?}", one.keys(), many.keys());
-    let logged = |run: &str| metrics(&shop.path(run)).into_iter().next_back().expect("a line");
-    let (several, ranks_as_f64) = (logged("several"), ranks as f64);
-    let [sent, gradients] = ["sent_bytes", "gradient_bytes"].map(|key| several[key].as_f64().expect("a number"));
-    let expected = 2.0 * (ranks_as_f64 - 1.0) / ranks_as_f64 * gradients;
-    assert!((expected..=1.02 * expected + 4096.0).contains(&sent), "{sent} bytes sent, {expected} by the formula");
-    assert!(several["communication_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{several}");
-    assert!(logged("alone")["sent_bytes"].is_null());
-    for (name, bytes) in &one {
-        assert!(bytes == &many[name], "{name} differs with {ranks} processes and {more:?}");
-    }
-}
+use launch::{SHARD, same_bits, same_runs, skipped, together};
+use pictures::{draw, tiny};
+use program::{Workshop, metrics, refused, succeeded, summary};
 
 #[test]
 fn optimizers_get_the_bits_of_one_process() {
@@ -141,73 +87,67 @@ fn per_layer_updates_follow_the_joined_batch() {
     assert!((loss("alone") - loss("several")).abs() < 1e-5, "{} {}", loss("alone"), loss("several"));
 }
 
+/// Every allocation, with the state of what it leaves undivided and divided.
 #[test]
-fn other_data_and_too_few_rows_are_refused() {
+fn allocations_get_the_bits_of_one_process() {
     if skipped() {
         return;
     }
-    let shop = Workshop::new(40);
-    let script =
-        "if [ $OMPI_COMM_WORLD_RANK = 1 ]; then data=other; else data=text; fi; exec \"$0\" \"$@\" --data $data";
-    std::fs::create_dir(shop.path("other")).unwrap();
-    for entry in std::fs::read_dir(shop.path("text")).unwrap() {
-        let path = entry.unwrap().path();
-        let text = std::fs::read_to_string(&path).unwrap().replace("memory", "memoir");
-        std::fs::write(shop.path("other").join(path.file_name().unwrap()), text).unwrap();
+    let shop = Workshop::with_model(60);
+    let cases: [(&str, &[&str]); 6] = [
+        ("sora", &[]),
+        ("adalora", &["target_rank=2", "t_init=2", "t_final=2", "delta_t=1"]),
+        ("dylora", &[]),
+        ("bayesian", &[]),
+        ("snella", &[]),
+        ("diffora", &["search_steps=4"]),
+    ];
+    for (number, (name, options)) in cases.into_iter().enumerate() {
+        let options: Vec<String> = options.iter().map(|option| format!("allocation.options.{option}")).collect();
+        let shard = format!("train.shard_state={}", number % 2 == 0);
+        let set = options.iter().chain([&shard]).flat_map(|option| ["--set", option]);
+        let more: Vec<&str> = ["--allocation", name, "--steps", "8"].into_iter().chain(set).collect();
+        same_bits(&shop, "finetune", 2 + number % 2, &more);
+        let [one, several] = ["alone", "several"].map(|run| std::fs::read(shop.path(run).join("rank.json")).unwrap());
+        assert!(one == several, "{name}");
     }
-    let program = env!("CARGO_BIN_EXE_lowrank");
-    let args: Vec<&str> = shop.tiny("run", &["--steps", "4"]);
-    let mut command = mpirun(&shop, 2, &[]);
-    let mpi_args: Vec<String> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let launcher = &mpi_args[..mpi_args.len() - 1];
-    command = Command::new("mpirun");
-    command.args(launcher).args(["bash", "-c", script, program]).args(&args).current_dir(shop.dir.path());
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    refused(&command.output().unwrap(), &["rank 1", "data.path"]);
-    assert!(!shop.path("run").exists(), "nothing is left behind");
-
-    let many = shop.tiny("run", &["--steps", "4", "--set", "train.batch=400"]);
-    refused(&together(&shop, 2, &many), &["train.batch", "2 processes"]);
-}
-
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(120), "waited two minutes for {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Process ids of the ranks that mpirun started.
-fn ranks_of(launcher: u32) -> Vec<String> {
-    let output = Command::new("pgrep").args(["-P", &launcher.to_string(), "lowrank"]).output().expect("pgrep");
-    String::from_utf8_lossy(&output.stdout).split_whitespace().map(String::from).collect()
+    let growing = shop.tuned("growing", &["--allocation", "increlora", "--steps", "8"]);
+    refused(&together(&shop, 2, &growing), &["allocation.name = increlora", "several processes", "start one"]);
+    assert!(!shop.path("growing").exists());
 }
 
 #[test]
-fn a_dead_rank_ends_all_and_a_signal_to_one_stops_all() {
+fn vision_transformers_get_the_bits_of_one_process() {
     if skipped() {
         return;
     }
-    let shop = Workshop::new(40);
-    let more = ["--steps", "300", "--set", "checkpoint.every=20"];
-    succeeded(together(&shop, 2, &shop.tiny("whole", &more)));
-    for (out, signal, code) in [("killed", "-KILL", None), ("stopped", "-TERM", Some(143))] {
-        let mut command = mpirun(&shop, 2, &shop.tiny(out, &more));
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mpirun starts");
-        wait_for("a checkpoint", || shop.path(out).join("checkpoints/step-000020/manifest.json").exists());
-        let ranks = ranks_of(child.id());
-        assert_eq!(ranks.len(), 2);
-        assert!(Command::new("kill").args([signal, &ranks[1]]).status().unwrap().success());
-        let output = child.wait_with_output().unwrap();
-        assert!(!output.status.success(), "{}", stderr(&output));
-        if code.is_some() {
-            assert_eq!(output.status.code(), code, "{}", stderr(&output));
-            assert!(stderr(&output).contains("--resume"), "{}", stderr(&output));
-        }
-        succeeded(together(&shop, 2, &["pretrain", "--quiet", "--resume", "--out", out]));
-        assert!(saved(&shop.path("whole")) == saved(&shop.path(out)), "{signal} changed the weights");
+    let shop = Workshop::new(0);
+    draw(&shop, "images", &["red", "green", "blue"], 12);
+    for (ranks, shard) in [(2, "train.shard_state=false"), (3, SHARD)] {
+        let more = ["--steps", "6", "--set", "data.images.crop=0.8", "--set", shard];
+        let args = |out| tiny("pretrain", "vit-micro", out, "images", &more);
+        same_runs(&shop, ranks, &args("alone"), &args("several"));
     }
+}
+
+/// Held-out batches that the processes cannot share equally.
+#[test]
+fn evaluations_are_shared_and_get_the_loss_of_one_process() {
+    if skipped() {
+        return;
+    }
+    let shop = Workshop::new(60);
+    let settings = ["eval.every=2", "eval.batches=4", "data.validation_fraction=0.3", "checkpoint.every=2"];
+    let set = settings.iter().flat_map(|setting| ["--set", setting]);
+    let more: Vec<&str> = ["--steps", "6"].into_iter().chain(set).collect();
+    same_bits(&shop, "pretrain", 3, &more);
+    let losses = |run: &str| -> Vec<_> {
+        let lines = metrics(&shop.path(run)).into_iter();
+        lines.map(|line| [line["validation_loss"].clone(), line["final_validation_loss"].clone()]).collect()
+    };
+    let alone = losses("alone");
+    assert!(alone.iter().filter(|[loss, _]| loss.is_number()).count() == 3, "{alone:?}");
+    assert_eq!(alone, losses("several"));
 }
 
 #[test]

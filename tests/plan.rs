@@ -150,6 +150,19 @@ fn a_plan_lists_every_way_and_marks_what_fits() {
     for part in ["PROCESSES", "12", &format!("{:.0} MiB", sent / 1024.0 / 1024.0), &format!("{:.3} s", sent / 1e9)] {
         assert!(several.contains(part), "{part} is not in:\n{several}");
     }
+    let memory = |text: &str| -> Vec<f64> {
+        let lines = text.lines().skip_while(|line| !line.starts_with("PROCESSES")).skip(1);
+        let words = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
+        words.filter(|words| words.len() > 3).map(|words| words[2].parse().expect("MiB")).collect()
+    };
+    let shard = ["--set", "train.shard_state=true", "--parameterization", "dense", "--optimizer", "adamw"];
+    let divided = plan(&[&["--batch", "2", "--ranks", "4", "--backward", "whole"][..], &shard].concat());
+    let [one, two, four] = memory(&divided)[..] else { panic!("three lines:\n{divided}") };
+    // Two moments of 4 bytes: half of them are elsewhere, and three quarters.
+    let moments = 2.0 * 4.0 * 33_694_208.0 / 1024.0 / 1024.0;
+    assert!((one - two - moments / 2.0).abs() < 4.0 && (one - four - moments * 0.75).abs() < 4.0, "{divided}");
+    let whole = memory(&several);
+    assert!(whole.iter().all(|bytes| *bytes == whole[0]), "{several}");
     for (flags, part) in [(["--ranks", "6"], "fast"), (["--ranks", "2000"], "8Gbit/s")] {
         let args = [&["plan", "--model", "llama-9m"][..], &flags, &["--bandwidth", part]].concat();
         let refusal = shop.run(&args);

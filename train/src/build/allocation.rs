@@ -55,6 +55,12 @@ pub fn allocation_hook<M: Module>(
             _ => rest(&rates, total.map(|total| total.saturating_sub(1))).rate(step),
         }),
     };
+    if let (Some(reason), false) = (allocation.needs_one_process(), Peers::of_process().is_alone()) {
+        return Err(BuildError::Settings(format!(
+            "allocation.name = {}: not supported with several processes: {reason}; start one, with train.accumulation in place of processes",
+            allocation.name()
+        )));
+    }
     let layers: Vec<_> = linear_weights(model)?.into_values().collect();
     let layers = adapter.places(&layers)?;
     allocation.check_optimizer(&config.optimizer.name)?;

@@ -57,6 +57,12 @@ pub trait Allocation: Debug + Send + Sync {
         None
     }
 
+    /// Reason why one process must compute all micro-batches of a step; none if the gradients, which processes sum, are all
+    /// that the allocation measures.
+    fn needs_one_process(&self) -> Option<String> {
+        None
+    }
+
     /// Bytes that the allocation keeps for a layer in addition to the adapter's parameters and their optimizer state, in
     /// steps of this many micro-batches.
     fn state_bytes(&self, _place: &Place, _micro_batches: u64) -> usize {

@@ -130,6 +130,10 @@ impl Allocation for IncreLora {
         warnings
     }
 
+    fn needs_one_process(&self) -> Option<String> {
+        Some("it collects the scores of the updates in the backward passes of all micro-batches".into())
+    }
+
     fn state_bytes(&self, place: &Place, micro_batches: u64) -> usize {
         if micro_batches > 1 { 4 * place.shape[0] * place.shape[1] } else { 0 }
     }
