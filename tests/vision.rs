@@ -22,7 +22,7 @@ use lowrank_models::vit::{EncoderConfig, ImageShape};
 use lowrank_models::{ImageBatch, Rows, SegmentedModel, VisionTransformer, VitConfig};
 use lowrank_optim::Hooks;
 use lowrank_train::data::DataError;
-use lowrank_train::data::images::{Augment, ImageSet, ImageSettings, Picture};
+use lowrank_train::data::images::{Augment, ImageSet, ImageSettings};
 use lowrank_train::engine::{BackwardMode, Schedule, Trainer, TrainerOptions};
 use lowrank_train::objective::{ImageStream, Stream, StreamBatch, Streams};
 use pictures::{draw, tiny};

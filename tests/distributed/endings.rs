@@ -3,6 +3,8 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use lowrank_kernels::instructions::InstructionSet;
+
 use crate::launch::{SHARD, mpirun, saved, skipped, together};
 use crate::program::{Workshop, refused, stderr, succeeded};
 
@@ -45,6 +47,21 @@ fn other_settings_are_refused_by_one_message() {
         refused_once(&one_differs(&shop, first, second), &["rank 1", part]);
         assert!(!shop.path("run").exists(), "{second} leaves a folder");
     }
+}
+
+#[test]
+fn another_instruction_set_is_refused() {
+    if skipped() {
+        return;
+    }
+    if InstructionSet::best() != InstructionSet::Avx512 {
+        println!("skipped: this processor has no two instruction sets to choose from");
+        return;
+    }
+    let shop = Workshop::new(40);
+    let output = one_differs(&shop, "--steps 4", "--steps 4; export LOWRANK_SIMD=avx2");
+    refused_once(&output, &["rank 1", "another instruction set", "LOWRANK_SIMD"]);
+    assert!(!shop.path("run").exists());
 }
 
 /// Settings that only one process rejects end the others.

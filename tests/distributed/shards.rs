@@ -106,7 +106,7 @@ fn clipping_skipped_steps_and_blocks_are_those_of_undivided_state() {
         succeeded(together(&shop, 2, &args));
         losses.push(summary(&shop.path(out))["skipped_steps"].clone());
     }
-    assert_eq!(losses[0], losses[1]);
+    assert!(losses[0] == losses[1] && losses[0].as_u64() > Some(0), "{losses:?}");
     assert!(saved(&shop.path("whole")) == saved(&shop.path("divided")), "skipped steps");
 }
 
