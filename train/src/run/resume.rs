@@ -45,7 +45,7 @@ pub(super) fn load(
         return Err(RunError::OtherSettings { path: dir.to_path_buf(), differences: differences.join("\n") });
     }
     warn_of_other_instructions(&state, listener);
-    let [before, now] = [&state.settings, &now].map(|settings| in_turn(settings));
+    let [before, now] = [&state.settings, &now].map(in_turn);
     if before != now {
         listener.warn(
             "the micro-batches of a step are divided otherwise than at the checkpoint: sums are taken in another order, and results may differ in their last bits",
