@@ -13,6 +13,8 @@ use lowrank_models::hub::peft::{Form, PeftFolder, save};
 use lowrank_models::hub::{ModelFolder, TensorFiles, save as save_model};
 use lowrank_models::{Llama, LlamaConfig, ids_tensor};
 use program::{Workshop, refused, succeeded};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 /// A small model in `model`.
@@ -190,6 +192,30 @@ fn forms_of_our_own_are_no_type_of_peft() {
         assert_eq!(kind, format!("LOWRANK_{}", structure.to_uppercase()));
         assert_eq!(output(&attached(&base, &dir)), output(&moved));
     }
+}
+
+#[test]
+fn copies_of_base_weights_are_no_trained_weights() {
+    let shop = Workshop::new(0);
+    let base = base(&shop, false);
+    let moved = moved(&base, lora("q_proj"));
+    save(&moved, "default", Form::Peft, None, &shop.path("one")).expect("a folder");
+    let path = shop.path("one/adapter_model.safetensors");
+    let bytes = std::fs::read(&path).expect("tensors");
+    let tensors = SafeTensors::deserialize(&bytes).expect("tensors");
+    let (mut model, _) = TensorFiles::of_file(&shop.path("model/model.safetensors")).expect("weights");
+    let weight = "model.layers.0.self_attn.q_proj.weight";
+    let values = model.take(weight, &[32, 32]).expect("a weight");
+    let values: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut all = tensors.tensors();
+    let copy = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight".to_string();
+    all.push((copy, TensorView::new(Dtype::F32, vec![32, 32], &values).expect("a tensor")));
+    safetensors::serialize_to_file(all, None, &path).expect("a file");
+    succeeded(shop.run(&["compose", "--method", "cat", "--adapter", "one", "--out", "same"]));
+    assert!(apart(&output(&attached(&base, &shop.path("same"))), &output(&moved)) < 1e-4);
+    let words = ["export", "--adapter", "one", "--model", "model", "--as", "lora", "--rank", "4", "--out", "lora"];
+    succeeded(shop.run(&words));
+    assert!(!names(&shop.path("lora")).iter().any(|name| name.contains("base_layer")));
 }
 
 #[test]

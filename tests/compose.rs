@@ -112,6 +112,16 @@ fn weights_names_and_missing_layers_follow_the_command_line() {
     refused(&output, &["adapter part has no layer encoder.1.query, which one adapts", "--allow-missing"]);
     succeeded(shop.run(&[&words[..], &["--out", "svd", "--allow-missing", "--set", "rank=6"]].concat()));
     near(&updates(&shop.path("svd")), &sum(&[(&one, 1.0), (&part, 1.0)]), 1e-5);
+    // A source without the layer counts as zeros where factors are combined element by element.
+    let density: &[&str] = &["--set", "density=1"];
+    for (method, set) in [("linear", &[][..]), ("ties", density), ("dare", density), ("magnitude-prune", density)] {
+        let words = ["compose", "--method", method, "--adapter", "one", "--adapter", "part", "--allow-missing"];
+        succeeded(shop.run(&[&words[..], set, &["--out", method]].concat()));
+        let (made, alone) = (updates(&shop.path(method)), updates(&one));
+        let missing = |all: &BTreeMap<String, Matrix>| all["encoder.1.query"].clone();
+        let apart = (missing(&made) - missing(&alone)).norm();
+        assert!(apart <= 1e-5 * missing(&alone).norm(), "{method}: {apart}");
+    }
     // A smaller rank by clusters of one adapter.
     succeeded(shop.run(&["compose", "--method", "lego", "--adapter", "one", "--set", "k=2", "--out", "pruned"]));
     let config = std::fs::read_to_string(shop.path("pruned/adapter_config.json")).expect("a configuration");

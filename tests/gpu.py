@@ -32,6 +32,8 @@ SPECIAL = {
     "increlora": ["allocation.options.init_warmup=2", "allocation.options.increment_interval=2"],
     "relora": ["model.parameterization.options.reset_every=3", "model.parameterization.options.restart_warmup=1"],
     "loro": ["model.parameterization.options.exact_every=3", "model.parameterization.options.restart_warmup=1"],
+    # Of more directions some lie in the noise of f32, which differs between devices, and count in full.
+    "dion": ["optimizer.options.rank=4"],
     **{name: ["optimizer.options.rank=16"] for name in ("galore", "galore-8bit", "q-galore", "fira")},
 }
 

@@ -295,7 +295,8 @@ fn fine_tuning_stays_within_a_limit_too() {
     let plan = ["--finetune", "--model", "model", "--seq-len", "48", "--batch", "2"];
     let more = ["--adapter", "lora,vera,none", "--rank", "4", "--set", "train.accumulation=1", "--all"];
     let all = rows(&shop, &[&plan[..], &more].concat());
-    for base in BaseStorage::CHOICES {
+    // The blocks of q8_0 do not divide the layers of so small a model.
+    for base in BaseStorage::CHOICES.into_iter().filter(|base| *base != BaseStorage::Q8_0) {
         assert!(all.iter().any(|row| row["storage"] == base.name() && row["adapter"] == "vera"), "{base}");
     }
     for (number, row) in sample(&all).into_iter().enumerate() {

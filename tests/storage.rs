@@ -129,7 +129,8 @@ fn storages_that_a_run_cannot_have_are_refused_with_the_reason() {
         refused(&shop.run(&shop.tiny("refused", &[&["--steps", "2"], more].concat())), &parts);
         assert!(!shop.path("refused").exists(), "{more:?} left a folder");
     }
-    let ways: [(&[&str], [&str; 2]); 3] = [
+    let ways: [(&[&str], [&str; 2]); 4] = [
+        (&["--base", "q8_0", "--adapter", "lora"], ["weights.base = q8_0", "48 inputs"]),
         (&["--base", "int4"], ["weights.base", "nf4"]),
         (&["--base", "nf4", "--adapter", "none"], ["weights.base = nf4", "weights.storage"]),
         (&["--weights", "bf16", "--adapter", "lora"], ["weights.storage = bf16", "weights.base"]),

@@ -1,11 +1,15 @@
 //! Storage of the matrices of a run.
 
+use lowrank_models::hub::gguf::BlockType;
 use lowrank_models::linear::{LinearSteps, RunFacts};
 use lowrank_models::{BaseStorage, LlamaConfig, MatrixStorage};
 use lowrank_optim::WeightStorage;
 
 use super::BuildError;
 use crate::config::Config;
+
+/// Inputs that share a scale in `q8_0`.
+const Q8_0_BLOCK: usize = BlockType::Q8_0.values();
 
 /// Returns the storage of the matrices of a run, trained or below an adapter. Rejects storages that it cannot have.
 pub fn matrix_storage(config: &Config, llama: &LlamaConfig, adapted: bool) -> Result<MatrixStorage, BuildError> {
@@ -19,6 +23,12 @@ pub fn matrix_storage(config: &Config, llama: &LlamaConfig, adapted: bool) -> Re
             let reason =
                 "the tensors of an adapter are trained in f32; remove it, and set weights.base for the weights below";
             return refuse("storage", &trained, reason.into());
+        }
+        let inputs = llama.block_shapes().map(|[d_in, _]| d_in).chain([llama.hidden_size]);
+        let uneven = inputs.into_iter().find(|d_in| !d_in.is_multiple_of(Q8_0_BLOCK));
+        if let (BaseStorage::Q8_0, Some(d_in)) = (base, uneven) {
+            let reason = format!("blocks of {Q8_0_BLOCK} do not divide the {d_in} inputs of a layer; set it to int8");
+            return refuse("base", &base, reason);
         }
         return match (base, on_cpu) {
             // What other backends cannot compute with is widened.

@@ -202,7 +202,7 @@ pub fn as_shira(adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> 
 /// Rejects an adapter folder with weights that belong to no layer of the adapter.
 fn refuse_besides(adapter: &Path) -> Result<(), BuildError> {
     let folder = PeftFolder::open(adapter)?;
-    match folder.brings().iter().find(|name| !name.ends_with(".base_layer.weight")) {
+    match folder.trains().first() {
         None => Ok(()),
         Some(name) => Err(BuildError::Settings(format!(
             "--as shira: {} holds {name} besides its adapter, which would be lost; use --as lora, or merge it (lowrank merge)",

@@ -90,7 +90,7 @@ fn storages(config: &Config, freedom: Freedom) -> Vec<(Config, f64)> {
         let cost = match base {
             BaseStorage::File | BaseStorage::F32 => NARROW - 1.0,
             BaseStorage::Bf16 => NARROW - 0.5,
-            BaseStorage::Int8 => NARROW,
+            BaseStorage::Int8 | BaseStorage::Q8_0 | BaseStorage::Blocks(_) => NARROW,
             BaseStorage::Nf4 => NARROW + 0.5,
         };
         (other, cost)

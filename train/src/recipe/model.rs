@@ -88,7 +88,7 @@ impl<M: Architecture> TrainedModel<M> {
         let allocation = build::allocation(&config.allocation)?;
         let begun = adapter_folder(&config.adapter)?;
         let foreign =
-            |begun: &PeftFolder| begun.brings().into_iter().find(|name| !M::is_head(name)).map(str::to_string);
+            |begun: &PeftFolder| begun.trains().into_iter().find(|name| !M::is_head(name)).map(str::to_string);
         if let Some(weight) = begun.as_ref().and_then(foreign) {
             return Err(BuildError::Settings(format!(
                 "adapter.name = {}: it brings {weight} along, which a checkpoint of the adapter alone would lose; merge it into the model first",

@@ -54,7 +54,8 @@ impl Composition for Average {
             let (a, b) = stacked(&parts);
             return Ok(Composed::factors(a, b));
         }
-        let rank = layer.common_rank("factors are averaged row by row: set space=deltas for different ranks")?;
+        let layer = layer.padded("factors are averaged row by row: set space=deltas for different ranks")?;
+        let rank = layer.sources[0].rank();
         let [d_in, d_out] = layer.shape();
         let (mut a, mut b) = (Matrix::zeros(rank, d_in), Matrix::zeros(d_out, rank));
         for source in &layer.sources {

@@ -27,7 +27,8 @@ pub(super) static ENTRY: CompositionEntry = CompositionEntry {
 
 impl Composition for Linear {
     fn compose(&self, layer: &Layer) -> Result<Composed, ComposeError> {
-        let rank = layer.common_rank("factors are added row by row: use cat or svd for different ranks")?;
+        let layer = layer.padded("factors are added row by row: use cat or svd for different ranks")?;
+        let rank = layer.sources[0].rank();
         let [d_in, d_out] = layer.shape();
         let (mut a, mut b) = (Matrix::zeros(rank, d_in), Matrix::zeros(d_out, rank));
         for source in &layer.sources {

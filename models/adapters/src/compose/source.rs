@@ -170,6 +170,18 @@ impl Layer {
         }
     }
 
+    /// The layer with sources without an update (rank 0) filled up with zeros to the rank that the others have in common.
+    pub fn padded(&self, remedy: &str) -> Result<Self, ComposeError> {
+        let rank = self.sources.iter().map(Source::rank).max().unwrap_or(0);
+        let mut padded = self.clone();
+        for source in padded.sources.iter_mut().filter(|source| source.rank() == 0) {
+            source.a = Matrix::zeros(rank, source.a.ncols());
+            source.b = Matrix::zeros(source.b.nrows(), rank);
+        }
+        padded.common_rank(remedy)?;
+        Ok(padded)
+    }
+
     /// Error about the sources of this layer.
     pub fn refused(&self, reason: impl Into<String>) -> ComposeError {
         ComposeError::Layer { layer: self.path.clone(), reason: reason.into() }

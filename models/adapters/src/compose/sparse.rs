@@ -392,7 +392,7 @@ pub(super) fn per_tensor(
                 let reason = "factors keep their rank; remove it, or set space=deltas";
                 return Err(OptionError::value("rank", rank, reason).into());
             }
-            layer.common_rank("factors are merged entry by entry: set space=deltas for different ranks")?;
+            let layer = layer.padded("factors are merged entry by entry: set space=deltas for different ranks")?;
             let roots: Vec<[f64; 2]> = layer.sources.iter().map(|source| root(source.weighted_scale())).collect();
             let weights = |side: usize| roots.iter().map(|root| root[side]).collect::<Vec<_>>();
             let rows = |of: fn(&Source) -> &Matrix| {

@@ -42,6 +42,11 @@ pub(super) const ROWS: &str = ".token_adapter.trainable_tokens_delta";
 pub(super) const HEAD: &str = "lm_head.weight";
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
+/// Returns true if a tensor is a copy of an adapted weight.
+pub(super) fn is_copy(name: &str) -> bool {
+    name.ends_with(".weight") && name.contains(COPY)
+}
+
 /// The module that rows belong to, by the name of the tensor.
 pub(super) fn module_of_rows(name: &str) -> Option<&str> {
     let at = name.find(ROWS)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use burn::tensor::TensorData;
 
+use super::brought::is_copy;
 use super::folder::{MODEL, WEIGHTS, digits};
 use super::layout::Layout;
 use super::read::PeftFolder;
@@ -58,13 +59,13 @@ impl PeftFolder {
                  plain LoRA (`lowrank export --adapter DIR --model MODEL --as lora --rank R`), or merge it"
             ));
         }
-        if let Some(name) = self.brings().first() {
+        if let Some(name) = self.trains().first() {
             return refused(format!(
                 "brings whole weights besides the adapter ({name}); attach it to its model and merge it, or read that model"
             ));
         }
         let mut names = Names::new();
-        for (name, _) in self.files.shapes() {
+        for (name, _) in self.files.shapes().filter(|(name, _)| !is_copy(name)) {
             let Some((layer, field)) = self.split(name) else {
                 let reason = format!("is no tensor of {structure}");
                 return Err(ModelError::Tensor { path: path.clone(), tensor: name.to_string(), reason });

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::brought::is_copy;
 use super::config::Written;
 use super::folder::{CONFIG, MODEL, Mark, OURS, WEIGHTS};
 use super::layout::Layout;
+use super::read::PeftFolder;
 use crate::error::ModelError;
 use crate::hub::spool::TensorSpool;
 use crate::weights::host;
@@ -44,6 +46,27 @@ pub struct Besides {
     pub(super) keeps_tie: bool,
     /// Shapes and values by their names in the file.
     pub(super) tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+impl PeftFolder {
+    /// What the folder holds besides its adapter, to be written with another form of it. Copies of base weights are left out.
+    pub fn besides(&mut self) -> Result<Besides, ModelError> {
+        let names: Vec<(String, Vec<usize>)> = self
+            .files
+            .shapes()
+            .filter(|(name, _)| name.strip_prefix(MODEL).is_some_and(|inner| self.is_brought(inner)))
+            .filter(|(name, _)| !is_copy(name))
+            .map(|(name, shape)| (name.to_string(), shape.to_vec()))
+            .collect();
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in names {
+            let values = self.files.take(&name, &shape)?;
+            tensors.insert(name, (shape, values));
+        }
+        let AdapterConfig { modules_to_save, token_rows, bias, .. } = self.config.clone();
+        let bias = if tensors.keys().any(|name| name.ends_with(".bias")) { bias } else { TrainedBiases::None };
+        Ok(Besides { modules_to_save, token_rows, bias, keeps_tie: self.keeps_tie, tensors })
+    }
 }
 
 impl PlainLora {

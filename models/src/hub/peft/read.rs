@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 
-use super::brought::{self, Brought, COPY, Rows};
+use super::brought::{self, Brought, Rows, is_copy};
 use super::config;
 use super::distribute::{Distributed, TensorNames};
 use super::folder::{CONFIG, MODEL, Mark, OURS, WEIGHTS, adapter_dir, attached, digits};
 use super::layout::Layout;
 use super::names::{aliases, canonical, renamed};
-use super::plain::Besides;
 use super::saved::is_of;
 use crate::error::ModelError;
 use crate::hub::TensorFiles;
@@ -36,7 +35,7 @@ pub struct PeftFolder {
     pub(super) mark: Mark,
     pub(super) files: TensorFiles,
     /// Embedding and head that share a table keep sharing it when one of them is trained whole.
-    keeps_tie: bool,
+    pub(super) keeps_tie: bool,
 }
 
 impl PeftFolder {
@@ -143,23 +142,9 @@ impl PeftFolder {
         inner.filter(|name| self.is_brought(name)).collect()
     }
 
-    /// What the folder holds besides its adapter, to be written with another form of it. Copies of base weights are left out.
-    pub fn besides(&mut self) -> Result<Besides, ModelError> {
-        let names: Vec<(String, Vec<usize>)> = self
-            .files
-            .shapes()
-            .filter(|(name, _)| name.strip_prefix(MODEL).is_some_and(|inner| self.is_brought(inner)))
-            .filter(|(name, _)| !name.ends_with(&format!("{COPY}.weight")))
-            .map(|(name, shape)| (name.to_string(), shape.to_vec()))
-            .collect();
-        let mut tensors = BTreeMap::new();
-        for (name, shape) in names {
-            let values = self.files.take(&name, &shape)?;
-            tensors.insert(name, (shape, values));
-        }
-        let AdapterConfig { modules_to_save, token_rows, bias, .. } = self.config.clone();
-        let bias = if tensors.keys().any(|name| name.ends_with(".bias")) { bias } else { TrainedBiases::None };
-        Ok(Besides { modules_to_save, token_rows, bias, keeps_tie: self.keeps_tie, tensors })
+    /// Names of trained weights that replace the model's own: without copies of weights that are adapted.
+    pub fn trains(&self) -> Vec<&str> {
+        self.brings().into_iter().filter(|name| !is_copy(name)).collect()
     }
 
     /// Number of tokens of the embedding that the folder brings whole, with the head if the file has one of that size.
@@ -181,7 +166,7 @@ impl PeftFolder {
         inner.any(is_head) || !self.keeps_tie && self.config.modules_to_save.iter().any(whole)
     }
 
-    fn is_brought(&self, inner: &str) -> bool {
+    pub(super) fn is_brought(&self, inner: &str) -> bool {
         let own = self.layout.is_some() || is_of(inner, &self.config.modules_to_save);
         own && brought::is_plain(inner) && self.layer_of(inner).is_none()
     }

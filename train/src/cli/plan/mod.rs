@@ -81,7 +81,6 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let speed = args.bandwidth.as_deref().map(bandwidth).transpose()?;
     let job = if args.finetune { Job::Finetune } else { Job::Pretrain };
     let mut layers = args.sizes.layers().map_err(BuildError::from)?;
     layers.optional("--model", "model.name", args.model.as_deref());
@@ -142,8 +141,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             text.push_str(&format!("within {} `lowrank {} --memory` uses: {chosen}\n", bytes(limit), job.name()));
         }
     }
-    if let (Some(ranks), Some(first)) = (args.ranks, plan.rows.first()) {
-        text.push_str(&format!("\n{}", table(&traffic(&forecaster, first, ranks, speed)?)));
+    let first = plan.rows.first().map(|first| first.forecast.peak);
+    if let Some((_, rows)) = plan.traffic.iter().find(|(peak, _)| Some(*peak) == first) {
+        text.push_str(&format!("\n{}", table(rows)));
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
@@ -164,6 +164,8 @@ struct Plan {
     chosen: Option<Candidate>,
     searched: usize,
     rejected: usize,
+    /// Traffic of the first row of each adapter, with the peak of that row.
+    traffic: Vec<(u64, Vec<Vec<String>>)>,
 }
 
 impl Plan {
@@ -188,7 +190,14 @@ impl Plan {
         let of_run = || candidates(&shaped.config, freedom, shape, &admitted, &|config| forecaster.forecast(config));
         let chosen =
             limit.filter(|_| !args.lists.several()).and_then(|_| of_run().ok()?.candidates.into_iter().find(fits));
-        Ok(Self { summary: summary(shape, &requested), limit, rows, chosen, searched, rejected })
+        let speed = args.bandwidth.as_deref().map(bandwidth).transpose()?;
+        let traffic = match (args.ranks, rows.first()) {
+            (Some(ranks), Some(first)) => {
+                vec![(first.forecast.peak, traffic(&forecaster, first, ranks, speed)?)]
+            }
+            _ => Vec::new(),
+        };
+        Ok(Self { summary: summary(shape, &requested), limit, rows, chosen, searched, rejected, traffic })
     }
 
     /// Joins the plans of several adapters.
@@ -196,6 +205,7 @@ impl Plan {
         let alone = plans.len() == 1;
         let mut joined = plans.into_iter().reduce(|mut joined, plan| {
             joined.rows.extend(plan.rows);
+            joined.traffic.extend(plan.traffic);
             (joined.searched, joined.rejected) = (joined.searched + plan.searched, joined.rejected + plan.rejected);
             joined
         })?;
