@@ -341,3 +341,21 @@ fn adapters_and_rules_are_listed_with_their_options() {
     assert!(message(&["methods", "lora-plus"]).contains("rule.options.NAME"));
     assert!(message(&["finetune", "--help"]).contains("--adapter lora --rank 16"));
 }
+
+#[test]
+fn a_length_that_is_not_given_is_at_most_the_models() {
+    let shop = Workshop::with_model(20);
+    let path = shop.path("model/config.json");
+    let config = std::fs::read_to_string(&path).expect("a configuration");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    config["max_position_embeddings"] = 40.into();
+    std::fs::write(&path, config.to_string()).expect("a file");
+    let args = ["finetune", "--model", "model", "--data", "examples.jsonl", "--steps", "2", "--adapter", "lora"];
+    let args = [&args[..], &["--rank", "2", "--set", "log.sample_tokens=0"]].concat();
+    let output = succeeded(shop.run(&[&args[..], &["--out", "short"]].concat()));
+    assert!(stderr(&output).contains("train.seq_len = 40"), "{}", stderr(&output));
+    let kept = std::fs::read_to_string(shop.path("short/config.toml")).expect("settings");
+    assert!(kept.contains("seq_len = 40"), "{kept}");
+    refused(&shop.run(&[&args[..], &["--out", "long", "--seq-len", "48"]].concat()), &["train.seq_len = 48", "40"]);
+    succeeded(shop.run(&["plan", "--finetune", "--model", "model"]));
+}

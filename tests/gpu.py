@@ -28,8 +28,8 @@ LOSS_TOLERANCE, NORM_TOLERANCE = 1e-4, 1e-3
 WIDTH = ["model.hidden_size=64", "model.intermediate_size=128", "model.num_hidden_layers=2", "model.num_attention_heads=4"]
 # Settings that a run of a few steps on so narrow a model needs.
 SPECIAL = {
+    "loca": ["adapter.options.learn_location_iters=0"],
     "sorsa": ["adapter.rank=4"],
-    "increlora": ["allocation.options.init_warmup=2", "allocation.options.increment_interval=2"],
     "relora": ["model.parameterization.options.reset_every=3", "model.parameterization.options.restart_warmup=1"],
     "loro": ["model.parameterization.options.exact_every=3", "model.parameterization.options.restart_warmup=1"],
     # Of more directions some lie in the noise of f32, which differs between devices, and count in full.
@@ -105,6 +105,8 @@ def runs(program):
         if name != "plain":
             yield finetuning(f"lora, {name}", ["--adapter", "lora", "--rule", name])
     for name in names(program, "Allocations"):
+        if name == "increlora":
+            continue  # its scores are collected on the CPU alone
         yield finetuning(f"allocation {name}", ["--allocation", name], SPECIAL.get(name, []), steps=12)
 
 

@@ -39,6 +39,14 @@ pub fn check_sizes(config: &Config, llama: &LlamaConfig, memory: u64) -> Result<
     Ok(())
 }
 
+/// Shortens rows to the model's positions; returns their length if it changed.
+pub fn usual_length(config: &mut Config, llama: &LlamaConfig) -> Option<usize> {
+    let positions = llama.longest_sequence();
+    let shorter = config.train.seq_len > positions;
+    config.train.seq_len = config.train.seq_len.min(positions);
+    shorter.then_some(positions)
+}
+
 /// Rejects rows that are longer than the model's positions.
 pub fn check_length(config: &Config, llama: &LlamaConfig) -> Result<(), BuildError> {
     let (seq_len, positions) = (config.train.seq_len, llama.longest_sequence());

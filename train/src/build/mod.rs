@@ -21,7 +21,7 @@ pub use allocation::{allocation, allocation_hook};
 pub use architecture::{Architecture, HeldOut, Scores, StageData};
 pub use data::{held_out, prepare_data, prepare_options, source};
 pub use error::BuildError;
-pub use limits::{BEYOND_ANY_MACHINE, check_length, check_sizes};
+pub use limits::{BEYOND_ANY_MACHINE, check_length, check_sizes, usual_length};
 pub use listener::Listener;
 pub use model::{model_config, model_folder, set_usual_layer_rank};
 pub use optimizer::{Optimizer, optimizer, optimizer_options, parameter_states, usual_rank};

@@ -19,13 +19,13 @@ const MEASURED: Duration = Duration::from_secs(1);
 /// Prints what a pretraining run would be: shapes, memory, work of a step, and the time that it takes on this machine.
 pub fn dry_run(layers: &Layers) -> anyhow::Result<()> {
     let config = layers.resolve(&Config::of(Job::Pretrain)).map_err(BuildError::from)?;
-    let shaped = Shaped::of(config, Job::Pretrain)?;
+    let freedom = Freedom::of(layers, Job::Pretrain);
+    let shaped = Shaped::of(config, freedom, Job::Pretrain)?;
     let llama = shaped.llama();
     let forecaster = Forecaster::new(&llama, None, &PlainRule {}, None);
     let (config, forecast) = match limit(&shaped.config)? {
         None => (shaped.config.clone(), forecaster.forecast(&shaped.config)?),
         Some(limit) => {
-            let freedom = Freedom::of(layers, Job::Pretrain);
             let chosen = choose(&shaped.config, freedom, &shaped.shape, &|config| forecaster.forecast(config))?;
             Console::new(false).line(&format!("within {}: {}", bytes(limit), chosen.describe()));
             (chosen.config, chosen.forecast)

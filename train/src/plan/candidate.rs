@@ -24,6 +24,8 @@ pub struct Freedom {
     pub clip: bool,
     /// Kind of the schedule.
     pub schedule: bool,
+    /// Tokens in a sequence.
+    pub seq_len: bool,
     /// Any method of the registries and any storage may replace another one, not only those that a run chooses by itself.
     pub everything: bool,
 }
@@ -40,6 +42,7 @@ impl Freedom {
             batch: free("train.batch") && free("train.accumulation"),
             clip: free("optimizer.clip") && free("optimizer.block_clip") && free("train.max_skipped_steps"),
             schedule: free("schedule.kind"),
+            seq_len: free("train.seq_len"),
             everything: false,
         }
     }

@@ -24,7 +24,7 @@ impl Recipe {
         listener: &mut dyn Listener,
     ) -> Result<Self, BuildError> {
         let mut model = TrainedModel::of_folder(&config)?;
-        complete(&mut config, &model.hub.llama, listener)?;
+        complete(&mut config, freedom, &model.hub.llama, listener)?;
         check_length(&config, &model.hub.llama)?;
         let examples = ReadExamples::read(&config, &model.hub, listener)?;
         let llama = |_: &Config| Ok(model.hub.llama.clone());

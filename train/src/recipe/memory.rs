@@ -32,7 +32,17 @@ pub(super) fn fitting(
 }
 
 /// Fills in settings that follow from the model's shape, and rejects sizes beyond the memory of the machine.
-pub(super) fn complete(config: &mut Config, llama: &LlamaConfig, listener: &dyn Listener) -> Result<(), BuildError> {
+pub(super) fn complete(
+    config: &mut Config,
+    freedom: Freedom,
+    llama: &LlamaConfig,
+    listener: &dyn Listener,
+) -> Result<(), BuildError> {
+    if freedom.seq_len
+        && let Some(positions) = build::usual_length(config, llama)
+    {
+        listener.line(&format!("train.seq_len = {positions}: all positions of the model, since none is given"));
+    }
     with_usual_rank(config, llama.hidden_size, listener);
     if let Some(rank) = build::set_usual_layer_rank(&mut config.model, llama)? {
         listener.line(&format!(

@@ -25,7 +25,7 @@ impl Recipe {
         let (ids, separator) = (prepared.tokenizer.vocab_size(), prepared.tokenizer.separator());
         let llama = |config: &Config| Ok(model_config(&config.model, ids, separator)?.llama);
         let shape = llama(&config)?;
-        complete(&mut config, &shape, listener)?;
+        complete(&mut config, freedom, &shape, listener)?;
         // Verified token files are already in memory.
         let mapped = if config.data.verify { 0 } else { prepared.mapped_bytes() };
         let forecaster = Forecaster::new(&llama, None, &PlainRule {}, None);

@@ -119,7 +119,10 @@ impl<M: Architecture> Training<M> {
         mut console: Console,
     ) -> Result<Self, RunError> {
         set_threads(config.train.threads);
-        device(&config.train.device).map_err(BuildError::from)?;
+        let device = device(&config.train.device).map_err(BuildError::from)?;
+        if let Some(adapter) = adapter_name(&device) {
+            console.line(&format!("device {}: {adapter}", config.train.device));
+        }
         let opened = place.open_existing(start)?;
         // The first process tokenizes and caches, and the others read the cache.
         let recipe = Peers::of_process().first_before_others(|| make(config, freedom, &mut console))?;
@@ -143,9 +146,6 @@ impl<M: Architecture> Training<M> {
         let Recipe { mut config, model: subject, mut stages, forecast } = recipe;
         let device = device(&config.train.device).map_err(BuildError::from)?;
         let adapter = adapter_name(&device);
-        if let Some(adapter) = &adapter {
-            console.line(&format!("device {}: {adapter}", config.train.device));
-        }
         let (records, bases) = (records(&stages), bases(&subject)?);
         let loaded = load(start, opened.as_ref(), &config, &records, &bases, &console)?;
         let state = loaded.as_ref().map(|loaded| loaded.state.clone()).unwrap_or_default();

@@ -170,8 +170,9 @@ struct Plan {
 
 impl Plan {
     fn of(layers: &Layers, job: Job, freedom: Freedom, args: &Args) -> Result<Self, BuildError> {
-        let requested = layers.resolve(&Config::of(job))?;
-        let shaped = Shaped::of(requested.clone(), job)?;
+        let mut requested = layers.resolve(&Config::of(job))?;
+        let shaped = Shaped::of(requested.clone(), freedom, job)?;
+        requested.train.seq_len = shaped.config.train.seq_len;
         let (llama, shape, tuned) = (shaped.llama(), &shaped.shape, &shaped.tuned);
         let limit = limit(&requested)?;
         let plain = PlainRule {};

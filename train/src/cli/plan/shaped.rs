@@ -6,10 +6,11 @@ use lowrank_models::LlamaConfig;
 
 use crate::build::{
     BEYOND_ANY_MACHINE, BuildError, check_length, check_sizes, check_text, is_vision, model_config, model_folder,
-    set_usual_layer_rank, usual_rank,
+    set_usual_layer_rank, usual_length, usual_rank,
 };
 use crate::config::{Config, Job, count};
 use crate::data::Tokenizer;
+use crate::plan::Freedom;
 use crate::recipe::TrainedModel;
 
 /// A configuration with the shape of its model, and the model that is fine-tuned.
@@ -22,7 +23,7 @@ pub struct Shaped {
 
 impl Shaped {
     /// Completes a configuration without reading the data. Rejects sizes that no machine has.
-    pub fn of(mut config: Config, job: Job) -> Result<Self, BuildError> {
+    pub fn of(mut config: Config, freedom: Freedom, job: Job) -> Result<Self, BuildError> {
         if is_vision(&config.model)? {
             return Err(BuildError::Settings(format!(
                 "model.name = {}: memory and time are forecast of language models alone; a vision transformer is measured by some steps of a run",
@@ -38,6 +39,9 @@ impl Shaped {
             Some(tuned) => tuned.hub.llama.clone(),
             None => model_config(&config.model, ids, None)?.llama,
         };
+        if freedom.seq_len {
+            usual_length(&mut config, &shape);
+        }
         usual_rank(&mut config, shape.hidden_size);
         set_usual_layer_rank(&mut config.model, &shape)?;
         check_sizes(&config, &shape, BEYOND_ANY_MACHINE)?;
