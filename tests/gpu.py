@@ -6,7 +6,8 @@
 
 Runs a tiny LLaMA for a few steps with every optimizer, every parameterization, every adapter structure, every training rule and every
 allocation, once with --device cpu and once with the other. Ends with 1 if a loss differs by more than 1e-4, or the norm of a gradient by more than a thousandth of it.
-Takes a few minutes on a GPU, and about an hour with --software, which compiles its kernels anew in every run; --only NAME chooses runs.
+Every run compiles its kernels anew: half a minute on a card, one to two with --software; --jobs N runs several at a time, --only NAME
+chooses some.
 The operations themselves: BURN_DEVICE=flex cargo test --release -p lowrank-kernels --features flex,wgpu --lib ops
 """
 

@@ -6,6 +6,9 @@ mod python;
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use lowrank_models::hub::{CHAT_TEMPLATE, FURTHER_TEMPLATES};
 use minijinja::syntax::SyntaxConfig;
@@ -25,7 +28,7 @@ use super::special_tokens::{SpecialTokens, TOKENIZER_CONFIG, json_file};
 /// Template of a model folder: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     /// Texts of special tokens by their keys.
     tokens: Vec<(String, String)>,
     /// True if the template itself marks the assistant's text, by `{% generation %}`.
@@ -47,10 +50,13 @@ const PLAIN: &str = "chat";
 const WITH_TOOLS: &str = "tool_use";
 /// Maximum size of a template in bytes.
 const MOST_BYTES: usize = 1 << 17;
-/// Stack of the thread that compiles a template: expressions may be nested as deeply as a template has bytes.
+/// Stack of the threads that compile and run a template: expressions may be nested as deeply as a template has bytes, and values as deeply as it has
+/// instructions.
 const STACK: usize = 512 << 20;
 /// Instruction limit of one rendering; 64 bytes of text cost as much as one.
 const FUEL: u64 = 5_000_000;
+/// Time limit of one rendering, for what takes no instructions: comparing and joining values.
+const TIME: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 10 });
 /// Maximum nesting of macros and blocks.
 const RECURSION: usize = 200;
 /// Marks around the assistant's text; these are noncharacters that no Unicode text contains.
@@ -103,6 +109,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(methods::method);
         environment.set_formatter(python::write);
         environment.add_filter("tojson", python::tojson);
+        environment.add_test("sequence", python::is_sequence);
         environment.add_filter("indent", methods::indent);
         environment.add_function("raise_exception", |message: String| -> Result<Jinja, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -133,7 +140,7 @@ impl ChatTemplate {
         let thread = std::thread::Builder::new().stack_size(STACK).spawn(compile);
         let thread = thread.map_err(|error| failed(format!("no thread for it can be started: {error}")))?;
         let environment = thread.join().unwrap_or_else(|_| Err(failed("compiling it failed".into())))?;
-        Ok(Self { environment, tokens, marks })
+        Ok(Self { environment: Arc::new(environment), tokens, marks })
     }
 
     /// Writes the first `count` turns, and the start of an answer if `answer` is set.
@@ -147,9 +154,22 @@ impl ChatTemplate {
         ];
         let all = nothing.into_iter().chain(own).chain(variables).chain(turns.variables.clone());
         let context = Jinja::from_pairs(all);
-        let template = self.environment.get_template(name);
-        let text = template.and_then(|template| template.render(context));
-        text.map_err(|error| format!("the chat template refuses: {error:#}"))
+        let (environment, (sender, result)) = (Arc::clone(&self.environment), mpsc::channel());
+        let render = move || {
+            let text = environment.get_template(name).and_then(|template| template.render(&context));
+            // Nobody waits for one that took too long.
+            let _ = sender.send(text.map_err(|error| format!("the chat template refuses: {error:#}")));
+        };
+        let started = std::thread::Builder::new().stack_size(STACK).spawn(render);
+        started.map_err(|error| format!("no thread for the chat template can be started: {error}"))?;
+        result.recv_timeout(TIME).unwrap_or_else(|error| {
+            Err(match error {
+                RecvTimeoutError::Timeout => {
+                    format!("the chat template takes more than {} s for one conversation; use another", TIME.as_secs())
+                }
+                RecvTimeoutError::Disconnected => "the chat template failed; use another".into(),
+            })
+        })
     }
 
     /// Text of a prompt: the turns and the start of an answer.

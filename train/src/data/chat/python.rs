@@ -31,6 +31,15 @@ pub(super) fn tojson(value: &Value, ascii: Option<bool>, options: Kwargs) -> Res
 const MOST_INDENT: usize = 64;
 /// Maximum length of a value's text in bytes: values that share their parts can be far longer than what holds them.
 const MOST_TEXT: usize = 1 << 24;
+/// Python's sequences have a length and items, texts and dictionaries too.
+pub fn is_sequence(value: &Value) -> bool {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Map | ValueKind::String => true,
+        ValueKind::Iterable => value.len().is_some(),
+        _ => false,
+    }
+}
+
 /// Maximum nesting of values; `serde_json` has the same limit.
 const DEPTH: usize = 128;
 
