@@ -19,10 +19,11 @@ const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 const OTHERS: [(&[u8], &str, &str); 3] =
     [(b"BZh", "bzip2", "bunzip2"), (b"\xfd7zXZ\x00", "xz", "unxz"), (b"PK\x03\x04", "zip", "unzip")];
 const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
+const UTF32_MARKS: [&[u8]; 2] = [b"\xff\xfe\0\0", b"\0\0\xfe\xff"];
 const UTF16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
-/// Opens a file: gzip and Zstandard are decompressed, a UTF-8 byte-order mark is skipped; other compressions and UTF-16
-/// are rejected by name.
+/// Opens a file: gzip and Zstandard are decompressed, a UTF-8 byte-order mark is skipped; other compressions, UTF-16
+/// and UTF-32 are rejected by name.
 pub(super) fn open(path: &Path) -> Result<Reader, DataError> {
     let file = File::open(path).map_err(DataError::read(path))?;
     let (begin, file) = peeked(file).map_err(DataError::read(path))?;
@@ -42,6 +43,12 @@ pub(super) fn open(path: &Path) -> Result<Reader, DataError> {
         },
     };
     let (begin, reader) = peeked(reader).map_err(DataError::read(path))?;
+    if UTF32_MARKS.iter().any(|mark| begin.starts_with(mark)) {
+        return Err(DataError::Encoding {
+            path: path.to_path_buf(),
+            problem: "is UTF-32 text; convert the file with `iconv -f UTF-32 -t UTF-8`".into(),
+        });
+    }
     if UTF16_MARKS.iter().any(|mark| begin.starts_with(mark)) {
         return Err(DataError::Encoding {
             path: path.to_path_buf(),
@@ -132,7 +139,9 @@ mod tests {
     #[test]
     fn what_is_not_read_is_named() {
         for (bytes, part) in [
-            (&b"\xff\xfea\0"[..], "UTF-16"),
+            (&b"\xff\xfe\0\0a\0\0\0"[..], "UTF-32"),
+            (b"\0\0\xfe\xff\0\0\0a", "UTF-32"),
+            (b"\xff\xfea\0", "UTF-16"),
             (b"\xfe\xff\0a", "UTF-16"),
             (b"BZh91AY", "bzip2"),
             (b"\xfd7zXZ\0\0", "xz"),

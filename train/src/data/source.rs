@@ -246,6 +246,14 @@ fn holds_objects(path: &Path, field: &str, named: bool) -> Result<bool, DataErro
     };
     file.take(BEGINNING).read_to_end(&mut begin).map_err(DataError::read(path))?;
     let begin = begin.trim_ascii_start();
+    if let Some(what) = unread(begin, field).filter(|_| named) {
+        return Err(DataError::Encoding {
+            path: path.to_path_buf(),
+            problem: format!(
+                "holds {what}, which has no fixed meaning; write a line {{\"{field}\": \"...\"}} for each document, or set data.format = text to read the file as it stands"
+            ),
+        });
+    }
     let has_field = |json: &[u8]| match serde_json::Deserializer::from_slice(json).into_iter::<Json>().next() {
         Some(Ok(first @ Json::Object(_))) => named || first.get(field).is_some(),
         // The object is longer than the part that was read.
@@ -266,6 +274,29 @@ fn holds_objects(path: &Path, field: &str, named: bool) -> Result<bool, DataErro
         }
         _ => false,
     })
+}
+
+/// Description of JSON that someone may take for documents, though it is no sequence of objects.
+fn unread(begin: &[u8], field: &str) -> Option<String> {
+    match begin.first()? {
+        b'[' => match begin[1..].trim_ascii_start().first()? {
+            b'"' => Some("a list of texts".into()),
+            b'[' => Some("a list of lists".into()),
+            _ => None,
+        },
+        b'{' => {
+            let Ok(Json::Object(members)) = serde_json::from_slice(begin) else { return None };
+            let is_list = |value: &Json| match value {
+                Json::List(all) => all.first().is_some_and(|first| first.get(field).is_some()),
+                _ => false,
+            };
+            members
+                .iter()
+                .find(|(_, value)| is_list(value))
+                .map(|(key, _)| format!("one object with a list in \"{key}\""))
+        }
+        _ => None,
+    }
 }
 
 /// Text in a field of a JSON object.

@@ -49,6 +49,14 @@ fn json_files_are_lines_arrays_or_text_by_what_they_hold() {
             assert_eq!(texts("x.json", content, named), [content], "{named}");
         }
     }
+    // What may be meant as documents is no text either.
+    for content in ["[\"a\", \"b\"]", "[[\"a\"], [\"b\"]]", "{\"data\": [{\"text\": \"a\"}]}"] {
+        assert_eq!(texts("x.json", content, false), [content]);
+        let path = dir.path().join("documents.json");
+        std::fs::write(&path, content).unwrap();
+        let refusal = source(&path).documents().unwrap().next().unwrap().unwrap_err().to_string();
+        assert!(refusal.contains("documents.json holds") && refusal.contains("data.format = text"), "{refusal}");
+    }
     // Other objects in a folder are not recognised.
     assert_eq!(texts("x.json", "{\"a\": 1}\n{\"a\": 2}", false), ["{\"a\": 1}\n{\"a\": 2}"]);
     let path = dir.path().join("named.json");
