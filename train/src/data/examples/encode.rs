@@ -174,7 +174,13 @@ impl<'a> Encoder<'a> {
             while answers.next_if(|answer| answer.end <= span.start).is_some() {}
             learned.push(answers.peek().is_some_and(|answer| span.start < answer.end && span.end > answer.start));
         }
-        Ok((spans.into_iter().map(|(id, _)| id).collect(), learned))
+        let mut ids: Vec<u32> = spans.into_iter().map(|(id, _)| id).collect();
+        if ids.len() > self.options.seq_len && !learned.contains(&true) && !written.answers.is_empty() {
+            // The answers lie in what was not encoded; their first token stands for them.
+            ids.push(self.options.end);
+            learned.push(true);
+        }
+        Ok((ids, learned))
     }
 }
 

@@ -140,6 +140,19 @@ fn long_examples_are_cut_left_out_or_refused() {
     assert_eq!(counts(read(TooLong::Drop).unwrap()), (2, 0, 1));
     let message = read(TooLong::Error).unwrap_err().to_string();
     assert!(message.contains("train.jsonl line 1") && message.contains("data.too_long"), "{message}");
+    // One whose answer lies beyond what is encoded at all.
+    let question = "word ".repeat(250_000);
+    let talk = format!(
+        r#"{{"messages": [{{"role": "user", "content": "{question}"}}, {{"role": "assistant", "content": "yes"}}]}}"#
+    );
+    let lines_of_talk = [talk.as_str(), lines[1], lines[2]];
+    let read =
+        |too_long: TooLong| bench.read(&lines_of_talk, |options| (options.seq_len, options.too_long) = (8, too_long));
+    assert_eq!(counts(read(TooLong::Drop).unwrap()), (2, 0, 1));
+    for (too_long, part) in [(TooLong::Error, "more than 9 tokens"), (TooLong::Truncate, "its prompt alone")] {
+        let message = read(too_long).unwrap_err().to_string();
+        assert!(message.contains("line 1") && message.contains(part), "{message}");
+    }
     let all = bench.read(&lines[..1], |options| (options.seq_len, options.too_long) = (8, TooLong::Drop));
     assert!(all.unwrap_err().to_string().contains("all 1 examples are longer"));
 }
