@@ -38,6 +38,10 @@ fn data_and_models_that_moved_are_named_on_resume() {
     succeeded(shop.run(&shop.tiny("run", &more)));
     std::fs::create_dir(shop.path("elsewhere")).unwrap();
     std::fs::rename(shop.path("text"), shop.path("elsewhere/text")).unwrap();
+    refused(
+        &shop.run(&resume("pretrain", "run", &["--steps", "6"])),
+        &["data.path = text", "--data names the new place"],
+    );
     succeeded(shop.run(&resume("pretrain", "run", &["--steps", "6", "--data", "elsewhere/text"])));
     assert_eq!(summary(&shop.path("run"))["steps"], 6);
     std::fs::write(shop.path("elsewhere/text/more.txt"), "a text that was not there when the run began").unwrap();

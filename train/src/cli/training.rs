@@ -174,6 +174,12 @@ impl TrainingArgs {
         }
         if !resumed {
             adjust(&mut config);
+        } else if let Some(path) = config.data.path.iter().find(|path| !path.exists()) {
+            return Err(BuildError::Settings(format!(
+                "data.path = {}: the data of the run is not here; --data names the new place of the same contents",
+                path.display()
+            ))
+            .into());
         }
         let place = match dir {
             Some(dir) => Place::Folder(dir),
