@@ -1,4 +1,4 @@
-//! Check of the ids of a `tokenizer.json` before anything is allocated for them.
+//! Check of a `tokenizer.json` before anything is allocated for its ids.
 
 use std::fmt;
 
@@ -15,6 +15,9 @@ pub(super) fn check(json: &[u8]) -> Result<(), String> {
         model: Model,
         #[serde(default)]
         added_tokens: Vec<Added>,
+        /// Read for its errors, at which the library panics.
+        #[serde(default, rename = "decoder")]
+        _decoder: serde_json::Value,
     }
     #[derive(Default, serde::Deserialize)]
     struct Model {

@@ -78,6 +78,21 @@ fn ids_far_above_the_number_of_tokens_are_refused() {
 }
 
 #[test]
+fn a_damaged_decoder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    Tokenizer::bytes().unwrap().save(dir.path()).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let at = whole.windows(9).position(|part| part == b"\"decoder\"").unwrap();
+    let at = at + whole[at..].windows(9).position(|part| part == b"ByteLevel").unwrap();
+    for part in [&b"Byte\xffevel"[..], b"Byte\\ud800"] {
+        let damaged = [&whole[..at], part, &whole[at + 9..]].concat();
+        std::fs::write(&path, damaged).unwrap();
+        assert!(Tokenizer::from_file(&path).unwrap_err().to_string().contains("not a tokenizer"));
+    }
+}
+
+#[test]
 fn text_that_spells_a_special_token_stays_text() {
     for tokenizer in [Tokenizer::bytes().unwrap(), trained()] {
         let text = "a <|endoftext|> b";
