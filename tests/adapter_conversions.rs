@@ -243,3 +243,14 @@ fn biases_survive_a_conversion() {
     assert_eq!(config_of(&shop.path("lora"))["bias"], "all");
     assert!(apart(&output(&attached(&base, &shop.path("lora"))), &output(&moved)) < 1e-4);
 }
+
+#[test]
+fn scaled_outputs_and_inputs_become_plain_lora_where_no_bias_is_scaled() {
+    let shop = Workshop::new(0);
+    let base = base(&shop, false);
+    let moved = moved(&base, AdapterConfig::new("ia3").with_targets(Targets::parse("k_proj,down_proj")));
+    save(&moved, "default", Form::Own, None, &shop.path("ia3")).expect("a folder");
+    let words = ["export", "--adapter", "ia3", "--model", "model", "--as", "lora", "--rank", "32", "--out", "lora"];
+    succeeded(shop.run(&words));
+    assert!(apart(&output(&attached(&base, &shop.path("lora"))), &output(&moved)) < 1e-4);
+}

@@ -97,7 +97,9 @@ fn every_adapter_folder_of_the_golden_cases_is_read_without_a_model_or_refused_w
         for layer in layers {
             let rank = layer.factors.a.dims()[1] as f64;
             let patterns = json["alpha_pattern"].as_object().into_iter().flatten();
-            let own = patterns.filter(|(key, _)| NamePattern::new(key).is_ok_and(|own| own.matches(&layer.path)));
+            let own = patterns.filter(|(key, _)| {
+                NamePattern::new(key, "rank_pattern").and_then(|own| own.matches(&layer.path)).unwrap()
+            });
             let mut alphas: Vec<f64> = own.filter_map(|(_, alpha)| alpha.as_f64()).collect();
             if alphas.is_empty() {
                 alphas.extend(json["lora_alpha"].as_f64());

@@ -2,6 +2,8 @@
 
     python interop_model.py check DIR [TYPE]    DIR holds the folder, of weights of this type, and expected.safetensors (ids, logits)
     python interop_model.py write DIR           writes a small sharded model and its expected.safetensors
+    python interop_model.py fetch DIR           puts SmolLM2-135M-Instruct there as a GGUF file
+    python interop_model.py greedy DIR          DIR holds a folder and greedy.json (prompts with the tokens that must follow)
 """
 import json
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import smollm2
 
 
 def logits_of(model, ids):
@@ -52,4 +56,19 @@ def write(folder):
     save_file({"ids": ids, "logits": logits_of(model, ids)}, folder / "expected.safetensors")
 
 
-{"check": check, "write": write}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+def greedy(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder / "folder", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "folder")
+    for prompt, expected in json.loads((folder / "greedy.json").read_text()).items():
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        settings = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": len(expected), "eos_token_id": None, "pad_token_id": 0}
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist()
+        assert made == expected, f"another text: {tokenizer.decode(made)!r} and {tokenizer.decode(expected)!r}"
+        print(repr(tokenizer.decode(made)))
+
+
+def fetch(folder):
+    print(smollm2.file(folder))
+
+
+{"check": check, "write": write, "greedy": greedy, "fetch": fetch}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -312,6 +312,14 @@ fn settings_that_do_not_fit_are_refused_by_their_keys() {
 }
 
 #[test]
+fn ranks_by_layer_of_hira_are_ignored_as_peft_does() {
+    let (dir, _) = written(&config("hira"));
+    set(dir.path(), "rank_pattern", json!({"q_proj": 1}));
+    let folder = PeftFolder::open(dir.path()).unwrap();
+    assert!(folder.config.rank_pattern.is_empty() && folder.warnings.is_empty(), "{:?}", folder.warnings);
+}
+
+#[test]
 fn damaged_tensors_are_refused_by_their_names() {
     let cut = |structure: &str, tensor: &'static str| {
         let (dir, _) = written(&config(structure));

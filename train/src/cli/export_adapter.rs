@@ -292,7 +292,7 @@ fn delta(path: &str, weight: &Tensor<2>, adapter: &lowrank_models::adapter::Adap
     if let Err(reason) = spec.merges {
         return Err(refused(&format!("is no change of a weight ({reason}); it cannot become a plain LoRA")).into());
     }
-    if spec.changes_bias {
+    if spec.changes_bias && adapter.place().bias {
         return Err(refused("changes the bias too; merge it into its model instead (lowrank merge)").into());
     }
     let weight = weight.clone().without_autodiff();

@@ -79,10 +79,10 @@ impl AdapterConfig {
         let chosen = self.chosen(found)?;
         let largest =
             chosen.iter().fold([0, 0], |[d_in, d_out], layer| [d_in.max(layer.shape[0]), d_out.max(layer.shape[1])]);
-        let rank_of = Pattern::all(&self.rank_pattern)?;
-        let alpha_of = Pattern::all(&self.alpha_pattern)?;
+        let rank_of = Pattern::all(&self.rank_pattern, "adapter.rank_pattern")?;
+        let alpha_of = Pattern::all(&self.alpha_pattern, "adapter.alpha_pattern")?;
         for pattern in rank_of.iter().map(|p| &p.name).chain(alpha_of.iter().map(|p| &p.name)) {
-            if !chosen.iter().any(|layer| pattern.matches(&layer.path)) {
+            if pattern.find(chosen.iter().map(|layer| &layer.path))?.is_none() {
                 return Err(AdapterError::NoMatch {
                     what: format!("the pattern {}", pattern.text),
                     known: names(chosen.iter().copied()),
@@ -93,14 +93,14 @@ impl AdapterConfig {
         let (usual_rank, usual_alpha) = entry.size(&self.options)?;
         let mut places = Vec::with_capacity(chosen.len());
         for layer in &chosen {
-            let rank = first(&rank_of, &layer.path).or(self.rank);
+            let rank = first(&rank_of, &layer.path)?.or(self.rank);
             let rank = match (rank, usual_rank) {
                 (Some(rank), _) => rank,
                 (None, Rank::Fixed(rank)) => rank,
                 (None, Rank::SmallerSide(most)) => layer.shape[0].min(layer.shape[1]).min(most),
                 (None, Rank::None) => 0,
             };
-            let alpha = first(&alpha_of, &layer.path).or(self.alpha);
+            let alpha = first(&alpha_of, &layer.path)?.or(self.alpha);
             let alpha = match (alpha, usual_alpha) {
                 (Some(alpha), _) | (None, Alpha::Fixed(alpha)) => alpha,
                 (None, Alpha::Ranks(times)) => times * rank as f64,
@@ -133,22 +133,16 @@ impl AdapterConfig {
     /// Targets that match no layer although others do.
     pub(super) fn idle(&self, found: &[LinearLayer]) -> Result<Vec<String>, AdapterError> {
         let mut idle = Vec::new();
-        let any = |targets: &Targets| -> Result<bool, AdapterError> {
-            let matcher = targets.matcher()?;
-            Ok(found.iter().any(|layer| matcher.matches(&layer.path)))
-        };
-        for (key, targets) in [("targets", Some(&self.targets)), ("exclude", self.exclude.as_ref())] {
+        for (key, targets) in [("adapter.targets", Some(&self.targets)), ("adapter.exclude", self.exclude.as_ref())] {
             for part in targets.into_iter().flat_map(Targets::parts) {
-                if !any(&part)? {
-                    idle.push(format!("adapter.{key}: no linear layer matches {part}"));
+                if matching(found, &part, key)?.is_empty() {
+                    idle.push(format!("{key}: no linear layer matches {part}"));
                 }
             }
         }
         for part in self.layers.iter().flat_map(|_| self.targets.parts()) {
-            let matcher = part.matcher()?;
-            let within = |layer: &&LinearLayer| self.is_within(&layer.path);
-            let mut matching = found.iter().filter(|layer| matcher.matches(&layer.path)).peekable();
-            if matching.peek().is_some() && !matching.any(|layer| within(&layer)) {
+            let matching = matching(found, &part, "adapter.targets")?;
+            if !matching.is_empty() && !matching.iter().any(|layer| self.is_within(&layer.path)) {
                 idle.push(format!(
                     "adapter.targets: {part} is left out; it is in none of the blocks of adapter.layers"
                 ));
@@ -168,13 +162,13 @@ impl AdapterConfig {
     }
 
     fn chosen<'a>(&self, found: &'a [LinearLayer]) -> Result<Vec<&'a LinearLayer>, AdapterError> {
-        let targets = self.targets.matcher()?;
-        let named = self.targets != Targets::AllLinear;
-        let wanted = |layer: &&LinearLayer| targets.matches(&layer.path) && (named || !layer.embedding);
-        let mut chosen: Vec<&LinearLayer> = found.iter().filter(wanted).collect();
+        let mut chosen = matching(found, &self.targets, "adapter.targets")?;
+        if self.targets == Targets::AllLinear {
+            chosen.retain(|layer| !layer.embedding);
+        }
         if let Some(exclude) = &self.exclude {
-            let exclude = exclude.matcher()?;
-            chosen.retain(|layer| !exclude.matches(&layer.path));
+            let left_out = matching(found, exclude, "adapter.exclude")?;
+            chosen.retain(|layer| left_out.iter().all(|other| other.path != layer.path));
         }
         if let Some(layers) = self.layers.as_ref().filter(|_| !chosen.is_empty()) {
             chosen.retain(|layer| self.is_within(&layer.path));
@@ -215,11 +209,23 @@ struct Pattern<T> {
 }
 
 impl<T: Copy> Pattern<T> {
-    fn all(pairs: &[(String, T)]) -> Result<Vec<Self>, AdapterError> {
-        pairs.iter().map(|(text, value)| Ok(Self { name: NamePattern::new(text)?, value: *value })).collect()
+    fn all(pairs: &[(String, T)], key: &str) -> Result<Vec<Self>, AdapterError> {
+        pairs.iter().map(|(text, value)| Ok(Self { name: NamePattern::new(text, key)?, value: *value })).collect()
     }
 }
 
-fn first<T: Copy>(patterns: &[Pattern<T>], path: &str) -> Option<T> {
-    patterns.iter().find(|pattern| pattern.name.matches(path)).map(|pattern| pattern.value)
+fn first<T: Copy>(patterns: &[Pattern<T>], path: &str) -> Result<Option<T>, AdapterError> {
+    for pattern in patterns {
+        if pattern.name.matches(path)? {
+            return Ok(Some(pattern.value));
+        }
+    }
+    Ok(None)
+}
+
+/// The layers that match targets; `key` is the setting that an error names.
+fn matching<'a>(found: &'a [LinearLayer], targets: &Targets, key: &str) -> Result<Vec<&'a LinearLayer>, AdapterError> {
+    let matcher = targets.matcher(key)?;
+    let matched = |layer: &'a LinearLayer| matcher.matches(&layer.path).map(|matches| matches.then_some(layer));
+    found.iter().filter_map(|layer| matched(layer).transpose()).collect()
 }

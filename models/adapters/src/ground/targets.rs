@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use regex::Regex;
+use fancy_regex::Regex;
 
 use super::error::AdapterError;
 
@@ -34,7 +34,7 @@ impl Targets {
 
     /// Rejects an invalid regular expression.
     pub fn validate(&self) -> Result<(), AdapterError> {
-        self.matcher().map(|_| ())
+        self.matcher("adapter.targets").map(|_| ())
     }
 
     /// Splits a list into its single names.
@@ -45,11 +45,12 @@ impl Targets {
         }
     }
 
-    pub(crate) fn matcher(&self) -> Result<Matcher<'_>, AdapterError> {
+    /// The targets to compare with; `key` is the setting that an error names.
+    pub(crate) fn matcher(&self, key: &str) -> Result<Matcher<'_>, AdapterError> {
         Ok(match self {
             Self::AllLinear => Matcher::AllLinear,
             Self::Names(names) => Matcher::Names(names),
-            Self::Pattern(pattern) => Matcher::Pattern(compiled(&format!("^(?:{pattern})$"), pattern)?),
+            Self::Pattern(pattern) => Matcher::Pattern(Expression::new(&format!("^(?:{pattern})$"), pattern, key)?),
         })
     }
 }
@@ -67,18 +68,18 @@ impl fmt::Display for Targets {
 pub(crate) enum Matcher<'a> {
     AllLinear,
     Names(&'a [String]),
-    Pattern(Regex),
+    Pattern(Expression),
 }
 
 impl Matcher<'_> {
-    pub fn matches(&self, path: &str) -> bool {
-        match self {
+    pub fn matches(&self, path: &str) -> Result<bool, AdapterError> {
+        Ok(match self {
             Self::AllLinear => path.rsplit('.').next().is_none_or(|last| !HEADS.contains(&last)),
             Self::Names(names) => names.iter().any(|name| {
                 path.strip_suffix(name.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
             }),
-            Self::Pattern(regex) => regex.is_match(path),
-        }
+            Self::Pattern(expression) => expression.matches(path)?,
+        })
     }
 }
 
@@ -87,33 +88,59 @@ impl Matcher<'_> {
 pub struct NamePattern {
     /// Pattern as given.
     pub text: String,
-    regex: Regex,
+    expression: Expression,
 }
 
 impl NamePattern {
-    /// Compiles a pattern; rejects an invalid regular expression.
-    pub fn new(text: &str) -> Result<Self, AdapterError> {
-        Ok(Self { text: text.to_string(), regex: compiled(&format!(r"^(?:.*\.)?(?:{text})$"), text)? })
+    /// Compiles a pattern of a setting; rejects an invalid regular expression.
+    pub fn new(text: &str, key: &str) -> Result<Self, AdapterError> {
+        let expression = Expression::new(&format!(r"^(?:.*\.)?(?:{text})$"), text, key)?;
+        Ok(Self { text: text.to_string(), expression })
     }
 
-    /// Returns true if a layer's path matches.
-    pub fn matches(&self, path: &str) -> bool {
-        self.regex.is_match(path)
+    /// Returns true if a layer's path matches. An expression that would have to be tried in too many ways is an error.
+    pub fn matches(&self, path: &str) -> Result<bool, AdapterError> {
+        self.expression.matches(path)
+    }
+
+    /// The first of some paths that matches.
+    pub fn find<'a>(&self, paths: impl IntoIterator<Item = &'a String>) -> Result<Option<&'a String>, AdapterError> {
+        for path in paths {
+            if self.matches(path)? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
 }
 
-fn compiled(pattern: &str, given: &str) -> Result<Regex, AdapterError> {
-    Regex::new(pattern).map_err(|error| AdapterError::Setting {
-        key: "adapter.targets".into(),
-        value: given.into(),
-        reason: match error.to_string() {
-            text if text.contains("look-around") => {
-                "look-ahead and look-behind are not supported; write the pattern without, or name the layers".into()
-            }
+/// A regular expression with what Python's have: look-ahead, look-behind, references.
+#[derive(Clone, Debug)]
+pub(crate) struct Expression {
+    regex: Regex,
+    /// Setting and value that an error names.
+    given: [String; 2],
+}
+
+impl Expression {
+    /// Compiles an expression made of what was given for a setting.
+    pub fn new(expression: &str, given: &str, key: &str) -> Result<Self, AdapterError> {
+        let given = [key.to_string(), given.to_string()];
+        match Regex::new(expression) {
+            Ok(regex) => Ok(Self { regex, given }),
             // The first lines repeat the expression.
-            text => text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string(),
-        },
-    })
+            Err(error) => Err(refused(&given, error.to_string().lines().last().unwrap_or_default())),
+        }
+    }
+
+    pub fn matches(&self, text: &str) -> Result<bool, AdapterError> {
+        self.regex.is_match(text).map_err(|error| refused(&self.given, &error.to_string()))
+    }
+}
+
+fn refused([key, value]: &[String; 2], reason: &str) -> AdapterError {
+    let reason = reason.trim_start_matches("error: ").to_string();
+    AdapterError::Setting { key: key.clone(), value: value.clone(), reason }
 }
 
 #[cfg(test)]
@@ -122,7 +149,9 @@ mod tests {
 
     #[test]
     fn names_match_whole_parts_and_patterns_whole_paths() {
-        let matches = |targets: &str, path: &str| Targets::parse(targets).matcher().unwrap().matches(path);
+        let matches = |targets: &str, path: &str| {
+            Targets::parse(targets).matcher("adapter.targets").unwrap().matches(path).unwrap()
+        };
         assert!(matches("q_proj,v_proj", "model.layers.0.self_attn.q_proj"));
         assert!(!matches("proj", "model.layers.0.self_attn.q_proj"));
         assert!(matches("self_attn.q_proj", "model.layers.0.self_attn.q_proj"));
@@ -130,14 +159,28 @@ mod tests {
         assert!(!matches(r"layers\.1", "model.layers.1.mlp.up_proj"));
         assert!(matches("all-linear", "model.layers.1.mlp.up_proj"));
         assert!(!matches("all-linear", "lm_head"));
-        assert!(Targets::Pattern("(".into()).matcher().is_err());
+        assert!(matches(r".*layers\.(?!0\b)\d+\..*_proj", "model.layers.1.mlp.up_proj"));
+        assert!(!matches(r".*layers\.(?!0\b)\d+\..*_proj", "model.layers.0.mlp.up_proj"));
+        assert!(Targets::Pattern("(".into()).validate().is_err());
     }
 
     #[test]
     fn rank_patterns_match_behind_a_dot() {
-        let pattern = NamePattern::new("layers.1.self_attn.q_proj").unwrap();
-        assert!(pattern.matches("model.layers.1.self_attn.q_proj"));
-        assert!(!pattern.matches("model.mylayers.1.self_attn.q_proj"));
-        assert!(!pattern.matches("model.layers.1.self_attn.q_proj.more"));
+        let matches = |text: &str, path: &str| NamePattern::new(text, "rank_pattern").unwrap().matches(path).unwrap();
+        let text = "layers.1.self_attn.q_proj";
+        assert!(matches(text, "model.layers.1.self_attn.q_proj"));
+        assert!(!matches(text, "model.mylayers.1.self_attn.q_proj"));
+        assert!(!matches(text, "model.layers.1.self_attn.q_proj.more"));
+        assert!(matches(r"(?!.*\.0\.).*q_proj", "model.layers.1.self_attn.q_proj"));
+        assert!(!matches(r"(?!.*\.0\.).*q_proj", "model.layers.0.self_attn.q_proj"));
+    }
+
+    #[test]
+    fn an_expression_that_is_invalid_or_does_not_end_is_refused_by_the_name_of_its_setting() {
+        let invalid = NamePattern::new("(?<", "rank_pattern").unwrap_err().to_string();
+        assert!(invalid.starts_with("rank_pattern = (?<: "), "{invalid}");
+        let endless = NamePattern::new(r"(a|a|aa)*(?=b)c", "alpha_pattern").unwrap();
+        let error = endless.matches(&"a".repeat(60)).unwrap_err().to_string();
+        assert!(error.starts_with("alpha_pattern = (a|a|aa)*(?=b)c: "), "{error}");
     }
 }

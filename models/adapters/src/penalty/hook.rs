@@ -35,13 +35,17 @@ impl PenaltyHook {
         let mut selected = BTreeMap::new();
         for word in matrices {
             let role = ROLES.iter().find(|(name, _)| name == word).map(|(_, role)| *role);
-            let pattern = if role.is_none() { Some(NamePattern::new(word)?) } else { None };
-            let fits = |path: &str, of: Option<TensorRole>| match &pattern {
-                Some(pattern) => pattern.matches(path),
-                None => of == role,
-            };
-            let found = known.iter().filter(|(_, (path, role))| fits(path, *role));
-            let found: Vec<_> = found.map(|(id, (path, _))| (*id, path.clone())).collect();
+            let pattern = if role.is_none() { Some(NamePattern::new(word, "penalty.matrices")?) } else { None };
+            let mut found = Vec::new();
+            for (id, (path, of)) in &known {
+                let fits = match &pattern {
+                    Some(pattern) => pattern.matches(path)?,
+                    None => *of == role,
+                };
+                if fits {
+                    found.push((*id, path.clone()));
+                }
+            }
             if found.is_empty() {
                 let some: Vec<&str> = known.values().map(|(path, _)| path.as_str()).take(3).collect();
                 return Err(AdapterError::Setting {

@@ -3,7 +3,6 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use crate::ground::pass::Input;
 use crate::ground::site::{Place, Site};
 use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Method, Structure};
+use crate::ground::targets::Expression;
 
 /// `y = (x W + b) * l` with a factor for each output, or `y = (x * l) W + b` with one for each input at the layers that
 /// end a feed-forward part.
@@ -41,16 +41,13 @@ impl Default for Ia3Options {
 
 impl Ia3Options {
     /// Returns true if the inputs of this layer are scaled.
-    fn scales_inputs(&self, path: &str) -> Result<bool, String> {
+    fn scales_inputs(&self, path: &str) -> Result<bool, AdapterError> {
         let text = &self.feedforward_modules;
         let is_name = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
         if text.split(',').all(is_name) {
             return Ok(text.split(',').any(|name| !name.is_empty() && path.ends_with(name)));
         }
-        match Regex::new(&format!("^(?:{text})$")) {
-            Ok(expression) => Ok(expression.is_match(path)),
-            Err(_) => Err(format!("feedforward_modules = {text}: neither names nor a regular expression")),
-        }
+        Expression::new(&format!("^(?:{text})$"), text, "feedforward_modules")?.matches(path)
     }
 }
 
@@ -111,12 +108,12 @@ impl Method for Ia3 {
     };
 
     fn check(options: &Ia3Options, place: &Place) -> Result<(), String> {
-        options.scales_inputs(&place.path).map(|_| ())
+        options.scales_inputs(&place.path).map(|_| ()).map_err(|error| error.to_string())
     }
 
     fn build(options: &Ia3Options, site: &mut Site<'_>) -> Result<Self, AdapterError> {
         let [d_in, d_out] = site.place.shape;
-        let inputs = options.scales_inputs(&site.place.path).map_err(AdapterError::Refused)?;
+        let inputs = options.scales_inputs(&site.place.path)?;
         let shape = if inputs { [d_in, 1] } else { [1, d_out] };
         Ok(Self { l: site.trained("l", shape, |_| Ok(vec![1.0; shape[0] * shape[1]]))?, inputs })
     }
@@ -130,7 +127,14 @@ mod tests {
     #[test]
     fn outputs_are_scaled_with_their_bias_and_inputs_at_the_end_of_a_feed_forward_part() {
         let bench = Bench::new(6, 4, true);
-        for (modules, inputs) in [("down_proj", false), ("down_proj,layer", true), ("la.*", true), ("a.*", false)] {
+        for (modules, inputs) in [
+            ("down_proj", false),
+            ("down_proj,layer", true),
+            ("la.*", true),
+            ("a.*", false),
+            ("(?!b)la.*", true),
+            ("(?!l)la.*", false),
+        ] {
             let config = AdapterConfig::new("ia3").with_option("feedforward_modules", modules);
             let moved = bench.moved(&config);
             let l = moved.tensor::<2>("l").autodiff();

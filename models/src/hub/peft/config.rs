@@ -179,9 +179,10 @@ fn check_layers(pattern: &Targets) -> Result<(), String> {
         Targets::Names(names) => names.clone(),
         Targets::Pattern(pattern) => vec![pattern.clone()],
     };
-    let patterns = names.iter().filter(|name| !name.is_empty()).map(|name| NamePattern::new(name));
-    let patterns: Vec<NamePattern> = patterns.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-    match patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches("model.layers")) {
+    let given: Vec<&String> = names.iter().filter(|name| !name.is_empty()).collect();
+    let fits = |name: &&String| NamePattern::new(name, "layers_pattern").and_then(|name| name.matches("model.layers"));
+    let fits = given.iter().map(fits).collect::<Result<Vec<bool>, _>>().map_err(|error| error.to_string())?;
+    match fits.is_empty() || fits.contains(&true) {
         true => Ok(()),
         false => Err(format!("layers_pattern is {names:?}; the blocks of this model are in \"layers\"")),
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::keys::Keys;
 use super::layout::{Folded, Layout};
-use lowrank_adapters::{AdapterConfig, AdapterOptions, GivenTensors};
+use lowrank_adapters::{AdapterConfig, AdapterOptions, GivenTensors, Targets};
 
 /// All of them.
 static LAYOUTS: &[Layout] = &[LORA, DORA, ADALORA, VERA, RANDLORA, BONE, LOHA, LOKR, OFT, IA3, HIRA, SHIRA, FOURIERFT];
@@ -281,8 +281,18 @@ const IA3: Layout = Layout {
         let text = option(config, "feedforward_modules").unwrap_or(json!("down_proj"));
         let text = text.as_str().unwrap_or_default();
         let is_name = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
+        let names: Vec<&str> = text.split(',').filter(|name| !name.is_empty()).collect();
+        // peft rejects a list of names that are not all in the list of its targets, but no expression. Layers that are left out are left out of
+        // that list by writing the others with their whole paths.
+        let in_targets = |name: &&str| match &config.targets {
+            Targets::Names(targets) => {
+                config.exclude.is_none() && config.layers.is_none() && targets.iter().any(|target| target == name)
+            }
+            _ => config.exclude.is_none() && config.layers.is_none(),
+        };
         let modules = match text.split(',').all(is_name) {
-            true => json!(text.split(',').filter(|name| !name.is_empty()).collect::<Vec<_>>()),
+            true if names.iter().all(in_targets) => json!(names),
+            true => json!(format!(".*(?:{})", names.join("|").replace('.', r"\."))),
             false => json!(text),
         };
         Ok(vec![("feedforward_modules", modules), ("fan_in_fan_out", json!(false))])
@@ -295,7 +305,8 @@ const HIRA: Layout = Layout {
     types: &["HIRA"],
     tensors: &[("a", "hira_A"), ("b", "hira_B")],
     rank: Some(("r", 32)),
-    ranks: Some("rank_pattern"),
+    // peft takes the key, and gives every layer the same rank.
+    training: &["rank_pattern"],
     dropout: Some("hira_dropout"),
     bias: None,
     ..PLAIN

@@ -1,7 +1,7 @@
 //! Adapters of vision transformers under the names that `transformers` had before version 5: `vit.encoder.layer.0.attention.attention.query`
 //! for `vit.layers.0.attention.q_proj`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::folder::MODEL;
 use super::read::PeftFolder;
@@ -23,8 +23,8 @@ impl PeftFolder {
         });
         renamed.map_err(|error| AdapterError::Refused(error.to_string()))?;
         let config = &mut self.config;
-        config.rank_pattern = by_layer(&config.rank_pattern, layers)?;
-        config.alpha_pattern = by_layer(&config.alpha_pattern, layers)?;
+        config.rank_pattern = by_layer("rank_pattern", &config.rank_pattern, layers)?;
+        config.alpha_pattern = by_layer("alpha_pattern", &config.alpha_pattern, layers)?;
         config.targets = Targets::Names(layers.iter().map(|layer| vit_module_name(layer)).collect());
         (config.exclude, config.layers) = (None, None);
         Ok(self)
@@ -32,12 +32,19 @@ impl PeftFolder {
 }
 
 /// Patterns of the old names as one pattern for each layer that one of them matches; the first counts.
-fn by_layer<T: Clone>(patterns: &[(String, T)], layers: &BTreeSet<String>) -> Result<Vec<(String, T)>, AdapterError> {
-    let compiled = patterns.iter().map(|(text, value)| Ok((NamePattern::new(text)?, value)));
-    let compiled = compiled.collect::<Result<Vec<_>, AdapterError>>()?;
-    let of_layer = |layer: &String| {
-        let (_, value) = compiled.iter().find(|(pattern, _)| pattern.matches(layer))?;
-        Some((regex::escape(&vit_module_name(layer)), T::clone(value)))
-    };
-    Ok(layers.iter().filter_map(of_layer).collect())
+fn by_layer<T: Clone>(
+    key: &str,
+    patterns: &[(String, T)],
+    layers: &BTreeSet<String>,
+) -> Result<Vec<(String, T)>, AdapterError> {
+    let mut found = BTreeMap::new();
+    for (text, value) in patterns {
+        let pattern = NamePattern::new(text, key)?;
+        for layer in layers {
+            if pattern.matches(layer)? {
+                found.entry(layer).or_insert_with(|| (regex::escape(&vit_module_name(layer)), value.clone()));
+            }
+        }
+    }
+    Ok(found.into_values().collect())
 }

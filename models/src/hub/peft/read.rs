@@ -82,8 +82,8 @@ impl PeftFolder {
         }
         let layers = folder.layers();
         let file = |error: AdapterError| ModelError::File { path: path.clone(), reason: error.to_string() };
-        drop_idle(&mut folder.config.rank_pattern, &layers, &mut folder.warnings).map_err(file)?;
-        drop_idle(&mut folder.config.alpha_pattern, &layers, &mut folder.warnings).map_err(file)?;
+        drop_idle("rank_pattern", &mut folder.config.rank_pattern, &layers, &mut folder.warnings).map_err(file)?;
+        drop_idle("alpha_pattern", &mut folder.config.alpha_pattern, &layers, &mut folder.warnings).map_err(file)?;
         let (targets, exclude) = (&folder.config.targets, &folder.config.exclude);
         // The tensors say which layers are adapted; an expression that is not supported is not needed.
         let foreign =
@@ -422,16 +422,16 @@ impl PeftFolder {
 
 /// Removes patterns that match no layer of the file, as `peft` ignores them.
 fn drop_idle<T>(
+    key: &str,
     patterns: &mut Vec<(String, T)>,
     layers: &BTreeSet<String>,
     warnings: &mut Vec<String>,
 ) -> Result<(), AdapterError> {
     let mut kept = Vec::new();
     for (text, value) in patterns.drain(..) {
-        let pattern = NamePattern::new(&text)?;
-        match layers.iter().any(|layer| pattern.matches(layer)) {
-            true => kept.push((text, value)),
-            false => warnings.push(format!("the pattern {text} matches no layer of the adapter and is ignored")),
+        match NamePattern::new(&text, key)?.find(layers)? {
+            Some(_) => kept.push((text, value)),
+            None => warnings.push(format!("the pattern {text} matches no layer of the adapter and is ignored")),
         }
     }
     *patterns = kept;
