@@ -2,9 +2,10 @@
  * for kills the program or lets the call fail.
  *
  * BREAK_UNDER  folder, as an absolute path
- * BREAK_AT     number of the call, from 1; 0 breaks none
+ * BREAK_LOG    file that a line for each call is added to: its name and the path below the folder
+ * BREAK_LINE   line of the call that is broken
+ * BREAK_AT     number of the call among those with this line, from 1
  * BREAK_HOW    "kill" or "fail"
- * BREAK_LOG    file that a line for each call is added to
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -22,11 +23,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static const char *under, *how, *log_path;
+static const char *under, *wanted, *how, *log_path;
 static long at, count;
 
 __attribute__((constructor)) static void begin(void) {
     under = getenv("BREAK_UNDER");
+    wanted = getenv("BREAK_LINE");
     how = getenv("BREAK_HOW");
     log_path = getenv("BREAK_LOG");
     at = getenv("BREAK_AT") ? atol(getenv("BREAK_AT")) : 0;
@@ -35,17 +37,21 @@ __attribute__((constructor)) static void begin(void) {
 /* True if the call has to fail. */
 static int breaks(const char *call, const char *path, int code) {
     if (!under || strncmp(path, under, strlen(under)) != 0) return 0;
-    long number = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
+    char line[PATH_MAX + 64];
+    snprintf(line, sizeof line, "%s %s", call, path + strlen(under));
+    /* Temporary files have random names. */
+    char *temporary = strstr(line, "/.tmp");
+    if (temporary) temporary[5] = 0;
     if (log_path) {
-        char line[PATH_MAX + 64];
-        int length = snprintf(line, sizeof line, "%s %s\n", call, path + strlen(under));
         long log = syscall(SYS_openat, AT_FDCWD, log_path, O_WRONLY | O_CREAT | O_APPEND, 0600);
         if (log >= 0) {
-            syscall(SYS_write, log, line, length);
+            syscall(SYS_write, log, line, strlen(line));
+            syscall(SYS_write, log, "\n", 1);
             syscall(SYS_close, log);
         }
     }
-    if (number != at) return 0;
+    if (!wanted || strcmp(line, wanted) != 0) return 0;
+    if (__atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST) != at) return 0;
     if (strcmp(how, "kill") == 0) {
         syscall(SYS_kill, getpid(), SIGKILL);
         for (;;) pause();
