@@ -185,6 +185,7 @@ fn read_examples(folder: &Path) -> Read {
         seq_len: 64,
         too_long: TooLong::Truncate,
         seed: 1,
+        cache: folder,
         fields: &[],
     })?;
     Ok(())

@@ -147,6 +147,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             seq_len,
             too_long: config.data.too_long,
             seed: config.train.seed,
+            cache: &config.data.cache,
             fields: &[],
         })
         .map_err(BuildError::from)?;

@@ -99,6 +99,7 @@ impl Scored<'_> {
             seq_len: self.seq_len,
             too_long: if self.score == Score::Loss { config.data.too_long } else { TooLong::Error },
             seed: config.train.seed,
+            cache: &config.data.cache,
             fields: &[],
         };
         console.begin("reading the examples", 0);

@@ -39,7 +39,7 @@ pub use corpus::default_corpus;
 pub use document::Document;
 pub use error::DataError;
 pub use examples::{
-    Example, ExampleOptions, Examples, Located, Location, Question, TooLong, located_examples, questions,
+    Example, ExampleList, ExampleOptions, Examples, Located, Location, Question, TooLong, located_examples, questions,
 };
 pub use held_out::HeldOut;
 pub use json::Json;

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
-use super::{Batch, DataError, Example, IGNORE, Order, Samples, Tag};
+use super::{Batch, DataError, ExampleList, IGNORE, Order, Samples, Tag};
 
 /// Rows of examples. A batch is as wide as its longest row; shorter ones are padded at the end, where nothing attends
 /// and nothing counts.
 #[derive(Clone, Debug)]
 pub struct Rows {
-    examples: Vec<Example>,
-    /// Indices of the examples in each row.
-    rows: Vec<Vec<usize>>,
+    examples: ExampleList,
+    /// Numbers of the examples in each row; none if each has its own.
+    packed: Option<Vec<Vec<usize>>>,
     batch: usize,
     fill: i32,
     order: Option<Order>,
@@ -19,9 +19,8 @@ pub struct Rows {
 
 impl Rows {
     /// Creates rows of one example each; `fill` is the padding token. Both numbers are at least 1.
-    pub fn new(examples: Vec<Example>, batch: usize, fill: u32) -> Self {
-        let rows = (0..examples.len()).map(|number| vec![number]).collect();
-        Self { examples, rows, batch: batch.max(1), fill: fill as i32, order: None }
+    pub fn new(examples: impl Into<ExampleList>, batch: usize, fill: u32) -> Self {
+        Self { examples: examples.into(), packed: None, batch: batch.max(1), fill: fill as i32, order: None }
     }
 
     /// Packs several examples into a row, up to `width` tokens: each goes where the least space is left, in the order
@@ -31,37 +30,38 @@ impl Rows {
         let order = Order::new(count, seed);
         // Rows by the space that is left.
         let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        self.rows.clear();
+        let mut rows: Vec<Vec<usize>> = Vec::new();
         for position in 0..count.get() {
             let number = order.window(position).1 as usize;
-            let len = self.examples[number].inputs.len();
+            let len = self.examples.inputs(number);
             let room = open.range(len..).next().map(|(room, _)| *room);
             let row = room.and_then(|room| {
-                let rows = open.get_mut(&room)?;
-                let row = rows.pop()?;
-                if rows.is_empty() {
+                let with_room = open.get_mut(&room)?;
+                let row = with_room.pop()?;
+                if with_room.is_empty() {
                     open.remove(&room);
                 }
                 Some((row, room))
             });
             let (row, room) = row.unwrap_or_else(|| {
-                self.rows.push(Vec::new());
-                (self.rows.len() - 1, width.max(len))
+                rows.push(Vec::new());
+                (rows.len() - 1, width.max(len))
             });
-            self.rows[row].push(number);
+            rows[row].push(number);
             open.entry(room - len).or_default().push(row);
         }
+        self.packed = Some(rows);
         self
     }
 
     /// Repeats endlessly, in a different order in each epoch.
     pub fn shuffled(mut self, seed: u64) -> Self {
-        self.order = NonZeroU64::new(self.rows.len() as u64).map(|count| Order::new(count, seed));
+        self.order = NonZeroU64::new(self.rows()).map(|count| Order::new(count, seed));
         self
     }
 
     /// The examples.
-    pub fn examples(&self) -> &[Example] {
+    pub fn examples(&self) -> &ExampleList {
         &self.examples
     }
 }
@@ -72,15 +72,19 @@ impl Samples for Rows {
     }
 
     fn rows(&self) -> u64 {
-        self.rows.len() as u64
+        self.packed.as_ref().map_or(self.examples.len(), Vec::len) as u64
     }
 
     fn at(&self, position: u64) -> Result<Batch, DataError> {
-        let chosen: Vec<&Vec<usize>> = match &self.order {
-            Some(order) => (0..self.batch as u64).map(|k| &self.rows[order.window(position + k).1 as usize]).collect(),
-            None => self.rows.iter().skip(position as usize).take(self.batch).collect(),
+        let rows: Vec<usize> = match &self.order {
+            Some(order) => (0..self.batch as u64).map(|k| order.window(position + k).1 as usize).collect(),
+            None => (position as usize..self.rows() as usize).take(self.batch).collect(),
         };
-        let len = |row: &[usize]| row.iter().map(|number| self.examples[*number].inputs.len()).sum::<usize>();
+        let chosen: Vec<Vec<usize>> = match &self.packed {
+            Some(packed) => rows.into_iter().map(|row| packed[row].clone()).collect(),
+            None => rows.into_iter().map(|number| vec![number]).collect(),
+        };
+        let len = |row: &[usize]| row.iter().map(|number| self.examples.inputs(*number)).sum::<usize>();
         let width = chosen.iter().map(|row| len(row)).max().unwrap_or(0);
         let mut batch = Batch {
             inputs: Vec::with_capacity(chosen.len() * width),
@@ -93,7 +97,7 @@ impl Samples for Rows {
         for (place, row) in chosen.into_iter().enumerate() {
             let mut start = 0;
             for number in row {
-                let example = &self.examples[*number];
+                let example = self.examples.get(number);
                 start = batch.inputs.len() - place * width;
                 if let Some(fields) = &example.fields {
                     batch.tags.push(Tag { row: place, start, len: example.inputs.len(), fields: fields.clone() });
@@ -115,7 +119,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::data::{Fields, epoch};
+    use crate::data::{Example, Fields, epoch};
 
     /// Examples of these lengths; the tokens identify the example.
     fn examples(lengths: &[usize]) -> Vec<Example> {

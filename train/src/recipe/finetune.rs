@@ -12,7 +12,7 @@ use super::stage::searched;
 use super::{ModelText, Recipe, RunData, SampleStart, Stage, TrainedModel, check_vocabulary};
 use crate::build::{Architecture, BuildError, Listener, check_length, held_out, source};
 use crate::config::{Config, count};
-use crate::data::{Example, ExampleOptions, Examples, Held, Order, Rows, Samples};
+use crate::data::{Example, ExampleList, ExampleOptions, Examples, Held, Order, Rows, Samples};
 use crate::objective::{SEARCH, Stream, TokenStream};
 use crate::plan::{Forecaster, Freedom};
 
@@ -76,6 +76,7 @@ impl ReadExamples {
             seq_len: config.train.seq_len,
             too_long: section.too_long,
             seed: config.train.seed,
+            cache: &section.cache,
             fields: &[],
         })?;
         listener.end();
@@ -96,14 +97,14 @@ impl ReadExamples {
         let drawn: BTreeSet<usize> =
             order.iter().flat_map(|order| (0..searched as u64).map(|place| order.window(place).1 as usize)).collect();
         let part = |of_search: bool| {
-            let chosen = examples.iter().enumerate().filter(|(place, _)| drawn.contains(place) == of_search);
-            self.rows(config, chosen.map(|(_, example)| example.clone()).collect()).shuffled(config.train.seed)
+            let chosen = examples.select(|place| drawn.contains(&place) == of_search);
+            self.rows(config, chosen).shuffled(config.train.seed)
         };
         let mask = config.data.document_mask;
         Ok([TokenStream::new(part(false), mask), TokenStream::new(part(true), mask)])
     }
 
-    fn rows(&self, config: &Config, examples: Vec<Example>) -> Rows {
+    fn rows(&self, config: &Config, examples: ExampleList) -> Rows {
         let rows = Rows::new(examples, config.train.batch, self.end);
         if config.data.packing { rows.packed(config.train.seq_len, config.train.seed) } else { rows }
     }
@@ -113,7 +114,8 @@ impl ReadExamples {
         let (section, seq_len, seed) = (&config.data, config.train.seq_len, config.train.seed);
         let (examples, text) = (&self.examples, &self.text);
         let (fingerprint, held_out_fingerprint) = (examples.fingerprint(), examples.held_out_fingerprint());
-        let sums = |of: fn(&Example) -> usize| count(examples.train.iter().map(of).sum::<usize>() as u64);
+        let sums =
+            |of: fn(&Example) -> usize| count(examples.train.iter().map(|example| of(&example)).sum::<usize>() as u64);
         let mut description = format!(
             "{} examples to learn from with {} tokens, of which {} count; {} held out",
             count(examples.train.len() as u64),
@@ -130,7 +132,10 @@ impl ReadExamples {
         }
         let ids = |ids: Vec<u32>| ids.into_iter().map(|id| id as i32).collect();
         let sample = SampleStart {
-            prompt: match (config.log.sample_prompt.as_str(), examples.validation.first()) {
+            prompt: match (
+                config.log.sample_prompt.as_str(),
+                (!examples.validation.is_empty()).then(|| examples.validation.get(0)),
+            ) {
                 ("", Some(example)) => example.prompt().to_vec(),
                 (prompt, _) => ids(text.prompt(prompt, true)?),
             },

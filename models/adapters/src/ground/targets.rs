@@ -128,8 +128,13 @@ impl Expression {
         let given = [key.to_string(), given.to_string()];
         match Regex::new(expression) {
             Ok(regex) => Ok(Self { regex, given }),
-            // The first lines repeat the expression.
-            Err(error) => Err(refused(&given, error.to_string().lines().last().unwrap_or_default())),
+            Err(error) => {
+                // Places in what was given, if that is the reason.
+                let error = Regex::new(&given[1]).err().unwrap_or(error).to_string();
+                // The first lines of some repeat the expression.
+                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                Err(refused(&given, &format!("not a regular expression: {reason}")))
+            }
         }
     }
 
@@ -139,8 +144,7 @@ impl Expression {
 }
 
 fn refused([key, value]: &[String; 2], reason: &str) -> AdapterError {
-    let reason = reason.trim_start_matches("error: ").to_string();
-    AdapterError::Setting { key: key.clone(), value: value.clone(), reason }
+    AdapterError::Setting { key: key.clone(), value: value.clone(), reason: reason.to_string() }
 }
 
 #[cfg(test)]
@@ -171,14 +175,14 @@ mod tests {
         assert!(matches(text, "model.layers.1.self_attn.q_proj"));
         assert!(!matches(text, "model.mylayers.1.self_attn.q_proj"));
         assert!(!matches(text, "model.layers.1.self_attn.q_proj.more"));
-        assert!(matches(r"(?!.*\.0\.).*q_proj", "model.layers.1.self_attn.q_proj"));
-        assert!(!matches(r"(?!.*\.0\.).*q_proj", "model.layers.0.self_attn.q_proj"));
+        assert!(matches(r"layers\.(?!0\b).*q_proj", "model.layers.1.self_attn.q_proj"));
+        assert!(!matches(r"layers\.(?!0\b).*q_proj", "model.layers.0.self_attn.q_proj"));
     }
 
     #[test]
     fn an_expression_that_is_invalid_or_does_not_end_is_refused_by_the_name_of_its_setting() {
         let invalid = NamePattern::new("(?<", "rank_pattern").unwrap_err().to_string();
-        assert!(invalid.starts_with("rank_pattern = (?<: "), "{invalid}");
+        assert!(invalid.starts_with("rank_pattern = (?<: not a regular expression: "), "{invalid}");
         let endless = NamePattern::new(r"(a|a|aa)*(?=b)c", "alpha_pattern").unwrap();
         let error = endless.matches(&"a".repeat(60)).unwrap_err().to_string();
         assert!(error.starts_with("alpha_pattern = (a|a|aa)*(?=b)c: "), "{error}");

@@ -6,11 +6,13 @@
 
 mod encode;
 mod example;
+mod list;
 mod located;
 mod options;
 mod read;
 
 pub use example::Example;
+pub use list::ExampleList;
 pub use located::{Located, Location, Question, located_examples, questions};
 pub use options::{ExampleOptions, TooLong};
 pub use read::Examples;

@@ -1,5 +1,7 @@
 //! Options for making examples.
 
+use std::path::Path;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +43,8 @@ pub struct ExampleOptions<'a> {
     pub too_long: TooLong,
     /// Seed of the choice of held-out examples.
     pub seed: u64,
+    /// Folder for tokens that do not stay in memory.
+    pub cache: &'a Path,
     /// Names of the fields that an objective requests; others are not kept.
     pub fields: &'a [String],
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::encode::{Encoder, Made};
-use super::example::Example;
+use super::list::{ExampleList, ExampleWriter};
 use super::options::ExampleOptions;
 use crate::data::json_lines::JsonLines;
 use crate::data::split::{held_out, text_hash};
@@ -14,9 +14,9 @@ use crate::data::{DataError, Format, HeldOut, Source};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Examples {
     /// Training examples.
-    pub train: Vec<Example>,
+    pub train: ExampleList,
     /// Held-out examples.
-    pub validation: Vec<Example>,
+    pub validation: ExampleList,
     /// Number of truncated examples.
     pub truncated: usize,
     /// Number of examples left out for their length.
@@ -42,12 +42,8 @@ impl Examples {
             }
             HeldOut::Fraction(fraction) => {
                 let sides = held_out(&std::mem::take(&mut read.hashes), *fraction)?;
-                for (example, held_out) in read.examples.into_iter().zip(sides) {
-                    match held_out {
-                        true => examples.validation.push(example),
-                        false => examples.train.push(example),
-                    }
-                }
+                examples.validation = read.examples.select(|number| sides[number]);
+                examples.train = read.examples.select(|number| !sides[number]);
             }
         }
         Ok(examples)
@@ -64,9 +60,9 @@ impl Examples {
     }
 }
 
-fn fingerprint(examples: &[Example]) -> String {
+fn fingerprint(examples: &ExampleList) -> String {
     let mut hasher = Sha256::new();
-    for example in examples {
+    for example in examples.iter() {
         hasher.update((example.inputs.len() as u64).to_le_bytes());
         for value in example.inputs.iter().chain(&example.targets) {
             hasher.update(value.to_le_bytes());
@@ -78,7 +74,7 @@ fn fingerprint(examples: &[Example]) -> String {
 /// Examples of one source, in order.
 #[derive(Default)]
 struct Read {
-    examples: Vec<Example>,
+    examples: ExampleList,
     /// Hash of each line, which determines whether it is held out.
     hashes: Vec<u64>,
     truncated: usize,
@@ -96,6 +92,7 @@ impl Read {
         }
         let encoder = Encoder::new(options);
         let mut read = Self::default();
+        let mut examples = ExampleWriter::new(options.cache);
         let mut lines_read = 0;
         for (path, _) in source.files()?.0 {
             let mut lines = JsonLines::open(path)?;
@@ -128,7 +125,7 @@ impl Read {
                             continue;
                         }
                     };
-                    read.examples.push(example);
+                    examples.push(&example)?;
                     read.hashes.push(*hash);
                 }
             }
@@ -137,10 +134,10 @@ impl Read {
             let paths: Vec<String> = source.paths.iter().map(|path| path.display().to_string()).collect();
             Err(DataError::Empty { paths: paths.join(", "), skipped })
         };
-        match (lines_read, read.examples.len()) {
+        match (lines_read, examples.len()) {
             (0, _) => empty("there is no line".into()),
             (all, 0) => empty(format!("all {all} examples are longer than train.seq_len = {}", options.seq_len)),
-            _ => Ok(read),
+            _ => Ok(Self { examples: examples.finish()?, ..read }),
         }
     }
 }
