@@ -85,3 +85,46 @@ fn plans_of_the_largest_sizes_are_made_or_rejected() {
         }
     }
 }
+
+/// Flags of a command whose values may be numbers, by its help.
+fn flags(shop: &Workshop, command: &str) -> Vec<String> {
+    let help = program::succeeded(shop.run(&[command, "--help"])).stdout;
+    let other = ["DIR", "FILE", "PATH", "TEXT", "PROMPT", "MESSAGE", "KEY=VALUE", "KEY=VALUE...", "DEVICE", "STORAGE"];
+    let flag = |line: &str| {
+        let (flag, value) = line.trim_start().split_once(" <")?;
+        let flag = flag.rsplit(' ').next().filter(|flag| flag.starts_with("--"))?;
+        let value = value.split('>').next()?;
+        (!other.contains(&value)).then(|| flag.to_string())
+    };
+    String::from_utf8(help).expect("text").lines().filter_map(flag).collect()
+}
+
+#[test]
+fn numbers_of_flags_are_used_or_rejected() {
+    let shop = Workshop::with_model(3);
+    std::fs::write(shop.path("model/chat_template.jinja"), "{{ messages[0].content }}").expect("a file");
+    std::fs::write(shop.path("questions.jsonl"), r#"{"prompt": "the", "choices": [" a", " b"], "answer": 0}"#)
+        .expect("a file");
+    let commands: [&[&str]; 5] = [
+        &["generate", "--model", "model", "--prompt", "the model"],
+        &["chat", "--model", "model"],
+        &["eval", "--model", "model", "--data", "text"],
+        &["eval", "--model", "model", "--examples", "questions.jsonl", "--score", "likeliest"],
+        &["tokenize", "--data", "text", "--out", "tokens"],
+    ];
+    let mut tried = 0;
+    for command in commands {
+        for flag in flags(&shop, command[0]) {
+            for value in WORST.iter().chain(&["18446744073709551615", "4294967296"]) {
+                let setting = format!("{flag}={value}");
+                let output = shop.run(&[command, &[&setting]].concat());
+                let (code, text) = (output.status.code(), stderr(&output));
+                let what = format!("{} {setting}", command[0]);
+                assert!(matches!(code, Some(0 | 2)) && !text.contains("panicked"), "{what}: {code:?}\n{text}");
+                let _ = std::fs::remove_dir_all(shop.path("tokens"));
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 200, "{tried}");
+}

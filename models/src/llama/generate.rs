@@ -133,7 +133,7 @@ pub(crate) fn generate_by(
         return Err(ModelError::Sampling("the prompt has no token; start with the separator".into()));
     }
     let positions = model.config().longest_sequence();
-    if prompt.len() + tokens > positions {
+    if prompt.len().saturating_add(tokens) > positions {
         return Err(ModelError::Sampling(format!(
             "{} tokens of prompt and {tokens} new ones are more than the model's {positions} positions; ask for fewer",
             prompt.len()
@@ -141,7 +141,7 @@ pub(crate) fn generate_by(
     }
     let mut random = StdRng::seed_from_u64(sampling.seed);
     let mut input = prompt.to_vec();
-    let mut output = Vec::with_capacity(tokens);
+    let mut output = Vec::new();
     // None, where nothing is made less likely.
     let mut occurred = vec![false; if sampling.repetition_penalty == 1.0 { 0 } else { model.config().vocab_size }];
     for _ in 0..tokens {

@@ -35,7 +35,7 @@ impl Job {
                 "data.packing",
                 "data.too_long",
             ],
-            Self::Finetune => &["model.", "tokenizer.", "data.cache", "data.verify", "train.tokens"],
+            Self::Finetune => &["model.", "tokenizer.", "data.verify", "train.tokens"],
         };
         key == "model.name" || !others.iter().any(|start| key.starts_with(start))
     }

@@ -220,7 +220,7 @@ section! {
         verify: bool = true,
         /// Images, for a vision transformer.
         images: ImagesSection = ImagesSection::default(),
-        /// Folder for tokenizers and token shards made from text.
+        /// Folder for what is made from the data: tokenizers, token shards, tokens of many examples.
         cache: PathBuf = PathBuf::from("runs/cache"),
     }
 }

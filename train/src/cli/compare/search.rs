@@ -133,7 +133,7 @@ impl<'a> Search<'a> {
     fn try_rate(&mut self, lr: f64) -> anyhow::Result<Unstopped<()>> {
         let name = self.name;
         self.console.line(&format!("{name} at learning rate {lr}"));
-        match trial(&self.command, lr, &self.out.join(format!("{name}-{lr}")), self.signals)? {
+        match trial(&self.command, lr, &self.out.join(format!("{name}-{lr:?}")), self.signals)? {
             ControlFlow::Break(code) => return Ok(ControlFlow::Break(code)),
             ControlFlow::Continue(Ok(trial)) => self.trials.push(trial),
             ControlFlow::Continue(Err(failure)) => {
