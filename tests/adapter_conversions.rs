@@ -254,3 +254,19 @@ fn scaled_outputs_and_inputs_become_plain_lora_where_no_bias_is_scaled() {
     succeeded(shop.run(&words));
     assert!(apart(&output(&attached(&base, &shop.path("lora"))), &output(&moved)) < 1e-4);
 }
+
+#[test]
+fn components_with_values_become_an_adalora_folder() {
+    let shop = Workshop::new(0);
+    let base = base(&shop, false);
+    let moved = moved(&base, AdapterConfig::new("triplet").with_rank(5).with_alpha(7.0));
+    save(&moved, "default", Form::Own, None, &shop.path("triplet")).expect("a folder");
+    succeeded(shop.run(&["export", "--adapter", "triplet", "--model", "model", "--as", "adalora", "--out", "adalora"]));
+    let config = config_of(&shop.path("adalora"));
+    assert_eq!((config["peft_type"].as_str(), config["init_r"].as_u64()), (Some("ADALORA"), Some(5)));
+    assert!(apart(&output(&attached(&base, &shop.path("adalora"))), &output(&moved)) < 1e-4);
+    save(&self::moved(&base, lora("q_proj")), "default", Form::Own, None, &shop.path("plain")).expect("a folder");
+    let words = ["export", "--adapter", "plain", "--model", "model", "--as", "adalora", "--out", "none"];
+    refused(&shop.run(&words), &["lora has no values between its factors", "--as lora"]);
+    assert!(!shop.path("none").exists());
+}

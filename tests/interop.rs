@@ -321,8 +321,15 @@ fn peft_reads_our_adapters() {
     for (name, config) in exchanged() {
         let model = adapted(&base, &config);
         peft::save(&model, "default", peft::Form::Peft, Some("model"), &write(&model, name)).unwrap();
+        let mut written = vec![name];
+        if name == "triplet" {
+            peft::save_adalora(&model, "default", Some("model"), &write(&model, "adalora")).unwrap();
+            written.push("adalora");
+        }
         let whole = merged(model).unwrap();
-        save(&whole, &serde_json::Map::new(), &write(&whole, &format!("merged/{name}")), u64::MAX).unwrap();
+        for name in written {
+            save(&whole, &serde_json::Map::new(), &write(&whole, &format!("merged/{name}")), u64::MAX).unwrap();
+        }
     }
     python("interop_peft.py", &["check", dir.path().to_str().unwrap()]);
 }

@@ -18,8 +18,9 @@ use crate::process::device;
 ///
 /// With --adapter, the adapter is written instead of the model: in the layout of peft if it has such a structure, or as the plain LoRA that it
 /// equals; others are refused. With --as lora, any update becomes a plain LoRA of a rank, by truncated singular value
-/// decompositions; with --as shira, one that has few non-zero elements, such as that of snell, becomes peft's SHiRA, exactly. An adapter
-/// whose update depends on the weights needs its model.
+/// decompositions; with --as shira, one that has few non-zero elements, such as that of snell, becomes peft's SHiRA, exactly; with --as adalora, one
+/// of the allocations adalora and increlora becomes peft's AdaLoRA with the components that are left. An adapter whose update depends on the weights
+/// needs its model.
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("rank", |rank| rank.help(
     "Rank of the adapter converted with --as; without it the rank, from 1 to their own, at which adapters trained by the allocation dylora are written"
@@ -63,6 +64,8 @@ enum Convert {
     Lora,
     /// Sparse values at their positions
     Shira,
+    /// Components with a value each, those that are left
+    Adalora,
 }
 
 impl Convert {
@@ -70,6 +73,7 @@ impl Convert {
         match self {
             Self::Lora => "lora",
             Self::Shira => "shira",
+            Self::Adalora => "adalora",
         }
     }
 }
@@ -122,15 +126,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(rank) => export_adapter::as_lora(adapter, model, rank, args.json, &args.out)?,
             None => return settings("--as lora: add --rank, the rank of the result".into()),
         },
-        ([adapter], Some(model), Some(Convert::Shira)) => {
+        ([adapter], Some(model), Some(convert)) => {
             if args.adapters.rank.is_some() || args.json {
-                return settings("--as shira: leave out --rank and --json; all non-zero elements are kept".into());
+                let problem =
+                    format!("--as {}: leave out --rank and --json; nothing is left out of the update", convert.name());
+                return settings(problem);
             }
-            export_adapter::as_shira(adapter, model, &args.out)?;
+            match convert {
+                Convert::Adalora => export_adapter::as_adalora(adapter, model, &args.out)?,
+                _ => export_adapter::as_shira(adapter, model, &args.out)?,
+            }
             String::new()
         }
-        ([_], None, Some(Convert::Shira)) => {
-            return settings("--as shira: add --model, the model that the adapter is attached to".into());
+        ([_], None, Some(convert)) => {
+            return settings(format!(
+                "--as {}: add --model, the model that the adapter is attached to",
+                convert.name()
+            ));
         }
         ([adapter], Some(model), None) => {
             export_adapter::with_model(&args.adapters, adapter, model, &args.out)?;

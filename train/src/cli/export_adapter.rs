@@ -9,7 +9,9 @@ use burn::tensor::{Tensor, TensorData};
 use lowrank_models::ModelError;
 use lowrank_models::adapter::compose::{Composite, Composition, Layer, Matrix, Source, SvdSum};
 use lowrank_models::adapter::{AdapterConfig, AdapterError, Attach, Factors, GivenTensors, Targets, each_adapted};
-use lowrank_models::hub::peft::{FolderFactors, Form, PeftFolder, PlainLora, PlainSettings, save, save_as};
+use lowrank_models::hub::peft::{
+    FolderFactors, Form, PeftFolder, PlainLora, PlainSettings, save, save_adalora, save_as,
+};
 use lowrank_models::hub::{ModelFolder, VisionFolder, VisionModel};
 use serde_json::json;
 
@@ -166,7 +168,7 @@ fn converted(adapter: &Path, model: Option<&Path>, rank: usize, out: &Path) -> a
 /// zero.
 pub fn as_shira(adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> {
     let (adapted, base_model) = attached(adapter, model)?;
-    refuse_besides(adapter)?;
+    refuse_besides(adapter, "shira")?;
     let (mut layers, mut failed) = (BTreeMap::new(), None);
     each_adapted(&adapted, |path, weight, adapters| {
         let Some(adapter) = adapters.stack.first().filter(|_| failed.is_none()) else { return };
@@ -199,13 +201,21 @@ pub fn as_shira(adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> 
     folder::whole(out, |dir| Ok(save(&sparse, "default", Form::Peft, Some(&base), dir).map_err(BuildError::from)?))
 }
 
+/// Writes an adapter of components with values as peft's AdaLoRA.
+pub fn as_adalora(adapter: &Path, model: &Path, out: &Path) -> anyhow::Result<()> {
+    let (adapted, base_model) = attached(adapter, model)?;
+    refuse_besides(adapter, "adalora")?;
+    let base = base_model.unwrap_or_else(|| model.to_string_lossy().into_owned());
+    folder::whole(out, |dir| Ok(save_adalora(&adapted, "default", Some(&base), dir).map_err(BuildError::from)?))
+}
+
 /// Rejects an adapter folder with weights that belong to no layer of the adapter.
-fn refuse_besides(adapter: &Path) -> Result<(), BuildError> {
+fn refuse_besides(adapter: &Path, convert: &str) -> Result<(), BuildError> {
     let folder = PeftFolder::open(adapter)?;
     match folder.trains().first() {
         None => Ok(()),
         Some(name) => Err(BuildError::Settings(format!(
-            "--as shira: {} holds {name} besides its adapter, which would be lost; use --as lora, or merge it (lowrank merge)",
+            "--as {convert}: {} holds {name} besides its adapter, which would be lost; use --as lora, or merge it (lowrank merge)",
             adapter.display()
         ))),
     }

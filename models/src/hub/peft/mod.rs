@@ -5,6 +5,7 @@
 //! what `peft` has no key for: a fingerprint of the base weights that the adapter was trained on, seeds and options. Files without it are read
 //! as well.
 
+mod adalora;
 mod brought;
 mod config;
 mod distribute;
@@ -22,6 +23,7 @@ mod saved;
 mod write;
 mod xlora;
 
+pub use adalora::save_adalora;
 pub use factors::FolderFactors;
 pub use folder::adapter_dir;
 pub use plain::{Besides, PlainLora, PlainSettings};

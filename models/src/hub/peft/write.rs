@@ -368,7 +368,7 @@ fn values(data: TensorData) -> Vec<f32> {
 }
 
 /// Writes a safetensors file whose header is sorted too: the same adapter always results in the same bytes.
-fn write_tensors(path: &Path, tensors: BTreeMap<String, TensorData>, mark: &Mark) -> Result<(), ModelError> {
+pub(super) fn write_tensors(path: &Path, tensors: BTreeMap<String, TensorData>, mark: &Mark) -> Result<(), ModelError> {
     let Ok(mark) = serde_json::to_string(mark) else { unreachable!("texts and numbers are JSON") };
     let mut header = BTreeMap::from([("__metadata__".to_string(), json!({"format": "pt", OURS: mark}))]);
     let mut end = 0;
