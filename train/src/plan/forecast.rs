@@ -168,10 +168,10 @@ impl<'a> Step<'a> {
             backward: config.train.backward,
             micro_batches: config.train.accumulation as u64,
             input: floats(llama.hidden_size),
-            block: floats(llama.kept() + inventory.branches) + 4 * inventory.dense_updates as u64,
+            block: floats(llama.kept() + inventory.branches) + 4 * inventory.kept_elements as u64,
             // The gradients of the gate and of its factor exist at the same time as the gradient of their product,
             // along with two running sums.
-            gradients: floats(2 * llama.intermediate_size + 2 * llama.hidden_size) + 4 * inventory.dense_updates as u64,
+            gradients: floats(2 * llama.intermediate_size + 2 * llama.hidden_size) + 4 * inventory.kept_elements as u64,
             logits: 4 * tokens.min(ops::LOSS_ROWS as u64) * llama.vocab_size as u64,
         }
     }
@@ -224,8 +224,12 @@ impl<'a> Step<'a> {
             MatrixStorage::Wide | MatrixStorage::Frozen(_) | MatrixStorage::Trained(WeightStorage::F32)
         );
         let update = if narrow { gradients + gathered.saturating_sub(gradients) + 4 * widest } else { 0 };
-        // A saved tensor is copied, and copied again in the order of its file.
-        let saving = 2 * largest;
+        // A saved tensor is copied, and copied again in the order of its file; those of an adapter are copied all together. What an allocation
+        // keeps is there as tensors, as a record, and twice as bytes.
+        let saving = match self.inventory.adapted {
+            true => total.trained + largest + 4 * layers * self.inventory.allocated,
+            false => 2 * largest,
+        };
         let work = passes.into_iter().map(|pass| pass + gathered).chain([saving, update]).max().unwrap_or(0);
         let program = PROGRAM + TOKENIZER * self.inventory.llama.vocab_size as u64;
         Forecast {

@@ -74,8 +74,12 @@ pub struct Inventory {
     pub storage: MatrixStorage,
     /// Sum of the inner widths of the adapters on a block's linear layers.
     pub branches: usize,
-    /// Elements of dense updates that adapters form in the forward pass of a block.
-    pub dense_updates: usize,
+    /// Elements that the adapters of a block keep for its backward pass, besides the inner widths: dense updates, quantised factors.
+    pub kept_elements: usize,
+    /// True if the adapter alone is trained and saved.
+    pub adapted: bool,
+    /// Bytes that an allocation keeps in a block.
+    pub allocated: u64,
     /// Hook that needs all gradients at once, and why.
     pub all_gradients: Option<(&'static str, String)>,
     /// Bytes of optimizer state of each parameter, which processes may divide.
@@ -101,7 +105,9 @@ impl Inventory {
             llama: llama.clone(),
             bytes: ModelBytes::of(model, kept),
             branches: report.iter().map(branches).sum(),
-            dense_updates: report.iter().map(dense_updates).sum(),
+            kept_elements: kept_elements(adapter, report.as_ref())?,
+            adapted: adapter.is_some(),
+            allocated: 0,
             all_gradients: None,
             states: Vec::new(),
         };
@@ -126,6 +132,7 @@ impl Inventory {
         for layer in report.iter().flat_map(|report| &report.layers) {
             let allocated = allocation
                 .map_or(0, |allocation| allocation.state_bytes(&layer.place, config.train.accumulation as u64));
+            inventory.allocated += allocated as u64;
             inventory.bytes.blocks[0].state += (rule.state_bytes(layer.place.shape) + allocated) as u64;
         }
         if let [block] = *inventory.bytes.blocks {
@@ -170,13 +177,11 @@ fn branches(report: &Report) -> usize {
     report.layers.iter().map(|layer| layer.place.rank.max(1)).sum()
 }
 
-fn dense_updates(report: &Report) -> usize {
-    if report.structure.dense_forward { adapted_values(report) } else { 0 }
-}
-
-/// Elements of the weights that the adapter is attached to.
-fn adapted_values(report: &Report) -> usize {
-    report.layers.iter().map(|layer| layer.place.shape[0] * layer.place.shape[1]).sum()
+fn kept_elements(adapter: Option<&AdapterConfig>, report: Option<&Report>) -> Result<usize, BuildError> {
+    let (Some(adapter), Some(report)) = (adapter, report) else { return Ok(0) };
+    let entry = adapter.entry()?;
+    let kept = report.layers.iter().map(|layer| entry.kept(&adapter.options, &layer.place));
+    Ok(kept.sum::<Result<usize, _>>()?)
 }
 
 /// Zeros that are never written: the system allocates no memory for them.

@@ -37,7 +37,7 @@ pub struct ModelBytes {
     pub blocks: Vec<SegmentBytes>,
     /// Parameters after the last block.
     pub head: SegmentBytes,
-    /// Bytes of the largest tensor.
+    /// Bytes of the largest tensor that is trained or belongs to an adapter.
     pub largest: u64,
     /// Elements of the tensor with the most.
     pub widest: u64,
@@ -94,10 +94,12 @@ struct Measure<'a> {
 }
 
 impl Measure<'_> {
-    fn add(&mut self, id: ParamId, bytes: usize) {
+    fn add(&mut self, id: ParamId, bytes: usize, saved: bool) {
         self.bytes.segments.insert(id, self.segment);
         self.bytes.segment(self.segment).weights += bytes as u64;
-        self.bytes.largest = self.bytes.largest.max(bytes as u64);
+        if saved {
+            self.bytes.largest = self.bytes.largest.max(bytes as u64);
+        }
     }
 }
 
@@ -109,7 +111,8 @@ impl ModuleVisitor for Measure<'_> {
             Segment::Block(_) => self.matrices,
             _ => self.tables,
         };
-        self.add(param.id, if D == 2 && self.adapter == 0 { storage.bytes(count) } else { 4 * count });
+        let bytes = if D == 2 && self.adapter == 0 { storage.bytes(count) } else { 4 * count };
+        self.add(param.id, bytes, self.adapter > 0 || param.is_require_grad());
         self.bytes.widest = self.bytes.widest.max(count as u64);
     }
 
@@ -123,6 +126,6 @@ impl ModuleVisitor for Measure<'_> {
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
         let tensor = param.val();
-        self.add(param.id, tensor.shape().num_elements() * tensor.dtype().size());
+        self.add(param.id, tensor.shape().num_elements() * tensor.dtype().size(), true);
     }
 }

@@ -20,6 +20,7 @@ pub struct StructureEntry {
     pub lr: f64,
     size: fn(&AdapterOptions) -> Result<(Rank, Alpha), AdapterError>,
     check: fn(&AdapterOptions, &Place) -> Result<(), AdapterError>,
+    kept: fn(&AdapterOptions, &Place) -> Result<usize, AdapterError>,
     warning: fn(&Place) -> Option<String>,
     build: fn(&AdapterOptions, &mut Site<'_>) -> Result<AnyStructure, AdapterError>,
     resize: fn(&AnyStructure, &[usize], &mut Site<'_>) -> Result<AnyStructure, AdapterError>,
@@ -40,6 +41,7 @@ impl StructureEntry {
             lr: M::LR,
             size: size::<M>,
             check: check::<M>,
+            kept: |options, place| Ok(M::kept(&parsed::<M>(options)?, place)),
             warning: M::warning,
             build: build::<M>,
             resize: resize::<M>,
@@ -54,6 +56,11 @@ impl StructureEntry {
     /// Rejects unsupported options and layers.
     pub fn check(&self, options: &AdapterOptions, place: &Place) -> Result<(), AdapterError> {
         (self.check)(options, place)
+    }
+
+    /// Elements that a forward pass at a layer keeps for the backward pass, besides the inner width of each token.
+    pub fn kept(&self, options: &AdapterOptions, place: &Place) -> Result<usize, AdapterError> {
+        (self.kept)(options, place)
     }
 
     /// Warnings about settings that are allowed for these layers but rarely intended, without duplicates.

@@ -209,6 +209,11 @@ pub trait Method: Structure + Module + Sized {
     /// Rejects unsupported options and layers, with the reason.
     fn check(options: &Self::Options, place: &Place) -> Result<(), String>;
 
+    /// Elements that a forward pass at a layer keeps for the backward pass, besides the inner width of each token.
+    fn kept(_options: &Self::Options, place: &Place) -> usize {
+        if Self::SPEC.dense_forward { place.shape[0] * place.shape[1] } else { 0 }
+    }
+
     /// Warning about settings that are allowed at a layer but rarely intended.
     fn warning(_place: &Place) -> Option<String> {
         None

@@ -207,7 +207,8 @@ mod tests {
         let example = |number: i32| {
             let len = 1 + number as usize % 7;
             let ids: Vec<i32> = (0..=len as i32).map(|place| 131 * number + place).collect();
-            let target = |(place, id): (usize, &i32)| if (place + number as usize) % 3 == 0 { IGNORE } else { *id };
+            let target =
+                |(place, id): (usize, &i32)| if (place + number as usize).is_multiple_of(3) { IGNORE } else { *id };
             let fields = Arc::new(Fields::from_iter([("number".to_string(), number.into())]));
             Example {
                 inputs: ids[..len].to_vec(),

@@ -315,6 +315,15 @@ impl Method for BayesianLora {
         ],
     };
 
+    /// Each level of a quantiser keeps what it divides, rounds and sums.
+    fn kept(options: &BayesianLoraOptions, place: &Place) -> usize {
+        let [d_in, d_out] = place.shape;
+        match options.mode {
+            GatedParts::Rank => place.rank * d_in,
+            _ => (8 + 4 * options.levels()) * place.rank * (d_in + d_out),
+        }
+    }
+
     fn check(options: &BayesianLoraOptions, _place: &Place) -> Result<(), String> {
         match *options {
             BayesianLoraOptions { max_bits, .. } if ![4, 8, 16, 32].contains(&max_bits) => {
