@@ -359,3 +359,22 @@ fn a_length_that_is_not_given_is_at_most_the_models() {
     refused(&shop.run(&[&args[..], &["--out", "long", "--seq-len", "48"]].concat()), &["train.seq_len = 48", "40"]);
     succeeded(shop.run(&["plan", "--finetune", "--model", "model"]));
 }
+
+#[test]
+fn examples_that_are_too_long_to_measure_are_refused_by_the_flag_or_left_out() {
+    let shop = Workshop::with_model(10);
+    let long = r#"{"prompt": "the model learns a small rank from rows: ", "completion": "of weights"}"#;
+    let short = r#"{"prompt": "a: ", "completion": "b"}"#;
+    std::fs::write(shop.path("mixed.jsonl"), format!("{long}\n{short}\n")).unwrap();
+    let eval = |more: &[&str]| shop.run(&[&["eval", "--model", "model", "--seq-len", "16"], more].concat());
+    refused(&eval(&["--data", "mixed.jsonl"]), &["line 1", "--seq-len = 16", "data.too_long = \"drop\""]);
+    let exact = ["--examples", "mixed.jsonl", "--score", "exact"];
+    refused(&eval(&exact), &["line 1", "--seq-len = 16", "data.too_long = \"drop\""]);
+    for data in [&["--data", "mixed.jsonl"][..], &exact] {
+        let output = succeeded(eval(&[data, &["--set", "data.too_long=drop"]].concat()));
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert!(shown.contains("1 left out for their length"), "{shown}");
+    }
+    let wrong = ["--data", "mixed.jsonl", "--set", "data.too_long=sometimes"];
+    refused(&eval(&wrong), &["data.too_long", "sometimes", "truncate"]);
+}

@@ -183,6 +183,7 @@ fn read_examples(folder: &Path) -> Read {
         vocab_size: 512,
         learn_prompt: false,
         seq_len: 64,
+        length_key: "train.seq_len",
         too_long: TooLong::Truncate,
         seed: 1,
         cache: folder,

@@ -12,7 +12,7 @@ use super::on_model::{Adapters, Storage};
 use super::output::{print, table};
 use super::vision_folder::VisionOf;
 use crate::build::{BuildError, Listener, held_out, prepare_options, source};
-use crate::config::{Config, Layers, count};
+use crate::config::{Config, Job, Layers, count};
 use crate::data::{Batches, ExampleOptions, Examples, Held, HeldOut, PrepareOptions, Rows, TokenizerChoice, prepare};
 use crate::engine::{Evaluation, evaluate};
 use crate::objective::{ModelLoss, TokenStream, epoch};
@@ -145,6 +145,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             vocab_size: rows,
             learn_prompt: config.data.learn_prompt,
             seq_len,
+            length_key: "--seq-len",
             too_long: config.data.too_long,
             seed: config.train.seed,
             cache: &config.data.cache,
@@ -196,7 +197,9 @@ fn config(args: &Args) -> Result<(Config, HeldOut), crate::config::ConfigError> 
     if let Some(seed) = args.seed {
         layers.flag("--seed", "train.seed", seed);
     }
-    let config = layers.resolve(&Config::default())?;
+    // Settings of examples are those of a fine-tuning.
+    let job = if layers.keys().all(|key| Job::Pretrain.knows(key)) { Job::Pretrain } else { Job::Finetune };
+    let config = layers.resolve(&Config::of(job))?;
     let whole =
         !args.data.is_empty() && !layers.has("data.validation_fraction") || config.data.validation_fraction == 1.0;
     let held_out = if whole { HeldOut::Everything } else { held_out(&config) };

@@ -97,7 +97,13 @@ impl Scored<'_> {
             vocab_size: rows,
             learn_prompt: config.data.learn_prompt && self.score == Score::Loss,
             seq_len: self.seq_len,
-            too_long: if self.score == Score::Loss { config.data.too_long } else { TooLong::Error },
+            length_key: "--seq-len",
+            // What is cut off cannot be right; a question that is too long has a message of its own.
+            too_long: match (self.score, config.data.too_long) {
+                (Score::Likeliest, _) => TooLong::Drop,
+                (Score::Exact, TooLong::Truncate) => TooLong::Error,
+                (_, too_long) => too_long,
+            },
             seed: config.train.seed,
             cache: &config.data.cache,
             fields: &[],

@@ -65,6 +65,11 @@ impl Layers {
         }
     }
 
+    /// Keys that are set.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.assignments.iter().map(|assignment| assignment.key.as_str())
+    }
+
     /// Returns true if any layer sets the key.
     pub fn has(&self, key: &str) -> bool {
         self.assignments.iter().any(|assignment| assignment.key == key)

@@ -32,8 +32,8 @@ pub struct Forecast {
     pub peak: u64,
 }
 
-/// Memory of the program itself: its code, its threads and small allocations.
-const PROGRAM: u64 = 20 << 20;
+/// Memory of the program itself: its code, its threads with the panels of their products, and small allocations.
+const PROGRAM: u64 = 30 << 20;
 /// Memory of a tokenizer per id.
 const TOKENIZER: u64 = 450;
 

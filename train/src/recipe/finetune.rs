@@ -74,6 +74,7 @@ impl ReadExamples {
             vocab_size: rows,
             learn_prompt: section.learn_prompt,
             seq_len: config.train.seq_len,
+            length_key: "train.seq_len",
             too_long: section.too_long,
             seed: config.train.seed,
             cache: &section.cache,

@@ -73,6 +73,10 @@ impl Triplets {
             let reason = format!("{path}: {structure} has no values between its factors; use --as lora");
             return Err(AdapterError::Refused(reason).into());
         };
+        if layer.place().embedding {
+            let reason = format!("{path} is an embedding, which AdaLoRA of peft cannot adapt; use --as lora");
+            return Err(AdapterError::Refused(reason).into());
+        }
         let all: BTreeMap<String, TensorData> =
             layer.tensors().into_iter().map(|(tensor, data)| (tensor.field, data)).collect();
         let blocks = |field: &str| {

@@ -59,7 +59,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn made(&self, line: &Json) -> Result<Made, Problem> {
-        let ExampleOptions { learn_prompt, seq_len, vocab_size, too_long, .. } = self.options;
+        let ExampleOptions { learn_prompt, seq_len, length_key, vocab_size, too_long, .. } = self.options;
         let (ids, mut learned) = self.tokens(line)?;
         if *learn_prompt {
             learned.fill(true);
@@ -73,7 +73,7 @@ impl<'a> Encoder<'a> {
             TooLong::Drop if long => return Ok(Made::Dropped),
             TooLong::Error if long => {
                 return Err(Problem::Line(format!(
-                    "has more than {} tokens, the most with train.seq_len = {seq_len}; lengthen it, or set data.too_long to drop or truncate",
+                    "has more than {} tokens, the most with {length_key} = {seq_len}; lengthen it, or set data.too_long = \"drop\"",
                     seq_len + 1
                 )));
             }
@@ -89,7 +89,7 @@ impl<'a> Encoder<'a> {
         }
         match (example.learned(), answer) {
             (0, Some(answer)) if answer > *seq_len => Err(Problem::Line(format!(
-                "nothing is left to learn: its prompt alone has {} tokens, and train.seq_len = {seq_len} cuts there; lengthen it, shorten the prompt, or set data.too_long = \"drop\"",
+                "nothing is left to learn: its prompt alone has {} tokens, and {length_key} = {seq_len} cuts there; lengthen it, shorten the prompt, or set data.too_long = \"drop\"",
                 if count > answer { answer.to_string() } else { format!("more than {seq_len}") }
             ))),
             (0, _) => Err(Problem::Line("has nothing to learn: no turn of the assistant".into())),

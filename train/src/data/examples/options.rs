@@ -39,6 +39,8 @@ pub struct ExampleOptions<'a> {
     pub learn_prompt: bool,
     /// Maximum number of inputs of an example.
     pub seq_len: usize,
+    /// Setting that states it.
+    pub length_key: &'a str,
     /// Treatment of longer ones.
     pub too_long: TooLong,
     /// Seed of the choice of held-out examples.

@@ -136,7 +136,9 @@ impl Read {
         };
         match (lines_read, examples.len()) {
             (0, _) => empty("there is no line".into()),
-            (all, 0) => empty(format!("all {all} examples are longer than train.seq_len = {}", options.seq_len)),
+            (all, 0) => {
+                empty(format!("all {all} examples are longer than {} = {}", options.length_key, options.seq_len))
+            }
             _ => Ok(Self { examples: examples.finish()?, ..read }),
         }
     }

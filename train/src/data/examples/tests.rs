@@ -31,6 +31,7 @@ impl Bench {
             vocab_size: 257,
             learn_prompt: false,
             seq_len: 64,
+            length_key: "train.seq_len",
             too_long: TooLong::Truncate,
             seed: 1,
             cache: self.dir.path(),
