@@ -18,7 +18,7 @@ fn talking(shop: &Workshop, more: &[&str]) -> Child {
     command.spawn().expect("the program starts")
 }
 
-/// What is answered to some messages.
+/// Answers to some messages.
 fn answers(shop: &Workshop, more: &[&str], messages: &str) -> String {
     let mut child = talking(shop, more);
     child.stdin.take().expect("a pipe").write_all(messages.as_bytes()).expect("it is read");

@@ -34,6 +34,14 @@ fn args<'a>(out: &'a str, memory: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     args
 }
 
+/// Forecast of a run as a share of its peak.
+fn ratio(shop: &Workshop, name: &str) -> f64 {
+    let summary = summary(&shop.path(name));
+    let [forecast, peak] = ["forecast_bytes", "peak_rss_bytes"].map(|key| summary[key].as_f64().expect("a number"));
+    println!("{name}: {forecast} of {peak}, {:.3}", forecast / peak);
+    forecast / peak
+}
+
 #[test]
 fn the_peak_is_what_was_forecast() {
     let shop = Workshop::new(20);
@@ -64,12 +72,10 @@ fn the_peak_is_what_was_forecast() {
         let fixed = ["--batch", "4", "--optimizer", "adamw", "--parameterization", "dense"];
         let fixed = fixed.chunks(2).filter(|pair| !way.contains(&pair[0])).flatten().copied();
         succeeded(shop.run(&args(name, "20GiB", &fixed.chain(way.iter().copied()).collect::<Vec<_>>())));
-        let summary = summary(&shop.path(name));
-        let number = |key: &str| summary[key].as_f64().expect("a number");
-        let ratio = number("forecast_bytes") / number("peak_rss_bytes");
-        println!("{name}: {} of {}, {ratio:.3}", number("forecast_bytes"), number("peak_rss_bytes"));
+        let ratio = ratio(&shop, name);
         assert!((0.9..1.1).contains(&ratio), "{name}: {ratio}");
-        assert!(number("activation_bytes") > 0.0, "{name}");
+        let summary = summary(&shop.path(name));
+        assert!(summary["activation_bytes"].as_f64().expect("a number") > 0.0, "{name}");
         // Neither reading nor evaluation nor saving needs more than a step.
         let [step, others @ ..] = ["step", "start", "evaluation", "save"].map(|phase| summary["peaks"][phase].as_f64());
         let (step, others) = (step.expect("a number"), others.into_iter().flatten().fold(0.0, f64::max));
@@ -106,10 +112,7 @@ fn the_peak_is_what_was_forecast_in_every_storage() {
             .chain(&["model.num_attention_heads=8", "optimizer.clip=0"])
             .for_each(|set| more.extend(["--set", set]));
         succeeded(shop.run(&args(&name, "20GiB", &more)));
-        let summary = summary(&shop.path(&name));
-        let number = |key: &str| summary[key].as_f64().expect("a number");
-        let ratio = number("forecast_bytes") / number("peak_rss_bytes");
-        println!("{way}: {} of {}, {ratio:.3}", number("forecast_bytes"), number("peak_rss_bytes"));
+        let ratio = ratio(&shop, &name);
         // Within 5 % here; the program itself takes some MB more or less elsewhere, and where its code is not optimised.
         assert!((0.9..1.12).contains(&ratio), "{way}: {ratio}");
         std::fs::remove_dir_all(shop.path(&name)).expect("a folder");

@@ -10,9 +10,9 @@ use serde_json::{Map, Value, json};
 use super::folder::{CONFIG, MODEL, Mark, WEIGHTS, adapter_dir, attached, digits};
 use super::write::write_tensors;
 use crate::error::ModelError;
-use lowrank_adapters::{Adapter, AdapterError, base_fingerprint};
+use lowrank_adapters::{Adapter, AdapterError, Factors, base_fingerprint};
 
-/// What `peft` adds to the rank in the divisor of the scale.
+/// Number that `peft` adds to the rank in the divisor of the scale.
 const BESIDE_RANK: f64 = 1e-5;
 
 /// The components of a layer that are left.
@@ -69,7 +69,7 @@ impl Triplets {
     fn of(path: &str, layer: &Adapter) -> Result<Self, ModelError> {
         let structure = layer.control().config().structure.clone();
         let kept = layer.structure().active_components().filter(|_| structure == "triplet");
-        let Some(kept) = kept else {
+        let (Some(kept), Some(Factors { scale, .. })) = (kept, layer.structure().factors()) else {
             let reason = format!("{path}: {structure} has no values between its factors; use --as lora");
             return Err(AdapterError::Refused(reason).into());
         };
@@ -106,8 +106,6 @@ impl Triplets {
             _ => [[0, d_in], [0, 1], [d_out, 0]]
                 .map(|shape| Tensor::from_data(TensorData::new(Vec::<f32>::new(), shape), &device)),
         };
-        // The rank that the layer began with is that of its scale.
-        let scale = if place.scale == 0.0 { 0.0 } else { place.alpha / (place.alpha / place.scale + BESIDE_RANK) };
         Ok(Self { kept, scale, tensors })
     }
 }
