@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use burn::tensor::{Bytes, DType, Device, Shape, Tensor, TensorData, f16};
+use burn::tensor::{Bytes, DType, Device, Shape, Tensor, TensorData};
 use lowrank_kernels::host::transpose_into;
 use lowrank_kernels::narrow::bf16::{nearest, widened};
+use lowrank_kernels::narrow::f16;
 use lowrank_kernels::narrow::four_bit::FourBit;
 use lowrank_kernels::narrow::ggml::{BlockType, Blocks};
 use lowrank_kernels::narrow::groups::{Rounding, quantise_groups};
@@ -198,7 +199,7 @@ impl StoredMatrix {
     pub(crate) fn widened(self, shape: [usize; 2]) -> Vec<f32> {
         match self {
             Self::Wide(values) => values,
-            Self::Half(DType::F16, bits) => bits.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+            Self::Half(DType::F16, bits) => bits.into_iter().map(f16::widened).collect(),
             Self::Half(_, bits) => bits.into_iter().map(widened).collect(),
             Self::Packed(matrix) if matrix.transposed => transpose(&matrix.restored(), shape[1], shape[0]),
             Self::Packed(matrix) => matrix.restored(),

@@ -113,7 +113,8 @@ pub fn generate(
         prompt,
         tokens,
         sampling,
-        |input| model.next_logits(ids_tensor(input, 1, &device), &mut cache),
+        // On a thread of the pool: between the many short products of one token, no other thread falls asleep and is woken up.
+        |input| rayon::scope(|_| model.next_logits(ids_tensor(input, 1, &device), &mut cache)),
         each,
     )
 }

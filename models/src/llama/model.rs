@@ -222,6 +222,13 @@ impl Llama {
         self.loss_of_hidden(self.hidden(ids, starts), targets)
     }
 
+    /// [`Llama::loss_sum`] of each row.
+    pub fn row_losses(&self, ids: Tensor<2, Int>, targets: Tensor<2, Int>) -> Vec<Tensor<1>> {
+        let hidden = self.hidden(ids, None);
+        let row = |row| self.loss_of_hidden(hidden.clone().narrow(0, row, 1), targets.clone().narrow(0, row, 1));
+        (0..hidden.dims()[0]).map(row).collect()
+    }
+
     fn loss_of_hidden(&self, hidden: Tensor<3>, targets: Tensor<2, Int>) -> Tensor<1> {
         let [batch, positions, width] = hidden.dims();
         let hidden = hidden.reshape([batch * positions, width]);

@@ -13,7 +13,7 @@ pub const VARIABLE: &str = "LOWRANK_SIMD";
 pub enum InstructionSet {
     /// Instructions of every processor of the architecture.
     Baseline,
-    /// AVX2 with fused multiplication and addition.
+    /// AVX2 with fused multiplication and addition, and conversions from f16.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -34,7 +34,7 @@ impl InstructionSet {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx2") && has!("fma") {
+            if has!("avx2") && has!("fma") && has!("f16c") {
                 let wide = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
                 return if wide { Self::Avx512 } else { Self::Avx2 };
             }

@@ -35,3 +35,15 @@ pub fn vectorised<R>(run: impl FnMut() -> R) -> R {
 unsafe fn with_avx512<R>(mut run: impl FnMut() -> R) -> R {
     run()
 }
+
+/// Asks for memory that is going to be read; nothing is read yet.
+#[inline(always)]
+pub fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address reads nothing that the program sees.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

@@ -16,7 +16,7 @@ use crate::config::{Config, count};
 use crate::data::{
     Example, ExampleOptions, HeldOut, IGNORE, Located, Location, Question, Source, TooLong, located_examples, questions,
 };
-use crate::engine::{Evaluation, example_loss, greedy_answer, last_answer};
+use crate::engine::{Evaluation, example_loss, example_losses, greedy_answer, last_answer};
 use crate::process::files::write_whole;
 use crate::recipe::{ModelText, check_vocabulary};
 use crate::run::report::Console;
@@ -296,11 +296,11 @@ fn of_example(model: &Llama, located: Located, text: Option<&ModelText>, device:
 /// Log-likelihoods of the choices of a question.
 fn likeliest(model: &Llama, question: Question, text: &ModelText, device: &Device) -> anyhow::Result<Line> {
     let ends = text.all_ends()?;
-    let mut scores = Vec::with_capacity(question.choices.len());
-    for (choice, example) in &question.choices {
-        let loss = example_loss(model, &without_end(example, &ends), device);
-        scores.push((-loss.nats, -loss.nats / choice.len() as f64, loss));
-    }
+    let examples: Vec<Example> = question.choices.iter().map(|(_, example)| without_end(example, &ends)).collect();
+    let losses = example_losses(model, &examples, device);
+    let score =
+        |((choice, _), loss): (&(String, Example), Evaluation)| (-loss.nats, -loss.nats / choice.len() as f64, loss);
+    let scores: Vec<(f64, f64, Evaluation)> = question.choices.iter().zip(losses).map(score).collect();
     let best = |by: fn(&(f64, f64, Evaluation)) -> f64| {
         let first = |best: usize, other: usize| if by(&scores[other]) > by(&scores[best]) { other } else { best };
         (0..scores.len()).reduce(first).unwrap_or_default()

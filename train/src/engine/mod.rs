@@ -24,7 +24,7 @@ pub use options::{BackwardMode, TrainerOptions};
 pub use report::StepReport;
 pub use sample::sample_text;
 pub use schedule::{Restarts, Schedule, ScheduleKind};
-pub use scores::{example_loss, greedy_answer, last_answer};
+pub use scores::{example_loss, example_losses, greedy_answer, last_answer};
 pub use shards::{Shards, largest_share};
 pub use trainer::Trainer;
 

@@ -13,6 +13,30 @@ pub fn example_loss(model: &Llama, example: &Example, device: &Device) -> Evalua
     Evaluation { nats, tokens: example.learned() as u64 }
 }
 
+/// Tokens of examples that are scored together.
+const TOGETHER: usize = 2048;
+
+/// Losses of examples, several of which make a batch: weights are read once for all of them.
+pub fn example_losses(model: &Llama, examples: &[Example], device: &Device) -> Vec<Evaluation> {
+    let longest = examples.iter().map(|example| example.inputs.len()).max().unwrap_or_default().max(1);
+    let mut losses = Vec::with_capacity(examples.len());
+    for examples in examples.chunks((TOGETHER / longest).max(1)) {
+        let padded = |ids: fn(&Example) -> &Vec<i32>, by: i32| {
+            let mut rows = Vec::with_capacity(examples.len() * longest);
+            for (number, example) in examples.iter().enumerate() {
+                rows.extend(ids(example));
+                rows.resize((number + 1) * longest, by);
+            }
+            ids_tensor(&rows, examples.len(), device)
+        };
+        let (inputs, targets) = (padded(|example| &example.inputs, 0), padded(|example| &example.targets, IGNORE));
+        for (example, nats) in examples.iter().zip(model.row_losses(inputs, targets)) {
+            losses.push(Evaluation { nats: nats.into_scalar::<f32>().into(), tokens: example.learned() as u64 });
+        }
+    }
+    losses
+}
+
 /// The last answer of an example: the tokens before it, and its own.
 pub fn last_answer(example: &Example) -> (&[i32], &[i32]) {
     let end = example.targets.iter().rposition(|target| *target != IGNORE).map_or(0, |last| last + 1);

@@ -168,6 +168,7 @@ impl<'a> View<'a> {
     }
 
     /// Restores the values from index `first` on, in stored order.
+    #[inline(always)] // into loops that are compiled for the vectors of the processor
     pub fn restore(&self, first: usize, to: &mut [f32]) {
         match self.values {
             Values::Groups { codes, scales, zeros } => {
@@ -194,6 +195,14 @@ impl<'a> View<'a> {
                 restore(packed, &map, self.block, &scale, first, to);
             }
             Values::Blocks { kind, bytes } => kind.restore(bytes, first, to),
+        }
+    }
+
+    /// The blocks, if they are those of `Q8_0`.
+    pub fn q8_0(&self) -> Option<&'a [u8]> {
+        match self.values {
+            Values::Blocks { kind: BlockType::Q8_0, bytes } => Some(bytes),
+            _ => None,
         }
     }
 

@@ -50,7 +50,7 @@ impl Companding {
     /// Values of one group.
     #[inline(always)]
     pub fn decode(self, codes: &[u8], scale: f16, values: &mut [f32]) {
-        let scale = scale.to_f32();
+        let scale = super::f16::widened(scale.to_bits());
         for (value, code) in values.iter_mut().zip(codes) {
             *value = match self {
                 Self::Signed => {

@@ -68,19 +68,31 @@ impl BlockType {
     /// Restores the values of consecutive blocks from index `first` on.
     #[inline(always)]
     pub fn restore(self, blocks: &[u8], first: usize, to: &mut [f32]) {
+        // A function that is passed by itself is called through one that is compiled for the oldest processors.
+        macro_rules! each {
+            ($one:ident) => {
+                restore(
+                    blocks,
+                    first,
+                    to,
+                    #[inline(always)]
+                    |block, values| $one(block, values),
+                )
+            };
+        }
         match self {
-            Self::Q4_0 => restore(blocks, first, to, q4_0),
-            Self::Q4_1 => restore(blocks, first, to, q4_1),
-            Self::Q5_0 => restore(blocks, first, to, q5_0),
-            Self::Q5_1 => restore(blocks, first, to, q5_1),
-            Self::Q8_0 => restore(blocks, first, to, q8_0),
-            Self::Q2K => restore(blocks, first, to, q2_k),
-            Self::Q3K => restore(blocks, first, to, q3_k),
-            Self::Q4K => restore(blocks, first, to, q4_k),
-            Self::Q5K => restore(blocks, first, to, q5_k),
-            Self::Q6K => restore(blocks, first, to, q6_k),
-            Self::Iq4Nl => restore(blocks, first, to, iq4_nl),
-            Self::Iq4Xs => restore(blocks, first, to, iq4_xs),
+            Self::Q4_0 => each!(q4_0),
+            Self::Q4_1 => each!(q4_1),
+            Self::Q5_0 => each!(q5_0),
+            Self::Q5_1 => each!(q5_1),
+            Self::Q8_0 => each!(q8_0),
+            Self::Q2K => each!(q2_k),
+            Self::Q3K => each!(q3_k),
+            Self::Q4K => each!(q4_k),
+            Self::Q5K => each!(q5_k),
+            Self::Q6K => each!(q6_k),
+            Self::Iq4Nl => each!(iq4_nl),
+            Self::Iq4Xs => each!(iq4_xs),
         }
     }
 }
@@ -154,11 +166,12 @@ fn restore<const B: usize, const V: usize>(
     let (mut at, mut to) = (first, to);
     while !to.is_empty() {
         let (block, within) = (&blocks[at / V], at % V);
+        // Of their own, so that no value that is written can be one that is read: only so the loops become vectors.
+        let mut values = [0.0; V];
+        one(block, &mut values);
         match to.first_chunk_mut::<V>() {
-            Some(whole) if within == 0 => one(block, whole),
+            Some(whole) if within == 0 => *whole = values,
             _ => {
-                let mut values = [0.0; V];
-                one(block, &mut values);
                 let count = to.len().min(V - within);
                 to[..count].copy_from_slice(&values[within..within + count]);
             }
@@ -171,7 +184,7 @@ fn restore<const B: usize, const V: usize>(
 /// The half at an offset of a block.
 #[inline(always)]
 fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    super::f16::widened(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
 /// Nibbles of 16 bytes: the low ones are values 0 to 15, the high ones 16 to 31.

@@ -7,6 +7,7 @@ pub mod blocks;
 mod carrier;
 pub mod companded;
 pub mod draws;
+pub mod f16;
 pub mod four_bit;
 pub mod ggml;
 pub mod groups;

@@ -31,6 +31,8 @@ fn composed(x: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<
 
 #[cfg(feature = "flex")]
 mod fused {
+    use std::borrow::Cow;
+
     use burn::backend::autodiff::checkpoint::base::Checkpointer;
     use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
     use burn::backend::autodiff::grads::Gradients;
@@ -43,7 +45,7 @@ mod fused {
 
     use super::IGNORE;
     use crate::ops::flex::{contiguous, exp, tensor, values, vectorised, whole_numbers, zeros};
-    use crate::ops::product::{Matrix, Operand, product, readable};
+    use crate::ops::product::{Matrix, Operand, multiplied, product, readable};
 
     const CHUNK: usize = super::LOSS_ROWS;
 
@@ -125,31 +127,35 @@ mod fused {
             let (source, weights, targets) = (values(&x), Operand::of(&weight), whole_numbers(&targets));
             // The gradient of a transposed view has its order in memory.
             let flipped = weights.is_transposed();
+            // Rows whose target does not count have no logits: in fine-tuning on answers they are most of all rows.
+            let counted: Vec<usize> = (0..rows).filter(|row| targets[*row] != IGNORE).collect();
             let mut dx = want_dx.then(|| zeros(rows * width));
             let mut dweight = want_dweight.then(|| zeros(width * vocabulary));
-            let mut logits = zeros(CHUNK.min(rows) * vocabulary);
+            let mut logits = zeros(CHUNK.min(counted.len()) * vocabulary);
             let mut sum = 0.0f64;
-            for (chunk, targets) in targets.chunks(CHUNK).enumerate() {
-                let (first, count) = (chunk * CHUNK, targets.len());
-                let logits = &mut logits[..count * vocabulary];
-                let rows = Matrix::row_major(&source[first * width..(first + count) * width], count, width);
-                product(Matrix::row_major(&mut *logits, count, vocabulary), false, 1.0, rows, weights, true);
+            for (chunk, counted) in counted.chunks(CHUNK).enumerate() {
+                let logits = &mut logits[..counted.len() * vocabulary];
+                let rows = gathered(source, counted, width);
+                let rows = Matrix::row_major(&rows[..], counted.len(), width);
+                product(Matrix::row_major(&mut *logits, counted.len(), vocabulary), false, 1.0, rows, weights, true);
                 let gradients = want_dx || want_dweight;
                 let losses: Vec<f64> = logits
                     .par_chunks_mut(vocabulary)
-                    .zip(targets)
-                    .map(|(logits, target)| {
+                    .zip(counted)
+                    .map(|(logits, row)| {
                         vectorised(
                             #[inline(always)]
-                            || row_loss(logits, *target, gradients),
+                            || row_loss(logits, targets[*row] as usize, gradients),
                         )
                     })
                     .collect();
                 sum += losses.iter().sum::<f64>();
-                let dlogits = Matrix::row_major(&*logits, count, vocabulary);
+                let dlogits = Matrix::row_major(&*logits, counted.len(), vocabulary);
                 if let Some(dx) = &mut dx {
-                    let out = Matrix::row_major(&mut dx[first * width..(first + count) * width], count, width);
-                    product(out, false, 1.0, dlogits, weights.transposed(), true);
+                    let gradient = multiplied(1.0, dlogits, weights.transposed());
+                    for (row, gradient) in counted.iter().zip(gradient.chunks_exact(width)) {
+                        dx[row * width..(row + 1) * width].copy_from_slice(gradient);
+                    }
                 }
                 if let Some(dweight) = &mut dweight {
                     let out = match flipped {
@@ -167,16 +173,19 @@ mod fused {
         }
     }
 
+    /// These rows, one after another.
+    fn gathered<'a>(source: &'a [f32], rows: &[usize], width: usize) -> Cow<'a, [f32]> {
+        let [first, .., last] = *rows else { return Cow::Borrowed(&source[rows[0] * width..(rows[0] + 1) * width]) };
+        if last - first + 1 == rows.len() {
+            return Cow::Borrowed(&source[first * width..(last + 1) * width]);
+        }
+        Cow::Owned(rows.iter().flat_map(|row| &source[row * width..(row + 1) * width]).copied().collect())
+    }
+
     /// The loss of one row; its logits become the gradient if `gradients`.
     #[inline(always)]
-    fn row_loss(logits: &mut [f32], target: i32, gradients: bool) -> f64 {
-        if target == IGNORE {
-            if gradients {
-                logits.fill(0.0);
-            }
-            return 0.0;
-        }
-        let own = logits[target as usize];
+    fn row_loss(logits: &mut [f32], target: usize, gradients: bool) -> f64 {
+        let own = logits[target];
         let mut largest = [f32::NEG_INFINITY; 16];
         let (lanes, rest) = logits.as_chunks::<16>();
         for lane in lanes {
@@ -202,7 +211,7 @@ mod fused {
         if gradients {
             let factor = 1.0 / total;
             logits.iter_mut().for_each(|value| *value *= factor);
-            logits[target as usize] -= 1.0;
+            logits[target] -= 1.0;
         }
         // A largest logit that is not a number has hidden in `max`: it shows here.
         f64::from(most) + f64::from(total).ln() - f64::from(own)

@@ -2,10 +2,14 @@
 
 #[cfg(target_arch = "x86_64")]
 mod few_rows;
+mod lines;
+mod narrow;
 mod operand;
 #[cfg(target_arch = "x86_64")]
 mod panels;
 mod parts;
+#[cfg(target_arch = "x86_64")]
+mod q8_0;
 mod target;
 #[cfg(target_arch = "x86_64")]
 mod tiles;

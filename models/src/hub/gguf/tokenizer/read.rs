@@ -1,6 +1,6 @@
 //! The files of a tokenizer, made of the metadata.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -92,12 +92,12 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Value, ModelEr
     let cut =
         Cut::named(name).ok_or_else(|| file.key_error(CUT, format!("is \"{name}\"; {} can be read", Cut::known())))?;
     let merges = file.texts(MERGES)?.ok_or_else(|| file.key_error(MERGES, "is missing".into()))?;
-    let ids = vocabulary.ids();
+    let known: HashSet<&str> = vocabulary.used().map(|(_, text)| text).collect();
     let mut pairs = Vec::with_capacity(merges.len());
     for merge in merges {
         // A byte-level alphabet has no space.
         let pair = merge.split_once(' ').filter(|(left, right)| {
-            ids.contains_key(*left) && ids.contains_key(*right) && ids.contains_key(&format!("{left}{right}"))
+            known.contains(left) && known.contains(right) && known.contains(&*format!("{left}{right}"))
         });
         let (left, right) =
             pair.ok_or_else(|| file.key_error(MERGES, format!("has \"{merge}\", which does not make a token of two")))?;
@@ -117,7 +117,7 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Value, ModelEr
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": cut.ignore_merges, "vocab": ids, "merges": pairs,
+            "ignore_merges": cut.ignore_merges, "vocab": vocabulary.ids(), "merges": pairs,
         },
     }))
 }

@@ -4,8 +4,6 @@ use super::panels::Scratch;
 use super::vectors::{Avx2, Vectors, transposed};
 use super::work::{DEPTH, Work, finish};
 
-/// Rows up to which this pays.
-pub(super) const FEW: usize = 4;
 /// Columns whose sums stay in the first-level cache.
 const SPAN: usize = 1024;
 /// Lines of the other input that are read at a time.
@@ -15,7 +13,7 @@ const LINES: usize = 8;
 ///
 /// # Safety
 ///
-/// As for [`Vectors`], of AVX2 at least; at most [`FEW`] rows, and rows or columns of `b` whose elements are contiguous.
+/// As for [`Vectors`], of AVX2 at least; at most [`super::target::FEW`] rows, and rows or columns of `b` whose elements are contiguous.
 #[inline(always)]
 pub(super) unsafe fn multiply<V: Vectors>(work: Work) {
     // SAFETY: guaranteed by the caller.

@@ -1,21 +1,24 @@
 //! Right-hand matrices of products, in f32 or narrower: a product reads narrow ones a panel at a time, which each thread widens for itself.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 use burn::backend::TensorMetadata;
-use burn::tensor::{DType, bf16, f16};
+use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::target::{Kernel, Matrix, SMALL, Target, strides};
-use crate::narrow::{View, view};
-use crate::ops::flex::{tensor, vectorised};
+use super::lines::Lines;
+use super::narrow::{DEPTH, Narrow, Values};
+#[cfg(target_arch = "x86_64")]
+use super::q8_0;
+use super::target::{FEW, Kernel, Matrix, Target, each, is_long, strides};
+use crate::narrow::view;
+use crate::ops::flex::tensor;
 
-/// Depth of a panel: that up to which kernels add products before they touch the output, so that panels give the bits of the whole.
-const DEPTH: usize = 512;
 /// Columns of a panel at most: with its depth it stays in the second-level cache.
 const COLUMNS: usize = 512;
+/// The same for products of few rows, which use every value a few times at most: they read it again from the first-level cache.
+const COLUMNS_OF_FEW: usize = 32;
 
 /// Right-hand matrix of a product.
 #[derive(Clone, Copy)]
@@ -24,23 +27,6 @@ pub(crate) enum Operand<'a> {
     Wide(Matrix<&'a [f32]>),
     /// In fewer bytes.
     Narrow(Narrow<'a>),
-}
-
-/// A matrix in fewer bytes than f32, with contiguous rows or columns.
-#[derive(Clone, Copy)]
-pub(crate) struct Narrow<'a> {
-    values: Values<'a>,
-    pub rows: usize,
-    pub columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-#[derive(Clone, Copy)]
-enum Values<'a> {
-    Bf16(&'a [bf16]),
-    F16(&'a [f16]),
-    Codes(View<'a>),
 }
 
 impl<'a> From<Matrix<&'a [f32]>> for Operand<'a> {
@@ -60,8 +46,8 @@ impl<'a> Operand<'a> {
         }
         let start = x.layout().start_offset();
         let values = match x.dtype() {
-            DType::BF16 => Values::Bf16(&x.storage::<bf16>()[start..]),
-            DType::F16 => Values::F16(&x.storage::<f16>()[start..]),
+            DType::BF16 => Values::Bf16(&x.storage()[start..]),
+            DType::F16 => Values::F16(&x.storage()[start..]),
             _ => return Self::Wide(Matrix::of(x)),
         };
         let [row_stride, column_stride] = strides(x);
@@ -114,68 +100,6 @@ impl<'a> Operand<'a> {
     }
 }
 
-impl Narrow<'_> {
-    fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// Values that follow each other in memory.
-    fn line(&self, first: usize, to: &mut [f32]) {
-        match self.values {
-            Values::Bf16(values) => {
-                let from = &values[first..first + to.len()];
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for (to, from) in to.iter_mut().zip(from) {
-                            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-                        }
-                    },
-                );
-            }
-            Values::F16(values) => {
-                to.iter_mut().zip(&values[first..]).for_each(|(to, from)| *to = from.to_f32());
-            }
-            Values::Codes(view) => vectorised(
-                #[inline(always)]
-                || view.restore(first, to),
-            ),
-        }
-    }
-
-    fn row(&self, row: usize, to: &mut [f32]) {
-        if self.column_stride == 1 || self.columns == 1 {
-            return self.line(row * self.row_stride, to);
-        }
-        for (column, to) in to.iter_mut().enumerate() {
-            self.line(row * self.row_stride + column * self.column_stride, std::slice::from_mut(to));
-        }
-    }
-
-    /// A part in f32, in the order of the memory.
-    fn panel<'b>(&self, rows: Range<usize>, columns: Range<usize>, to: &'b mut Vec<f32>) -> Matrix<&'b [f32]> {
-        let (depth, width) = (rows.len(), columns.len());
-        to.resize((DEPTH * COLUMNS).max(depth * width), 0.0);
-        let to = &mut to[..depth * width];
-        if self.column_stride == 1 || self.columns == 1 {
-            for (row, to) in rows.zip(to.chunks_exact_mut(width)) {
-                self.line(row * self.row_stride + columns.start * self.column_stride, to);
-            }
-            return Matrix::row_major(&*to, depth, width);
-        }
-        for (column, to) in columns.zip(to.chunks_exact_mut(depth)) {
-            self.line(rows.start * self.row_stride + column * self.column_stride, to);
-        }
-        Matrix::row_major(&*to, width, depth).transposed()
-    }
-}
-
 /// All values of a weight in f32, row-major.
 pub(crate) fn widened(x: &FlexTensor) -> FlexTensor {
     let narrow = match Operand::of(x) {
@@ -190,7 +114,7 @@ pub(crate) fn widened(x: &FlexTensor) -> FlexTensor {
         return tensor(values, shape);
     }
     let columns = values.par_chunks_mut(narrow.rows.max(1)).enumerate();
-    columns.for_each(|(column, to)| narrow.line(column * narrow.column_stride, to));
+    columns.for_each(|(column, to)| narrow.pieces(column * narrow.column_stride, 0, to.len(), to, to.len()));
     tensor(values, [narrow.columns, narrow.rows]).transpose(0, 1).to_contiguous()
 }
 
@@ -217,32 +141,69 @@ pub(super) unsafe fn multiply(
     if a.rows == 0 || b.columns == 0 {
         return;
     }
-    // The partition does not depend on the number of threads.
-    let width = b.columns.div_ceil(8).next_multiple_of(32).clamp(64, COLUMNS);
+    let few = a.rows <= FEW;
+    let ours = few && !matches!(Kernel::here(strides, [a.rows, b.columns]), Kernel::Gemm);
+    // Few rows wait for memory, of which long pieces are read faster.
+    let tasks = match few {
+        true => b.columns.div_ceil(COLUMNS).next_multiple_of(rayon::current_num_threads()),
+        false => 8,
+    };
+    let width = b.columns.div_ceil(tasks.max(1)).next_multiple_of(32).clamp(64, COLUMNS);
     let output = Output(out);
+    let narrower = if few { COLUMNS_OF_FEW } else { width };
     let make = |number: usize| {
-        let columns = number * width..((number + 1) * width).min(b.columns);
+        let end = ((number + 1) * width).min(b.columns);
         PANEL.with_borrow_mut(|panel| {
-            let mut first = 0;
-            // At least once: an empty sum is 0.
-            while first < b.rows || first == 0 {
-                let depth = first..(first + DEPTH).min(b.rows);
-                let a =
-                    Matrix { data: &a.data[(first * a.column_stride).min(a.data.len())..], columns: depth.len(), ..a };
-                let b = b.panel(depth, columns.clone(), panel);
-                let kernel = Kernel::here(strides, [a.rows, b.columns]);
-                // SAFETY: the columns lie within the output and no other task has them; the caller guarantees the rest.
-                unsafe {
-                    let out = output.at(columns.start * strides[1]);
-                    Target { out, strides, add: add || first > 0, factor, a, b, kernel }.make_all(false);
+            // SAFETY: the columns lie within the output and no other task has them; the caller guarantees the rest.
+            let out = unsafe { output.at(number * width * strides[1]) };
+            #[cfg(target_arch = "x86_64")]
+            if ours
+                && a.column_stride == 1
+                && let Some(blocks) = b.columns_of_q8_0(strides)
+            {
+                let part = q8_0::Columns {
+                    out,
+                    out_stride: strides[0],
+                    add,
+                    factor,
+                    a: a.data.as_ptr(),
+                    a_stride: a.row_stride,
+                    rows: a.rows,
+                    depth: b.rows,
+                    blocks: &blocks[number * width * (b.rows / 32 * 34)..],
+                    count: end - number * width,
+                };
+                // SAFETY: as above, and the kernels are those of a processor with these instructions.
+                return unsafe { part.multiply() };
+            }
+            if ours && b.column_stride == 1 {
+                let part = Lines { out, strides, add, factor, a, b, columns: number * width..end };
+                // SAFETY: as above.
+                return unsafe { part.multiply(panel) };
+            }
+            for left in (number * width..end).step_by(narrower) {
+                let columns = left..(left + narrower).min(end);
+                let mut first = 0;
+                // At least once: an empty sum is 0.
+                while first < b.rows || first == 0 {
+                    let depth = first..(first + DEPTH).min(b.rows);
+                    let data = &a.data[(first * a.column_stride).min(a.data.len())..];
+                    let a = Matrix { data, columns: depth.len(), ..a };
+                    let b = b.panel(depth, columns.clone(), panel);
+                    let kernel = Kernel::here(strides, [a.rows, b.columns]);
+                    // SAFETY: the columns lie within the output and no other task has them; the caller guarantees the rest.
+                    unsafe {
+                        let out = output.at(left * strides[1]);
+                        Target { out, strides, add: add || first > 0, factor, a, b, kernel }.make_all(false);
+                    }
+                    first += DEPTH;
                 }
-                first += DEPTH;
             }
         });
     };
     let count = b.columns.div_ceil(width);
-    match parallel && a.rows * b.columns * b.rows >= SMALL {
-        true => (0..count).into_par_iter().for_each(make),
+    match parallel && is_long(a.rows, b.columns, b.rows) {
+        true => each(count, make),
         false => (0..count).for_each(make),
     }
 }
@@ -267,6 +228,7 @@ unsafe impl Sync for Output {}
 mod tests {
     use super::*;
     use crate::narrow::four_bit::FourBit;
+    use crate::narrow::ggml::Blocks;
     use crate::narrow::groups::{Rounding, quantise_groups};
     use crate::narrow::packed::{Codes, PackedMatrix, carrier};
     use crate::ops::check::random;
@@ -280,11 +242,15 @@ mod tests {
         let wide = Tensor::<2>::from_data(TensorData::new(values.clone(), shape), &device);
         let mut all = vec![wide.clone().cast(DType::BF16), wide.cast(DType::F16)];
         for transposed in [false, true] {
-            for codes in [
+            let mut stored = vec![
                 Codes::Groups(quantise_groups(&values, 8, 64, Rounding::Nearest), 64),
                 Codes::FourBit(FourBit::nf4(&values, 64)),
                 Codes::FourBit(FourBit::nf4(&values, 32).double()),
-            ] {
+            ];
+            if values.len().is_multiple_of(32) {
+                stored.push(Codes::Blocks(Blocks::q8_0(&values)));
+            }
+            for codes in stored {
                 all.push(carrier(&PackedMatrix { shape, transposed, codes }, &device));
             }
         }
@@ -293,7 +259,9 @@ mod tests {
 
     #[test]
     fn products_with_narrow_matrices_have_the_bits_of_those_with_widened_ones() {
-        for [rows, d_in, d_out] in [[1, 700, 90], [3, 64, 1100], [40, 1030, 300], [200, 33, 7], [5, 1, 1]] {
+        let sizes = [[1, 700, 90], [3, 64, 1100], [40, 1030, 300], [200, 33, 7], [5, 1, 1]];
+        let few = [[1, 1056, 70], [2, 512, 7], [4, 544, 33], [3, 1030, 1090], [1, 8, 1500], [2, 100, 530]];
+        for [rows, d_in, d_out] in sizes.into_iter().chain(few) {
             let x = |columns: usize| {
                 let values = random(&[rows, columns], 1);
                 Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), &Device::default())

@@ -1,9 +1,10 @@
 //! Matrices in memory, and the kernels that compute products of them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use gemm::Parallelism;
-use rayon::prelude::*;
 
 use super::parts::{Part, Parts};
 #[cfg(target_arch = "x86_64")]
@@ -12,8 +13,29 @@ use super::{tiles, work};
 use crate::instructions::InstructionSet;
 use crate::ops::flex::contiguous;
 
-/// A product of fewer multiplications is done before another thread would have woken up.
-pub(super) const SMALL: usize = 1 << 21;
+/// Rows up to which every element of the other input is used so few times that it is read once, in order, and not packed.
+pub(super) const FEW: usize = 4;
+
+/// Returns true if a product takes so long that another thread wakes up before it is done. One of few rows waits for memory.
+pub(super) fn is_long(rows: usize, columns: usize, depth: usize) -> bool {
+    rows * columns * depth >= if rows <= FEW { 1 << 17 } else { 1 << 21 }
+}
+
+/// Calls a function with every number below `count` on all threads, of which this one is one: short work would be done before it has slept and
+/// woken up.
+pub(super) fn each(count: usize, make: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let taken = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        taken.take_while(|number| *number < count).for_each(&make);
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 1..count.min(rayon::current_num_threads()) {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
+}
 
 /// A matrix in memory: element `(r, c)` is at `r * row_stride + c * column_stride`.
 #[derive(Clone, Copy)]
@@ -145,7 +167,7 @@ impl Target<'_> {
         if rows == 0 || columns == 0 {
             return;
         }
-        let threads = match parallel && rows * columns * self.a.columns >= SMALL {
+        let threads = match parallel && is_long(rows, columns, self.a.columns) {
             true => rayon::current_num_threads(),
             false => 1,
         };
@@ -157,7 +179,7 @@ impl Target<'_> {
         };
         match parts.count() {
             1 => make(0),
-            count => (0..count).into_par_iter().for_each(make),
+            count => each(count, make),
         }
     }
 

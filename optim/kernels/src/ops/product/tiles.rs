@@ -3,8 +3,9 @@
 //! Every element of the output is the sum of its products in rising order, [`DEPTH`] at a time, each product and addition rounded once together:
 //! its bits depend neither on the instruction set nor on the part of the output that is computed.
 
-use super::few_rows::{self, FEW};
+use super::few_rows;
 use super::panels::{GROUP, Scratch, pack, panel_size};
+use super::target::FEW;
 use super::vectors::{Avx2, Avx512, Vectors};
 use super::work::{DEPTH, Work, finish};
 
