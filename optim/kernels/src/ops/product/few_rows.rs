@@ -13,7 +13,7 @@ const LINES: usize = 8;
 ///
 /// # Safety
 ///
-/// As for [`Vectors`], of AVX2 at least; at most [`super::target::FEW`] rows, and rows or columns of `b` whose elements are contiguous.
+/// As for [`Vectors`], of AVX2 at least; at most [`super::parts::FEW`] rows, and rows or columns of `b` whose elements are contiguous.
 #[inline(always)]
 pub(super) unsafe fn multiply<V: Vectors>(work: Work) {
     // SAFETY: guaranteed by the caller.

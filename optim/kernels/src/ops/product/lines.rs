@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::narrow::{DEPTH, Narrow, Values, Widened};
-use super::target::{FEW, Matrix};
+use super::parts::FEW;
+use super::target::Matrix;
 use crate::ops::flex::vectorised;
 use crate::vectorised::prefetch;
 

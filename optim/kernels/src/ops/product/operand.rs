@@ -9,9 +9,10 @@ use rayon::prelude::*;
 
 use super::lines::Lines;
 use super::narrow::{DEPTH, Narrow, Values};
+use super::parts::FEW;
 #[cfg(target_arch = "x86_64")]
 use super::q8_0;
-use super::target::{FEW, Kernel, Matrix, Target, each, is_long, strides};
+use super::target::{Kernel, Matrix, Target, each, is_long, strides};
 use crate::narrow::view;
 use crate::ops::flex::tensor;
 
@@ -203,7 +204,7 @@ pub(super) unsafe fn multiply(
     };
     let count = b.columns.div_ceil(width);
     match parallel && is_long(a.rows, b.columns, b.rows) {
-        true => each(count, make),
+        true => each(count, a.rows, make),
         false => (0..count).for_each(make),
     }
 }

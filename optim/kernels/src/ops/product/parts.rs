@@ -1,5 +1,8 @@
 //! Cutting the output of a product into parts for threads.
 
+/// Rows up to which every element of the other input is used so few times that it is read once, in order, and not packed.
+pub(super) const FEW: usize = 4;
+
 /// Rows of an output of `gemm` that a thread processes at least: for many rows or columns the order of its additions does not depend on how
 /// many there are; for a few it would.
 const GEMM_ROWS: usize = 96;

@@ -5,25 +5,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::backend::TensorMetadata;
 use burn_flex::FlexTensor;
 use gemm::Parallelism;
+use rayon::prelude::*;
 
-use super::parts::{Part, Parts};
+use super::parts::{FEW, Part, Parts};
 #[cfg(target_arch = "x86_64")]
 use super::{tiles, work};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::InstructionSet;
 use crate::ops::flex::contiguous;
 
-/// Rows up to which every element of the other input is used so few times that it is read once, in order, and not packed.
-pub(super) const FEW: usize = 4;
-
 /// Returns true if a product takes so long that another thread wakes up before it is done. One of few rows waits for memory.
 pub(super) fn is_long(rows: usize, columns: usize, depth: usize) -> bool {
     rows * columns * depth >= if rows <= FEW { 1 << 17 } else { 1 << 21 }
 }
 
-/// Calls a function with every number below `count` on all threads, of which this one is one: short work would be done before it has slept and
-/// woken up.
-pub(super) fn each(count: usize, make: impl Fn(usize) + Sync) {
+/// Calls a function with every number below `count` on all threads. For products of few rows this thread is one of them: they would be done before it
+/// has slept and woken up. For others it is not, since every thread that packs inputs keeps memory for them.
+pub(super) fn each(count: usize, rows: usize, make: impl Fn(usize) + Send + Sync) {
+    if rows > FEW {
+        return (0..count).into_par_iter().for_each(make);
+    }
     let next = AtomicUsize::new(0);
     let work = || {
         let taken = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
@@ -179,7 +180,7 @@ impl Target<'_> {
         };
         match parts.count() {
             1 => make(0),
-            count => each(count, make),
+            count => each(count, rows, make),
         }
     }
 

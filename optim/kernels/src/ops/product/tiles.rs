@@ -5,7 +5,7 @@
 
 use super::few_rows;
 use super::panels::{GROUP, Scratch, pack, panel_size};
-use super::target::FEW;
+use super::parts::FEW;
 use super::vectors::{Avx2, Avx512, Vectors};
 use super::work::{DEPTH, Work, finish};
 
