@@ -60,6 +60,32 @@ pub fn greedy_answer(model: &Llama, prompt: &[i32], most: usize, ends: &[u32]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowrank_models::LlamaConfig;
+
+    #[test]
+    fn examples_of_a_batch_have_the_losses_of_each_alone() {
+        let device = Device::default();
+        let config = LlamaConfig::named("llama-9m", 40).unwrap();
+        let config = LlamaConfig { num_hidden_layers: 2, ..config };
+        let model = Llama::random(&config, 3, &device).unwrap();
+        let example = |length: usize| {
+            let ids: Vec<i32> = (0..=length).map(|i| ((i * 7 + length) % 40) as i32).collect();
+            let targets = ids[1..].iter().enumerate().map(|(i, id)| if i < length / 2 { IGNORE } else { *id });
+            Example { inputs: ids[..length].to_vec(), targets: targets.collect(), fields: None }
+        };
+        // Too long for one batch, of one length, and of several.
+        for lengths in [vec![900, 3, 1000, 70], vec![12; 4], vec![5, 9, 1]] {
+            let examples: Vec<Example> = lengths.into_iter().map(example).collect();
+            let together = example_losses(&model, &examples, &device);
+            assert_eq!(together.len(), examples.len());
+            for (together, example) in together.iter().zip(&examples) {
+                let alone = example_loss(&model, example, &device);
+                assert_eq!(together.tokens, alone.tokens);
+                assert!((together.nats - alone.nats).abs() <= 1e-5 * alone.nats, "{together:?} {alone:?}");
+            }
+        }
+        assert!(example_losses(&model, &[], &device).is_empty());
+    }
 
     #[test]
     fn the_last_answer_follows_all_that_stands_before_it() {
