@@ -1,8 +1,9 @@
 //! Products of few rows, which use every element of the other input only a few times: it is read once, in order, and not packed.
 
 use super::panels::Scratch;
+use super::parts::DEPTH;
 use super::vectors::{Avx2, Vectors, transposed};
-use super::work::{DEPTH, Work, finish};
+use super::work::{Work, finish};
 
 /// Columns whose sums stay in the first-level cache.
 const SPAN: usize = 1024;

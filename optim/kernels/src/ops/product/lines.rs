@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::narrow::{DEPTH, Narrow, Values, Widened};
-use super::parts::FEW;
+use super::narrow::{Narrow, Values, Widened};
+use super::parts::{DEPTH, FEW};
 use super::target::Matrix;
 use crate::ops::flex::vectorised;
 use crate::vectorised::prefetch;
@@ -45,7 +45,7 @@ impl Lines<'_> {
             for top in (first..end).step_by(LINES) {
                 let count = LINES.min(end - top);
                 let start = top * b.row_stride + columns.start;
-                if let Values::Codes(_) = b.values {
+                if let Values::Codes(_) = b.data {
                     b.pieces(start, b.row_stride, width, &mut lines[..count * padded], padded);
                 }
                 vectorised(
@@ -53,7 +53,7 @@ impl Lines<'_> {
                     || {
                         for (row, sums) in sums.chunks_exact_mut(padded).take(a.rows).enumerate() {
                             let factor = |line| a.data[row * a.row_stride + (top + line) * a.column_stride];
-                            match b.values {
+                            match b.data {
                                 Values::Bf16(values) => {
                                     add_lines(&mut sums[..width], count, factor, &values[start..], b.row_stride);
                                 }

@@ -3,47 +3,30 @@
 use std::ops::Range;
 
 use super::target::Matrix;
+#[cfg(target_arch = "x86_64")]
+use crate::narrow::ggml::BlockType;
 use crate::narrow::{View, bf16, f16};
 use crate::ops::flex::vectorised;
 
-/// Depth up to which kernels add products before they touch the output: parts of it give the bits of the whole.
-pub(super) const DEPTH: usize = 512;
-
 /// A matrix in fewer bytes than f32, with contiguous rows or columns.
-#[derive(Clone, Copy)]
-pub(crate) struct Narrow<'a> {
-    pub(super) values: Values<'a>,
-    pub rows: usize,
-    pub columns: usize,
-    pub(super) row_stride: usize,
-    pub(super) column_stride: usize,
-}
+pub(crate) type Narrow<'a> = Matrix<Values<'a>>;
 
-/// Its values.
+/// Values in fewer bytes than f32.
 #[derive(Clone, Copy)]
-pub(super) enum Values<'a> {
+pub(crate) enum Values<'a> {
     Bf16(&'a [burn::tensor::bf16]),
     F16(&'a [burn::tensor::f16]),
     Codes(View<'a>),
 }
 
 impl Narrow<'_> {
-    /// The transposed matrix in the same memory.
-    pub fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
     /// The blocks of a matrix of whole columns in `Q8_0`, for an output with these strides.
     #[cfg(target_arch = "x86_64")]
     pub fn columns_of_q8_0(&self, [_, column_stride]: [usize; 2]) -> Option<&[u8]> {
-        let Values::Codes(view) = &self.values else { return None };
-        let whole = self.row_stride == 1 && self.column_stride == self.rows && self.rows.is_multiple_of(32);
+        let Values::Codes(view) = &self.data else { return None };
+        let whole = self.row_stride == 1
+            && self.column_stride == self.rows
+            && self.rows.is_multiple_of(BlockType::Q8_0.values());
         if whole && column_stride == 1 { view.q8_0() } else { None }
     }
 
@@ -54,7 +37,7 @@ impl Narrow<'_> {
             || {
                 for (number, to) in to.chunks_exact_mut(room.max(1)).enumerate() {
                     let (first, to) = (first + number * stride, &mut to[..length]);
-                    match self.values {
+                    match self.data {
                         Values::Bf16(values) => {
                             for (to, from) in to.iter_mut().zip(&values[first..first + length]) {
                                 *to = from.widened();

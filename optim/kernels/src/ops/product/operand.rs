@@ -8,8 +8,8 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::lines::Lines;
-use super::narrow::{DEPTH, Narrow, Values};
-use super::parts::FEW;
+use super::narrow::{Narrow, Values};
+use super::parts::{DEPTH, FEW};
 #[cfg(target_arch = "x86_64")]
 use super::q8_0;
 use super::target::{Kernel, Matrix, Target, each, is_long, strides};
@@ -42,17 +42,17 @@ impl<'a> Operand<'a> {
         if let Some((view, transposed)) = view(x) {
             let [rows, columns] = view.shape;
             let (row_stride, column_stride) = if view.transposed { (1, rows) } else { (columns, 1) };
-            let narrow = Narrow { values: Values::Codes(view), rows, columns, row_stride, column_stride };
+            let narrow = Narrow { data: Values::Codes(view), rows, columns, row_stride, column_stride };
             return Self::Narrow(if transposed { narrow.transposed() } else { narrow });
         }
         let start = x.layout().start_offset();
-        let values = match x.dtype() {
+        let data = match x.dtype() {
             DType::BF16 => Values::Bf16(&x.storage()[start..]),
             DType::F16 => Values::F16(&x.storage()[start..]),
             _ => return Self::Wide(Matrix::of(x)),
         };
         let [row_stride, column_stride] = strides(x);
-        Self::Narrow(Narrow { values, rows: x.shape()[0], columns: x.shape()[1], row_stride, column_stride })
+        Self::Narrow(Narrow { data, rows: x.shape()[0], columns: x.shape()[1], row_stride, column_stride })
     }
 
     /// The transposed matrix in the same memory.
@@ -171,8 +171,8 @@ pub(super) unsafe fn multiply(
                     a_stride: a.row_stride,
                     rows: a.rows,
                     depth: b.rows,
-                    blocks: &blocks[number * width * (b.rows / 32 * 34)..],
-                    count: end - number * width,
+                    blocks,
+                    columns: number * width..end,
                 };
                 // SAFETY: as above, and the kernels are those of a processor with these instructions.
                 return unsafe { part.multiply() };

@@ -3,6 +3,9 @@
 /// Rows up to which every element of the other input is used so few times that it is read once, in order, and not packed.
 pub(super) const FEW: usize = 4;
 
+/// Products that are summed before the sum is added to the output: parts of this depth give the bits of the whole.
+pub(super) const DEPTH: usize = 512;
+
 /// Rows of an output of `gemm` that a thread processes at least: for many rows or columns the order of its additions does not depend on how
 /// many there are; for a few it would.
 const GEMM_ROWS: usize = 96;

@@ -1,20 +1,23 @@
 //! Products of few rows with columns in blocks of `Q8_0`: eight columns at a time are turned into vectors while they are still bytes.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
+use super::parts::DEPTH;
 use super::vectors::{Avx2, Vectors};
-use super::work::{DEPTH, finish};
+use super::work::finish;
+use crate::narrow::ggml::BlockType;
+use crate::vectorised::prefetch;
 
 /// Columns that are computed together.
 const LANES: usize = Avx2::WIDTH;
 /// Groups of them: a sum waits for the one before, so that one alone would leave the processor idle.
 const GROUPS: usize = 4;
 /// Values of a block, and its bytes: a scale in f16, and a code for each value.
-const BLOCK: usize = 32;
-const BYTES: usize = 34;
+const BLOCK: usize = BlockType::Q8_0.values();
+const BYTES: usize = BlockType::Q8_0.bytes();
 
 /// A part of a product whose output has contiguous columns.
-#[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
     pub out: *mut f32,
     pub out_stride: usize,
@@ -25,10 +28,9 @@ pub(super) struct Columns<'a> {
     pub a_stride: usize,
     pub rows: usize,
     pub depth: usize,
-    /// Blocks of whole columns, one column after the other.
+    /// Blocks of all columns of the matrix, one column after the other.
     pub blocks: &'a [u8],
-    /// Number of columns.
-    pub count: usize,
+    pub columns: Range<usize>,
 }
 
 impl Columns<'_> {
@@ -54,18 +56,19 @@ impl Columns<'_> {
     #[inline(always)]
     unsafe fn rows<const R: usize>(&self) {
         let column = self.depth / BLOCK * BYTES;
-        assert!(self.blocks.len() >= self.count * column, "memory of a product");
-        for left in (0..self.count).step_by(GROUPS * LANES) {
+        let blocks = &self.blocks[self.columns.start * column..self.columns.end * column];
+        let count = self.columns.len();
+        for left in (0..count).step_by(GROUPS * LANES) {
             // Missing columns are the last one again.
-            let place = |lane: usize| (left + lane).min(self.count - 1) * column;
-            let mut lines = [[self.blocks.as_ptr(); LANES]; GROUPS];
+            let place = |lane: usize| (left + lane).min(count - 1) * column;
+            let mut lines = [[blocks.as_ptr(); LANES]; GROUPS];
             for (lane, line) in lines.as_flattened_mut().iter_mut().enumerate() {
                 *line = line.wrapping_add(place(lane));
             }
             let mut first = 0;
             while first < self.depth || first == 0 {
                 let end = (first + DEPTH).min(self.depth);
-                // SAFETY: lines and blocks are within those of the matrix, as asserted; the caller guarantees the rest.
+                // SAFETY: lines and blocks are within those of the matrix, as sliced; the caller guarantees the rest.
                 unsafe {
                     let mut sums = [[Avx2::splat(0.0); GROUPS]; R];
                     for depth in (first..end).step_by(BLOCK) {
@@ -75,9 +78,9 @@ impl Columns<'_> {
                     for (row, sums) in sums.iter().enumerate() {
                         for (group, sum) in sums.iter().enumerate() {
                             let at = left + group * LANES;
-                            if at < self.count {
+                            if at < count {
                                 let out = self.out.add(row * self.out_stride + at);
-                                finish::<Avx2>(out, *sum, LANES.min(self.count - at), self.add || first > 0, factor);
+                                finish::<Avx2>(out, *sum, LANES.min(count - at), self.add || first > 0, factor);
                             }
                         }
                     }
@@ -106,7 +109,7 @@ impl Columns<'_> {
                     let line = lines[group][lane].add(place);
                     halves[lane] = line.cast::<u16>().read_unaligned();
                     // The same block of the columns that come next: there are too many lines for the processor to foresee it.
-                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(GROUPS * LANES * column).cast());
+                    prefetch(line.wrapping_add(GROUPS * LANES * column));
                 }
                 scales[group] = _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()));
             }

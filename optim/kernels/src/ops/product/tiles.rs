@@ -5,9 +5,10 @@
 
 use super::few_rows;
 use super::panels::{GROUP, Scratch, pack, panel_size};
-use super::parts::FEW;
+use super::parts::{DEPTH, FEW};
 use super::vectors::{Avx2, Avx512, Vectors};
-use super::work::{DEPTH, Work, finish};
+use super::work::{Work, finish};
+use crate::vectorised::prefetch;
 
 /// Columns that are packed at a time, so that they stay in the second-level cache.
 const COLUMNS: usize = 256;
@@ -162,8 +163,8 @@ impl Row {
         // SAFETY: the caller guarantees rows, columns and depth.
         unsafe {
             for row in 0..R {
-                V::prefetch(self.out.wrapping_add(row * self.out_stride));
-                V::prefetch(self.out.wrapping_add(row * self.out_stride + N * V::WIDTH - 1));
+                prefetch(self.out.wrapping_add(row * self.out_stride));
+                prefetch(self.out.wrapping_add(row * self.out_stride + N * V::WIDTH - 1));
             }
             let mut sums = [[V::splat(0.0); N]; R];
             let [row_step, step] = self.steps::<V, PACKED>();

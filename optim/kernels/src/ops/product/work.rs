@@ -2,9 +2,6 @@
 
 use super::vectors::Vectors;
 
-/// Products that are summed before the sum is added to the output.
-pub(super) const DEPTH: usize = 512;
-
 /// A product, or a part of one, with a row-major output.
 #[derive(Clone, Copy)]
 pub(super) struct Work {
