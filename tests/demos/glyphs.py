@@ -4,7 +4,7 @@
     lowrank pretrain --model vit-micro --data glyphs --batch 64 --minutes 10 --set data.images.rotate=10 --out runs/glyphs
 
 Fonts come from packages such as `fonts-dejavu`, `fonts-liberation` and `fonts-freefont-ttf`. A glyph is 32 x 32 pixels, white on black, a little
-moved and scaled; glyphs that a font does not have are left out.
+moved and scaled; glyphs that a font does not have (it draws a box in their place) are left out.
 """
 
 import argparse
@@ -33,7 +33,10 @@ for font in fonts:
             try:
                 face = ImageFont.truetype(str(font), draws.randint(20, 27))
                 left, top, right, bottom = face.getbbox(glyph)
+                missing = bytes(face.getmask("\U0010fffe")) == bytes(face.getmask(glyph))
             except OSError:
+                break
+            if missing:
                 break
             if right <= left or bottom <= top or right - left > SIDE or bottom - top > SIDE:
                 continue

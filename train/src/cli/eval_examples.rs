@@ -1,6 +1,8 @@
 //! `lowrank eval --examples`: scores of single examples.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,10 +16,11 @@ use super::output::{print, table};
 use crate::build::{BuildError, Listener, source};
 use crate::config::{Config, count};
 use crate::data::{
-    Example, ExampleOptions, HeldOut, IGNORE, Located, Location, Question, Source, TooLong, located_examples, questions,
+    DataError, Example, ExampleOptions, HeldOut, IGNORE, Located, Location, Question, Source, TooLong, each_example,
+    each_question,
 };
 use crate::engine::{Evaluation, example_loss, example_losses, greedy_answer, last_answer};
-use crate::process::files::write_whole;
+use crate::process::files::WholeFile;
 use crate::recipe::{ModelText, check_vocabulary};
 use crate::run::report::Console;
 
@@ -108,69 +111,61 @@ impl Scored<'_> {
             cache: &config.data.cache,
             fields: &[],
         };
+        // Everything is read before the model is: what is wrong in the last line is told at once. Nothing is kept, so
+        // that the examples may be of any number.
         console.begin("reading the examples", 0);
-        let (lines, message) = match self.score {
-            Score::Likeliest => {
-                let questions = questions(&options).map_err(BuildError::from)?;
-                let model = load()?.valid();
-                let score = |question| likeliest(&model, question, text, device);
-                (each(console, questions, score)?, String::new())
-            }
-            Score::Loss | Score::Exact => {
-                let (examples, [dropped, cut]) = located_examples(&options).map_err(BuildError::from)?;
-                let model = load()?.valid();
-                let score = |located| of_example(&model, located, (self.score == Score::Exact).then_some(text), device);
-                let mut message = String::new();
-                for (number, what) in [(cut, "cut"), (dropped, "left out")] {
-                    if number > 0 {
-                        message.push_str(&format!(", {} {what} for their length", count(number as u64)));
-                    }
-                }
-                (each(console, examples, score)?, message)
-            }
+        let read = match self.score {
+            Score::Likeliest => each_question(&options, |_| Ok::<_, DataError>(())),
+            Score::Loss | Score::Exact => each_example(&options, |_| Ok::<_, DataError>(())),
         };
-        console.end();
-        if lines.is_empty() {
+        let read = read.map_err(BuildError::from)?;
+        if read.examples == 0 {
             return Err(BuildError::Settings(format!("every example is longer than --seq-len {}", self.seq_len)).into());
         }
-        if let Some(out) = self.out {
-            let records = self.records(&lines).iter().map(|record| format!("{record}\n")).collect::<String>();
-            write_whole(out, records.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
+        let model = load()?.valid();
+        let mut results = Results { out: self.out.map(Records::create).transpose()?, ..Results::default() };
+        console.begin("scoring", read.examples);
+        let mut add = |line: Line| -> anyhow::Result<()> {
+            results.add(line)?;
+            console.advance(results.all.examples);
+            Ok(())
+        };
+        match self.score {
+            Score::Likeliest => each_question(&options, |question| add(likeliest(&model, question, text, device)?)),
+            Score::Loss => each_example(&options, |located| add(of_example(&model, located, None, device)?)),
+            Score::Exact => each_example(&options, |located| add(of_example(&model, located, Some(text), device)?)),
+        }?;
+        console.end();
+        if let Some(mut records) = results.out.take() {
+            for (file, sums) in &results.files {
+                records.write(&self.of_file(file, sums))?;
+            }
+            records.finish()?;
         }
-        print(&self.report(lines, &message))?;
+        let mut message = String::new();
+        for (number, what) in [(read.cut, "cut"), (read.dropped, "left out")] {
+            if number > 0 {
+                message.push_str(&format!(", {} {what} for their length", count(number)));
+            }
+        }
+        print(&self.report(&results, &message))?;
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Records of the examples, then of the files.
-    fn records(&self, lines: &[Line]) -> Vec<Value> {
-        let of_line = |line: &Line| {
-            let mut record = line.record.clone();
-            record.insert("file".into(), json!(line.location.path.to_string_lossy()));
-            record.insert("line".into(), json!(line.location.line));
-            record.insert("loss".into(), json!(line.loss.loss()));
-            record.insert("tokens".into(), json!(line.loss.tokens));
-            if let Some(right) = line.right {
-                record.insert("right".into(), json!(right));
-            }
-            Value::Object(record)
-        };
-        let of_file = |(file, sums): (String, Sums)| {
-            let mut record =
-                json!({"file": file, "examples": sums.examples, "tokens": sums.tokens, "loss": sums.loss()});
-            if self.score != Score::Loss {
-                record["right"] = json!(sums.right);
-            }
-            if self.score == Score::Likeliest {
-                record["right_by_byte"] = json!(sums.right_by_byte);
-            }
-            record
-        };
-        lines.iter().map(of_line).chain(by_file(lines).into_iter().map(of_file)).collect()
+    /// Record of a file.
+    fn of_file(&self, file: &str, sums: &Sums) -> Value {
+        let mut record = json!({"file": file, "examples": sums.examples, "tokens": sums.tokens, "loss": sums.loss()});
+        if self.score != Score::Loss {
+            record["right"] = json!(sums.right);
+        }
+        if self.score == Score::Likeliest {
+            record["right_by_byte"] = json!(sums.right_by_byte);
+        }
+        record
     }
 
-    fn report(&self, mut lines: Vec<Line>, message: &str) -> String {
-        let mut all = Sums::default();
-        lines.iter().for_each(|line| all.add(line));
+    fn report(&self, results: &Results, message: &str) -> String {
+        let Results { all, files, worst, .. } = results;
         let loss = Evaluation { nats: all.nats, tokens: all.tokens };
         let mut rows = vec![
             vec!["examples".into(), format!("{}{message}", count(all.examples))],
@@ -190,24 +185,19 @@ impl Scored<'_> {
             }
         }
         let mut text = table(&rows);
-        let files = by_file(&lines);
         if files.len() > 1 {
             let mut rows = vec![["FILE", "EXAMPLES", "LOSS", "RIGHT"].map(String::from).to_vec()];
             for (file, sums) in files {
                 let right = if self.score == Score::Loss { String::new() } else { count(sums.right) };
-                rows.push(vec![file, count(sums.examples), format!("{:.4}", sums.loss()), right]);
+                rows.push(vec![file.clone(), count(sums.examples), format!("{:.4}", sums.loss()), right]);
             }
             if self.score == Score::Loss {
                 rows.iter_mut().for_each(|row| row.truncate(3));
             }
             text.push_str(&format!("\n{}", table(&rows)));
         }
-        // Wrong ones first, then by their loss.
-        lines.sort_by(|a, b| {
-            (a.right == Some(true)).cmp(&(b.right == Some(true))).then(b.loss.loss().total_cmp(&a.loss.loss()))
-        });
         let mut rows = vec![vec!["LOSS".to_string(), "WORST EXAMPLES".into()]];
-        for line in lines.iter().take(WORST) {
+        for line in worst {
             let mut row = vec![
                 format!("{:.4}", line.loss.loss()),
                 format!("{}:{}", line.location.path.display(), line.location.line),
@@ -240,25 +230,18 @@ impl Sums {
     }
 }
 
-/// Sums of the lines of each file.
-fn by_file(lines: &[Line]) -> BTreeMap<String, Sums> {
-    let mut files: BTreeMap<String, Sums> = BTreeMap::new();
-    for line in lines {
-        files.entry(line.location.path.to_string_lossy().into_owned()).or_default().add(line);
-    }
-    files
+/// What is kept of the scored examples, whatever their number.
+#[derive(Default)]
+struct Results {
+    all: Sums,
+    files: BTreeMap<String, Sums>,
+    /// The worst: wrong ones first, then by their loss.
+    worst: Vec<Line>,
+    out: Option<Records>,
 }
 
-/// Scores one after the other.
-fn each<T>(
-    console: &mut Console,
-    items: Vec<T>,
-    mut score: impl FnMut(T) -> anyhow::Result<Line>,
-) -> anyhow::Result<Vec<Line>> {
-    console.begin("scoring", items.len() as u64);
-    let mut lines = Vec::with_capacity(items.len());
-    for item in items {
-        let line = score(item)?;
+impl Results {
+    fn add(&mut self, line: Line) -> anyhow::Result<()> {
         if !line.loss.nats.is_finite() {
             let (path, number) = (line.location.path.display(), line.location.line);
             return Err(anyhow!(
@@ -266,10 +249,61 @@ fn each<T>(
                 line.loss.nats
             ));
         }
-        lines.push(line);
-        console.advance(lines.len() as u64);
+        self.all.add(&line);
+        let file = line.location.path.to_string_lossy().into_owned();
+        self.files.entry(file).or_default().add(&line);
+        if let Some(out) = &mut self.out {
+            out.write(&line.record())?;
+        }
+        let place = self.worst.partition_point(|other| other.badness(&line) != Ordering::Greater);
+        if place < WORST {
+            self.worst.insert(place, line);
+            self.worst.truncate(WORST);
+        }
+        Ok(())
     }
-    Ok(lines)
+}
+
+impl Line {
+    /// Order of the worst examples.
+    fn badness(&self, other: &Self) -> Ordering {
+        let right = |line: &Self| line.right == Some(true);
+        right(self).cmp(&right(other)).then(other.loss.loss().total_cmp(&self.loss.loss()))
+    }
+
+    /// Record of the example.
+    fn record(&self) -> Value {
+        let mut record = self.record.clone();
+        record.insert("file".into(), json!(self.location.path.to_string_lossy()));
+        record.insert("line".into(), json!(self.location.line));
+        record.insert("loss".into(), json!(self.loss.loss()));
+        record.insert("tokens".into(), json!(self.loss.tokens));
+        if let Some(right) = self.right {
+            record.insert("right".into(), json!(right));
+        }
+        Value::Object(record)
+    }
+}
+
+/// File of the scores.
+struct Records {
+    file: WholeFile,
+    path: PathBuf,
+}
+
+impl Records {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = WholeFile::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    fn write(&mut self, record: &Value) -> anyhow::Result<()> {
+        writeln!(self.file, "{record}").with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        self.file.finish().with_context(|| format!("cannot write {}", self.path.display()))
+    }
 }
 
 /// Loss of an example; with a tokenizer also the model's own answer.

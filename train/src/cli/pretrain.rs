@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use super::dry_run::dry_run;
 use super::training::{TrainingArgs, last_name, texts};
-use crate::build::BuildError;
-use crate::config::Job;
+use crate::build::{BuildError, is_vision};
+use crate::config::{Config, Job};
 
 /// Train a LLaMA-style model on text, or a vision transformer on images.
 ///
@@ -55,6 +55,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         dry_run(&layers)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let name = |config: &crate::config::Config| last_name(&config.model.name).unwrap_or_else(|| "pretrain".into());
-    args.training.run(Job::Pretrain, layers, name, |_| ())
+    let name = |config: &Config| last_name(&config.model.name).unwrap_or_else(|| "pretrain".into());
+    let given = layers.has("optimizer.lr");
+    let usual = |config: &mut Config| {
+        // What cannot be read is refused when the run is built.
+        if !given && is_vision(&config.model).unwrap_or(false) {
+            config.optimizer.lr = VISION;
+        }
+    };
+    args.training.run(Job::Pretrain, layers, name, usual)
 }
+
+/// Learning rate of vision transformers: small ones do not learn at that of language models.
+const VISION: f64 = 1e-3;

@@ -39,7 +39,8 @@ pub use corpus::default_corpus;
 pub use document::Document;
 pub use error::DataError;
 pub use examples::{
-    Example, ExampleList, ExampleOptions, Examples, Located, Location, Question, TooLong, located_examples, questions,
+    Example, ExampleList, ExampleOptions, Examples, Located, Location, Question, Read, TooLong, each_example,
+    each_question,
 };
 pub use held_out::HeldOut;
 pub use json::Json;

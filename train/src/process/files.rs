@@ -1,7 +1,7 @@
 //! Files that are written completely or not at all, and synced to disk.
 
 use std::fs::File;
-use std::io::{Result, Write};
+use std::io::{BufWriter, Result, Write};
 use std::path::{Path, PathBuf};
 
 /// Prefix of the names of incomplete files and folders. Any process that finds one after a crash may remove it.
@@ -17,20 +17,57 @@ pub fn unfinished(path: &Path) -> PathBuf {
 ///
 /// One process at a time may write a path; a symbolic link in its place is replaced, not followed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = unfinished(path);
-    // Remains of a killed process; a newly created file follows no link.
-    remove_if_there(&beside)?;
-    let written = File::create_new(&beside).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    });
-    if let Err(error) = written {
-        // The first error is the one to report.
-        let _ = std::fs::remove_file(&beside);
-        return Err(error);
+    let mut file = WholeFile::create(path)?;
+    file.write_all(bytes)?;
+    file.finish()
+}
+
+/// File that is written in parts as [`write_whole`] does it: it gets its name when it is finished, and is removed when it
+/// is dropped before.
+#[derive(Debug)]
+pub struct WholeFile {
+    file: BufWriter<File>,
+    path: PathBuf,
+    finished: bool,
+}
+
+impl WholeFile {
+    /// Begins a file that will have this path.
+    pub fn create(path: &Path) -> Result<Self> {
+        let beside = unfinished(path);
+        // Remains of a killed process; a newly created file follows no link.
+        remove_if_there(&beside)?;
+        let file = BufWriter::new(File::create_new(&beside)?);
+        Ok(Self { file, path: path.to_path_buf(), finished: false })
     }
-    sync_parent(path)
+
+    /// Syncs the file and gives it its name.
+    pub fn finish(mut self) -> Result<()> {
+        self.file.flush()?;
+        self.file.get_ref().sync_all()?;
+        std::fs::rename(unfinished(&self.path), &self.path)?;
+        self.finished = true;
+        sync_parent(&self.path)
+    }
+}
+
+impl Write for WholeFile {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for WholeFile {
+    fn drop(&mut self) {
+        if !self.finished {
+            // The first error is the one to report.
+            let _ = std::fs::remove_file(unfinished(&self.path));
+        }
+    }
 }
 
 /// Syncs a file or a folder's list of names to disk.

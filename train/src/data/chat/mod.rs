@@ -3,9 +3,10 @@
 mod conversation;
 mod methods;
 mod python;
+mod syntax;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     /// Texts of special tokens by their keys.
     tokens: Vec<(String, String)>,
+    /// File that holds it, for refusals.
+    path: PathBuf,
     /// True if the template itself marks the assistant's text, by `{% generation %}`.
     marks: bool,
 }
@@ -97,12 +100,12 @@ impl ChatTemplate {
         let sources = [(PLAIN, plain)].into_iter().chain(with_tools).collect();
         let SpecialTokens { texts, more, .. } = SpecialTokens::read(dir)?;
         let tokens = texts.into_iter().map(|(key, text)| (key.to_string(), text)).chain(more).collect();
-        Self::new(sources, tokens)
+        Self::new(sources, tokens, from)
             .map(Some)
             .map_err(|error| bad(from, format!("the chat template cannot be read: {error:#}")))
     }
 
-    fn new(sources: Vec<(&'static str, String)>, tokens: Vec<(String, String)>) -> Result<Self, Error> {
+    fn new(sources: Vec<(&'static str, String)>, tokens: Vec<(String, String)>, path: &Path) -> Result<Self, Error> {
         let mut environment = Environment::new();
         // Same Jinja settings as `transformers`.
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -126,7 +129,8 @@ impl ChatTemplate {
                 return Err(Error::new(ErrorKind::SyntaxError, problem));
             }
             // As Jinja reads it.
-            let (source, found) = with_calls(&source.replace("\r\n", "\n").replace('\r', "\n"));
+            let (source, found) = syntax::adapted(&source.replace("\r\n", "\n").replace('\r', "\n"))
+                .map_err(|problem| Error::new(ErrorKind::SyntaxError, problem))?;
             marks |= found;
             compiled.push((name, source));
         }
@@ -140,7 +144,7 @@ impl ChatTemplate {
         let thread = std::thread::Builder::new().stack_size(STACK).spawn(compile);
         let thread = thread.map_err(|error| failed(format!("no thread for it can be started: {error}")))?;
         let environment = thread.join().unwrap_or_else(|_| Err(failed("compiling it failed".into())))?;
-        Ok(Self { environment: Arc::new(environment), tokens, marks })
+        Ok(Self { environment: Arc::new(environment), tokens, path: path.to_path_buf(), marks })
     }
 
     /// Writes the first `count` turns, and the start of an answer if `answer` is set.
@@ -158,18 +162,19 @@ impl ChatTemplate {
         let render = move || {
             let text = environment.get_template(name).and_then(|template| template.render(&context));
             // Nobody waits for one that took too long.
-            let _ = sender.send(text.map_err(|error| format!("the chat template refuses: {error:#}")));
+            let _ = sender.send(text.map_err(|error| format!("refuses: {error:#}")));
         };
         let started = std::thread::Builder::new().stack_size(STACK).spawn(render);
         started.map_err(|error| format!("no thread for the chat template can be started: {error}"))?;
-        result.recv_timeout(TIME).unwrap_or_else(|error| {
+        let text = result.recv_timeout(TIME).unwrap_or_else(|error| {
             Err(match error {
                 RecvTimeoutError::Timeout => {
-                    format!("the chat template takes more than {} s for one conversation; use another", TIME.as_secs())
+                    format!("takes more than {} s for one conversation; use another", TIME.as_secs())
                 }
-                RecvTimeoutError::Disconnected => "the chat template failed; use another".into(),
+                RecvTimeoutError::Disconnected => "failed; use another".into(),
             })
-        })
+        });
+        text.map_err(|problem| format!("the chat template in {} {problem}", self.path.display()))
     }
 
     /// Text of a prompt: the turns and the start of an answer.
@@ -315,34 +320,6 @@ fn parted(text: String) -> (String, Vec<Range<usize>>) {
         }
     }
     (plain, ranges)
-}
-
-/// Replaces the `{% generation %}` blocks of a template by calls of their function; also returns true if there are any.
-fn with_calls(source: &str) -> (String, bool) {
-    let (mut out, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
-    while let Some(begin) = rest.find("{%") {
-        // The percent sign of the opening is not that of the closing: `{%}` opens a block.
-        let Some(length) = rest[begin + 2..].find("%}").map(|length| length + 2) else { break };
-        let inner = &rest[begin + 2..begin + length];
-        let trimmed = inner.strip_prefix(['-', '+']).unwrap_or(inner);
-        let word = trimmed.strip_suffix(['-', '+']).unwrap_or(trimmed).trim();
-        let call = match word {
-            "generation" => Some("call __generation()"),
-            "endgeneration" => Some("endcall"),
-            _ => None,
-        };
-        out.push_str(&rest[..begin]);
-        match call {
-            Some(call) => {
-                found = true;
-                out.push_str(&format!("{{%{}%}}", inner.replacen(word, &format!(" {call} "), 1)));
-            }
-            None => out.push_str(&rest[begin..begin + length + 2]),
-        }
-        rest = &rest[begin + length + 2..];
-    }
-    out.push_str(rest);
-    (out, found)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ fn conversation() -> Conversation {
 
 fn template(source: &str) -> ChatTemplate {
     let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(key, text)| (key.to_string(), text.to_string()));
-    ChatTemplate::new(vec![(PLAIN, source.into())], tokens.to_vec()).unwrap()
+    ChatTemplate::new(vec![(PLAIN, source.into())], tokens.to_vec(), Path::new("folder/chat_template.jinja")).unwrap()
 }
 
 fn answers(written: &Written) -> Vec<&str> {
@@ -44,6 +44,25 @@ fn what_templates_call_gives_what_jinja_and_python_give() {
         ("a\r\n{{ 'b\r\nc' }}\rd", "a\nb\nc\nd"),
         ("{{ \"it's <so>\".title() }}", "It'S <So>"),
         ("{{ 'a-b-c'.rsplit('-', 1) }}{{ 'a-b'.rsplit('-') }}", "['a-b', 'c']['a', 'b']"),
+        ("{{ '\\U0001f600\\x41\\a\\/\\d' }}{{ \"\\U00000022\\u00e9\" }}", "😀A\u{7}\\/\\d\"é"),
+        (
+            "{% macro f(a, b=a, c=b ~ '-' ~ d, d='x, =') %}{{ a }}{{ b }}{{ c }}{{ d }}{% endmacro %}{{ f(1) }} {{ f(1, 2) }} {{ f(1, c=3) }}",
+            "111-x, = 122-x, = 113x, =",
+        ),
+        (
+            "{%- macro g(a, b=a.x, c=[a, {'k': a}]) -%}\n  {{ b }}{{ c }}\n{%- endmacro -%}\n{{ g({'x': 1}) }}",
+            "1[{'x': 1}, {'k': {'x': 1}}]",
+        ),
+        ("{% set a = 7 %}{% macro f(b=a, a=2) %}\n{{ b }}{{ a }}\n{% endmacro %}{{ f() }}|{{ f(a=3) }}", "2\n|33\n"),
+        (
+            "{% macro f(a=1, b=a, c=3) %}{{ a }}{{ b }}{{ c }}{% endmacro %}{{ f() }}{{ f(5) }}{{ f(none) }}{{ f(b=none) }}",
+            "113553NoneNone31None3",
+        ),
+        (
+            "{% raw %}{{ '\\U0001f600' }}{% generation %}{% endraw %}{# {% generation %} #}|",
+            "{{ '\\U0001f600' }}{% generation %}|",
+        ),
+        ("{{ '{% generation %}' }}{{ {'a': {'b': 1}}['a']['b'] }}{{ {'a': {}}}}", "{% generation %}1{'a': {}}"),
         ("{{ 'a=b=c'.partition('=')[2] }}{{ 'xay'.removeprefix('x').removesuffix('y') }}", "b=ca"),
     ] {
         assert_eq!(written(source), expected, "{source}");
@@ -176,7 +195,7 @@ fn templates_that_would_never_end_are_stopped() {
         "x".repeat(MOST_BYTES + 1),
     ] {
         let tokens = Vec::new();
-        if let Ok(template) = ChatTemplate::new(vec![(PLAIN, source.clone())], tokens) {
+        if let Ok(template) = ChatTemplate::new(vec![(PLAIN, source.clone())], tokens, Path::new("")) {
             let written = template.write(&conversation());
             assert!(written.is_err() || written.unwrap().text.len() < 1 << 24, "{}", &source[..40.min(source.len())]);
         }
@@ -186,7 +205,15 @@ fn templates_that_would_never_end_are_stopped() {
 #[test]
 fn what_cannot_be_written_says_why() {
     let raising = template("{{ raise_exception('roles must alternate') }}");
-    assert!(raising.write(&conversation()).unwrap_err().contains("roles must alternate"));
+    let refusal = raising.write(&conversation()).unwrap_err();
+    assert!(refusal.contains("roles must alternate") && refusal.contains("folder/chat_template.jinja"), "{refusal}");
+    for (escape, problem) in
+        [("\\U110000", "no character"), ("\\U00110000", "no character"), ("\\N{BULLET}", "by name")]
+    {
+        let source = vec![(PLAIN, format!("{{{{ '{escape}' }}}}"))];
+        let refusal = format!("{:#}", ChatTemplate::new(source, Vec::new(), Path::new("")).unwrap_err());
+        assert!(refusal.contains(problem), "{refusal}");
+    }
     let last = template("{% for m in messages %}{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}");
     assert!(last.write(&conversation()).unwrap_err().contains("turn 2"));
     let dir = tempfile::tempdir().unwrap();

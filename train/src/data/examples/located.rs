@@ -39,33 +39,50 @@ pub struct Question {
     pub answer: usize,
 }
 
-/// All examples of a source in order, with the number of those that were left out and cut.
-pub fn located_examples(options: &ExampleOptions) -> Result<(Vec<Located>, [usize; 2]), DataError> {
+/// What [`each_example`] has read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    /// Examples.
+    pub examples: u64,
+    /// Lines that were left out for their length.
+    pub dropped: u64,
+    /// Examples that were cut.
+    pub cut: u64,
+}
+
+/// Reads the examples of a source in order; none stays in memory.
+pub fn each_example<E: From<DataError>>(
+    options: &ExampleOptions,
+    mut each: impl FnMut(Located) -> Result<(), E>,
+) -> Result<Read, E> {
     let encoder = Encoder::new(options);
-    let (mut all, mut dropped, mut cut) = (Vec::new(), 0, 0);
+    let mut read = Read::default();
     each_line(options.source, |location, line| {
         let example = match encoder.example(line, &location.path, location.line)? {
             Made::Whole(example) => example,
             Made::Cut(example) => {
-                cut += 1;
+                read.cut += 1;
                 example
             }
             Made::Dropped => {
-                dropped += 1;
+                read.dropped += 1;
                 return Ok(());
             }
         };
-        all.push(Located { location, example });
-        Ok(())
+        read.examples += 1;
+        each(Located { location, example })
     })?;
-    Ok((all, [dropped, cut]))
+    Ok(read)
 }
 
-/// All questions of a source in order: lines with `prompt` (a text, or turns) or `messages`, the texts `choices`, and
-/// `answer`, the number of the right one from 0, or its text.
-pub fn questions(options: &ExampleOptions) -> Result<Vec<Question>, DataError> {
+/// Reads the questions of a source in order: lines with `prompt` (a text, or turns) or `messages`, the texts `choices`,
+/// and `answer`, the number of the right one from 0, or its text. None stays in memory.
+pub fn each_question<E: From<DataError>>(
+    options: &ExampleOptions,
+    mut each: impl FnMut(Question) -> Result<(), E>,
+) -> Result<Read, E> {
     let encoder = Encoder::new(options);
-    let mut all = Vec::new();
+    let mut read = Read::default();
     each_line(options.source, |location, line| {
         let bad =
             |problem: String| DataError::Example { path: location.path.to_path_buf(), line: location.line, problem };
@@ -76,17 +93,22 @@ pub fn questions(options: &ExampleOptions) -> Result<Vec<Question>, DataError> {
             match encoder.example(&with, &location.path, location.line)? {
                 Made::Whole(example) => choices.push((text.to_string(), example)),
                 Made::Cut(_) | Made::Dropped => {
-                    return Err(bad("is too long: a part of a question cannot be answered; raise --seq-len".into()));
+                    return Err(
+                        bad("is too long: a part of a question cannot be answered; raise --seq-len".into()).into()
+                    );
                 }
             }
         }
-        all.push(Question { location: location.clone(), choices, answer });
-        Ok(())
+        read.examples += 1;
+        each(Question { location: location.clone(), choices, answer })
     })?;
-    Ok(all)
+    Ok(read)
 }
 
-fn each_line(source: &Source, mut each: impl FnMut(Location, &Json) -> Result<(), DataError>) -> Result<(), DataError> {
+fn each_line<E: From<DataError>>(
+    source: &Source,
+    mut each: impl FnMut(Location, &Json) -> Result<(), E>,
+) -> Result<(), E> {
     let mut read = 0;
     for (path, _) in source.files()?.0 {
         let shared: Arc<Path> = Arc::from(path.as_path());
@@ -99,7 +121,7 @@ fn each_line(source: &Source, mut each: impl FnMut(Location, &Json) -> Result<()
     match read {
         0 => {
             let paths: Vec<String> = source.paths.iter().map(|path| path.display().to_string()).collect();
-            Err(DataError::Empty { paths: paths.join(", "), skipped: "there is no line".into() })
+            Err(DataError::Empty { paths: paths.join(", "), skipped: "there is no line".into() }.into())
         }
         _ => Ok(()),
     }

@@ -13,7 +13,7 @@ mod read;
 
 pub use example::Example;
 pub use list::ExampleList;
-pub use located::{Located, Location, Question, located_examples, questions};
+pub use located::{Located, Location, Question, Read, each_example, each_question};
 pub use options::{ExampleOptions, TooLong};
 pub use read::Examples;
 

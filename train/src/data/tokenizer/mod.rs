@@ -33,6 +33,8 @@ pub struct Tokenizer {
     end: Vec<u32>,
     separator: Option<u32>,
     eos: Option<u32>,
+    /// True if special tokens in prompts and templates are encoded as the text that spells them.
+    split: bool,
 }
 
 /// Ids, each with its byte range in the text; the range of added tokens is empty.
@@ -84,7 +86,8 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| failure(&name, error))?;
         inner.with_padding(None).with_truncation(None).map_err(|error| failure(&name, error))?;
         let named = SpecialTokens::read(path.parent().unwrap_or(Path::new("")))?;
-        let added = |text: &&str| !inner.get_added_vocabulary().is_special_token(text);
+        let stated = |text: &&str| named.added.iter().any(|token| token.content == *text);
+        let added = |text: &&str| !stated(text) && !inner.get_added_vocabulary().is_special_token(text);
         let missing: Vec<AddedToken> = named
             .texts
             .iter()
@@ -92,6 +95,7 @@ impl Tokenizer {
             .filter(added)
             .map(|text| AddedToken::from(text, true))
             .collect();
+        inner.add_tokens(named.added.clone()).map_err(|error| failure(&name, error))?;
         inner.add_special_tokens(missing).map_err(|error| failure(&name, error))?;
         Self::new(inner, name, &named)
     }
@@ -150,7 +154,15 @@ impl Tokenizer {
         let eos = id("eos_token").or(named.eos_id);
         let usual = || SEPARATORS.iter().find_map(|token| inner.token_to_id(token));
         let separator = begin.first().copied().or(id("bos_token")).or(named.bos_id).or(eos).or_else(usual);
-        Ok(Self { separator: separator.filter(|id| inner.id_to_token(*id).is_some()), eos, inner, name, begin, end })
+        Ok(Self {
+            separator: separator.filter(|id| inner.id_to_token(*id).is_some()),
+            eos,
+            split: named.split,
+            inner,
+            name,
+            begin,
+            end,
+        })
     }
 
     /// Returns the same tokenizer with a post-processor that adds the separator before every text, as in training
@@ -189,10 +201,11 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Returns the same tokenizer for texts in which special tokens are recognised, as in prompts and chat templates.
+    /// Returns the same tokenizer for texts in which special tokens are recognised, as in prompts and chat templates,
+    /// unless the files next to it say `split_special_tokens`.
     pub fn with_special_tokens(&self) -> Self {
         let mut tokenizer = self.clone();
-        tokenizer.inner.set_encode_special_tokens(false);
+        tokenizer.inner.set_encode_special_tokens(self.split);
         tokenizer
     }
 
