@@ -1,19 +1,20 @@
 """Compares allocations of ranks with plain LoRA on one model and one file of examples, and prints tables (Markdown).
 
     cargo build --release
-    python tests/demos/allocation.py --model DIR_OF_SMOLLM2 --data ITEMS.jsonl [--steps 200] [--seeds 0 1 2] [--lrs 2e-4 5e-4 1e-3]
+    python tests/demos/allocation.py --model DIR_OR_GGUF_OF_SMOLLM2 --work FOLDER [--data ITEMS.jsonl] [--steps 200] [--seeds 0 1 2] [--lrs 3e-4 1e-3 3e-3]
 
-Every side is trained at each learning rate with each seed; its figure is that of the learning rate with the lowest mean loss. A difference that is
-not larger than the spread over the seeds of either side is called so. The held-out part is the last tenth of the examples.
+Without --data the examples are documented items of the Rust sources below ~/.cargo. Each side is trained at each learning rate with the first seed, and
+at the best of them with the others; a difference that is not larger than the spread over the seeds of either side is called so. Results are kept in
+FOLDER: a run that was done is not repeated, so that the work may be stopped at any time and go on later. Times and peaks of memory are compared only
+where the machine did nothing else (--times).
 """
 
 import argparse
 import json
-import platform
+import random
+import re
 import statistics
 import subprocess
-import tempfile
-import time
 from pathlib import Path
 
 from safetensors import safe_open
@@ -23,32 +24,62 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def sides(steps):
-    """Name, rank, and settings of each side: all end with an average rank of 2, or with at most 8."""
+    """Name and settings of each side."""
+    growth = [
+        *("--set", f"allocation.options.init_warmup={steps // 10}", "--set", "allocation.options.top_h=24"),
+        *("--set", f"allocation.options.increment_interval={max(1, steps // 20)}"),
+    ]
     return {
         "lora r=2": ["--rank", 2],
         "lora r=8": ["--rank", 8],
-        "sora r=8": ["--allocation", "sora", "--rank", 8, "--set", "allocation.options.threshold=1e-3"],
+        "sora r=8": ["--allocation", "sora", "--rank", 8],
+        "sora r=8, threshold 1e-3": ["--allocation", "sora", "--rank", 8, "--set", "allocation.options.threshold=1e-3"],
         "adalora 3 to 2": [
             *("--allocation", "adalora", "--rank", 3, "--set", "allocation.options.target_rank=2"),
             *("--set", f"allocation.options.t_init={steps // 10}", "--set", f"allocation.options.t_final={steps // 3}"),
         ],
-        "increlora to 2": [
-            *("--allocation", "increlora", "--set", "allocation.options.target_rank=2"),
-            *("--set", f"allocation.options.init_warmup={steps // 10}"),
-            *("--set", f"allocation.options.increment_interval={max(1, steps // 20)}", "--set", "allocation.options.top_h=24"),
-        ],
+        "increlora to 2": ["--allocation", "increlora", "--set", "allocation.options.target_rank=2", *growth],
         "dylora r=8": ["--allocation", "dylora", "--rank", 8, "--set", "adapter.options.update=all"],
+        "dylora r=8, frozen": ["--allocation", "dylora", "--rank", 8],
+        "diffora r=8": ["--allocation", "diffora", "--rank", 8, "--set", "allocation.options.sharing=none"],
+        "bayesian r=8": ["--allocation", "bayesian", "--rank", 8],
+        "snella r=8": ["--allocation", "snella", "--rank", 8],
     }
 
 
+def rust_items(count):
+    """Documented items of the crates that Cargo has downloaded, as texts."""
+    item = re.compile(r"((?:^[ ]*///.*\n)+)(?:^[ ]*#\[.*\]\n)*(^[ ]*pub (?:const |unsafe |async )*(?:fn|struct|enum|trait) [^\n{;]*)", re.M)
+    found = []
+    for path in sorted((Path.home() / ".cargo/registry/src").glob("*/*/src/**/*.rs")):
+        for docs, signature in item.findall(path.read_text(errors="ignore")):
+            docs = "\n".join(line.strip() for line in docs.splitlines())
+            if 40 < len(docs) < 400 and len(signature) < 200:
+                found.append(f"{docs}\n{signature.strip()}\n")
+    random.Random(0).shuffle(found)
+    return [json.dumps({"text": text}) for text in found[:count]]
+
+
 class Workplace:
-    def __init__(self, args, folder):
-        self.args, self.folder = args, folder
-        lines = Path(args.data).read_text().splitlines()[: args.examples]
-        held = max(1, len(lines) // 10)
-        self.train, self.held = folder / "train.jsonl", folder / "held.jsonl"
-        self.train.write_text("\n".join(lines[:-held]))
-        self.held.write_text("\n".join(lines[-held:]))
+    def __init__(self, args):
+        self.args, self.folder = args, args.work
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.train, self.held, self.results = (self.folder / name for name in ("train.jsonl", "held.jsonl", "results.json"))
+        if not self.train.exists():
+            lines = Path(args.data).read_text().splitlines()[: args.examples] if args.data else rust_items(args.examples)
+            held = max(1, len(lines) // 10)
+            self.held.write_text("\n".join(lines[-held:]))
+            self.train.write_text("\n".join(lines[:-held]))
+        self.done = json.loads(self.results.read_text()) if self.results.exists() else {}
+
+    def keep(self, key, compute):
+        """The result of an earlier run, or a new one."""
+        if key not in self.done:
+            self.done[key] = compute()
+            beside = self.results.with_suffix(".new")
+            beside.write_text(json.dumps(self.done, indent=1))
+            beside.rename(self.results)
+        return self.done[key]
 
     def lowrank(self, *words):
         done = subprocess.run([self.args.program, *map(str, words)], capture_output=True, text=True, cwd=self.folder)
@@ -57,26 +88,38 @@ class Workplace:
         return done.stdout
 
     def finetune(self, name, settings, lr, seed):
-        out = self.folder / f"{name}-{lr}-{seed}".replace(" ", "-").replace("=", "")
+        return self.keep(f"{name}, {lr}, {seed}", lambda: self.train_one(name, settings, lr, seed))
+
+    def train_one(self, name, settings, lr, seed):
+        out = self.folder / f"{name}-{lr}-{seed}".replace(" ", "-").replace("=", "").replace(",", "")
         self.lowrank(
-            *("finetune", "--quiet", "--model", self.args.model, "--data", self.train, "--out", out, "--seed", seed),
-            *("--steps", self.args.steps, "--lr", lr, "--seq-len", self.args.seq_len, "--batch", self.args.batch),
+            *("finetune", "--quiet", "--model", self.args.model, "--data", self.train, "--out", out, "--overwrite"),
+            *("--steps", self.args.steps, "--lr", lr, "--seq-len", self.args.seq_len, "--batch", self.args.batch, "--seed", seed),
             *("--set", f"data.validation={self.held}", "--set", "eval.every=0", "--set", "log.sample_tokens=0"),
-            *("--set", "log.tensorboard=false", "--set", "data.packing=true", *settings),
+            *("--set", "log.tensorboard=false", "--set", "data.packing=true", "--set", "data.learn_prompt=true"),
+            *("--base", "f32", *settings),
         )
         summary = json.loads((out / "summary.json").read_text())
         rank = out / "rank.json"
+        layers = json.loads(rank.read_text())["layers"].values() if rank.exists() else []
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        bops = [layer["relative_bops"] for layer in layers if "relative_bops" in layer]
         return {
             "loss": summary["final_validation_loss"],
             "seconds": summary["seconds"],
             "peak": summary["peak_rss_bytes"],
             "step": statistics.median(b["seconds"] - a["seconds"] for a, b in zip(lines, lines[1:])),
-            "ranks": [layer["rank"] for layer in json.loads(rank.read_text())["layers"].values()] if rank.exists() else None,
-            "adapter": sorted((out / "checkpoints").glob("step-*"))[-1],
+            "parameters": summary["parameters"],
+            "ranks": [layer["rank"] for layer in layers],
+            "bops": statistics.mean(bops) if bops else None,
+            "adapter": str(sorted((out / "checkpoints").glob("step-*"))[-1]),
+            "out": str(out),
         }
 
     def loss(self, adapter, *more):
+        return self.keep(f"loss of {adapter} {' '.join(map(str, more))}", lambda: self.measure(adapter, more))
+
+    def measure(self, adapter, more):
         told = self.lowrank(
             *("eval", "--quiet", "--model", self.args.model, "--data", self.held, "--seq-len", self.args.seq_len),
             *("--adapter", adapter, *more),
@@ -86,7 +129,8 @@ class Workplace:
 
 def truncated(adapter, rank, out):
     """The first components of a plain LoRA, at their scale."""
-    out.mkdir()
+    adapter = Path(adapter)
+    out.mkdir(exist_ok=True)
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["lora_alpha"] = config["lora_alpha"] * rank / config["r"]
     config["r"] = rank
@@ -99,12 +143,11 @@ def truncated(adapter, rank, out):
 
 
 def best(place, name, settings):
-    """Results over the seeds at the learning rate of the lowest mean loss."""
-    tried = [
-        [place.finetune(name, settings, lr, seed) for seed in place.args.seeds] for lr in place.args.lrs
-    ]
-    number = min(range(len(tried)), key=lambda i: statistics.mean(run["loss"] for run in tried[i]))
-    return place.args.lrs[number], tried[number]
+    """The best learning rate with the first seed, and the results at it."""
+    seeds = place.args.seeds
+    first = {lr: place.finetune(name, settings, lr, seeds[0]) for lr in place.args.lrs}
+    lr = min(first, key=lambda lr: first[lr]["loss"])
+    return lr, [first[lr]] + [place.finetune(name, settings, lr, seed) for seed in seeds[1:]]
 
 
 def spread(values):
@@ -125,55 +168,89 @@ def row(*cells):
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
+def random_halves(place, chosen):
+    """Files with random layers, as many in each block as the search has selected."""
+    modules = json.loads((Path(chosen["out"]) / "modules.json").read_text())["modules"]
+    names = sorted({path.rsplit(".", 1)[-1] for path in modules} | {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+    parts = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in names}
+    blocks = {}
+    for path in modules:
+        blocks[path.split(".layers.")[1].split(".")[0]] = blocks.get(path.split(".layers.")[1].split(".")[0], 0) + 1
+    prefix = modules[0].split(".layers.")[0]
+    for number in range(3):
+        draws = random.Random(number)
+        picked = [
+            f"{prefix}.layers.{block}.{parts[name]}.{name}"
+            for block, count in sorted(blocks.items(), key=lambda pair: int(pair[0]))
+            for name in sorted(draws.sample(names, count))
+        ]
+        path = place.folder / f"random-{number}.json"
+        path.write_text(json.dumps({"step": 0, "modules": picked}))
+        yield number, path
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", required=True, type=lambda path: Path(path).resolve())
+    parser.add_argument("--data")
     parser.add_argument("--program", default=ROOT / "target" / "release" / "lowrank", type=lambda path: Path(path).resolve())
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lrs", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3])
-    parser.add_argument("--examples", type=int, default=480)
+    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--examples", type=int, default=330)
     parser.add_argument("--seq-len", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--only", nargs="+", help="names of sides, such as 'sora r=8'")
+    parser.add_argument("--times", action="store_true", help="also print seconds a step and peaks of memory")
     args = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder:
-        place = Workplace(args, Path(folder))
-        print(f"{platform.processor() or platform.machine()}, {time.strftime('%Y-%m-%d')}, {args.steps} steps, seeds {args.seeds}\n")
-        row("side", "learning rate", "held-out loss", "against lora r=8", "components left", "seconds a step", "peak MiB")
-        row(*["---"] * 7)
-        found = {}
-        for name, settings in sides(args.steps).items():
-            if args.only and name not in args.only:
-                continue
-            lr, runs = best(place, name, settings)
-            found[name] = runs
-            losses = [run["loss"] for run in runs]
-            against = verdict(losses, [run["loss"] for run in found["lora r=8"]]) if "lora r=8" in found else ""
-            left = [sum(run["ranks"]) for run in runs if run["ranks"]]
-            ranks = f"{statistics.mean(left):.0f} (ranks {min(runs[0]['ranks'])} to {max(runs[0]['ranks'])})" if left else ""
-            step = statistics.median(run["step"] for run in runs)
-            peak = statistics.mean(run["peak"] for run in runs) / 2**20
-            row(name, lr, shown(losses), against, ranks, f"{step:.3f}", f"{peak:.0f}")
+    place = Workplace(args)
+    print(f"{args.steps} steps of {args.batch} x {args.seq_len} tokens, {args.examples} examples, seeds {args.seeds}\n")
+    timed = ["seconds a step", "peak MiB"] if args.times else []
+    row("side", "learning rate", "held-out loss", "against lora r=8", "values trained", "components left", "relative bit operations", *timed)
+    row(*["---"] * (7 + len(timed)))
+    found = {}
 
-        if {"lora r=8", "dylora r=8"} <= found.keys():
-            print()
-            row("rank", "dylora", "lora r=8 truncated", "lora trained at the rank")
-            row(*["---"] * 4)
-            seconds = sum(run["seconds"] for run in found["dylora r=8"])
-            apart = 0.0
-            for rank in args.ranks:
-                nested = [place.loss(run["adapter"], "--rank", rank) for run in found["dylora r=8"]]
-                cut = [
-                    place.loss(truncated(run["adapter"], rank, Path(folder) / f"cut-{rank}-{seed}"))
-                    for seed, run in zip(args.seeds, found["lora r=8"])
-                ]
-                _, runs = best(place, f"lora-at-{rank}", ["--rank", rank])
-                apart += sum(run["seconds"] for run in runs)
-                row(rank, shown(nested), shown(cut), shown([run["loss"] for run in runs]))
+    def line(name, lr, runs):
+        losses = [run["loss"] for run in runs]
+        against = verdict(losses, [run["loss"] for run in found["lora r=8"]]) if "lora r=8" in found and name != "lora r=8" else ""
+        left = [sum(run["ranks"]) for run in runs if run["ranks"]]
+        ranks = f"{statistics.mean(left):.0f} (ranks {min(runs[0]['ranks'])} to {max(runs[0]['ranks'])})" if left else ""
+        bops = [run["bops"] for run in runs if run["bops"] is not None]
+        figures = [f"{statistics.median(run['step'] for run in runs):.3f}", f"{statistics.mean(run['peak'] for run in runs) / 2**20:.0f}"]
+        row(name, lr, shown(losses), against, f"{runs[0]['parameters']:,}", ranks, shown(bops) if bops else "", *figures[: len(timed)])
+
+    for name, settings in sides(args.steps).items():
+        if args.only and name not in args.only:
+            continue
+        lr, found[name] = best(place, name, settings)
+        line(name, lr, found[name])
+        if name == "diffora r=8":
+            # LoRA on the selected layers and on random ones, all at one learning rate.
+            selected = Path(found[name][0]["out"]) / "modules.json"
+            for other, path in [("selected", selected), *random_halves(place, found[name][0])]:
+                other = f"lora r=8, {other} half" if other == "selected" else f"lora r=8, random half {other + 1}"
+                runs = [place.finetune(other, ["--rank", 8, "--targets", f"@{path}"], lr, seed) for seed in args.seeds]
+                line(other, lr, runs)
+
+    if {"lora r=8", "dylora r=8"} <= found.keys():
+        print()
+        row("rank", "dylora", "lora r=8 truncated", "lora trained at the rank")
+        row(*["---"] * 4)
+        seconds = sum(run["seconds"] for run in found["dylora r=8"])
+        apart = 0.0
+        for rank in args.ranks:
+            nested = [place.loss(run["adapter"], "--rank", rank) for run in found["dylora r=8"]]
+            cut = [
+                place.loss(truncated(run["adapter"], rank, place.folder / f"cut-{rank}-{seed}"))
+                for seed, run in zip(args.seeds, found["lora r=8"])
+            ]
+            _, runs = best(place, f"lora r={rank}", ["--rank", rank])
+            apart += sum(run["seconds"] for run in runs)
+            row(rank, shown(nested), shown(cut), shown([run["loss"] for run in runs]))
+        if args.times:
             print(f"\nAll ranks took {seconds:.0f} s by dylora and {apart:.0f} s one by one, at the best learning rate of each.")
 
 

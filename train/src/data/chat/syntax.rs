@@ -16,35 +16,32 @@ pub(super) fn adapted(source: &str) -> Result<(String, bool), String> {
     while let Some(begin) = opening(rest) {
         let (before, tag) = rest.split_at(begin);
         out.push_str(before);
-        let length = match &tag[..2] {
-            "{#" => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            open => {
-                let Some(end) = closing(tag, if open == "{%" { "%}" } else { "}}" }) else {
-                    // The engine says what is missing.
-                    out.push_str(tag);
-                    return Ok((out, marks));
-                };
-                let inner = &tag[2..end];
-                let word = word(inner);
-                if open == "{{" {
-                    out.push_str(&format!("{{{{{}}}}}", texts_of(inner)?));
-                } else if word == "generation" || word == "endgeneration" {
-                    marks = true;
-                    let call = if word == "generation" { " call __generation() " } else { " endcall " };
-                    out.push_str(&format!("{{%{}%}}", inner.replacen(word, call, 1)));
-                } else if word == "raw" {
-                    let length = after_raw(&tag[end + 2..]).map_or(tag.len(), |length| end + 2 + length);
-                    out.push_str(&tag[..length]);
-                    rest = &tag[length..];
-                    continue;
-                } else {
-                    out.push_str(&block(&texts_of(inner)?));
-                }
-                end + 2
-            }
+        let open = &tag[..2];
+        let end = match open {
+            "{#" => tag.find("#}"),
+            "{%" => closing(tag, "%}"),
+            _ => closing(tag, "}}"),
         };
-        if tag.starts_with("{#") {
-            out.push_str(&tag[..length]);
+        let Some(end) = end else {
+            // The engine says what is missing.
+            rest = tag;
+            break;
+        };
+        let inner = &tag[2..end];
+        let mut length = end + 2;
+        match (open, word(inner)) {
+            ("{#", _) => out.push_str(&tag[..length]),
+            ("{%", "raw") => {
+                length = after_raw(&tag[length..]).map_or(tag.len(), |more| length + more);
+                out.push_str(&tag[..length]);
+            }
+            ("{%", word @ ("generation" | "endgeneration")) => {
+                marks = true;
+                let call = if word == "generation" { " call __generation() " } else { " endcall " };
+                out.push_str(&format!("{{%{}%}}", inner.replacen(word, call, 1)));
+            }
+            ("{%", _) => out.push_str(&block(&texts_of(inner)?)),
+            _ => out.push_str(&format!("{{{{{}}}}}", texts_of(inner)?)),
         }
         rest = &tag[length..];
     }
