@@ -8,22 +8,12 @@ On images of other classes, which the maps have not seen, "other" is how much of
 
 import argparse
 import json
-import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy
+from program import add_program, lowrank, mean_and_deviation, path, row
 from safetensors.numpy import load_file
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def lowrank(args, *words):
-    done = subprocess.run([args.program, *map(str, words)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, words))}\n{done.stderr}")
-    return done.stdout
 
 
 def nearest(embeddings, labels):
@@ -34,16 +24,11 @@ def nearest(embeddings, labels):
     return float((labels[close.argmax(1)] == labels).mean())
 
 
-def shown(values, digits=4):
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--old", "--new", "--data", "--other"):
-        parser.add_argument(name, required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument("--program", default=ROOT / "target" / "release" / "lowrank", type=lambda path: Path(path).resolve())
+        parser.add_argument(name, required=True, type=path)
+    add_program(parser)
     parser.add_argument("--lambdas", nargs="+", default=["0", "0.5", "1", "2", "4", "8", "16", "inf"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
@@ -52,7 +37,7 @@ def main():
         folder = Path(folder)
 
         def embedded(model, data, name):
-            lowrank(args, "embed", "--quiet", "--model", model, "--data", data, "--out", folder / name)
+            lowrank(args.program, "embed", "--quiet", "--model", model, "--data", data, "--out", folder / name)
             return folder / name
 
         files = {
@@ -65,14 +50,14 @@ def main():
         other, labels = other["embeddings"][some], other["labels"][some]
         own = nearest(other, labels)
         print(f"The new model's own rate on the other images is {own:.4f}.\n")
-        print("| lambda | across, top 1 | across, mAP | within, top 1 | area while the gallery is embedded again | other, lost |")
-        print("|---|---|---|---|---|---|")
+        row("lambda", "across, top 1", "across, mAP", "within, top 1", "area while the gallery is embedded again", "other, lost")
+        row(*["---"] * 6)
         for strength in args.lambdas:
             columns = [[] for _ in range(5)]
             for seed in args.seeds:
                 out = folder / f"map-{strength}-{seed}"
                 lowrank(
-                    *(args, "align", "--quiet", "--old", files["old", "train"], "--new", files["new", "train"]),
+                    *(args.program, "align", "--quiet", "--old", files["old", "train"], "--new", files["new", "train"]),
                     *("--test-old", files["old", "test"], "--test-new", files["new", "test"]),
                     *("--lambda", strength, "--seed", seed, "--out", out),
                 )
@@ -82,7 +67,7 @@ def main():
                 found = across["top_1"], across["map"], within["top_1"], report["backfilling"]["area"], own - nearest(mapped, labels)
                 for column, value in zip(columns, found):
                     column.append(value)
-            print("| " + " | ".join([strength, *map(shown, columns)]) + " |", flush=True)
+            row(strength, *map(mean_and_deviation, columns))
 
 
 if __name__ == "__main__":

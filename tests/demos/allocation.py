@@ -14,13 +14,11 @@ import json
 import random
 import re
 import statistics
-import subprocess
 from pathlib import Path
 
+from program import add_program, at_best_rate, lowrank, path, row
 from safetensors import safe_open
 from safetensors.numpy import save_file
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def sides(steps):
@@ -82,10 +80,7 @@ class Workplace:
         return self.done[key]
 
     def lowrank(self, *words):
-        done = subprocess.run([self.args.program, *map(str, words)], capture_output=True, text=True, cwd=self.folder)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(map(str, words))}\n{done.stderr}")
-        return done.stdout
+        return lowrank(self.args.program, *words, folder=self.folder)
 
     def finetune(self, name, settings, lr, seed):
         return self.keep(f"{name}, {lr}, {seed}", lambda: self.train_one(name, settings, lr, seed))
@@ -143,11 +138,7 @@ def truncated(adapter, rank, out):
 
 
 def best(place, name, settings):
-    """The best learning rate with the first seed, and the results at it."""
-    seeds = place.args.seeds
-    first = {lr: place.finetune(name, settings, lr, seeds[0]) for lr in place.args.lrs}
-    lr = min(first, key=lambda lr: first[lr]["loss"])
-    return lr, [first[lr]] + [place.finetune(name, settings, lr, seed) for seed in seeds[1:]]
+    return at_best_rate(lambda lr, seed: place.finetune(name, settings, lr, seed), place.args.lrs, place.args.seeds)
 
 
 def spread(values):
@@ -164,37 +155,27 @@ def verdict(ours, theirs):
     return f"{apart:+.4f}{' (within the spread)' if within else ''}"
 
 
-def row(*cells):
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
 def random_halves(place, chosen):
     """Files with random layers, as many in each block as the search has selected."""
-    modules = json.loads((Path(chosen["out"]) / "modules.json").read_text())["modules"]
-    names = sorted({path.rsplit(".", 1)[-1] for path in modules} | {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
-    parts = {name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in names}
+    run = Path(chosen["out"])
+    selected = json.loads((run / "modules.json").read_text())["modules"]
     blocks = {}
-    for path in modules:
-        blocks[path.split(".layers.")[1].split(".")[0]] = blocks.get(path.split(".layers.")[1].split(".")[0], 0) + 1
-    prefix = modules[0].split(".layers.")[0]
+    for layer in json.loads((run / "rank.json").read_text())["layers"]:
+        blocks.setdefault(layer.rsplit(".", 2)[0], []).append(layer)
     for number in range(3):
         draws = random.Random(number)
-        picked = [
-            f"{prefix}.layers.{block}.{parts[name]}.{name}"
-            for block, count in sorted(blocks.items(), key=lambda pair: int(pair[0]))
-            for name in sorted(draws.sample(names, count))
-        ]
-        path = place.folder / f"random-{number}.json"
-        path.write_text(json.dumps({"step": 0, "modules": picked}))
-        yield number, path
+        picked = [layer for layers in blocks.values() for layer in sorted(draws.sample(layers, len(set(layers) & set(selected))))]
+        file = place.folder / f"random-{number}.json"
+        file.write_text(json.dumps({"step": 0, "modules": picked}))
+        yield number, file
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument("--work", required=True, type=lambda path: Path(path).resolve())
+    parser.add_argument("--model", required=True, type=path)
+    parser.add_argument("--work", required=True, type=path)
     parser.add_argument("--data")
-    parser.add_argument("--program", default=ROOT / "target" / "release" / "lowrank", type=lambda path: Path(path).resolve())
+    add_program(parser)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
@@ -229,10 +210,11 @@ def main():
         line(name, lr, found[name])
         if name == "diffora r=8":
             # LoRA on the selected layers and on random ones, all at one learning rate.
-            selected = Path(found[name][0]["out"]) / "modules.json"
-            for other, path in [("selected", selected), *random_halves(place, found[name][0])]:
-                other = f"lora r=8, {other} half" if other == "selected" else f"lora r=8, random half {other + 1}"
-                runs = [place.finetune(other, ["--rank", 8, "--targets", f"@{path}"], lr, seed) for seed in args.seeds]
+            halves = {"selected half": Path(found[name][0]["out"]) / "modules.json"}
+            halves |= {f"random half {number + 1}": file for number, file in random_halves(place, found[name][0])}
+            for half, file in halves.items():
+                other = f"lora r=8, {half}"
+                runs = [place.finetune(other, ["--rank", 8, "--targets", f"@{file}"], lr, seed) for seed in args.seeds]
                 line(other, lr, runs)
 
     if {"lora r=8", "dylora r=8"} <= found.keys():

@@ -16,7 +16,6 @@ import json
 import random
 import re
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,16 +26,14 @@ from safetensors.numpy import load_file, save_file
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 import smollm2
+from program import lowrank
 
 LANGUAGES = {"french": "fr", "german": "de", "spanish": "es", "polish": "pl"}
 LEGO, POOLS = (8, 16, 24), (0, 1, 2, 3)
 
 
 def run(*words):
-    done = subprocess.run([str(LOWRANK), *map(str, words)], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, words))}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    return lowrank(LOWRANK, *words)
 
 
 def countries(code):

@@ -12,14 +12,13 @@ with the others. The drift is the mean distance that the embeddings of the glyph
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy
+from program import add_program, at_best_rate, lowrank, mean_and_deviation, path, row
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
 TARGETS = "q_proj,k_proj,v_proj,o_proj,fc1,fc2"
 # Adapters of a group, and their rank.
 GROUP, RANK = 4, 4
@@ -47,15 +46,9 @@ class Workplace:
         self.args, self.folder = args, folder
         self.before = self.embeddings(args.model, [], "before")
 
-    def lowrank(self, *words):
-        done = subprocess.run([self.args.program, *map(str, words)], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(map(str, words))}\n{done.stderr}")
-        return done.stdout
-
     def embeddings(self, model, more, name):
         out = self.folder / f"{name}.safetensors"
-        self.lowrank("embed", "--quiet", "--model", model, *more, "--data", self.args.glyphs, "--out", out)
+        lowrank(self.args.program, "embed", "--quiet", "--model", model, *more, "--data", self.args.glyphs, "--out", out)
         return load_file(out)["embeddings"]
 
     def chosen(self, out):
@@ -67,17 +60,17 @@ class Workplace:
 
     def run(self, name, settings, lr, seed):
         out = self.folder / f"{name}-{lr}-{seed}".replace(" ", "-").replace(",", "")
-        self.lowrank(
-            *("finetune", "--quiet", "--model", self.args.model, "--data", self.args.data / "train.jsonl", "--out", out),
+        lowrank(
+            *(self.args.program, "finetune", "--quiet", "--model", self.args.model, "--data", self.args.data / "train.jsonl", "--out", out),
             *("--leave-out", self.args.leave_out, "--steps", self.args.steps, "--batch", 30, "--lr", lr, "--seed", seed),
             *("--set", "data.images.balance_domains=true", "--set", f"eval.every={self.args.steps // 4}"),
             *("--set", f"checkpoint.every={self.args.steps // 4}", "--set", "log.tensorboard=false", *settings),
         )
         best = json.loads((out / "summary.json").read_text())["best_validation_loss"]
-        path = self.chosen(out)
-        whole = (path / "config.json").exists()
-        model, more = (path, []) if whole else (self.args.model, ["--adapter", path])
-        told = self.lowrank("eval", "--quiet", "--model", model, *more, "--data", self.args.data / "test.jsonl")
+        checkpoint = self.chosen(out)
+        whole = (checkpoint / "config.json").exists()
+        model, more = (checkpoint, []) if whole else (self.args.model, ["--adapter", checkpoint])
+        told = lowrank(self.args.program, "eval", "--quiet", "--model", model, *more, "--data", self.args.data / "test.jsonl")
         domains = {}
         for line in told.splitlines():
             words = line.split()
@@ -94,19 +87,13 @@ class Workplace:
         }
 
 
-def shown(runs, key, digits=1):
-    values = [run[key] for run in runs]
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument("--data", required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument("--glyphs", required=True, type=lambda path: Path(path).resolve())
+    parser.add_argument("--model", required=True, type=path)
+    parser.add_argument("--data", required=True, type=path)
+    parser.add_argument("--glyphs", required=True, type=path)
     parser.add_argument("--leave-out", default="90")
-    parser.add_argument("--program", default=ROOT / "target" / "release" / "lowrank", type=lambda path: Path(path).resolve())
+    add_program(parser)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
@@ -114,13 +101,12 @@ def main():
     width = json.loads((args.model / "config.json").read_text())["hidden_size"]
     with tempfile.TemporaryDirectory() as folder:
         place = Workplace(args, Path(folder))
-        print("| trained | learning rate | learned angles, % | left-out angle, % | drift on glyphs |\n|---|---|---|---|---|")
+        row("trained", "learning rate", "learned angles, %", "left-out angle, %", "drift on glyphs")
+        row(*["---"] * 5)
         for name, (settings, rates) in sides(width).items():
-            first = {lr: place.run(name, settings, lr, args.seeds[0]) for lr in rates}
-            lr = min(first, key=lambda lr: first[lr]["loss"])
-            runs = [first[lr]] + [place.run(name, settings, lr, seed) for seed in args.seeds[1:]]
-            cells = [name, lr, shown(runs, "seen"), shown(runs, "unseen"), shown(runs, "drift", 3)]
-            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+            lr, runs = at_best_rate(lambda lr, seed: place.run(name, settings, lr, seed), rates, args.seeds)
+            shown = lambda key, digits=1: mean_and_deviation([run[key] for run in runs], digits)
+            row(name, lr, shown("seen"), shown("unseen"), shown("drift", 3))
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ impl Sums {
     }
 }
 
-/// What is kept of the scored examples, whatever their number.
+/// Sums and worst of the scored examples; its size does not depend on their number.
 #[derive(Default)]
 struct Results {
     all: Sums,

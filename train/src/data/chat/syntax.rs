@@ -49,31 +49,38 @@ pub(super) fn adapted(source: &str) -> Result<(String, bool), String> {
     Ok((out, marks))
 }
 
-/// Where the next expression, block or comment begins.
+/// Position of the next expression, block or comment.
 fn opening(text: &str) -> Option<usize> {
     text.match_indices('{').map(|(at, _)| at).find(|at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
 }
 
-/// Where the `end` of a tag stands: outside of texts and parentheses.
+/// Position of the `end` of a tag, outside of texts and parentheses.
 fn closing(tag: &str, end: &str) -> Option<usize> {
-    let bytes = tag.as_bytes();
-    let (mut at, mut depth) = (2, 0usize);
-    while at < bytes.len() {
-        if depth == 0 && bytes[at..].starts_with(end.as_bytes()) {
-            return Some(at);
-        }
-        match bytes[at] {
-            quote @ (b'\'' | b'"') => at = end_of_text(bytes, at, quote)?,
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        at += 1;
-    }
-    None
+    outside(tag, 2).find(|at| tag.as_bytes()[*at..].starts_with(end.as_bytes()))
 }
 
-/// Where the closing quote of the text that begins at `at` stands.
+/// Positions from `first` on that are outside of texts and parentheses, up to a text without an end.
+fn outside(text: &str, first: usize) -> impl Iterator<Item = usize> {
+    let bytes = text.as_bytes();
+    let (mut next, mut depth) = (first, 0usize);
+    std::iter::from_fn(move || {
+        loop {
+            let (at, top) = (next, depth == 0);
+            next += 1;
+            match *bytes.get(at)? {
+                quote @ (b'\'' | b'"') => next = end_of_text(bytes, at, quote)? + 1,
+                b'(' | b'[' | b'{' => depth += 1,
+                b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if top {
+                return Some(at);
+            }
+        }
+    })
+}
+
+/// Position of the closing quote of the text that begins at `at`.
 fn end_of_text(bytes: &[u8], at: usize, quote: u8) -> Option<usize> {
     let mut at = at + 1;
     while *bytes.get(at)? != quote {
@@ -82,7 +89,7 @@ fn end_of_text(bytes: &[u8], at: usize, quote: u8) -> Option<usize> {
     Some(at)
 }
 
-/// What a block does: its inner text without the signs for blanks.
+/// Inner text of a block without the signs for blanks.
 fn word(inner: &str) -> &str {
     let trimmed = inner.strip_prefix(['-', '+']).unwrap_or(inner);
     trimmed.strip_suffix(['-', '+']).unwrap_or(trimmed).trim()
@@ -175,20 +182,10 @@ fn sign(edge: Option<char>) -> String {
 
 /// Parts of a list between commas outside of texts and parentheses.
 fn parts(list: &str) -> Vec<&str> {
-    let bytes = list.as_bytes();
-    let (mut found, mut from, mut at, mut depth) = (Vec::new(), 0, 0, 0usize);
-    while at < bytes.len() {
-        match bytes[at] {
-            quote @ (b'\'' | b'"') => at = end_of_text(bytes, at, quote).unwrap_or(bytes.len()),
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            b',' if depth == 0 => {
-                found.push(&list[from..at]);
-                from = at + 1;
-            }
-            _ => {}
-        }
-        at += 1;
+    let (mut found, mut from) = (Vec::new(), 0);
+    for at in outside(list, 0).filter(|at| list.as_bytes()[*at] == b',') {
+        found.push(&list[from..at]);
+        from = at + 1;
     }
     if !list[from..].trim().is_empty() {
         found.push(&list[from..]);

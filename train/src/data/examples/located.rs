@@ -39,7 +39,7 @@ pub struct Question {
     pub answer: usize,
 }
 
-/// What [`each_example`] has read.
+/// Numbers of the lines that [`each_example`] or [`each_question`] has read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Read {
     /// Examples.

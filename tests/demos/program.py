@@ -1,0 +1,41 @@
+"""Running the program, and summaries over seeds, for the demonstrations of this folder."""
+
+import statistics
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def path(text):
+    return Path(text).resolve()
+
+
+def add_program(parser):
+    """The option that names the program."""
+    parser.add_argument("--program", default=ROOT / "target" / "release" / "lowrank", type=path)
+
+
+def lowrank(program, *words, folder=None):
+    """Output of a command; a command that fails ends the demonstration with its message."""
+    done = subprocess.run([str(program), *map(str, words)], capture_output=True, text=True, cwd=folder)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, words))}\n{done.stderr}")
+    return done.stdout
+
+
+def at_best_rate(train, rates, seeds):
+    """The learning rate of the lowest loss with the first seed, and the results of all seeds at it."""
+    first = {lr: train(lr, seeds[0]) for lr in rates}
+    lr = min(first, key=lambda lr: first[lr]["loss"])
+    return lr, [first[lr]] + [train(lr, seed) for seed in seeds[1:]]
+
+
+def mean_and_deviation(values, digits=4):
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def row(*cells):
+    """Prints a row of a table in Markdown."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
