@@ -1,12 +1,13 @@
 """Compares allocations of ranks with plain LoRA on one model and one file of examples, and prints tables (Markdown).
 
     cargo build --release
-    python tests/demos/allocation.py --model DIR_OR_GGUF_OF_SMOLLM2 --work FOLDER [--data ITEMS.jsonl] [--steps 200] [--seeds 0 1 2] [--lrs 3e-4 1e-3 3e-3]
+    python tests/demos/allocation.py --model DIR_OR_GGUF_OF_SMOLLM2 --work FOLDER [--data ITEMS.jsonl] [--steps 200] [--seeds 0 1 2] [--jobs 2]
 
-Without --data the examples are documented items of the Rust sources below ~/.cargo. Each side is trained at each learning rate with the first seed, and
-at the best of them with the others; a difference that is not larger than the spread over the seeds of either side is called so. Results are kept in
-FOLDER: a run that was done is not repeated, so that the work may be stopped at any time and go on later. Times and peaks of memory are compared only
-where the machine did nothing else (--times).
+Without --data the examples are documented items of the Rust sources below ~/.cargo. Each side is trained at several learning rates with the first
+seed, and at the best of them with the others; a difference that is not larger than the spread over the seeds of either side is called so. Results are
+kept in FOLDER: a run that was done is not repeated, so that the work may be stopped at any time and go on later. With --jobs several sides are trained
+at once, each on its share of the cores. With --times nothing is compared but seconds a step and peaks of memory, in short runs one after the other, on
+a machine that does nothing else.
 """
 
 import argparse
@@ -14,7 +15,10 @@ import json
 import random
 import re
 import statistics
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
 from pathlib import Path
+from threading import Lock
 
 from program import add_program, at_best_rate, lowrank, path, row
 from safetensors import safe_open
@@ -28,10 +32,10 @@ def sides(steps):
         *("--set", f"allocation.options.increment_interval={max(1, steps // 20)}"),
     ]
     return {
-        "lora r=2": ["--rank", 2],
         "lora r=8": ["--rank", 8],
+        "lora r=2": ["--rank", 2],
         "sora r=8": ["--allocation", "sora", "--rank", 8],
-        "sora r=8, threshold 1e-3": ["--allocation", "sora", "--rank", 8, "--set", "allocation.options.threshold=1e-3"],
+        "sora r=8, threshold 2e-3": ["--allocation", "sora", "--rank", 8, "--set", "allocation.options.threshold=2e-3"],
         "adalora 3 to 2": [
             *("--allocation", "adalora", "--rank", 3, "--set", "allocation.options.target_rank=2"),
             *("--set", f"allocation.options.t_init={steps // 10}", "--set", f"allocation.options.t_final={steps // 3}"),
@@ -61,35 +65,38 @@ def rust_items(count):
 class Workplace:
     def __init__(self, args):
         self.args, self.folder = args, args.work
+        self.sides = sides(args.time_steps if args.times else args.steps)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.train, self.held, self.results = (self.folder / name for name in ("train.jsonl", "held.jsonl", "results.json"))
         if not self.train.exists():
-            lines = Path(args.data).read_text().splitlines()[: args.examples] if args.data else rust_items(args.examples)
-            held = max(1, len(lines) // 10)
-            self.held.write_text("\n".join(lines[-held:]))
-            self.train.write_text("\n".join(lines[:-held]))
+            lines = Path(args.data).read_text().splitlines() if args.data else rust_items(args.examples + args.held)
+            self.held.write_text("\n".join(lines[args.examples : args.examples + args.held]))
+            self.train.write_text("\n".join(lines[: args.examples]))
         self.done = json.loads(self.results.read_text()) if self.results.exists() else {}
+        self.writing = Lock()
 
     def keep(self, key, compute):
         """The result of an earlier run, or a new one."""
         if key not in self.done:
-            self.done[key] = compute()
-            beside = self.results.with_suffix(".new")
-            beside.write_text(json.dumps(self.done, indent=1))
-            beside.rename(self.results)
+            result = compute()
+            with self.writing:
+                self.done[key] = result
+                beside = self.results.with_suffix(".new")
+                beside.write_text(json.dumps(self.done, indent=1))
+                beside.rename(self.results)
         return self.done[key]
 
     def lowrank(self, *words):
-        return lowrank(self.args.program, *words, folder=self.folder)
+        return lowrank(self.args.program, *words, folder=self.folder, threads=max(1, cpu_count() // self.args.jobs))
 
     def finetune(self, name, settings, lr, seed):
         return self.keep(f"{name}, {lr}, {seed}", lambda: self.train_one(name, settings, lr, seed))
 
-    def train_one(self, name, settings, lr, seed):
+    def train_one(self, name, settings, lr, seed, steps=None):
         out = self.folder / f"{name}-{lr}-{seed}".replace(" ", "-").replace("=", "").replace(",", "")
         self.lowrank(
             *("finetune", "--quiet", "--model", self.args.model, "--data", self.train, "--out", out, "--overwrite"),
-            *("--steps", self.args.steps, "--lr", lr, "--seq-len", self.args.seq_len, "--batch", self.args.batch, "--seed", seed),
+            *("--steps", steps or self.args.steps, "--lr", lr, "--seq-len", self.args.seq_len, "--batch", self.args.batch, "--seed", seed),
             *("--set", f"data.validation={self.held}", "--set", "eval.every=0", "--set", "log.sample_tokens=0"),
             *("--set", "log.tensorboard=false", "--set", "data.packing=true", "--set", "data.learn_prompt=true"),
             *("--base", "f32", *settings),
@@ -98,12 +105,14 @@ class Workplace:
         rank = out / "rank.json"
         layers = json.loads(rank.read_text())["layers"].values() if rank.exists() else []
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        apart = [after["seconds"] - before["seconds"] for before, after in zip(lines, lines[1:])]
         bops = [layer["relative_bops"] for layer in layers if "relative_bops" in layer]
         return {
             "loss": summary["final_validation_loss"],
             "seconds": summary["seconds"],
             "peak": summary["peak_rss_bytes"],
-            "step": statistics.median(b["seconds"] - a["seconds"] for a, b in zip(lines, lines[1:])),
+            "step": statistics.median(apart),
+            "mean step": statistics.mean(apart),
             "parameters": summary["parameters"],
             "ranks": [layer["rank"] for layer in layers],
             "bops": statistics.mean(bops) if bops else None,
@@ -170,6 +179,82 @@ def random_halves(place, chosen):
         yield number, file
 
 
+def components(run):
+    """What is left of the adapter, as a cell."""
+    ranks = run["ranks"]
+    return f"{sum(ranks):,} (ranks {min(ranks)} to {max(ranks)})" if ranks else ""
+
+
+def compare_losses(place, pool, named):
+    """Prints the losses of all sides, and then of all ranks."""
+    args = place.args
+    results = {name: pool.submit(best, place, name, settings) for name, settings in named.items()}
+    plain_ranks = {rank: f"lora r={rank}" for rank in sorted({8, *args.ranks})}
+    trained = {
+        rank: results[name] if name in results else pool.submit(best, place, name, ["--rank", rank])
+        for rank, name in plain_ranks.items()
+    }
+    halves = {}
+    if "diffora r=8" in named:
+        # LoRA on the selected layers and on random ones, all at the learning rate that was the best for the search.
+        lr, chosen = results["diffora r=8"].result()
+        files = {"selected half": Path(chosen[0]["out"]) / "modules.json"}
+        files |= {f"random half {number + 1}": file for number, file in random_halves(place, chosen[0])}
+        for half, file in files.items():
+            for seed in args.seeds:
+                settings = ["--rank", 8, "--targets", f"@{file}"]
+                halves.setdefault((f"lora r=8, {half}", lr), []).append(
+                    pool.submit(place.finetune, f"lora r=8, {half}", settings, lr, seed)
+                )
+    row("side", "learning rate", "held-out loss", "against lora r=8", "values trained", "components left", "relative bit operations")
+    row(*["---"] * 7)
+
+    def line(name, lr, runs):
+        losses = [run["loss"] for run in runs]
+        against = verdict(losses, [run["loss"] for run in plain]) if plain is not runs else ""
+        bops = [run["bops"] for run in runs if run["bops"] is not None]
+        row(name, lr, shown(losses), against, f"{runs[0]['parameters']:,}", components(runs[0]), shown(bops) if bops else "")
+
+    _, plain = trained[8].result()
+    for name, result in results.items():
+        line(name, *result.result())
+    for (name, lr), runs in halves.items():
+        line(name, lr, [run.result() for run in runs])
+
+    if "dylora r=8" in named:
+        compare_ranks(place, pool, {rank: trained[rank].result()[1] for rank in args.ranks}, plain)
+
+
+def compare_ranks(place, pool, trained, plain):
+    """Prints the losses of one DyLoRA, of a LoRA that is cut, and of a LoRA trained at each rank."""
+    sides = {name: best(place, name, place.sides[name])[1] for name in ("dylora r=8", "dylora r=8, frozen")}
+    print()
+    row("rank", *sides, "lora r=8, cut", "lora trained at the rank")
+    row(*["---"] * 5)
+    for rank, runs in trained.items():
+        nested = [list(pool.map(lambda run: place.loss(run["adapter"], "--rank", rank), runs)) for runs in sides.values()]
+        cut = [truncated(run["adapter"], rank, Path(run["out"]) / f"cut-{rank}") for run in plain]
+        losses = list(pool.map(place.loss, cut))
+        row(rank, *map(shown, nested), shown(losses), shown([run["loss"] for run in runs]))
+
+
+def compare_times(place, named):
+    """Prints seconds a step and peaks of memory as ratios to plain LoRA's, in rounds that alternate."""
+    row("side", "step, median", "step, mean", "peak of memory")
+    row(*["---"] * 4)
+    rounds, lr = 3, place.args.lrs[0]
+    for name, settings in named.items():
+        ratios = {"step": [], "mean step": [], "peak": []}
+        for number in range(rounds):
+            plain, ours = (
+                place.train_one(f"time of {side}", settings, lr, number, place.args.time_steps)
+                for side, settings in (("lora", ["--rank", 8]), (name, settings))
+            )
+            for figure, values in ratios.items():
+                values.append(ours[figure] / plain[figure])
+        row(name, *(f"{statistics.median(values):.2f}" for values in ratios.values()))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=path)
@@ -178,62 +263,26 @@ def main():
     add_program(parser)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
-    parser.add_argument("--examples", type=int, default=330)
-    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], help="learning rates, ascending")
+    parser.add_argument("--examples", type=int, default=300)
+    parser.add_argument("--held", type=int, default=100, help="examples for the held-out loss")
+    parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--only", nargs="+", help="names of sides, such as 'sora r=8'")
-    parser.add_argument("--times", action="store_true", help="also print seconds a step and peaks of memory")
+    parser.add_argument("--jobs", type=int, default=1, help="sides that are trained at once")
+    parser.add_argument("--times", action="store_true", help="compare seconds a step and peaks of memory instead of losses")
+    parser.add_argument("--time-steps", type=int, default=24)
     args = parser.parse_args()
 
     place = Workplace(args)
+    named = {name: settings for name, settings in place.sides.items() if not args.only or name in args.only}
+    if args.times:
+        compare_times(place, named)
+        return
     print(f"{args.steps} steps of {args.batch} x {args.seq_len} tokens, {args.examples} examples, seeds {args.seeds}\n")
-    timed = ["seconds a step", "peak MiB"] if args.times else []
-    row("side", "learning rate", "held-out loss", "against lora r=8", "values trained", "components left", "relative bit operations", *timed)
-    row(*["---"] * (7 + len(timed)))
-    found = {}
-
-    def line(name, lr, runs):
-        losses = [run["loss"] for run in runs]
-        against = verdict(losses, [run["loss"] for run in found["lora r=8"]]) if "lora r=8" in found and name != "lora r=8" else ""
-        left = [sum(run["ranks"]) for run in runs if run["ranks"]]
-        ranks = f"{statistics.mean(left):.0f} (ranks {min(runs[0]['ranks'])} to {max(runs[0]['ranks'])})" if left else ""
-        bops = [run["bops"] for run in runs if run["bops"] is not None]
-        figures = [f"{statistics.median(run['step'] for run in runs):.3f}", f"{statistics.mean(run['peak'] for run in runs) / 2**20:.0f}"]
-        row(name, lr, shown(losses), against, f"{runs[0]['parameters']:,}", ranks, shown(bops) if bops else "", *figures[: len(timed)])
-
-    for name, settings in sides(args.steps).items():
-        if args.only and name not in args.only:
-            continue
-        lr, found[name] = best(place, name, settings)
-        line(name, lr, found[name])
-        if name == "diffora r=8":
-            # LoRA on the selected layers and on random ones, all at one learning rate.
-            halves = {"selected half": Path(found[name][0]["out"]) / "modules.json"}
-            halves |= {f"random half {number + 1}": file for number, file in random_halves(place, found[name][0])}
-            for half, file in halves.items():
-                other = f"lora r=8, {half}"
-                runs = [place.finetune(other, ["--rank", 8, "--targets", f"@{file}"], lr, seed) for seed in args.seeds]
-                line(other, lr, runs)
-
-    if {"lora r=8", "dylora r=8"} <= found.keys():
-        print()
-        row("rank", "dylora", "lora r=8 truncated", "lora trained at the rank")
-        row(*["---"] * 4)
-        seconds = sum(run["seconds"] for run in found["dylora r=8"])
-        apart = 0.0
-        for rank in args.ranks:
-            nested = [place.loss(run["adapter"], "--rank", rank) for run in found["dylora r=8"]]
-            cut = [
-                place.loss(truncated(run["adapter"], rank, place.folder / f"cut-{rank}-{seed}"))
-                for seed, run in zip(args.seeds, found["lora r=8"])
-            ]
-            _, runs = best(place, f"lora r={rank}", ["--rank", rank])
-            apart += sum(run["seconds"] for run in runs)
-            row(rank, shown(nested), shown(cut), shown([run["loss"] for run in runs]))
-        if args.times:
-            print(f"\nAll ranks took {seconds:.0f} s by dylora and {apart:.0f} s one by one, at the best learning rate of each.")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        compare_losses(place, pool, named)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ use burn::tensor::{Tensor, TensorData};
 use lowrank_models::Dense;
 use lowrank_models::adapter::{
     AdapterConfig, BayesianLora, GateDraws, GivenTensors, HardConcrete, Input, PenaltyAt, level_penalty, penalty,
-    quantised,
 };
+use lowrank_models::ops::bit_quantised;
 
 use super::support::bench::{Bench, adapter, attached_to, batch, near};
 use super::support::case::{Case, Outcome, host};
@@ -60,7 +60,7 @@ fn quantiser(case: &Case) -> Outcome {
     let (x, x_max, phi) = (tracked::<2>(case, "x")?, tracked::<1>(case, "x_max")?, tracked::<1>(case, "phi")?);
     let z = gate.sampled(phi.clone(), &case.array("u")?.f32());
     near(case, "gate", &host(z.clone().inner()), 1e-5)?;
-    let q = quantised(x.clone(), x_max.clone(), z.clone());
+    let q = bit_quantised(x.clone(), x_max.clone(), z.clone());
     near(case, "quantised", &host(q.clone().inner()), 1e-5)?;
     let mut grads = (q * batch(case, "upstream")?).sum().backward();
     let none = |name: &str| format!("{name} has no gradient");
@@ -77,7 +77,7 @@ fn quantiser(case: &Case) -> Outcome {
     near(case, "prob_on", &host(probability().inner()), 1e-5)?;
     let bits: Vec<f64> = (0..levels).map(|level| (4u64 << level) as f64).collect();
     for (kind, weights) in [("const", vec![1.0; levels]), ("bits", bits)] {
-        let term = level_penalty(probability(), &weights);
+        let term = level_penalty(probability().reshape([1, levels]), &weights);
         near(case, &format!("regulariser_{kind}"), &host(term.clone().inner()), 1e-5)?;
         let mut grads = term.sum().backward();
         let grad = phi.grad_remove(&mut grads).ok_or_else(|| none("phi"))?;
@@ -85,7 +85,7 @@ fn quantiser(case: &Case) -> Outcome {
     }
     let decided = gate.decided(phi.inner());
     near(case, "test_gate", &host(decided.clone()), 0.0)?;
-    near(case, "quantised_test", &host(quantised(x.inner(), x_max.inner(), decided)), 1e-5)?;
+    near(case, "quantised_test", &host(bit_quantised(x.inner(), x_max.inner(), decided)), 1e-5)?;
     Ok("gates, quantised values, penalties and gradients are equal".into())
 }
 

@@ -45,7 +45,7 @@ use crate::ground::entry::StructureEntry;
 pub use allora::{Allora, AlloraOptions};
 pub use bayesian_lora::{
     BayesianLora, BayesianLoraOptions, GateDraws, GatedParts, Gates, HardConcrete, LEAST_RANGE, LevelWeights,
-    level_penalty, nested, quantised,
+    level_penalty,
 };
 pub use block_lora::{BlockLora, BlockLoraOptions};
 pub use bone::{Bone, BoneBlock, BoneMode, BoneOptions};

@@ -3,6 +3,7 @@
 //! Shapes: `b` rows of a batch, `t` positions, `h` heads, `d` width.
 
 mod attention;
+mod bit_quantiser;
 #[cfg(test)]
 mod check;
 mod cross_entropy;
@@ -21,6 +22,7 @@ mod product;
 mod random_bases;
 mod rms_norm;
 mod rotary;
+mod running_products;
 mod scaled_bases;
 mod sparse_cosines;
 mod sparse_low_rank;
@@ -31,6 +33,7 @@ mod update_score;
 mod widened;
 
 pub use attention::{attention, causal_attention, scaled_causal_attention};
+pub use bit_quantiser::bit_quantised;
 pub use cross_entropy::{IGNORE, LOSS_ROWS, linear_cross_entropy};
 pub use distance_kernel::{DistanceKernel, KeptValue, Sparsify, quantile_of_magnitudes};
 pub use embedding::embedding;
@@ -45,6 +48,7 @@ pub use low_rank_linear::{low_rank_linear, lr_scaled_low_rank_linear, lr_scaled_
 pub use random_bases::{draws, mixed, mixed_draws};
 pub use rms_norm::rms_norm;
 pub use rotary::{Rotary, rotary};
+pub use running_products::running_products;
 pub use scaled_bases::scaled_bases;
 pub use sparse_cosines::{moves_positions, pixels, sparse_cosines};
 pub use sparse_low_rank::{sparse_low_rank, sparse_matrix};

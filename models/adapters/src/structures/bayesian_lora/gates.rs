@@ -1,8 +1,8 @@
-//! Stochastic gates and the quantiser of Bayesian Bits ("Bayesian Bits: Unifying Quantization and Pruning", arXiv
+//! Stochastic gates of Bayesian Bits ("Bayesian Bits: Unifying Quantization and Pruning", arXiv
 //! 2005.07093).
 
 use burn::tensor::{Tensor, TensorData};
-use lowrank_kernels::host::values as host;
+use lowrank_kernels::ops::running_products;
 
 /// Hard-concrete gate: a logistic random variable of logit `phi`, stretched and cut to `[0, 1]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,83 +71,28 @@ fn sigmoid(x: Tensor<1>) -> Tensor<1> {
     value + (x - fixed) * slope
 }
 
-/// Penalty of the levels of one quantiser: `1 + w_1 p_1 + w_2 p_1 p_2 + ...`, with the probabilities `p [n]` and a
-/// weight for each level.
-pub fn level_penalty(probabilities: Tensor<1>, weights: &[f64]) -> Tensor<1> {
-    let mut product: Option<Tensor<1>> = None;
-    let mut sum = Tensor::ones([1], &probabilities.device());
-    for (level, weight) in weights.iter().enumerate() {
-        let own = probabilities.clone().narrow(0, level, 1);
-        let all = match product {
-            Some(product) => product * own,
-            None => own,
-        };
-        sum = sum + all.clone().mul_scalar(*weight);
-        product = Some(all);
-    }
-    sum
+/// Penalty of the levels of quantisers: `1 + w_1 p_1 + w_2 p_1 p_2 + ...` of each, with the probabilities `p
+/// [quantisers, levels]` and a weight for each of them.
+pub fn level_penalty(probabilities: Tensor<2>, weights: &[f64]) -> Tensor<1> {
+    let [quantisers, levels] = probabilities.dims();
+    let weights: Vec<f32> = weights.iter().map(|weight| *weight as f32).collect();
+    let weights = TensorData::new(weights, [quantisers, levels]);
+    let weights = Tensor::<2>::from_data(weights, &probabilities.device().inner());
+    (running_products(probabilities) * weights).sum().add_scalar(quantisers as f64)
 }
 
 /// Products of the first 1, 2, ... gates `[n]`: a gate that is 0 switches off all later ones.
 pub fn nested(gates: Tensor<1>) -> Tensor<1> {
     let count = gates.dims()[0];
-    let mut products: Vec<Tensor<1>> = Vec::with_capacity(count);
-    for place in 0..count {
-        let own = gates.clone().narrow(0, place, 1);
-        products.push(match products.last() {
-            Some(before) => before.clone() * own,
-            None => own,
-        });
-    }
-    if products.is_empty() { gates } else { Tensor::cat(products, 0) }
-}
-
-/// Quantises values within `x_max [1]` to 2 bits and adds the residuals of 4, 8, 16 and 32 bits as long as their gates
-/// `z [levels]` are on. Rounding has derivative 1.
-pub fn quantised<const D: usize>(x: Tensor<D>, x_max: Tensor<1>, gates: Tensor<1>) -> Tensor<D> {
-    const CLIP: f64 = 1.0 - 1e-7;
-    let most = x_max.clone().mul_scalar(CLIP).reshape([1; D]).expand(x.shape());
-    let (above, below) = (x.clone().greater(most.clone()), x.clone().lower(most.clone().neg()));
-    let x = x.mask_where(above, most.clone()).mask_where(below, most.neg());
-    let mut step = x_max.mul_scalar(2.0 / 3.0).reshape([1; D]);
-    // The clipped range may round up to the tie at 1.5, which would round to a level that does not exist.
-    let first = step.clone() * rounded(x.clone() / step.clone(), Some(1.0));
-    let mut residual = x - first.clone();
-    let mut sum = first;
-    let mut product: Option<Tensor<1>> = None;
-    for (level, divisor) in [5.0, 17.0, 257.0, 65537.0].into_iter().enumerate().take(gates.dims()[0]) {
-        let own = gates.clone().narrow(0, level, 1);
-        let all = match product {
-            Some(product) => product * own,
-            None => own,
-        };
-        if host(all.clone().without_autodiff())[0] == 0.0 {
-            break;
-        }
-        step = step.div_scalar(divisor);
-        let part = step.clone() * rounded(residual.clone() / step.clone(), None);
-        residual = residual - part.clone();
-        sum = sum + part * all.clone().reshape([1; D]);
-        product = Some(all);
-    }
-    sum
-}
-
-/// Rounds half to even, with derivative 1.
-fn rounded<const D: usize>(x: Tensor<D>, most: Option<f64>) -> Tensor<D> {
-    let fixed = x.clone().detach();
-    let level = match most {
-        Some(most) => fixed.clone().round().clamp(-most, most),
-        None => fixed.clone().round(),
-    };
-    // Exactly the level: the difference of x from itself is 0.
-    level + (x - fixed)
+    running_products(gates.reshape([1, count])).reshape([count])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::Device;
+    use lowrank_kernels::host::values as host;
+    use lowrank_kernels::ops::bit_quantised;
     use lowrank_kernels::random::generator;
     use rand::RngExt;
 
@@ -181,8 +126,8 @@ mod tests {
         for (levels, bits) in [(0, 2), (1, 4), (2, 8), (3, 16)] {
             let gates =
                 || vector(&vec![1.0; levels + 1]).narrow(0, 0, levels.max(1)).mul_scalar((levels > 0) as u8 as f32);
-            let once = quantised(vector(&x), vector(&[most]), gates());
-            let again = host(quantised(once.clone(), vector(&[most]), gates()));
+            let once = bit_quantised(vector(&x), vector(&[most]), gates());
+            let again = host(bit_quantised(once.clone(), vector(&[most]), gates()));
             let step = 2.0 * f64::from(most) / (2f64.powi(bits) - 1.0);
             for ((x, q), again) in x.iter().zip(host(once)).zip(again) {
                 let clipped = f64::from(x.clamp(-most, most));
@@ -197,7 +142,7 @@ mod tests {
     #[test]
     fn penalties_go_from_one_to_the_number_of_levels() {
         let gate = HardConcrete::default();
-        let penalty = |phi: [f32; 3]| host(level_penalty(gate.probability(vector(&phi)), &[1.0; 3]))[0];
+        let penalty = |phi: [f32; 3]| host(level_penalty(gate.probability(vector(&phi)).reshape([1, 3]), &[1.0; 3]))[0];
         assert!((penalty([30.0; 3]) - 4.0).abs() < 1e-5);
         assert!((penalty([-30.0, 30.0, 30.0]) - 1.0).abs() < 1e-5);
         assert_eq!(host(nested(vector(&[1.0, 0.5, 0.0, 1.0]))), [1.0, 0.5, 0.0, 0.0]);

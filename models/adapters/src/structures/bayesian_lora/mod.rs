@@ -8,6 +8,7 @@ mod gates;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use lowrank_kernels::host::values as host;
+use lowrank_kernels::ops::bit_quantised;
 use rand::RngExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,8 @@ use crate::ground::site::{Place, Site};
 use crate::ground::spec::{Alpha, Rank, Spec, TensorRole, TensorSpec};
 use crate::ground::structure::{Factors, Method, Penalty, PenaltyAt, Structure, Totals};
 
-pub use gates::{HardConcrete, level_penalty, nested, quantised};
+use gates::nested;
+pub use gates::{HardConcrete, level_penalty};
 
 /// `y = x W + scale (x Q(A) diag(Q(E) G)) Q(B)` with quantisers Q and gates G.
 #[derive(Module, Debug)]
@@ -148,23 +150,21 @@ impl BayesianLora {
     /// Gates for draws, or those outside of training.
     pub fn gates(&self, draws: Option<&GateDraws>) -> Gates {
         let gate = self.options.gate();
-        let of = |gate: HardConcrete, phi: Tensor<1>, u: Option<&Vec<f32>>| match u {
+        let of = |gate: HardConcrete, phi: Tensor<1>, u: Option<&[f32]>| match u {
             Some(u) => gate.sampled(phi, u),
             None => gate.decided(phi),
         };
         let levels = self.phi.as_ref().map(|phi| {
-            let of_tensor =
-                |tensor: usize| of(gate, self.logits(phi, tensor), draws.map(|draws| &draws.levels[tensor]));
-            [0, 1, 2].map(of_tensor)
+            let levels = self.options.levels();
+            let u = draws.map(|draws| draws.levels.concat());
+            let all = of(gate, phi.val().reshape([3 * levels]), u.as_deref());
+            [0, 1, 2].map(|tensor| all.clone().narrow(0, tensor * levels, levels))
         });
         // Only levels stay off: a component that is off can come back.
         let lively = HardConcrete { dead_logit: None, ..gate };
-        let components = self.psi.as_ref().map(|psi| of(lively, psi.val(), draws.map(|draws| &draws.components)));
+        let u = draws.map(|draws| draws.components.as_slice());
+        let components = self.psi.as_ref().map(|psi| of(lively, psi.val(), u));
         Gates { levels, components }
-    }
-
-    fn logits(&self, phi: &Param<Tensor<2>>, tensor: usize) -> Tensor<1> {
-        phi.val().narrow(0, tensor, 1).reshape([self.options.levels()])
     }
 
     /// Factor of every component `[rank]` for its gates.
@@ -177,7 +177,11 @@ impl BayesianLora {
         let (a, e, b) = (self.a.val(), self.e.val(), self.b.val());
         let (Some(x_max), Some([of_a, of_e, of_b])) = (&self.x_max, &gates.levels) else { return (a, e, b) };
         let most = |tensor: usize| x_max.val().narrow(0, tensor, 1);
-        (quantised(a, most(0), of_a.clone()), quantised(e, most(1), of_e.clone()), quantised(b, most(2), of_b.clone()))
+        (
+            bit_quantised(a, most(0), of_a.clone()),
+            bit_quantised(e, most(1), of_e.clone()),
+            bit_quantised(b, most(2), of_b.clone()),
+        )
     }
 
     /// Update for these gates.
@@ -193,10 +197,10 @@ impl BayesianLora {
     /// Penalty of the quantisers and that of the components, without their strengths.
     pub fn penalties(&self) -> [Option<Tensor<1>>; 2] {
         let gate = self.options.gate();
-        let levels = self.phi.as_ref().and_then(|phi| {
-            let terms = (0..3)
-                .map(|tensor| level_penalty(gate.probability(self.logits(phi, tensor)), &self.level_weights(tensor)));
-            terms.reduce(|sum, term| sum + term)
+        let levels = self.phi.as_ref().map(|phi| {
+            let levels = self.options.levels();
+            let probabilities = gate.probability(phi.val().reshape([3 * levels]));
+            level_penalty(probabilities.reshape([3, levels]), &[0, 1, 2].map(|tensor| self.level_weights(tensor)).concat())
         });
         let components = self.psi.as_ref().map(|psi| {
             let probabilities = gate.probability(psi.val());
@@ -315,12 +319,12 @@ impl Method for BayesianLora {
         ],
     };
 
-    /// Each level of a quantiser keeps what it divides, rounds and sums.
+    /// The quantised factors, and that of the input times what is between them.
     fn kept(options: &BayesianLoraOptions, place: &Place) -> usize {
         let [d_in, d_out] = place.shape;
         match options.mode {
             GatedParts::Rank => place.rank * d_in,
-            _ => (8 + 4 * options.levels()) * place.rank * (d_in + d_out),
+            _ => place.rank * (2 * d_in + d_out),
         }
     }
 
