@@ -35,6 +35,7 @@ def sides(steps):
         "lora r=8": ["--rank", 8],
         "lora r=2": ["--rank", 2],
         "sora r=8": ["--allocation", "sora", "--rank", 8],
+        "sora r=8, threshold 5e-4": ["--allocation", "sora", "--rank", 8, "--set", "allocation.options.threshold=5e-4"],
         "sora r=8, threshold 2e-3": ["--allocation", "sora", "--rank", 8, "--set", "allocation.options.threshold=2e-3"],
         "adalora 3 to 2": [
             *("--allocation", "adalora", "--rank", 3, "--set", "allocation.options.target_rank=2"),
@@ -44,7 +45,11 @@ def sides(steps):
         "dylora r=8": ["--allocation", "dylora", "--rank", 8, "--set", "adapter.options.update=all"],
         "dylora r=8, frozen": ["--allocation", "dylora", "--rank", 8],
         "diffora r=8": ["--allocation", "diffora", "--rank", 8, "--set", "allocation.options.sharing=none"],
-        "bayesian r=8": ["--allocation", "bayesian", "--rank", 8],
+        # The defaults are made for runs of thousands of steps: here gates move faster, and the prior is as much weaker.
+        "bayesian r=8": [
+            *("--allocation", "bayesian", "--rank", 8, "--set", "allocation.options.lr_gate=0.1"),
+            *("--set", "adapter.options.mu_q=3e-5", "--set", "adapter.options.mu_r=3e-5"),
+        ],
         "snella r=8": ["--allocation", "snella", "--rank", 8],
     }
 

@@ -214,7 +214,9 @@ mod fused {
     fn forward([x, x_max, gates]: &[FlexTensor; 3]) -> FlexTensor {
         let grid = Grid::new(x_max, gates);
         let mut y = Cleared::new(values(x).len());
-        y.parts(CHUNK).zip(values(x).par_chunks(CHUNK)).for_each(|(y, x)| with_levels!(grid.used, quantise(&grid, x, y)));
+        y.parts(CHUNK)
+            .zip(values(x).par_chunks(CHUNK))
+            .for_each(|(y, x)| with_levels!(grid.used, quantise(&grid, x, y)));
         tensor(y.into_values(), x.shape())
     }
 
@@ -311,7 +313,8 @@ mod tests {
     #[test]
     fn the_fused_form_equals_the_composed_one() {
         for (count, most) in [(1, 0.7f32), (37, 0.9), (40_000, 0.5), (300, 2.0)] {
-            for gates in [vec![0.7], vec![1.0, 0.4, 0.0], vec![0.0, 1.0], vec![1.0, 1.0, 0.6], vec![0.9, 0.8, 0.7, 1.0]] {
+            for gates in [vec![0.7], vec![1.0, 0.4, 0.0], vec![0.0, 1.0], vec![1.0, 1.0, 0.6], vec![0.9, 0.8, 0.7, 1.0]]
+            {
                 // A tie at the clipped range, and the range itself.
                 let mut x = random(&[count], 3);
                 x[0] = most;

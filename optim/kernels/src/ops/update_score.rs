@@ -105,13 +105,16 @@ mod fused {
     use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
     use burn::tensor::Tensor;
     use burn_flex::FlexTensor;
+    use rayon::prelude::*;
 
     use super::{Mode, UpdateScore};
-    use crate::ops::flex::{contiguous, tensor, values};
+    use crate::ops::flex::{contiguous, values, vectorised};
     use crate::ops::product::{Matrix, multiplied};
 
-    /// Rows of the update that exist at a time.
-    const BLOCK: usize = 64;
+    /// Rows of the gradient that exist at a time.
+    const BLOCK: usize = 256;
+    /// Sums that run beside each other.
+    const LANES: usize = 16;
 
     pub fn scored(y: Tensor<2>, x: Tensor<2>, [a, b]: [Tensor<2>; 2], scale: f64, score: &UpdateScore) -> Tensor<2> {
         Tensor::from_dispatch(<Dispatch as ScoredOp>::scored(
@@ -211,19 +214,47 @@ mod fused {
             if rank == 0 {
                 return;
             }
-            let (all_x, all_a) = (values(x), values(a));
             for first in (0..d_in).step_by(BLOCK) {
                 let count = BLOCK.min(d_in - first);
-                let columns: Vec<f32> =
-                    all_x.chunks_exact(d_in).flat_map(|row| row[first..first + count].iter().copied()).collect();
-                let columns = tensor(columns, [rows, count]);
-                let gradient = multiplied(1.0, Matrix::of(&columns).transposed(), Matrix::of(dy));
-                let part = Matrix::row_major(&all_a[first * rank..][..count * rank], count, rank);
-                let update = multiplied(*scale, part, Matrix::of(b));
-                debug_assert_eq!(update.len(), count * d_out);
-                inner.sum += update.iter().zip(&gradient[..]).map(|(d, g)| f64::from((d * g).abs())).sum::<f64>();
+                let columns = Matrix {
+                    data: &values(x)[first..],
+                    rows: count,
+                    columns: rows,
+                    row_stride: 1,
+                    column_stride: d_in,
+                };
+                let gradient = multiplied(1.0, columns, Matrix::of(dy));
+                let of_inputs = values(a)[first * rank..][..count * rank].par_chunks(rank);
+                let sums: Vec<f64> = gradient
+                    .par_chunks(d_out)
+                    .zip(of_inputs)
+                    .map_init(|| vec![0.0; d_out], |update, (gradient, a)| magnitude(update, a, values(b), gradient))
+                    .collect();
+                inner.sum += f64::from(scale.abs()) * sums.iter().sum::<f64>();
             }
         }
+    }
+
+    /// Sum of `|d g|` over the elements of one row of the update, which is written to `update`, and of the gradient.
+    fn magnitude(update: &mut [f32], a: &[f32], b: &[f32], gradient: &[f32]) -> f64 {
+        let mut sums = [0f32; LANES];
+        vectorised(
+            #[inline(always)]
+            || {
+                update.fill(0.0);
+                for (a, b) in a.iter().zip(b.chunks_exact(gradient.len())) {
+                    for (d, b) in update.iter_mut().zip(b) {
+                        *d += a * b;
+                    }
+                }
+                for (update, gradient) in update.chunks(LANES).zip(gradient.chunks(LANES)) {
+                    for ((sum, d), g) in sums.iter_mut().zip(update).zip(gradient) {
+                        *sum += (d * g).abs();
+                    }
+                }
+            },
+        );
+        sums.iter().map(|sum| f64::from(*sum)).sum()
     }
 }
 
@@ -240,7 +271,7 @@ mod tests {
 
     #[test]
     fn the_sum_is_that_of_the_dense_update_and_its_gradient() {
-        for [rows, d_in, rank, d_out] in [[5, 7, 2, 4], [1, 130, 3, 9], [20, 64, 1, 70]] {
+        for [rows, d_in, rank, d_out] in [[5, 7, 2, 4], [1, 130, 3, 9], [20, 300, 1, 70]] {
             let [x, a, b] = [([rows, d_in], 1), ([d_in, rank], 2), ([rank, d_out], 3)].map(|(s, seed)| matrix(s, seed));
             let dy = matrix([rows, d_out], 4);
             let product = a.clone().matmul(b.clone()).mul_scalar(0.5).inner();

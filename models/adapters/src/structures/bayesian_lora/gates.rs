@@ -2,6 +2,7 @@
 //! 2005.07093).
 
 use burn::tensor::{Tensor, TensorData};
+use lowrank_kernels::host::values as host;
 use lowrank_kernels::ops::running_products;
 
 /// Hard-concrete gate: a logistic random variable of logit `phi`, stretched and cut to `[0, 1]`.
@@ -28,21 +29,17 @@ impl Default for HardConcrete {
 impl HardConcrete {
     /// Gates of logits `phi [n]` for uniform draws `u [n]`.
     pub fn sampled(&self, phi: Tensor<1>, u: &[f32]) -> Tensor<1> {
-        let count = u.len();
-        let noise: Vec<f32> = u
-            .iter()
-            .map(|u| {
-                let u = f64::from(*u).clamp(1e-6, 1.0 - 1e-6);
-                (u.ln() - (-u).ln_1p()) as f32
-            })
-            .collect();
-        let noise = Tensor::<1>::from_data(TensorData::new(noise, [count]), &phi.device().inner());
-        let q = sigmoid((phi.clone() + noise).div_scalar(self.beta));
-        let z = q.mul_scalar(self.zeta - self.gamma).add_scalar(self.gamma).clamp(0.0, 1.0);
-        match self.dead_logit {
-            Some(dead) => z.mask_fill(phi.lower_equal_elem(dead), 0.0),
-            None => z,
-        }
+        with_slopes(phi, |place, phi| {
+            let u = f64::from(u[place]).clamp(1e-6, 1.0 - 1e-6);
+            let noise = u.ln() - (-u).ln_1p();
+            let (q, slope) = sigmoid((phi + noise) / self.beta);
+            let (z, stretch) = (q * (self.zeta - self.gamma) + self.gamma, (self.zeta - self.gamma) / self.beta);
+            match self.dead_logit.is_some_and(|dead| phi <= dead) {
+                true => [0.0, 0.0],
+                false if !(0.0..=1.0).contains(&z) => [z.clamp(0.0, 1.0), 0.0],
+                false => [z, slope * stretch],
+            }
+        })
     }
 
     /// Gates outside of training: 0 or 1, without gradient.
@@ -54,7 +51,7 @@ impl HardConcrete {
 
     /// Probability that gates are not 0.
     pub fn probability(&self, phi: Tensor<1>) -> Tensor<1> {
-        sigmoid(phi.sub_scalar(self.offset()))
+        with_slopes(phi, |_, phi| sigmoid(phi - self.offset()).into())
     }
 
     fn offset(&self) -> f64 {
@@ -62,13 +59,25 @@ impl HardConcrete {
     }
 }
 
-/// `1 / (1 + exp(-x))`, with a gradient that is exact in both tails: `1 - sigmoid(x)` would lose its digits.
-fn sigmoid(x: Tensor<1>) -> Tensor<1> {
-    let logistic = burn::tensor::activation::sigmoid;
-    let fixed = x.clone().detach();
-    let value = logistic(fixed.clone());
-    let slope = value.clone() * logistic(fixed.clone().neg());
-    value + (x - fixed) * slope
+/// `1 / (1 + exp(-x))` and its slope, which is exact in both tails.
+fn sigmoid(x: f64) -> (f64, f64) {
+    let value = 1.0 / (1.0 + (-x).exp());
+    (value, value / (1.0 + x.exp()))
+}
+
+/// Applies a function that gives value and slope for every place of `x [n]`: a handful of numbers for each layer, for which one node of the
+/// backward pass costs more than the arithmetic.
+fn with_slopes(x: Tensor<1>, of: impl Fn(usize, f64) -> [f64; 2]) -> Tensor<1> {
+    let (count, device) = (x.dims()[0], x.device().inner());
+    let found: Vec<[f64; 2]> =
+        host(x.clone().without_autodiff()).iter().enumerate().map(|(place, x)| of(place, f64::from(*x))).collect();
+    let part = |part: usize| -> Tensor<1> {
+        let values: Vec<f32> = found.iter().map(|found| found[part] as f32).collect();
+        Tensor::from_data(TensorData::new(values, [count]), &device)
+    };
+    // Exactly the value: the difference of x from itself is 0.
+    let still = x.clone().detach();
+    (x - still) * part(1) + part(0)
 }
 
 /// Penalty of the levels of quantisers: `1 + w_1 p_1 + w_2 p_1 p_2 + ...` of each, with the probabilities `p
@@ -91,7 +100,6 @@ pub fn nested(gates: Tensor<1>) -> Tensor<1> {
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use lowrank_kernels::host::values as host;
     use lowrank_kernels::ops::bit_quantised;
     use lowrank_kernels::random::generator;
     use rand::RngExt;

@@ -200,7 +200,10 @@ impl BayesianLora {
         let levels = self.phi.as_ref().map(|phi| {
             let levels = self.options.levels();
             let probabilities = gate.probability(phi.val().reshape([3 * levels]));
-            level_penalty(probabilities.reshape([3, levels]), &[0, 1, 2].map(|tensor| self.level_weights(tensor)).concat())
+            level_penalty(
+                probabilities.reshape([3, levels]),
+                &[0, 1, 2].map(|tensor| self.level_weights(tensor)).concat(),
+            )
         });
         let components = self.psi.as_ref().map(|psi| {
             let probabilities = gate.probability(psi.val());

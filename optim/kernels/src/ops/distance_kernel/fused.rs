@@ -21,6 +21,8 @@ const BLOCK: usize = 128;
 const ROWS: usize = 16;
 /// Columns whose sums of squares are kept in registers.
 const LANES: usize = 64;
+/// Maxima and sums that run beside each other.
+const SUMS: usize = 16;
 
 pub fn matrix(p: Tensor<3>, q: Tensor<3>, mixture: Tensor<1>, kernel: DistanceKernel) -> Tensor<2> {
     let [p, q] = [p.into_dispatch(), q.into_dispatch()];
@@ -222,12 +224,23 @@ impl Points {
             return;
         }
         let [a, t, b] = self.mixture;
-        let most = kernel.iter().fold(f32::NEG_INFINITY, |most, value| most.max(value / t));
-        let mut sum = 0f64;
-        for (power, value) in soft.iter_mut().zip(kernel.iter()) {
-            *power = exp(value / t - most);
-            sum += f64::from(*power);
+        let inverse = 1.0 / t;
+        let mut most = [f32::NEG_INFINITY; SUMS];
+        for kernel in kernel.chunks(SUMS) {
+            for (most, value) in most.iter_mut().zip(kernel) {
+                let logit = value * inverse;
+                *most = if logit > *most { logit } else { *most };
+            }
         }
+        let most = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut sums = [0f32; SUMS];
+        for (powers, kernel) in soft.chunks_mut(SUMS).zip(kernel.chunks(SUMS)) {
+            for ((power, value), sum) in powers.iter_mut().zip(kernel).zip(&mut sums) {
+                *power = exp(value * inverse - most);
+                *sum += *power;
+            }
+        }
+        let sum: f64 = sums.into_iter().map(f64::from).sum();
         let share = (1.0 / sum) as f32;
         for ((out, power), value) in mixed.iter_mut().zip(soft.iter_mut()).zip(kernel.iter()) {
             *power *= share;
@@ -288,7 +301,7 @@ impl Points {
                     true => sparsify.kept.factor(value.abs(), self.threshold),
                     false => 0.0,
                 };
-                rows.mixed.iter().map(factor).collect()
+                rows.mixed.par_iter().with_min_len(1 << 14).map(factor).collect()
             }
         }
     }
