@@ -381,4 +381,12 @@ fn transformers_and_peft_open_vision_transformers() {
     succeeded(shop.run(&with));
     succeeded(shop.run(&["merge", "--model", &base, "--adapter", &adapter, "--out", &merged]));
     python("interop_vision.py", &[&base, &adapter, &merged, &embeddings, &adapted]);
+
+    let clip = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/interop-vit/clip");
+    let clip = clip.to_str().unwrap();
+    let (adapter, adapted, merged) = (run("finetune", clip, "more", "clip"), path("c"), path("clip-merged"));
+    let with = ["embed", "--quiet", "--model", clip, "--adapter", &adapter, "--data", &data, "--out", &adapted];
+    succeeded(shop.run(&with));
+    succeeded(shop.run(&["merge", "--model", clip, "--adapter", &adapter, "--out", &merged]));
+    python("interop_vision.py", &[clip, &adapter, &merged, &adapted]);
 }

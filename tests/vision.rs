@@ -12,19 +12,21 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::module::Module;
 use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 use lowrank_models::adapter::{Attach, BaseGradients, merged};
 use lowrank_models::analysis::collect_gradients;
 use lowrank_models::hub::peft::{Form, PeftFolder, save};
-use lowrank_models::vit::{EncoderConfig, ImageShape};
-use lowrank_models::{ImageBatch, Rows, SegmentedModel, VisionTransformer, VitConfig};
+use lowrank_models::vit::{ClipConfig, ClipVisionConfig, EncoderConfig, ImageShape};
+use lowrank_models::{
+    ClipClassifier, ClipClassifierConfig, Dense, ImageBatch, ImageClassifier, Rows, VisionTransformer, VitConfig,
+};
 use lowrank_optim::Hooks;
 use lowrank_train::data::DataError;
 use lowrank_train::data::images::{Augment, ImageSet, ImageSettings};
 use lowrank_train::engine::{BackwardMode, Schedule, Trainer, TrainerOptions};
 use lowrank_train::objective::{ImageStream, Stream, StreamBatch, Streams};
+use lowrank_train::recipe::ImageModel;
 use pictures::{draw, tiny};
 use program::{Workshop, checkpoints, metrics, refused, succeeded, summary, tensors};
 use small_adapters::{all, apart};
@@ -46,6 +48,13 @@ fn config() -> VitConfig {
 
 fn model() -> VisionTransformer {
     VisionTransformer::random(&config(), 5, &Device::default().autodiff()).expect("a model")
+}
+
+fn clip() -> ClipClassifier {
+    let VitConfig { encoder, image, labels, .. } = config();
+    let clip = ClipConfig::of_vision(ClipVisionConfig { encoder, image, projection_dim: 8 });
+    let config = ClipClassifierConfig { clip, labels };
+    ClipClassifier::random(&config, 5, &Device::default().autodiff()).expect("a model")
 }
 
 /// Images that follow from their position.
@@ -76,12 +85,12 @@ fn images() -> ImageBatch {
     Images.at(0, &Device::default()).expect("images").batch
 }
 
-fn logits(model: &VisionTransformer) -> Vec<f32> {
+fn logits(model: &impl ImageClassifier) -> Vec<f32> {
     model.valid().logits(images().pixels).into_data().try_into_vec().expect("f32")
 }
 
 /// The model after some steps, and the losses.
-fn trained(model: VisionTransformer, backward: BackwardMode) -> (VisionTransformer, Vec<f64>) {
+fn trained<M: ImageModel>(model: M, backward: BackwardMode) -> (M, Vec<f64>) {
     let options = TrainerOptions { backward, ..TrainerOptions::new(Schedule::constant(0.05)) };
     let mut trainer = Trainer::new(model, SgdConfig::new().init(), Hooks::new(), options);
     let streams = Streams::one(&Images);
@@ -91,6 +100,11 @@ fn trained(model: VisionTransformer, backward: BackwardMode) -> (VisionTransform
 
 #[test]
 fn whole_checkpointed_and_per_layer_steps_have_the_same_numbers() {
+    same_numbers_in_every_mode(model);
+    same_numbers_in_every_mode(clip);
+}
+
+fn same_numbers_in_every_mode<M: ImageModel>(model: fn() -> M) {
     let (whole, losses) = trained(model(), BackwardMode::Whole);
     assert!(losses[0].is_finite() && apart(&logits(&whole), &logits(&model())) > 1e-3);
     for mode in [BackwardMode::Checkpointed, BackwardMode::PerLayer] {
@@ -98,11 +112,16 @@ fn whole_checkpointed_and_per_layer_steps_have_the_same_numbers() {
         assert!(losses.iter().zip(&found).all(|(a, b)| (a - b).abs() <= 1e-6 * a), "{losses:?} and {found:?}");
         assert!(apart(&logits(&other), &logits(&whole)) < 1e-5, "{mode:?}");
     }
-    assert_eq!(VisionTransformer::counted(&images()), images().rows() as u64);
+    assert_eq!(M::counted(&images()), images().rows() as u64);
 }
 
 #[test]
 fn every_structure_learns_beside_the_classifier_and_survives_its_folder() {
+    learns_and_survives(model, |model| &model.classifier);
+    learns_and_survives(clip, |model| &model.classifier);
+}
+
+fn learns_and_survives<M: ImageModel>(model: fn() -> M, classifier: fn(&M) -> &Dense) {
     for config in all() {
         let name = format!("{} {}", config.structure, config.init);
         let needs = config.initialisation().is_some_and(|init| init.needs_gradients);
@@ -111,13 +130,13 @@ fn every_structure_learns_beside_the_classifier_and_survives_its_folder() {
             false => BaseGradients::new(),
         };
         let attach = Attach::new(config.clone()).with_gradients(gradients);
-        let (start, _) = model().attach(attach).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (start, _) = model().adapted(attach).unwrap_or_else(|error| panic!("{name}: {error}"));
         let start = start.with_trained_classifier();
         let (whole, _) = trained(start.clone(), BackwardMode::Whole);
         let (blocks, _) = trained(start.clone(), BackwardMode::PerLayer);
         assert!(apart(&logits(&blocks), &logits(&whole)) < 1e-4, "{name}: per layer and whole differ");
         assert!(apart(&logits(&whole), &logits(&start)) > 1e-5, "{name} did not learn");
-        let weights = |model: &VisionTransformer| model.classifier.weight.val().into_data();
+        let weights = |model: &M| classifier(model).weight.val().into_data();
         assert_ne!(weights(&whole), weights(&start), "{name}: the classifier did not learn");
 
         let dir = tempfile::tempdir().expect("a folder");
@@ -125,8 +144,7 @@ fn every_structure_learns_beside_the_classifier_and_survives_its_folder() {
         let settings = std::fs::read_to_string(dir.path().join("adapter_config.json")).expect("a file");
         assert!(settings.contains("\"classifier\"") && settings.contains("\"task_type\": null"), "{settings}");
         let folder = PeftFolder::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (again, _) =
-            folder.attach_by(model(), VisionTransformer::attach).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (again, _) = folder.attach_by(model(), M::adapted).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(logits(&again), logits(&whole), "{name} is not read as it was written");
         if let Ok(merged) = merged(whole.clone()) {
             assert!(apart(&logits(&merged), &logits(&whole)) < 1e-4, "{name} merged");
@@ -209,6 +227,51 @@ fn a_model_is_pretrained_adapted_measured_merged_and_embedded() {
     assert_eq!(file.tensor("embeddings").unwrap().shape(), [48, 16]);
     assert_eq!(file.tensor("labels").unwrap().shape(), [48]);
     refused(&shop.run(&embed), &["e.safetensors", "exists"]);
+}
+
+#[test]
+fn a_clip_is_adapted_or_trained_whole_to_classes_of_its_own() {
+    for kind in ["clip", "clip_vision"] {
+        let shop = Workshop::new(0);
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/interop-vit").join(kind);
+        let base = base.to_str().expect("a path");
+        draw(&shop, "images", &["red", "green", "blue"], 12);
+        let adapter =
+            ["--rank", "4", "--epochs", "8", "--set", "checkpoint.every=12", "--set", "checkpoint.keep_last=9"];
+        succeeded(shop.run(&tiny("finetune", base, "tuned", "images", &adapter)));
+        let tuned = newest(&shop, "tuned");
+        let before = tensors(Path::new(&tuned));
+        succeeded(shop.run(&["finetune", "--quiet", "--resume-from", "step-000012", "--out", "tuned"]));
+        assert!(tensors(Path::new(&tuned)) == before, "resumed, the bits are other ones");
+        let measured = |args: &[&str]| {
+            let args = [&["eval", "--quiet", "--data", "images"], args].concat();
+            accuracy(&succeeded(shop.run(&args)).stdout)
+        };
+        let found = measured(&["--model", base, "--adapter", &tuned]);
+        assert!(found > 60.0, "{kind}: {found}");
+        refused(&shop.run(&["eval", "--quiet", "--data", "images", "--model", base]), &["finetune", "embed"]);
+
+        succeeded(shop.run(&["merge", "--model", base, "--adapter", &tuned, "--out", "merged"]));
+        assert_eq!(measured(&["--model", "merged"]), found);
+        let text = std::fs::read_to_string(shop.path("merged/config.json")).expect("a configuration");
+        assert!(text.contains("CLIPForImageClassification") && text.contains("\"green\""), "{text}");
+        succeeded(shop.run(&["export", "--model", base, "--adapter", &tuned, "--out", "exported"]));
+        assert_eq!(measured(&["--model", base, "--adapter", "exported"]), found);
+        let embed = ["embed", "--quiet", "--model", "merged", "--data", "images", "--out", "e.safetensors"];
+        succeeded(shop.run(&embed));
+
+        // All weights, block by block, of the classifier and of the tower alone.
+        for (from, out) in [("merged", "further"), (base, "whole")] {
+            let all = ["--adapter", "none", "--steps", "8", "--backward", "per-layer", "--set", "optimizer.clip=0"];
+            let all = [&all[..], &["--set", "checkpoint.every=4", "--set", "checkpoint.keep_last=9"]].concat();
+            succeeded(shop.run(&tiny("finetune", from, out, "images", &all)));
+            let whole = newest(&shop, out);
+            let before = tensors(Path::new(&whole));
+            succeeded(shop.run(&["finetune", "--quiet", "--resume-from", "step-000004", "--out", out]));
+            assert!(tensors(Path::new(&whole)) == before, "{from}: resumed, the bits are other ones");
+            assert!(measured(&["--model", &whole]) > 40.0);
+        }
+    }
 }
 
 #[test]

@@ -37,5 +37,7 @@ pub use segments::{
     ForwardPass, Hidden, Rows, Segment, SegmentOf, SegmentedModel, WalkPoint, Walker, WeightedLoss, walk,
 };
 pub use storage::{BaseStorage, MatrixStorage, StoredMatrix};
-pub use vit::{ImageBatch, VisionTransformer, VitConfig};
+pub use vit::{
+    ClassifierConfig, ClipClassifier, ClipClassifierConfig, ImageBatch, ImageClassifier, VisionTransformer, VitConfig,
+};
 pub use weights::{Builder, Choose, Init, Layout, RandomWeights, WeightSource, parameter_id};

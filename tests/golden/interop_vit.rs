@@ -11,7 +11,7 @@ use lowrank_models::adapter::{each_adapter, merged};
 use lowrank_models::hub::peft::{Form, PeftFolder, save};
 use lowrank_models::hub::{MAX_SHARD_BYTES, VisionFolder, VisionModel, save_vision, vit_file_name, vit_module_name};
 use lowrank_models::vit::{Clip, ImageBatch};
-use lowrank_models::{Dense, SegmentedModel, VisionTransformer};
+use lowrank_models::{Dense, ImageClassifier, VisionTransformer};
 use lowrank_optim::ModulePath;
 use lowrank_train::data::images::{ImageSettings, Picture};
 use safetensors::SafeTensors;
@@ -34,7 +34,7 @@ pub fn run(case: &Case) -> Outcome {
     let device = Device::default().autodiff();
     let model = VisionFolder::open(&folder).and_then(|folder| folder.load(&device)).map_err(text)?;
     let grads = match (&model, kind) {
-        (VisionModel::Vit(model), "vit") => vit(case, model)?,
+        (VisionModel::Vit(model), "vit") => classes(case, &**model, |x| model.logits_of(x))?,
         (VisionModel::ClipVision(model), "clip-vision") => {
             let pixels = case.array("pixel_values")?.tensor();
             let hidden = model.vision_model.hidden(pixels);
@@ -45,12 +45,14 @@ pub fn run(case: &Case) -> Outcome {
             loss(case, (embeds - target).square().mean())?
         }
         (VisionModel::Clip(model), "clip") => clip(case, model)?,
+        (VisionModel::ClipClassifier(model), "clip-classifier") => classes(case, &**model, |x| model.logits_of(x))?,
         _ => return Err(format!("kind is \"{kind}\", and the folder holds another model")),
     };
     let (count, worst) = match &model {
         VisionModel::Vit(model) => gradients(case, &**model, grads, vit_file_name)?,
         VisionModel::ClipVision(model) => gradients(case, &**model, grads, str::to_string)?,
         VisionModel::Clip(model) => gradients(case, &**model, grads, str::to_string)?,
+        VisionModel::ClipClassifier(model) => gradients(case, &**model, grads, str::to_string)?,
     };
     checked.push(format!("outputs equal, {count} gradients within {worst:.1e}"));
     written_back(&model, &folder)?;
@@ -98,11 +100,14 @@ fn batch(case: &Case) -> Result<ImageBatch, String> {
     Ok(ImageBatch { pixels: case.array("pixel_values")?.tensor(), labels })
 }
 
-fn vit(case: &Case, model: &VisionTransformer) -> Result<Gradients, String> {
+fn classes<M>(case: &Case, model: &M, logits_of: impl Fn(Tensor<3>) -> Tensor<2>) -> Result<Gradients, String>
+where
+    M: ImageClassifier<Hidden = Tensor<3>>,
+{
     let batch = batch(case)?;
     let hidden = model.last_hidden(&batch);
-    near(case, "logits", model.logits_of(hidden.clone()), 1e-4)?;
-    loss(case, model.loss(hidden, &batch) / VisionTransformer::counted(&batch) as f64)
+    near(case, "logits", logits_of(hidden.clone()), 1e-4)?;
+    loss(case, model.loss(hidden, &batch) / M::counted(&batch) as f64)
 }
 
 fn clip(case: &Case, model: &Clip) -> Result<Gradients, String> {
@@ -230,7 +235,7 @@ fn adapter(case: &Case, folder: &Path) -> Outcome {
         .map_err(text)?;
     let brings = stored(&dir)?.keys().any(|name| name.contains("classifier.") && !name.contains("lora_"));
     let model = if brings { model.with_trained_classifier() } else { model };
-    let grads = vit(case, &model)?;
+    let grads = classes(case, &model, |x| model.logits_of(x))?;
     let grads = GradientsParams::from_grads(grads, &model);
     let mut found = BTreeMap::new();
     each_adapter(&model, |path, adapter| {

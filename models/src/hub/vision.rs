@@ -12,7 +12,9 @@ use super::vision_config::{VisionHub, VisionShape};
 use super::vision_names::vit_file_name;
 use super::write::{Names, save_weights, write_text};
 use crate::error::ModelError;
-use crate::vit::{Clip, ClipVision, VisionTransformer, VitConfig};
+use crate::vit::{
+    ClassifierConfig, Clip, ClipClassifier, ClipClassifierConfig, ClipConfig, ClipVision, VisionTransformer, VitConfig,
+};
 use crate::weights::{Choose, Init, Layout, RandomWeights, WeightSource};
 
 /// A model folder of a vision transformer or CLIP whose configuration has been read.
@@ -32,6 +34,8 @@ pub enum VisionModel {
     ClipVision(Box<ClipVision>),
     /// Both towers of CLIP.
     Clip(Box<Clip>),
+    /// CLIP's vision tower with a classifier.
+    ClipClassifier(Box<ClipClassifier>),
 }
 
 impl VisionFolder {
@@ -62,6 +66,9 @@ impl VisionFolder {
                 VisionModel::ClipVision(Box::new(ClipVision::build(config, &mut files, device)?))
             }
             VisionShape::Clip(config) => VisionModel::Clip(Box::new(Clip::build(config, &mut files, device)?)),
+            VisionShape::ClipClassifier(config) => {
+                VisionModel::ClipClassifier(Box::new(ClipClassifier::build(config, &mut files, device)?))
+            }
         };
         files.finish()?;
         Ok(model)
@@ -73,7 +80,22 @@ impl VisionFolder {
             VisionShape::Vit(config) => Ok(config),
             _ => Err(ModelError::File {
                 path: self.dir.join(CONFIG),
-                reason: "is of a CLIP, which has no classifier; give the folder of a ViTForImageClassification".into(),
+                reason: "is of a CLIP; give the folder of a ViTForImageClassification".into(),
+            }),
+        }
+    }
+
+    /// The shape of a CLIP as a classifier of images; it has no classes if the folder has no classifier. Folders of vision transformers are
+    /// rejected.
+    pub fn clip_classifier(&self) -> Result<ClipClassifierConfig, ModelError> {
+        let bare = |clip: ClipConfig| ClipClassifierConfig { clip, labels: Vec::new() };
+        match &self.config.shape {
+            VisionShape::ClipClassifier(config) => Ok(config.clone()),
+            VisionShape::Clip(config) => Ok(bare(config.clone())),
+            VisionShape::ClipVision(config) => Ok(bare(ClipConfig::of_vision(config.clone()))),
+            VisionShape::Vit(_) => Err(ModelError::File {
+                path: self.dir.join(CONFIG),
+                reason: "is of a vision transformer; give the folder of a CLIP".into(),
             }),
         }
     }
@@ -86,8 +108,30 @@ impl VisionFolder {
         if head.is_some() {
             files.ignore(|name| name.starts_with(HEAD));
         }
-        let config = VitConfig { labels: labels.to_vec(), ..own.clone() };
+        let config = own.clone().with_labels(labels.to_vec());
         let model = VisionTransformer::build(&config, &mut VitFiles { files: &mut files, head }, device)?;
+        files.finish()?;
+        Ok(model)
+    }
+
+    /// Loads the vision tower of a CLIP as a classifier of these classes. If they are not its own, a new classifier is drawn from the seed, as
+    /// `transformers` draws it.
+    pub fn load_clip_classifier(
+        &self,
+        labels: &[String],
+        seed: u64,
+        device: &Device,
+    ) -> Result<ClipClassifier, ModelError> {
+        let own = self.clip_classifier()?;
+        let mut files = self.files()?;
+        let std = (own.encoder().hidden_size as f64).powf(-0.5);
+        let head = (own.labels != labels).then_some(RandomWeights { seed, std });
+        if head.is_some() {
+            files.ignore(|name| name.starts_with(HEAD));
+        }
+        files.ignore(|name| BESIDE_THE_TOWER.iter().any(|part| name.starts_with(part)));
+        let config = own.with_labels(labels.to_vec());
+        let model = ClipClassifier::build(&config, &mut VitFiles { files: &mut files, head }, device)?;
         files.finish()?;
         Ok(model)
     }
@@ -107,6 +151,9 @@ impl VisionFolder {
 
 /// Beginning of the names of the classifier.
 const HEAD: &str = "classifier.";
+
+/// Beginnings of the names of what CLIP has besides its vision tower.
+const BESIDE_THE_TOWER: [&str; 4] = ["text_model.", "text_projection.", "visual_projection.", "logit_scale"];
 
 /// The tensors of a vision transformer under the names of its module.
 struct VitFiles<'a> {
@@ -159,6 +206,7 @@ impl VisionModel {
             Self::Vit(model) => VisionShape::Vit(model.config().clone()),
             Self::ClipVision(model) => VisionShape::ClipVision(model.config().clone()),
             Self::Clip(model) => VisionShape::Clip(model.config().clone()),
+            Self::ClipClassifier(model) => VisionShape::ClipClassifier(model.config().clone()),
         }
     }
 }
@@ -178,6 +226,7 @@ pub fn save_vision(
             save_weights(&**model, &names, types, dir, max_shard_bytes)?;
         }
         VisionModel::ClipVision(model) => save_weights(&**model, &Names::default(), types, dir, max_shard_bytes)?,
+        VisionModel::ClipClassifier(model) => save_weights(&**model, &Names::default(), types, dir, max_shard_bytes)?,
         VisionModel::Clip(model) => {
             let names = Names { scalars: &["logit_scale"], ..Names::default() };
             save_weights(&**model, &names, types, dir, max_shard_bytes)?;

@@ -9,7 +9,9 @@ use super::keys::Keys;
 use super::open::read_text;
 use crate::error::ModelError;
 use crate::ops::Gelu;
-use crate::vit::{ClipConfig, ClipTextConfig, ClipVisionConfig, EncoderConfig, ImageShape, VitConfig};
+use crate::vit::{
+    ClipClassifierConfig, ClipConfig, ClipTextConfig, ClipVisionConfig, EncoderConfig, ImageShape, VitConfig,
+};
 
 /// A `config.json`: the settings that the model uses, and the remaining keys, which are kept when the model is written again.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,13 +33,17 @@ pub enum VisionShape {
     ClipVision(ClipVisionConfig),
     /// `CLIPModel`.
     Clip(ClipConfig),
+    /// `CLIPForImageClassification`.
+    ClipClassifier(ClipClassifierConfig),
 }
 
 /// `model_type` of each and the class that writes it.
 const VIT: (&str, &str) = ("vit", "ViTForImageClassification");
 const CLIP_VISION: (&str, &str) = ("clip_vision_model", "CLIPVisionModelWithProjection");
 const CLIP: (&str, &str) = ("clip", "CLIPModel");
-const TYPES: [(&str, &str); 3] = [VIT, CLIP_VISION, CLIP];
+const CLIP_CLASSIFIER: (&str, &str) = ("clip", "CLIPForImageClassification");
+/// The first of a type is the usual one.
+const TYPES: [(&str, &str); 4] = [VIT, CLIP_VISION, CLIP, CLIP_CLASSIFIER];
 
 /// Keys of dropout inside the model.
 const DROPOUTS: [&str; 3] = ["hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"];
@@ -66,16 +72,21 @@ impl VisionHub {
         let map = serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))?;
         let mut keys = Keys { map };
         let kind = keys.take("model_type").unwrap_or(Value::Null);
-        let Some((_, class)) = TYPES.iter().find(|(known, _)| kind == *known) else {
-            let known = TYPES.map(|(known, _)| format!("\"{known}\"")).join(", ");
+        let classes: Vec<&str> = TYPES.iter().filter(|(known, _)| kind == *known).map(|(_, class)| *class).collect();
+        let Some(usual) = classes.first() else {
+            let known = [VIT, CLIP_VISION, CLIP].map(|(known, _)| format!("\"{known}\"")).join(", ");
             return Err(format!("model_type is {kind}; {known} can be read"));
         };
-        if let Some(Value::Array(classes)) = keys.map.get("architectures")
-            && !classes.iter().any(|name| name == class)
-        {
-            let found = Value::Array(classes.clone());
-            return Err(format!("architectures is {found}; only {class} can be read for model_type {kind}"));
-        }
+        let class = match keys.map.get("architectures") {
+            Some(Value::Array(named)) => match classes.iter().find(|class| named.iter().any(|name| name == **class)) {
+                Some(class) => class,
+                None => {
+                    let (found, known) = (Value::Array(named.clone()), classes.join(" and "));
+                    return Err(format!("architectures is {found}; only {known} can be read for model_type {kind}"));
+                }
+            },
+            _ => usual,
+        };
         if let Some(found) = keys.take("quantization_config") {
             return Err(format!("quantization_config is {found}; only models that are not quantised can be read"));
         }
@@ -83,12 +94,17 @@ impl VisionHub {
         let shape = match *class {
             class if class == VIT.1 => VisionShape::Vit(vit(&mut keys, &mut warnings)?),
             class if class == CLIP_VISION.1 => VisionShape::ClipVision(clip_vision(&mut keys, &mut warnings)?),
+            class if class == CLIP_CLASSIFIER.1 => {
+                let labels = classes_of(&mut keys)?;
+                VisionShape::ClipClassifier(ClipClassifierConfig { clip: clip(&mut keys, &mut warnings)?, labels })
+            }
             _ => VisionShape::Clip(clip(&mut keys, &mut warnings)?),
         };
         let checked = match &shape {
             VisionShape::Vit(config) => config.validate(),
             VisionShape::ClipVision(config) => config.validate(),
             VisionShape::Clip(config) => config.validate(),
+            VisionShape::ClipClassifier(config) => config.validate(),
         };
         checked.map_err(|error| error.to_string())?;
         STALE.iter().for_each(|stale| drop(keys.map.remove(*stale)));
@@ -103,11 +119,7 @@ impl VisionHub {
                 map.extend(encoder_keys(&config.encoder));
                 map.extend(image_keys(&config.image));
                 map.insert("qkv_bias".into(), json!(config.qkv_bias));
-                let numbered = config.labels.iter().enumerate();
-                let names = numbered.clone().map(|(number, label)| (number.to_string(), json!(label)));
-                map.insert("id2label".into(), Value::Object(names.collect()));
-                let numbers = numbered.map(|(number, label)| (label.clone(), json!(number)));
-                map.insert("label2id".into(), Value::Object(numbers.collect()));
+                map.extend(label_keys(&config.labels));
                 VIT
             }
             VisionShape::ClipVision(config) => {
@@ -115,22 +127,13 @@ impl VisionHub {
                 CLIP_VISION
             }
             VisionShape::Clip(config) => {
-                let mut part = |key: &str, kind: &str, fields: Map<String, Value>| {
-                    let kept = map.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
-                    let mut fields: Map<String, Value> = kept.into_iter().chain(fields).collect();
-                    fields.insert("model_type".into(), json!(kind));
-                    map.insert(key.into(), Value::Object(fields));
-                };
-                let mut text = encoder_keys(&config.text.encoder);
-                text.insert("vocab_size".into(), json!(config.text.vocab_size));
-                text.insert("max_position_embeddings".into(), json!(config.text.max_position_embeddings));
-                text.insert("eos_token_id".into(), json!(config.text.eos_token_id));
-                text.insert("projection_dim".into(), json!(config.vision.projection_dim));
-                part("text_config", "clip_text_model", text);
-                part("vision_config", CLIP_VISION.0, clip_vision_keys(&config.vision));
-                map.insert("projection_dim".into(), json!(config.vision.projection_dim));
-                map.insert("logit_scale_init_value".into(), json!(config.logit_scale_init_value));
+                add_towers(config, &mut map);
                 CLIP
+            }
+            VisionShape::ClipClassifier(config) => {
+                add_towers(&config.clip, &mut map);
+                map.extend(label_keys(&config.labels));
+                CLIP_CLASSIFIER
             }
         };
         map.insert("model_type".into(), json!(kind));
@@ -189,6 +192,33 @@ fn clip_vision_keys(config: &ClipVisionConfig) -> Map<String, Value> {
     map
 }
 
+/// Writes the settings of both towers over those that are there.
+fn add_towers(config: &ClipConfig, map: &mut Map<String, Value>) {
+    let mut part = |key: &str, kind: &str, fields: Map<String, Value>| {
+        let kept = map.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
+        let mut fields: Map<String, Value> = kept.into_iter().chain(fields).collect();
+        fields.insert("model_type".into(), json!(kind));
+        map.insert(key.into(), Value::Object(fields));
+    };
+    let mut text = encoder_keys(&config.text.encoder);
+    text.insert("vocab_size".into(), json!(config.text.vocab_size));
+    text.insert("max_position_embeddings".into(), json!(config.text.max_position_embeddings));
+    text.insert("eos_token_id".into(), json!(config.text.eos_token_id));
+    text.insert("projection_dim".into(), json!(config.vision.projection_dim));
+    part("text_config", "clip_text_model", text);
+    part("vision_config", CLIP_VISION.0, clip_vision_keys(&config.vision));
+    map.insert("projection_dim".into(), json!(config.vision.projection_dim));
+    map.insert("logit_scale_init_value".into(), json!(config.logit_scale_init_value));
+}
+
+/// Names of the classes by number, and numbers by name.
+fn label_keys(labels: &[String]) -> [(String, Value); 2] {
+    let numbered = labels.iter().enumerate();
+    let names = numbered.clone().map(|(number, label)| (number.to_string(), json!(label)));
+    let numbers = numbered.map(|(number, label)| (label.clone(), json!(number)));
+    [("id2label".into(), Value::Object(names.collect())), ("label2id".into(), Value::Object(numbers.collect()))]
+}
+
 fn object(value: serde_json::Result<Value>) -> Map<String, Value> {
     match value {
         Ok(Value::Object(map)) => map,
@@ -214,28 +244,33 @@ fn image(keys: &mut Keys, patch: usize) -> Result<ImageShape, String> {
 }
 
 fn vit(keys: &mut Keys, warnings: &mut Vec<String>) -> Result<VitConfig, String> {
+    let encoder = encoder(keys, ([768, 3072, 12, 12], "gelu", 1e-12), warnings)?;
+    let labels = classes_of(keys)?;
+    Ok(VitConfig { encoder, image: image(keys, 16)?, qkv_bias: keys.flag("qkv_bias", true)?, labels })
+}
+
+/// Names of the classes of a classifier.
+fn classes_of(keys: &mut Keys) -> Result<Vec<String>, String> {
     if let Some(kind) = keys.map.get("problem_type")
         && !kind.is_null()
         && kind != "single_label_classification"
     {
         return Err(format!("problem_type is {kind}; only single_label_classification is supported"));
     }
-    let encoder = encoder(keys, ([768, 3072, 12, 12], "gelu", 1e-12), warnings)?;
     let names = keys.take("id2label");
     keys.map.remove("label2id");
     let count = keys.take("num_labels");
-    let labels = match names {
+    match names {
         None => {
             let count = match count {
                 None => 2,
                 Some(count) => super::keys::whole("num_labels", &count)?,
             };
-            (0..count.min(1 << 20)).map(|number| format!("LABEL_{number}")).collect()
+            Ok((0..count.min(1 << 20)).map(|number| format!("LABEL_{number}")).collect())
         }
-        Some(Value::Object(names)) => labels(&names)?,
-        Some(other) => return Err(format!("id2label is {other}; it must be an object of numbers and names")),
-    };
-    Ok(VitConfig { encoder, image: image(keys, 16)?, qkv_bias: keys.flag("qkv_bias", true)?, labels })
+        Some(Value::Object(names)) => labels(&names),
+        Some(other) => Err(format!("id2label is {other}; it must be an object of numbers and names")),
+    }
 }
 
 /// Names by number, from an object with the numbers as keys.
@@ -269,11 +304,12 @@ fn clip(keys: &mut Keys, warnings: &mut Vec<String>) -> Result<ClipConfig, Strin
     let (mut text, mut vision) = (part("text_config")?, part("vision_config")?);
     let under = |name: &'static str| move |reason: String| format!("{name}.{reason}");
     let text_config = (|| {
-        let eos = text.count("eos_token_id", Some(49_407))?;
+        let usual = ClipTextConfig::default();
+        let eos = text.count("eos_token_id", Some(usual.eos_token_id as usize))?;
         Ok(ClipTextConfig {
             encoder: encoder(&mut text, ([512, 2048, 12, 8], "quick_gelu", 1e-5), warnings)?,
-            vocab_size: text.count("vocab_size", Some(49_408))?,
-            max_position_embeddings: text.count("max_position_embeddings", Some(77))?,
+            vocab_size: text.count("vocab_size", Some(usual.vocab_size))?,
+            max_position_embeddings: text.count("max_position_embeddings", Some(usual.max_position_embeddings))?,
             eos_token_id: i32::try_from(eos).map_err(|_| format!("eos_token_id is {eos}; it is no token"))?,
         })
     })();
@@ -311,6 +347,7 @@ mod tests {
                 VisionShape::Vit(config) => &config.encoder,
                 VisionShape::ClipVision(config) => &config.encoder,
                 VisionShape::Clip(config) => &config.vision.encoder,
+                VisionShape::ClipClassifier(config) => &config.clip.vision.encoder,
             };
             assert_eq!(encoder.hidden_size, width);
             assert_eq!(hub.extra["future"], json!([1]));
@@ -319,6 +356,12 @@ mod tests {
         let old = parse(
             &json!({"model_type": "clip", "text_config": {"hidden_size": 9}, "text_config_dict": {"hidden_size": 16}}),
         );
+        let named = parse(
+            &json!({"model_type": "clip", "architectures": ["CLIPForImageClassification"], "id2label": {"0": "a"}}),
+        );
+        let named = named.unwrap();
+        assert!(matches!(&named.shape, VisionShape::ClipClassifier(config) if config.labels == ["a"]));
+        assert_eq!(VisionHub::parse(&named.to_json(FileType::F32)).unwrap(), named);
         let VisionShape::Clip(old) = old.unwrap().shape else { unreachable!("it is a CLIP") };
         assert_eq!((old.text.encoder.hidden_size, old.text.vocab_size), (16, 49_408));
         let VisionShape::Vit(vit) =

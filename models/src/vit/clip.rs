@@ -3,16 +3,17 @@
 //! "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020). Fields carry the names of Hugging Face's
 //! implementation, so that the path of a parameter is its name in a model file.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::config::{ClipConfig, ClipTextConfig, ClipVisionConfig, EncoderConfig};
+use super::config::{ClipClassifierConfig, ClipConfig, ClipTextConfig, ClipVisionConfig, EncoderConfig};
 use super::encoder::{ClipBlock, LayerNorm, Sight, dense};
-use super::model::cross_entropy;
+use super::model::{ImageBatch, ImageClassifier, cross_entropy, trained};
 use super::patches::{PatchProjection, with_class_token};
 use crate::error::ModelError;
 use crate::linear::Dense;
 use crate::llama::Embedding;
+use crate::segments::{Rows, Segment, SegmentedModel};
 use crate::weights::{Builder, Init, Layout, RandomWeights, WeightSource};
 use lowrank_adapters::{AdapterError, Attach, Report};
 
@@ -80,6 +81,17 @@ pub struct ClipVision {
     config: ClipVisionConfig,
 }
 
+/// Encoder of images with a classifier of the mean of the patches.
+#[derive(Module, Debug)]
+pub struct ClipClassifier {
+    /// Encoder; its last norm is in the files and has no part in the classes.
+    pub vision_model: ClipVisionTower,
+    /// Classifier `[hidden_size, labels]`.
+    pub classifier: Dense,
+    #[module(skip)]
+    config: ClipClassifierConfig,
+}
+
 /// Both encoders.
 #[derive(Module, Debug)]
 pub struct Clip {
@@ -139,10 +151,14 @@ impl ClipVisionTower {
 
     /// Output of the last block `[batch, patches + 1, hidden_size]` for pixels `[batch, num_channels, image_size, image_size]`.
     pub fn hidden(&self, pixels: Tensor<4>) -> Tensor<3> {
+        self.encoder.forward(self.entered(pixels), &Sight::all())
+    }
+
+    fn entered(&self, pixels: Tensor<4>) -> Tensor<3> {
         let patches = self.embeddings.patch_embedding.forward(pixels);
         let token = self.embeddings.class_embedding.val().unsqueeze();
         let entered = with_class_token(token, patches, self.embeddings.position_embedding.weight.val().unsqueeze());
-        self.encoder.forward(self.pre_layrnorm.forward(entered), &Sight::all())
+        self.pre_layrnorm.forward(entered)
     }
 
     /// Class token `[batch, hidden_size]` after the last norm, from the output of the last block.
@@ -275,6 +291,109 @@ impl ClipVision {
     /// Attaches an adapter to the matching linear layers and freezes everything else.
     pub fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
         attach.factored().to(self)
+    }
+}
+
+impl ClipClassifier {
+    /// A model with random weights that depend on the seed alone.
+    pub fn random(config: &ClipClassifierConfig, seed: u64, device: &Device) -> Result<Self, ModelError> {
+        let std = config.clip.vision.encoder.initializer_range;
+        Self::build(config, &mut RandomWeights { seed, std }, device)
+    }
+
+    /// A model whose weights come from `source`. On an autodiff device every parameter is trainable.
+    pub fn build(
+        config: &ClipClassifierConfig,
+        source: &mut dyn WeightSource,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let mut builder = Builder::new(source, device);
+        let vision = &config.clip.vision;
+        let shape = [vision.encoder.hidden_size, config.labels.len()];
+        let tower = ClipVisionTower::build(&mut builder, vision)?;
+        Ok(Self {
+            // No class depends on it, so that it has no gradient.
+            vision_model: ClipVisionTower { post_layernorm: tower.post_layernorm.no_grad(), ..tower },
+            classifier: dense(&mut builder, "classifier", shape, true)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration the model was built from.
+    pub fn config(&self) -> &ClipClassifierConfig {
+        &self.config
+    }
+
+    /// Attaches an adapter to the matching linear layers and freezes everything else.
+    pub fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
+        attach.factored().to(self)
+    }
+
+    /// The same model with a trained classifier, whatever else is frozen; one that carries an adapter stays as it is.
+    pub fn with_trained_classifier(mut self) -> Self {
+        self.classifier = trained(self.classifier);
+        self
+    }
+
+    /// Mean of the patches `[batch, hidden_size]`, from the output of the last block.
+    pub fn pooled(&self, hidden: Tensor<3>) -> Tensor<2> {
+        let [batch, positions, width] = hidden.dims();
+        hidden.slice([0..batch, 1..positions]).mean_dim(1).reshape([batch, width])
+    }
+
+    /// Logits `[batch, labels]` from the output of the last block.
+    pub fn logits_of(&self, hidden: Tensor<3>) -> Tensor<2> {
+        self.classifier.forward(self.pooled(hidden))
+    }
+}
+
+impl ImageClassifier for ClipClassifier {
+    fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
+        self.logits_of(self.vision_model.hidden(pixels))
+    }
+}
+
+impl SegmentedModel for ClipClassifier {
+    type Batch = ImageBatch;
+    type Hidden = Tensor<3>;
+    type Context = ();
+
+    fn context(&self, _: &ImageBatch) {}
+
+    fn enter(&self, batch: &ImageBatch, _: &()) -> Tensor<3> {
+        self.vision_model.entered(batch.pixels.clone())
+    }
+
+    fn blocks(&self) -> usize {
+        self.vision_model.encoder.layers.len()
+    }
+
+    fn block(&self, number: usize, x: Tensor<3>, _: &()) -> Tensor<3> {
+        self.vision_model.encoder.layers[number].forward(x, &Sight::all())
+    }
+
+    fn loss(&self, x: Tensor<3>, batch: &ImageBatch) -> Tensor<1> {
+        cross_entropy(self.logits_of(x), batch.labels.clone())
+    }
+
+    fn counted(batch: &ImageBatch) -> u64 {
+        batch.rows() as u64
+    }
+
+    fn visit_segment<V: ModuleVisitor>(&self, segment: Segment, visitor: &mut V) {
+        let tower = &self.vision_model;
+        match segment {
+            Segment::Entry => {
+                tower.embeddings.visit(visitor);
+                tower.pre_layrnorm.visit(visitor);
+            }
+            Segment::Block(number) => tower.encoder.layers[number].visit(visitor),
+            Segment::Head => {
+                tower.post_layernorm.visit(visitor);
+                self.classifier.visit(visitor);
+            }
+        }
     }
 }
 

@@ -35,6 +35,24 @@ pub struct ImageShape {
     pub num_channels: usize,
 }
 
+/// What the configurations of classifiers of images have in common.
+pub trait ClassifierConfig: Clone + std::fmt::Debug + PartialEq {
+    /// Names of the classes, by number.
+    fn labels(&self) -> &[String];
+
+    /// The same shape with other classes.
+    fn with_labels(self, labels: Vec<String>) -> Self;
+
+    /// Encoder.
+    fn encoder(&self) -> &EncoderConfig;
+
+    /// Images.
+    fn image(&self) -> &ImageShape;
+
+    /// Number of trainable parameters.
+    fn parameters(&self) -> usize;
+}
+
 /// A vision transformer with a classifier, as Hugging Face's `ViTForImageClassification`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VitConfig {
@@ -81,6 +99,15 @@ pub struct ClipConfig {
     pub text: ClipTextConfig,
     /// Logarithm of the factor of the cosines in a new model.
     pub logit_scale_init_value: f64,
+}
+
+/// CLIP's vision tower with a classifier, as Hugging Face's `CLIPForImageClassification`, whose configuration has both towers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipClassifierConfig {
+    /// Both towers.
+    pub clip: ClipConfig,
+    /// Names of the classes, by number.
+    pub labels: Vec<String>,
 }
 
 /// Named shapes: hidden, intermediate, heads, layers, image side, patch side.
@@ -215,9 +242,26 @@ impl VitConfig {
     pub fn positions(&self) -> usize {
         self.image.patches() + 1
     }
+}
 
-    /// Number of trainable parameters.
-    pub fn parameters(&self) -> usize {
+impl ClassifierConfig for VitConfig {
+    fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    fn with_labels(self, labels: Vec<String>) -> Self {
+        Self { labels, ..self }
+    }
+
+    fn encoder(&self) -> &EncoderConfig {
+        &self.encoder
+    }
+
+    fn image(&self) -> &ImageShape {
+        &self.image
+    }
+
+    fn parameters(&self) -> usize {
         let hidden = self.encoder.hidden_size;
         let entry = self.image.patch_values() * hidden + hidden + hidden + self.positions() * hidden;
         entry + self.encoder.parameters(self.qkv_bias) + 2 * hidden + (hidden + 1) * self.labels.len()
@@ -233,7 +277,32 @@ impl ClipVisionConfig {
     }
 }
 
+impl Default for ClipTextConfig {
+    /// The text tower of OpenAI's smaller models, which `transformers` takes where a configuration has none.
+    fn default() -> Self {
+        Self {
+            encoder: EncoderConfig {
+                hidden_size: 512,
+                intermediate_size: 2048,
+                num_hidden_layers: 12,
+                num_attention_heads: 8,
+                hidden_act: Gelu::Quick,
+                layer_norm_eps: 1e-5,
+                initializer_range: 0.02,
+            },
+            vocab_size: 49_408,
+            max_position_embeddings: 77,
+            eos_token_id: 49_407,
+        }
+    }
+}
+
 impl ClipConfig {
+    /// The vision tower of a model that has none for texts.
+    pub fn of_vision(vision: ClipVisionConfig) -> Self {
+        Self { vision, text: ClipTextConfig::default(), logit_scale_init_value: 2.6592 }
+    }
+
     /// Rejects a configuration that no model can have, naming the fields.
     pub fn validate(&self) -> Result<(), ModelError> {
         self.vision.validate()?;
@@ -242,6 +311,39 @@ impl ClipConfig {
             ("vocab_size", self.text.vocab_size, 1 << 25),
             ("max_position_embeddings", self.text.max_position_embeddings, 1 << 26),
         ])
+    }
+}
+
+impl ClipClassifierConfig {
+    /// Rejects a configuration that no model can have, naming the fields.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.clip.validate()?;
+        within(&[("number of labels", self.labels.len(), 1 << 20)])
+    }
+}
+
+impl ClassifierConfig for ClipClassifierConfig {
+    fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    fn with_labels(self, labels: Vec<String>) -> Self {
+        Self { labels, ..self }
+    }
+
+    fn encoder(&self) -> &EncoderConfig {
+        &self.clip.vision.encoder
+    }
+
+    fn image(&self) -> &ImageShape {
+        &self.clip.vision.image
+    }
+
+    fn parameters(&self) -> usize {
+        let ClipVisionConfig { encoder, image, .. } = &self.clip.vision;
+        let hidden = encoder.hidden_size;
+        let entry = image.patch_values() * hidden + hidden + (image.patches() + 1) * hidden;
+        entry + encoder.parameters(true) + 4 * hidden + (hidden + 1) * self.labels.len()
     }
 }
 

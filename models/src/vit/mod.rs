@@ -7,9 +7,13 @@ mod model;
 mod patches;
 
 pub use clip::{
-    Clip, ClipEncoder, ClipTextEmbeddings, ClipTextTower, ClipVision, ClipVisionEmbeddings, ClipVisionTower,
+    Clip, ClipClassifier, ClipEncoder, ClipTextEmbeddings, ClipTextTower, ClipVision, ClipVisionEmbeddings,
+    ClipVisionTower,
 };
-pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, EncoderConfig, ImageShape, VitConfig};
+pub use config::{
+    ClassifierConfig, ClipClassifierConfig, ClipConfig, ClipTextConfig, ClipVisionConfig, EncoderConfig, ImageShape,
+    VitConfig,
+};
 pub use encoder::{ClipAttention, ClipBlock, EncoderMlp, LayerNorm, Sight, VitAttention, VitBlock};
-pub use model::{ImageBatch, VisionTransformer, VitBody, VitEmbeddings, VitPatches};
+pub use model::{ImageBatch, ImageClassifier, VisionTransformer, VitBody, VitEmbeddings, VitPatches};
 pub use patches::PatchProjection;

@@ -37,6 +37,24 @@ impl Rows for ImageBatch {
     }
 }
 
+/// A model that tells the classes of images.
+pub trait ImageClassifier: SegmentedModel<Batch = ImageBatch> {
+    /// Logits `[batch, labels]` of pixels `[batch, num_channels, image_size, image_size]`.
+    fn logits(&self, pixels: Tensor<4>) -> Tensor<2>;
+}
+
+/// A classifier that is trained, whatever else is frozen; one that carries an adapter stays as it is.
+pub(super) fn trained(classifier: Dense) -> Dense {
+    match classifier.weight.reparameterization::<AdapterStack>() {
+        Some(_) => classifier,
+        None => {
+            let Dense { weight, bias } = classifier;
+            let bias = bias.map(|bias| bias.set_require_grad(true));
+            Dense { weight: weight.set_require_grad(true), bias }
+        }
+    }
+}
+
 /// Patches of images.
 #[derive(Module, Debug)]
 pub struct VitPatches {
@@ -123,11 +141,7 @@ impl VisionTransformer {
 
     /// The same model with a trained classifier, whatever else is frozen; one that carries an adapter stays as it is.
     pub fn with_trained_classifier(mut self) -> Self {
-        if self.classifier.weight.reparameterization::<AdapterStack>().is_none() {
-            let Dense { weight, bias } = self.classifier;
-            let bias = bias.map(|bias| bias.set_require_grad(true));
-            self.classifier = Dense { weight: weight.set_require_grad(true), bias };
-        }
+        self.classifier = trained(self.classifier);
         self
     }
 
@@ -147,11 +161,6 @@ impl VisionTransformer {
         self.classifier.forward(self.pooled(hidden))
     }
 
-    /// Logits `[batch, labels]` of pixels `[batch, num_channels, image_size, image_size]`.
-    pub fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.logits_of(self.hidden(pixels))
-    }
-
     fn entered(&self, pixels: Tensor<4>) -> Tensor<3> {
         let embeddings = &self.vit.embeddings;
         let patches = embeddings.patch_embeddings.projection.forward(pixels);
@@ -162,6 +171,12 @@ impl VisionTransformer {
 /// Sum of the cross-entropies in nats of logits `[rows, classes]` and targets `[rows]`, shape `[1]`.
 pub(super) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     activation::log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).sum().neg()
+}
+
+impl ImageClassifier for VisionTransformer {
+    fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
+        self.logits_of(self.hidden(pixels))
+    }
 }
 
 impl SegmentedModel for VisionTransformer {

@@ -28,5 +28,5 @@ pub use optimizer::{Optimizer, optimizer, optimizer_options, parameter_states, u
 pub use schedule::schedule;
 pub use size::Size;
 pub use storage::matrix_storage;
-pub use vision::{augment, check_text, check_vision, is_vision, vit_config};
+pub use vision::{augment, check_text, check_vision, is_clip, is_vision, vit_config};
 pub use warnings::warnings;

@@ -15,6 +15,14 @@ pub fn is_vision(model: &ModelSection) -> Result<bool, BuildError> {
     Ok(named || !model.name.is_empty() && VisionFolder::is_one(Path::new(&model.name))?)
 }
 
+/// Returns true if the section names the folder of a CLIP.
+pub fn is_clip(model: &ModelSection) -> Result<bool, BuildError> {
+    if !is_vision(model)? || VitConfig::names().any(|name| name == model.name) {
+        return Ok(false);
+    }
+    Ok(VisionFolder::open(Path::new(&model.name))?.vit().is_err())
+}
+
 /// Shape of a new vision transformer for images of these classes.
 pub fn vit_config(model: &ModelSection, labels: Vec<String>) -> Result<VitConfig, BuildError> {
     let mut config = VitConfig::named(&model.name, labels)?;

@@ -101,6 +101,7 @@ fn embed(
         VisionModel::Vit(model) => model.config().image,
         VisionModel::ClipVision(model) => model.config().image,
         VisionModel::Clip(model) => model.config().vision.image,
+        VisionModel::ClipClassifier(model) => model.config().clip.vision.image,
     };
     if (width, height, image.num_channels) != (image.image_size, image.image_size, 3) {
         return Err(BuildError::Settings(format!(
@@ -115,6 +116,7 @@ fn embed(
         VisionModel::Vit(model) => model.pooled(model.hidden(pixels)),
         VisionModel::ClipVision(model) => model.image_embeds(pixels),
         VisionModel::Clip(model) => model.image_embeds(pixels),
+        VisionModel::ClipClassifier(model) => model.pooled(model.vision_model.hidden(pixels)),
     })
 }
 

@@ -31,6 +31,7 @@ pub fn with_model(adapters: &Adapters, adapter: &Path, model: &Path, out: &Path)
             VisionModel::Vit(adapted) => write(&*adapted, adapter, model, out),
             VisionModel::ClipVision(adapted) => write(&*adapted, adapter, model, out),
             VisionModel::Clip(adapted) => write(&*adapted, adapter, model, out),
+            VisionModel::ClipClassifier(adapted) => write(&*adapted, adapter, model, out),
         };
     }
     let base = ModelFolder::open(model).and_then(|from| from.load(&device)).map_err(BuildError::from)?;

@@ -16,7 +16,7 @@ use crate::config::{Config, Job};
 /// as the model's chat template has it, or {"text": ..}. Completions, the assistant's turns and texts are what the model learns to write. A part is
 /// held out to measure on.
 ///
-/// A vision transformer is trained on images: folders DIR/class/*.png or *.jpg, JSON lines {"image": .., "label": .., "domain": ..}, or IDX files. Its
+/// A vision transformer or a CLIP is trained on images: folders DIR/class/*.png or *.jpg, JSON lines {"image": .., "label": .., "domain": ..}, or IDX files. Its
 /// classifier is trained beside the adapter, and is a new one where the images have other classes.
 ///
 /// The adapter says what is trained (lora: two thin factors beside each weight), the rule how (plain: by its gradients). A checkpoint holds the

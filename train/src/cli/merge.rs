@@ -77,6 +77,7 @@ fn merge_vision(args: &Args, dtype: Option<FileType>) -> anyhow::Result<ExitCode
         VisionModel::Vit(model) => VisionModel::Vit(Box::new(merged(*model).map_err(failed)?)),
         VisionModel::ClipVision(model) => VisionModel::ClipVision(Box::new(merged(*model).map_err(failed)?)),
         VisionModel::Clip(model) => VisionModel::Clip(Box::new(merged(*model).map_err(failed)?)),
+        VisionModel::ClipClassifier(model) => VisionModel::ClipClassifier(Box::new(merged(*model).map_err(failed)?)),
     };
     from.write(&model, dtype, &args.out)?;
     print(&format!("{}\n", args.out.display()))?;

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use lowrank_models::hub::peft::PeftFolder;
-use lowrank_models::hub::{FileType, FileTypes, VisionFolder, VisionModel};
+use lowrank_models::hub::{FileType, FileTypes, VisionFolder, VisionModel, VisionShape};
 use lowrank_models::vit::{Clip, ClipVision};
-use lowrank_models::{VisionTransformer, hub};
+use lowrank_models::{ClipClassifier, VisionTransformer, hub};
 
 use super::folder::whole;
 use super::on_model::Adapters;
@@ -33,15 +33,20 @@ impl<'a> VisionOf<'a> {
         Ok(Self { dir, folder, settings })
     }
 
-    /// Loads the model with adapters. A vision transformer gets the classes of the last adapter that brings a classifier for its own.
+    /// Loads the model with adapters, for the classes of the last adapter that brings a classifier.
     pub fn load(&self, adapters: &Adapters, device: &Device) -> Result<VisionModel, BuildError> {
         let mut labels = None;
         for dir in adapters.paths() {
             labels = adapter_labels(dir)?.or(labels);
         }
-        let model = match labels {
-            Some(labels) => VisionModel::Vit(Box::new(self.folder.load_vit(&labels, 0, device)?)),
-            None => self.folder.load(device)?,
+        let model = match (labels, &self.folder.config.shape) {
+            (None, _) => self.folder.load(device)?,
+            (Some(labels), VisionShape::Vit(_)) => {
+                VisionModel::Vit(Box::new(self.folder.load_vit(&labels, 0, device)?))
+            }
+            (Some(labels), _) => {
+                VisionModel::ClipClassifier(Box::new(self.folder.load_clip_classifier(&labels, 0, device)?))
+            }
         };
         Ok(match model {
             VisionModel::Vit(model) => {
@@ -51,6 +56,10 @@ impl<'a> VisionOf<'a> {
             VisionModel::ClipVision(model) => {
                 let attach = |folder: PeftFolder, model| Ok(folder.attach_by(model, ClipVision::attach)?.0);
                 VisionModel::ClipVision(Box::new(adapters.on_by(*model, attach)?))
+            }
+            VisionModel::ClipClassifier(model) => {
+                let attach = |folder: PeftFolder, model| Ok(folder.attach_by(model, ClipClassifier::attach)?.0);
+                VisionModel::ClipClassifier(Box::new(adapters.on_by(*model, attach)?))
             }
             VisionModel::Clip(model) => {
                 let attach = |folder: PeftFolder, model| Ok(folder.attach_by(model, Clip::attach)?.0);

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use lowrank_models::{ImageBatch, VisionTransformer};
+use lowrank_models::{ImageBatch, ImageClassifier};
 use rayon::prelude::*;
 
 use super::{Stream, StreamBatch};
@@ -137,7 +136,7 @@ pub struct Classified {
 impl Classified {
     /// Runs the model on the batches of a stream that start at these rows, or on all. `each` is called with the number of images so far.
     pub fn of(
-        model: &VisionTransformer,
+        model: &impl ImageClassifier,
         stream: &ImageStream,
         starts: Option<&[u64]>,
         device: &Device,

@@ -1,56 +1,48 @@
-//! Pretraining and fine-tuning of vision transformers on images.
+//! Pretraining and fine-tuning of classifiers of images.
 
 use std::path::{Path, PathBuf};
 
 use lowrank_models::hub::VisionFolder;
-use lowrank_models::{MatrixStorage, VisionTransformer};
+use lowrank_models::{ClassifierConfig, MatrixStorage};
 use serde_json::Map;
 
 use super::memory::with_usual_rank;
-use super::vision::{ImageData, VitHub, adapter_labels};
+use super::vision::{ImageData, ImageHub, ImageModel, adapter_labels};
 use super::{Recipe, Stage, TrainedModel};
-use crate::build::{BuildError, Listener, check_vision, model_folder, names_adapter_folder, vit_config};
+use crate::build::{BuildError, Listener, check_vision, model_folder, names_adapter_folder};
 use crate::config::{Config, Job, bytes};
 use crate::data::images::{ImageSet, ImageSettings};
 use crate::objective::{SEARCH, Stream};
 use crate::plan::Freedom;
 use crate::process::machine_memory;
 
-impl Recipe<VisionTransformer> {
-    /// Training of a vision transformer: one stage on images, or as many as the allocation has.
+impl<M: ImageModel> Recipe<M> {
+    /// Training of a classifier: one stage on images, or as many as the allocation has.
     pub fn images(mut config: Config, _: Freedom, listener: &mut dyn Listener) -> Result<Self, BuildError> {
         let folder = model_folder(&config.model).map(Path::to_path_buf);
         check_vision(&config, folder.as_deref())?;
         let own = folder.as_deref().map(VisionFolder::open).transpose()?;
         let settings = match &folder {
             Some(folder) => ImageSettings::read(folder).map_err(crate::data::DataError::from)?,
-            None => ImageSettings::vit(vit_config(&config.model, vec![String::new()])?.image.image_size),
+            None => ImageSettings::vit(M::named(&config.model, vec![String::new()])?.image().image_size),
         };
-        let known = match &own {
-            Some(own) => {
-                own.config.warnings.iter().for_each(|warning| listener.warn(warning));
-                Some(own.vit()?.labels.clone())
-            }
-            None => None,
-        };
+        let shape = own.as_ref().map(M::of_folder).transpose()?;
+        let warnings = own.iter().flat_map(|own| &own.config.warnings);
+        warnings.for_each(|warning| listener.warn(warning));
+        let known = shape.as_ref().map(|shape| shape.labels().to_vec()).filter(|labels| !labels.is_empty());
         let begun = match names_adapter_folder(&config.adapter) && config.run.job == Job::Finetune {
             true => adapter_labels(Path::new(&config.adapter.name))?,
             false => None,
         };
         let (train, validation) = read(&config, &settings, begun.or(known), listener)?;
-        let hub = match own {
-            Some(own) => {
-                let own_shape = own.vit()?.clone();
-                let shape = lowrank_models::VitConfig { labels: train.labels.clone(), ..own_shape };
-                VitHub { config: shape, extra: own.config.extra, settings: settings.clone() }
-            }
-            None => {
-                let shape = vit_config(&config.model, train.labels.clone())?;
-                VitHub { config: shape, extra: Map::new(), settings: settings.clone() }
-            }
+        let shape = match shape {
+            Some(shape) => shape.with_labels(train.labels.clone()),
+            None => M::named(&config.model, train.labels.clone())?,
         };
+        let extra = own.map_or_else(Map::new, |own| own.config.extra);
+        let hub = ImageHub { config: shape, extra, settings: settings.clone() };
         check_images(&hub)?;
-        with_usual_rank(&mut config, hub.config.encoder.hidden_size, listener);
+        with_usual_rank(&mut config, hub.config.encoder().hidden_size, listener);
         let first = config.data.path.first().map(|path| path.display().to_string()).unwrap_or_default();
         let data = ImageData::new(train, validation, &config, format!("eval MODEL --data {first}"))?;
         let (job, steps) = (config.run.job, config.total_steps(data.train.rows()));
@@ -67,7 +59,7 @@ impl Recipe<VisionTransformer> {
         let allocation = model.allocation.as_deref();
         let parts = allocation.and_then(|allocation| allocation.search_fraction());
         let parts = parts.map(|fraction| data.parts(&config, fraction)).transpose()?;
-        let mut stages: Vec<Stage<VisionTransformer>> = Stage::of_allocation(job.name(), data, allocation, steps)?;
+        let mut stages: Vec<Stage<M>> = Stage::of_allocation(job.name(), data, allocation, steps)?;
         if let (Some([learned, searched]), Some(stage)) = (parts, stages.first_mut()) {
             stage.data.train = learned;
             stage.streams.push((SEARCH.into(), Box::new(searched)));
@@ -114,8 +106,8 @@ fn read(
 }
 
 /// Rejects images of another size than the model's, and models beyond the memory of the machine.
-fn check_images(hub: &VitHub) -> Result<(), BuildError> {
-    let (image, parameters) = (&hub.config.image, hub.config.parameters());
+fn check_images<C: ClassifierConfig>(hub: &ImageHub<C>) -> Result<(), BuildError> {
+    let (image, parameters) = (hub.config.image(), hub.config.parameters());
     let side = hub.settings.side().map_err(BuildError::Settings)?;
     if (side, 3) != (image.image_size, image.num_channels) {
         return Err(BuildError::Settings(format!(
@@ -134,9 +126,9 @@ fn check_images(hub: &VitHub) -> Result<(), BuildError> {
     }
 }
 
-impl TrainedModel<VisionTransformer> {
-    /// Model all of whose weights are trained, new or from a folder.
-    fn whole(hub: VitHub, folder: Option<PathBuf>) -> Self {
+impl<M: ImageModel> TrainedModel<M> {
+    /// Classifier all of whose weights are trained, new or from a folder.
+    fn whole(hub: ImageHub<M::Config>, folder: Option<PathBuf>) -> Self {
         Self {
             hub,
             storage: MatrixStorage::Wide,

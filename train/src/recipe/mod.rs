@@ -18,4 +18,4 @@ pub use finetune::ReadExamples;
 pub use model::{TrainedFiles, TrainedModel};
 pub use model_text::{ModelText, check_vocabulary};
 pub use stage::{NamedStream, Recipe, Stage};
-pub use vision::{ImageData, LABELS, VitHub, adapter_labels};
+pub use vision::{ImageData, ImageHub, ImageModel, LABELS, adapter_labels};

@@ -1,4 +1,4 @@
-//! Vision transformers as the model of a run.
+//! Classifiers of images as the model of a run.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,26 +8,121 @@ use lowrank_models::adapter::{AdapterError, Attach, Report};
 use lowrank_models::hub::{
     FileType, FileTypes, MAX_SHARD_BYTES, VisionFolder, VisionModel, copy_companions, save_vision,
 };
-use lowrank_models::{ImageBatch, MatrixStorage, ModelError, Parameterization, VisionTransformer, VitConfig};
+use lowrank_models::{
+    ClassifierConfig, ClipClassifier, ClipClassifierConfig, ImageBatch, ImageClassifier, MatrixStorage, ModelError,
+    Parameterization, VisionTransformer, VitConfig,
+};
 use serde_json::{Map, Value, json};
 
 use super::llama::other_shape;
 use super::stage::searched;
-use crate::build::{Architecture, BuildError, Scores, StageData};
-use crate::config::{Config, Job};
+use crate::build::{Architecture, BuildError, Scores, StageData, vit_config};
+use crate::config::{Config, Job, ModelSection};
 use crate::data::images::{ImageSet, ImageSettings, PREPROCESSOR};
 use crate::engine::TrainError;
 use crate::objective::{Classified, ImageStream, Stream, grid};
 
-/// Configuration of a vision transformer and its images.
+/// Configuration of a classifier and its images.
 #[derive(Clone, Debug)]
-pub struct VitHub {
+pub struct ImageHub<C> {
     /// Shape, constants and classes.
-    pub config: VitConfig,
+    pub config: C,
     /// Further keys of `config.json`.
     pub extra: Map<String, Value>,
     /// Preparation of the images.
     pub settings: ImageSettings,
+}
+
+/// A classifier of images that a run can train.
+pub trait ImageModel: ImageClassifier + 'static {
+    /// Shape, constants and classes.
+    type Config: ClassifierConfig + 'static;
+
+    /// Shape of the model in a folder; without classes if it has no classifier.
+    fn of_folder(folder: &VisionFolder) -> Result<Self::Config, ModelError>;
+
+    /// Shape that a section names, for these classes.
+    fn named(section: &ModelSection, labels: Vec<String>) -> Result<Self::Config, BuildError>;
+
+    /// Creates a model with random weights.
+    fn drawn(config: &Self::Config, seed: u64, device: &Device) -> Result<Self, ModelError>;
+
+    /// Loads a folder for these classes. If they are not its own, a new classifier is drawn from the seed.
+    fn loaded(folder: &VisionFolder, labels: &[String], seed: u64, device: &Device) -> Result<Self, ModelError>;
+
+    /// The same as one of the models that folders hold.
+    fn into_model(self) -> VisionModel;
+
+    /// Attaches an adapter to the matching linear layers and freezes everything else.
+    fn adapted(self, attach: Attach) -> Result<(Self, Report), AdapterError>;
+
+    /// The same model with a trained classifier.
+    fn with_trained_classifier(self) -> Self;
+}
+
+impl ImageModel for VisionTransformer {
+    type Config = VitConfig;
+
+    fn of_folder(folder: &VisionFolder) -> Result<VitConfig, ModelError> {
+        folder.vit().cloned()
+    }
+
+    fn named(section: &ModelSection, labels: Vec<String>) -> Result<VitConfig, BuildError> {
+        vit_config(section, labels)
+    }
+
+    fn drawn(config: &VitConfig, seed: u64, device: &Device) -> Result<Self, ModelError> {
+        Self::random(config, seed, device)
+    }
+
+    fn loaded(folder: &VisionFolder, labels: &[String], seed: u64, device: &Device) -> Result<Self, ModelError> {
+        folder.load_vit(labels, seed, device)
+    }
+
+    fn into_model(self) -> VisionModel {
+        VisionModel::Vit(Box::new(self))
+    }
+
+    fn adapted(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
+        self.attach(attach)
+    }
+
+    fn with_trained_classifier(self) -> Self {
+        self.with_trained_classifier()
+    }
+}
+
+impl ImageModel for ClipClassifier {
+    type Config = ClipClassifierConfig;
+
+    fn of_folder(folder: &VisionFolder) -> Result<ClipClassifierConfig, ModelError> {
+        folder.clip_classifier()
+    }
+
+    fn named(section: &ModelSection, _: Vec<String>) -> Result<ClipClassifierConfig, BuildError> {
+        let reason = format!("model.name = {}: a CLIP has no named shapes; give its folder", section.name);
+        Err(BuildError::Settings(reason))
+    }
+
+    fn drawn(config: &ClipClassifierConfig, seed: u64, device: &Device) -> Result<Self, ModelError> {
+        Self::random(config, seed, device)
+    }
+
+    fn loaded(folder: &VisionFolder, labels: &[String], seed: u64, device: &Device) -> Result<Self, ModelError> {
+        folder.load_clip_classifier(labels, seed, device)
+    }
+
+    fn into_model(self) -> VisionModel {
+        VisionModel::ClipClassifier(Box::new(self))
+    }
+
+    fn adapted(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
+        self.attach(attach)
+    }
+
+    fn with_trained_classifier(self) -> Self {
+        self.with_trained_classifier()
+    }
 }
 
 /// Images of a stage.
@@ -96,33 +191,33 @@ pub fn adapter_labels(dir: &Path) -> Result<Option<Vec<String>>, BuildError> {
     if labels.is_empty() { Err(bad("has no class".into())) } else { Ok(Some(labels)) }
 }
 
-impl Architecture for VisionTransformer {
-    type Hub = VitHub;
+impl<M: ImageModel> Architecture for M {
+    type Hub = ImageHub<M::Config>;
     type Data = ImageData;
 
-    fn random(hub: &VitHub, seed: u64, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
-        Ok(Self::random(&hub.config, seed, device)?)
+    fn random(hub: &Self::Hub, seed: u64, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
+        Ok(Self::drawn(&hub.config, seed, device)?)
     }
 
-    fn load(hub: &VitHub, folder: &Path, seed: u64, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
-        Ok(VisionFolder::open(folder)?.load_vit(&hub.config.labels, seed, device)?)
+    fn load(hub: &Self::Hub, folder: &Path, seed: u64, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
+        Ok(Self::loaded(&VisionFolder::open(folder)?, hub.config.labels(), seed, device)?)
     }
 
-    fn load_saved(hub: &VitHub, dir: &Path, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
+    fn load_saved(hub: &Self::Hub, dir: &Path, _: MatrixStorage, device: &Device) -> Result<Self, BuildError> {
         let folder = VisionFolder::open(dir)?;
-        match folder.vit()? == &hub.config {
-            true => Ok(folder.load_vit(&hub.config.labels, 0, device)?),
+        match Self::of_folder(&folder)? == hub.config {
+            true => Ok(Self::loaded(&folder, hub.config.labels(), 0, device)?),
             false => Err(other_shape()),
         }
     }
 
-    fn save(&self, hub: &VitHub, _: Option<&Path>, _: Option<FileType>, dir: &Path) -> Result<(), BuildError> {
-        let model = VisionModel::Vit(Box::new(self.clone()));
+    fn save(&self, hub: &Self::Hub, _: Option<&Path>, _: Option<FileType>, dir: &Path) -> Result<(), BuildError> {
+        let model = self.clone().into_model();
         Ok(save_vision(&model, &hub.extra, &FileTypes::default(), dir, MAX_SHARD_BYTES)?)
     }
 
-    fn save_beside_adapter(hub: &VitHub, dir: &Path) -> Result<(), BuildError> {
-        write(&dir.join(LABELS), &format!("{:#}\n", json!(hub.config.labels)))
+    fn save_beside_adapter(hub: &Self::Hub, dir: &Path) -> Result<(), BuildError> {
+        write(&dir.join(LABELS), &format!("{:#}\n", json!(hub.config.labels())))
     }
 
     fn save_companions(data: &ImageData, folder: Option<&Path>, _: Job, dir: &Path) -> Result<(), BuildError> {
@@ -133,7 +228,7 @@ impl Architecture for VisionTransformer {
     }
 
     fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
-        self.attach(attach)
+        self.adapted(attach)
     }
 
     fn with_trained_head(self) -> Self {
@@ -144,12 +239,12 @@ impl Architecture for VisionTransformer {
         name.starts_with("classifier.")
     }
 
-    fn parameterization(_: &VitHub) -> Parameterization {
+    fn parameterization(_: &Self::Hub) -> Parameterization {
         Parameterization::default()
     }
 
-    fn block_shapes(hub: &VitHub) -> Vec<[usize; 2]> {
-        hub.config.encoder.block_shapes().to_vec()
+    fn block_shapes(hub: &Self::Hub) -> Vec<[usize; 2]> {
+        hub.config.encoder().block_shapes().to_vec()
     }
 
     fn sample(&self, _: &ImageData, _: &Config) -> Result<Option<String>, TrainError> {

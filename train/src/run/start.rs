@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_kernels::instructions::instruction_set;
 use lowrank_models::adapter::{AllocationHook, Rule};
+use lowrank_models::{ClipClassifier, VisionTransformer};
 use lowrank_optim::{AssignedTo, Assignment, Hooks, StateMeter};
 
 use super::allocation::allocation_hook;
@@ -88,9 +89,12 @@ pub fn train(
     start: &Start,
     console: Console,
 ) -> Result<Finished, RunError> {
-    match build::is_vision(&config.model)? {
-        true => Training::made_by(Recipe::images, config, freedom, place, start, console)?.run(),
-        false => Training::new(config, freedom, place, start, console)?.run(),
+    match (build::is_vision(&config.model)?, build::is_clip(&config.model)?) {
+        (_, true) => Training::made_by(Recipe::<ClipClassifier>::images, config, freedom, place, start, console)?.run(),
+        (true, _) => {
+            Training::made_by(Recipe::<VisionTransformer>::images, config, freedom, place, start, console)?.run()
+        }
+        _ => Training::new(config, freedom, place, start, console)?.run(),
     }
 }
 
