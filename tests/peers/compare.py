@@ -76,6 +76,19 @@ def shaped(shape):
     return [word for name, value in sizes.items() for word in (f"--{name}", value)]
 
 
+def vision(batch=32):
+    import numpy
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        draws = numpy.random.default_rng(0)
+        for number in range(2 * batch):
+            place = Path(folder) / f"class{number % 2}"
+            place.mkdir(exist_ok=True)
+            Image.fromarray(draws.integers(0, 256, (224, 224, 3), dtype="uint8")).save(place / f"{number}.png")
+        return ours("pretrain", "--model", "vit-small", "--data", folder, "--batch", batch, steps=8)
+
+
 def finetune(model, *rule):
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.jsonl"
@@ -116,10 +129,10 @@ def alternately(rounds, *sides):
                  for runs in zip(*turns))
 
 
-def against_torch(rounds, mine, *arguments):
+def against_torch(rounds, mine, what, *arguments):
     """Ours and the faster one of PyTorch eager and compiled, with its name."""
-    a, eager, compiled = alternately(rounds, mine, lambda: peer("pretrain", *arguments),
-                                     lambda: peer("pretrain", "--compile", *arguments))
+    a, eager, compiled = alternately(rounds, mine, lambda: peer(what, *arguments),
+                                     lambda: peer(what, "--compile", *arguments))
     faster = min((eager, "eager"), (compiled, "compiled"), key=lambda side: side[0]["step_seconds"])
     return a, *faster
 
@@ -193,7 +206,7 @@ def main():
     for shape in SHAPES:
         name = f"{shape}, AdamW, batch 4 x 256, against PyTorch"
         if wanted(name):
-            a, b, way = against_torch(rounds, lambda: text(shape), *shaped(shape))
+            a, b, way = against_torch(rounds, lambda: text(shape), "pretrain", *shaped(shape))
             row(f"{name} ({way}): step", "step_seconds", a, b, "ms")
             row(f"{name} ({way}): peak memory", "peak_bytes", a, b, "MiB")
     name = "llama-9m, reading data, against its whole step"
@@ -203,9 +216,14 @@ def main():
     name = "llama-60m, SLTrain rank 128, against the layer in PyTorch"
     if wanted(name):
         sltrain = ["--parameterization", "sltrain", "--set", "model.parameterization.options.rank=128"]
-        a, b, way = against_torch(rounds, lambda: text("llama-60m", *sltrain), "--layer", "sltrain",
+        a, b, way = against_torch(rounds, lambda: text("llama-60m", *sltrain), "pretrain", "--layer", "sltrain",
                                   *shaped("llama-60m"))
         row(f"{name} ({way}): step", "step_seconds", a, b, "ms")
+    name = "vit-small, AdamW, batch 32 of 224 x 224, against PyTorch"
+    if wanted(name):
+        a, b, way = against_torch(rounds, vision, "vit", "--batch", 32, "--steps", 7)
+        row(f"{name} ({way}): step", "step_seconds", a, b, "ms")
+        row(f"{name} ({way}): peak memory", "peak_bytes", a, b, "MiB")
     name = "llama-60m, optimizer step with renewal, DCT-AdamW against galore-torch, rank 128"
     if wanted(name):
         a, b = alternately(1, optimizer_step, lambda: peer("galore", "--steps", 6, *shaped("llama-60m")))

@@ -1,6 +1,7 @@
 """One measurement of a peer: prints one JSON object.
 
     python peer.py pretrain [--compile] --layer dense|sltrain --layers 8 --hidden 512 --intermediate 1376 --heads 8 ...
+    python peer.py vit      [--compile] --batch 32
     python peer.py galore   --rank 128
     python peer.py peft     --model DIR --batch 2 --seq-len 256
     python peer.py generate --model DIR --tokens 64
@@ -99,14 +100,27 @@ def llama(options):
 
 
 def pretrain(options):
-    model = llama(options)
+    ids = torch.randint(0, options.vocab, (options.batch, options.seq_len))
+    train(llama(options), options, input_ids=ids, labels=ids, use_cache=False)
+
+
+def vit(options):
+    """vit-small on images of 224 x 224."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=6, num_labels=2, attn_implementation="sdpa")
+    pixels, labels = torch.randn(options.batch, 3, 224, 224), torch.randint(0, 2, (options.batch,))
+    train(ViTForImageClassification(config), options, pixel_values=pixels, labels=labels)
+
+
+def train(model, options, **batch):
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if options.compile:
         model = torch.compile(model)
-    ids = torch.randint(0, options.vocab, (options.batch, options.seq_len))
 
     def step():
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -164,10 +178,10 @@ def generate(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["pretrain", "galore", "peft", "generate"])
+    parser.add_argument("what", choices=["pretrain", "vit", "galore", "peft", "generate"])
     parser.add_argument("--layer", choices=["dense", "sltrain"], default="dense")
     parser.add_argument("--model")
-    parser.add_argument("--compile", action="store_true", help="pretrain: through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="pretrain and vit: through torch.compile")
     for name, value in {
         "layers": 8, "hidden": 512, "intermediate": 1376, "heads": 8, "vocab": 8192, "batch": 4, "seq-len": 256,
         "rank": 128, "steps": 10, "tokens": 64, "threads": 2,
