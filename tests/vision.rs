@@ -22,6 +22,7 @@ use lowrank_models::{
     ClipClassifier, ClipClassifierConfig, Dense, ImageBatch, ImageClassifier, Rows, VisionTransformer, VitConfig,
 };
 use lowrank_optim::Hooks;
+use lowrank_train::build::Architecture;
 use lowrank_train::data::DataError;
 use lowrank_train::data::images::{Augment, ImageSet, ImageSettings};
 use lowrank_train::engine::{BackwardMode, Schedule, Trainer, TrainerOptions};
@@ -130,7 +131,7 @@ fn learns_and_survives<M: ImageModel>(model: fn() -> M, classifier: fn(&M) -> &D
             false => BaseGradients::new(),
         };
         let attach = Attach::new(config.clone()).with_gradients(gradients);
-        let (start, _) = model().adapted(attach).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (start, _) = M::attach(model(), attach).unwrap_or_else(|error| panic!("{name}: {error}"));
         let start = start.with_trained_classifier();
         let (whole, _) = trained(start.clone(), BackwardMode::Whole);
         let (blocks, _) = trained(start.clone(), BackwardMode::PerLayer);
@@ -144,7 +145,7 @@ fn learns_and_survives<M: ImageModel>(model: fn() -> M, classifier: fn(&M) -> &D
         let settings = std::fs::read_to_string(dir.path().join("adapter_config.json")).expect("a file");
         assert!(settings.contains("\"classifier\"") && settings.contains("\"task_type\": null"), "{settings}");
         let folder = PeftFolder::open(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let (again, _) = folder.attach_by(model(), M::adapted).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (again, _) = folder.attach_by(model(), M::attach).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(logits(&again), logits(&whole), "{name} is not read as it was written");
         if let Ok(merged) = merged(whole.clone()) {
             assert!(apart(&logits(&merged), &logits(&whole)) < 1e-4, "{name} merged");

@@ -103,11 +103,8 @@ impl VisionFolder {
     /// Loads a vision transformer for these classes. If they are not its own, its classifier is left out, and a new one is drawn from the seed.
     pub fn load_vit(&self, labels: &[String], seed: u64, device: &Device) -> Result<VisionTransformer, ModelError> {
         let own = self.vit()?;
-        let mut files = self.files()?;
-        let head = (own.labels != labels).then_some(RandomWeights { seed, std: own.encoder.initializer_range });
-        if head.is_some() {
-            files.ignore(|name| name.starts_with(HEAD));
-        }
+        let std = own.encoder.initializer_range;
+        let (mut files, head) = self.files_and_head(own.labels == labels, RandomWeights { seed, std })?;
         let config = own.clone().with_labels(labels.to_vec());
         let model = VisionTransformer::build(&config, &mut VitFiles { files: &mut files, head }, device)?;
         files.finish()?;
@@ -123,17 +120,27 @@ impl VisionFolder {
         device: &Device,
     ) -> Result<ClipClassifier, ModelError> {
         let own = self.clip_classifier()?;
-        let mut files = self.files()?;
         let std = (own.encoder().hidden_size as f64).powf(-0.5);
-        let head = (own.labels != labels).then_some(RandomWeights { seed, std });
-        if head.is_some() {
-            files.ignore(|name| name.starts_with(HEAD));
-        }
+        let (mut files, head) = self.files_and_head(own.labels == labels, RandomWeights { seed, std })?;
         files.ignore(|name| BESIDE_THE_TOWER.iter().any(|part| name.starts_with(part)));
         let config = own.with_labels(labels.to_vec());
         let model = ClipClassifier::build(&config, &mut VitFiles { files: &mut files, head }, device)?;
         files.finish()?;
         Ok(model)
+    }
+
+    /// The files, and the source of a new classifier if that in the files is not of use and therefore left out.
+    fn files_and_head(
+        &self,
+        of_use: bool,
+        drawn: RandomWeights,
+    ) -> Result<(TensorFiles, Option<RandomWeights>), ModelError> {
+        let mut files = self.files()?;
+        if of_use {
+            return Ok((files, None));
+        }
+        files.ignore(|name| name.starts_with(HEAD));
+        Ok((files, Some(drawn)))
     }
 
     /// Types of the weights in the files.

@@ -327,7 +327,7 @@ fn clip(keys: &mut Keys, warnings: &mut Vec<String>) -> Result<ClipConfig, Strin
     Ok(ClipConfig {
         vision: ClipVisionConfig { projection_dim, ..vision_config },
         text: text_config,
-        logit_scale_init_value: keys.number("logit_scale_init_value", 2.6592)?,
+        logit_scale_init_value: keys.number("logit_scale_init_value", ClipConfig::LOGIT_SCALE)?,
     })
 }
 

@@ -330,12 +330,6 @@ impl ClipClassifier {
         attach.factored().to(self)
     }
 
-    /// The same model with a trained classifier, whatever else is frozen; one that carries an adapter stays as it is.
-    pub fn with_trained_classifier(mut self) -> Self {
-        self.classifier = trained(self.classifier);
-        self
-    }
-
     /// Mean of the patches `[batch, hidden_size]`, from the output of the last block.
     pub fn pooled(&self, hidden: Tensor<3>) -> Tensor<2> {
         let [batch, positions, width] = hidden.dims();
@@ -351,6 +345,11 @@ impl ClipClassifier {
 impl ImageClassifier for ClipClassifier {
     fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
         self.logits_of(self.vision_model.hidden(pixels))
+    }
+
+    fn with_trained_classifier(mut self) -> Self {
+        self.classifier = trained(self.classifier);
+        self
     }
 }
 

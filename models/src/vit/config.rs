@@ -35,7 +35,7 @@ pub struct ImageShape {
     pub num_channels: usize,
 }
 
-/// What the configurations of classifiers of images have in common.
+/// Shape of a classifier of images.
 pub trait ClassifierConfig: Clone + std::fmt::Debug + PartialEq {
     /// Names of the classes, by number.
     fn labels(&self) -> &[String];
@@ -298,9 +298,12 @@ impl Default for ClipTextConfig {
 }
 
 impl ClipConfig {
+    /// Logarithm of the factor of the cosines in a new model where a configuration has none.
+    pub const LOGIT_SCALE: f64 = 2.6592;
+
     /// The vision tower of a model that has none for texts.
     pub fn of_vision(vision: ClipVisionConfig) -> Self {
-        Self { vision, text: ClipTextConfig::default(), logit_scale_init_value: 2.6592 }
+        Self { vision, text: ClipTextConfig::default(), logit_scale_init_value: Self::LOGIT_SCALE }
     }
 
     /// Rejects a configuration that no model can have, naming the fields.

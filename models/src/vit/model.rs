@@ -41,6 +41,9 @@ impl Rows for ImageBatch {
 pub trait ImageClassifier: SegmentedModel<Batch = ImageBatch> {
     /// Logits `[batch, labels]` of pixels `[batch, num_channels, image_size, image_size]`.
     fn logits(&self, pixels: Tensor<4>) -> Tensor<2>;
+
+    /// The same model with a trained classifier, whatever else is frozen; one that carries an adapter stays as it is.
+    fn with_trained_classifier(self) -> Self;
 }
 
 /// A classifier that is trained, whatever else is frozen; one that carries an adapter stays as it is.
@@ -139,12 +142,6 @@ impl VisionTransformer {
         attach.factored().to(self)
     }
 
-    /// The same model with a trained classifier, whatever else is frozen; one that carries an adapter stays as it is.
-    pub fn with_trained_classifier(mut self) -> Self {
-        self.classifier = trained(self.classifier);
-        self
-    }
-
     /// Output of the last block for pixels `[batch, num_channels, image_size, image_size]`.
     pub fn hidden(&self, pixels: Tensor<4>) -> Tensor<3> {
         self.vit.layers.iter().fold(self.entered(pixels), |x, block| block.forward(x, &Sight::all()))
@@ -176,6 +173,11 @@ pub(super) fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tenso
 impl ImageClassifier for VisionTransformer {
     fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
         self.logits_of(self.hidden(pixels))
+    }
+
+    fn with_trained_classifier(mut self) -> Self {
+        self.classifier = trained(self.classifier);
+        self
     }
 }
 

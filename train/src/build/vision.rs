@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use lowrank_models::VitConfig;
-use lowrank_models::hub::{FileType, VisionFolder};
+use lowrank_models::hub::{FileType, VisionFolder, VisionShape};
 
-use super::BuildError;
+use super::{BuildError, model_folder};
 use crate::config::{Config, DataSection, ModelSection, TokenizerSection, WeightsSection};
 use crate::data::images::Augment;
 
@@ -15,12 +15,12 @@ pub fn is_vision(model: &ModelSection) -> Result<bool, BuildError> {
     Ok(named || !model.name.is_empty() && VisionFolder::is_one(Path::new(&model.name))?)
 }
 
-/// Returns true if the section names the folder of a CLIP.
+/// Returns true if the section, which names a model of images, names the folder of a CLIP.
 pub fn is_clip(model: &ModelSection) -> Result<bool, BuildError> {
-    if !is_vision(model)? || VitConfig::names().any(|name| name == model.name) {
-        return Ok(false);
-    }
-    Ok(VisionFolder::open(Path::new(&model.name))?.vit().is_err())
+    Ok(match model_folder(model) {
+        Some(folder) => !matches!(VisionFolder::open(folder)?.config.shape, VisionShape::Vit(_)),
+        None => false,
+    })
 }
 
 /// Shape of a new vision transformer for images of these classes.

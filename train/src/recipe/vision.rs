@@ -52,12 +52,6 @@ pub trait ImageModel: ImageClassifier + 'static {
 
     /// The same as one of the models that folders hold.
     fn into_model(self) -> VisionModel;
-
-    /// Attaches an adapter to the matching linear layers and freezes everything else.
-    fn adapted(self, attach: Attach) -> Result<(Self, Report), AdapterError>;
-
-    /// The same model with a trained classifier.
-    fn with_trained_classifier(self) -> Self;
 }
 
 impl ImageModel for VisionTransformer {
@@ -81,14 +75,6 @@ impl ImageModel for VisionTransformer {
 
     fn into_model(self) -> VisionModel {
         VisionModel::Vit(Box::new(self))
-    }
-
-    fn adapted(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
-        self.attach(attach)
-    }
-
-    fn with_trained_classifier(self) -> Self {
-        self.with_trained_classifier()
     }
 }
 
@@ -114,14 +100,6 @@ impl ImageModel for ClipClassifier {
 
     fn into_model(self) -> VisionModel {
         VisionModel::ClipClassifier(Box::new(self))
-    }
-
-    fn adapted(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
-        self.attach(attach)
-    }
-
-    fn with_trained_classifier(self) -> Self {
-        self.with_trained_classifier()
     }
 }
 
@@ -228,7 +206,7 @@ impl<M: ImageModel> Architecture for M {
     }
 
     fn attach(self, attach: Attach) -> Result<(Self, Report), AdapterError> {
-        self.adapted(attach)
+        attach.factored().to(self)
     }
 
     fn with_trained_head(self) -> Self {

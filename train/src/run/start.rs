@@ -89,12 +89,12 @@ pub fn train(
     start: &Start,
     console: Console,
 ) -> Result<Finished, RunError> {
-    match (build::is_vision(&config.model)?, build::is_clip(&config.model)?) {
-        (_, true) => Training::made_by(Recipe::<ClipClassifier>::images, config, freedom, place, start, console)?.run(),
-        (true, _) => {
-            Training::made_by(Recipe::<VisionTransformer>::images, config, freedom, place, start, console)?.run()
-        }
-        _ => Training::new(config, freedom, place, start, console)?.run(),
+    if !build::is_vision(&config.model)? {
+        return Training::new(config, freedom, place, start, console)?.run();
+    }
+    match build::is_clip(&config.model)? {
+        true => Training::made_by(Recipe::<ClipClassifier>::images, config, freedom, place, start, console)?.run(),
+        false => Training::made_by(Recipe::<VisionTransformer>::images, config, freedom, place, start, console)?.run(),
     }
 }
 

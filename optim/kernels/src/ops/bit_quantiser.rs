@@ -140,7 +140,7 @@ mod fused {
         }
     }
 
-    /// What all values of a tensor have in common.
+    /// Steps and gates of all values of a tensor.
     struct Grid {
         range: f32,
         most: f32,
